@@ -1,0 +1,64 @@
+"""The errors of metablocks: what was given, where, and what would work.
+
+Every error that metablocks raises on purpose is a `MetablocksError`. Each class also derives from
+the built-in error a caller would expect, so `except ValueError` goes on working.
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class MetablocksError(Exception):
+    """Base class of every error raised on purpose by metablocks."""
+
+
+class ModuleError(MetablocksError, ValueError):
+    """A module cannot be used functionally, or tensors do not fit it."""
+
+
+class SelectionError(MetablocksError, ValueError):
+    """A name pattern selects nothing, or splits a tied parameter."""
+
+
+class RuleError(MetablocksError, ValueError):
+    """An update rule is not set up, does not fit, or returned updates that do not fit."""
+
+
+class BlockError(MetablocksError, ValueError):
+    """A block was given a value outside its range, or a combination of blocks makes no sense."""
+
+
+class GradientError(MetablocksError, RuntimeError):
+    """A declared meta-parameter gets no gradient, or the loss is not a scalar."""
+
+
+class ExecutorError(MetablocksError, RuntimeError):
+    """An executor cannot run the model or the tasks it was given."""
+
+
+class TaskError(MetablocksError, ValueError):
+    """Tasks are malformed, or a task source cannot supply what it was asked for."""
+
+
+class DataError(MetablocksError, OSError):
+    """A data set is absent, incomplete or unreadable."""
+
+
+class RecipeError(MetablocksError, ValueError):
+    """A recipe is wrong; the message lists every error of the file with line and column."""
+
+
+class RunError(MetablocksError, RuntimeError):
+    """A run directory or checkpoint cannot be written, read or resumed."""
+
+
+def suggest(given: str, candidates: Iterable[str]) -> str:
+    """A `; did you mean "…"?` clause for the nearest candidate, or nothing.
+
+    >>> suggest("leanr", ["learn", "init"])
+    '; did you mean "learn"?'
+    >>> suggest("xyzzy", ["learn", "init"])
+    ''
+    """
+    near = difflib.get_close_matches(given, list(candidates), n=1, cutoff=0.6)
+    return f'; did you mean "{near[0]}"?' if near else ""
