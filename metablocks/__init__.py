@@ -1,0 +1,54 @@
+"""metablocks: small interchangeable blocks for gradient-based meta-learning in PyTorch."""
+
+from metablocks.errors import MetablocksError
+from metablocks.estimators import Estimator, TaskGradient, Unrolled
+from metablocks.executors import Executor, Loop, RandomDrawsWarning, Vmap
+from metablocks.functional import FunctionalModule, ModuleState
+from metablocks.inner import Carry, InnerLoop, Trajectory, adapt
+from metablocks.learner import Evaluation, MetaGradient, MetaLearner
+from metablocks.order import AnnealedOrder, FirstOrder, Order, SecondOrder, TruncatedOrder
+from metablocks.rules import Chain, LearningRate, StepInfo, UpdateRule, lslr, meta_sgd
+from metablocks.step_loss import AnnealedStepLoss, FinalStepLoss, StepLoss, UniformStepLoss
+from metablocks.types import Batch, Progress, Task, TaskBatch, Tensors
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "AnnealedOrder",
+    "AnnealedStepLoss",
+    "Batch",
+    "Carry",
+    "Chain",
+    "Estimator",
+    "Evaluation",
+    "Executor",
+    "FinalStepLoss",
+    "FirstOrder",
+    "FunctionalModule",
+    "InnerLoop",
+    "LearningRate",
+    "Loop",
+    "MetaGradient",
+    "MetaLearner",
+    "MetablocksError",
+    "ModuleState",
+    "Order",
+    "Progress",
+    "RandomDrawsWarning",
+    "SecondOrder",
+    "StepInfo",
+    "StepLoss",
+    "Task",
+    "TaskBatch",
+    "TaskGradient",
+    "Tensors",
+    "Trajectory",
+    "TruncatedOrder",
+    "UniformStepLoss",
+    "Unrolled",
+    "UpdateRule",
+    "Vmap",
+    "adapt",
+    "lslr",
+    "meta_sgd",
+]

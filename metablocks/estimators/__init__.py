@@ -1,0 +1,6 @@
+"""Estimators: how the meta-gradient of one task is computed."""
+
+from metablocks.estimators.base import Estimator, TaskGradient
+from metablocks.estimators.unrolled import Unrolled
+
+__all__ = ["Estimator", "TaskGradient", "Unrolled"]

@@ -1,0 +1,65 @@
+"""The meta-gradient by differentiating through the unrolled inner loop.
+
+    ∇_θ Σ_k v_k L_q(θ_k)        back-propagated through every θ_{k+1} = θ_k + rule(∇L_s(θ_k))
+
+Exact. Memory grows with the number of inner steps, as the graph of every step is kept.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from metablocks.estimators.base import TaskGradient
+from metablocks.inner import InnerLoop
+from metablocks.types import Task, Tensors
+
+
+@dataclass(frozen=True)
+class Unrolled:
+    """Reverse-mode differentiation of the whole inner loop.
+
+    Law: equals the closed form on quadratics and finite differences in general.
+    Source: Finn, Abbeel, Levine 2017.
+
+    >>> Unrolled()
+    Unrolled()
+    """
+
+    def __call__(
+        self, inner: InnerLoop, meta: Tensors, buffers: Tensors, task: Task
+    ) -> TaskGradient:
+        def objective(meta: Tensors) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+            loss, query_losses = weighted_query_loss(inner, meta, buffers, task)
+            return loss, (loss, query_losses)
+
+        grads, (loss, query_losses) = torch.func.grad(objective, has_aux=True)(meta)
+        return TaskGradient(grads, loss, query_losses)
+
+    def disconnected(
+        self, inner: InnerLoop, meta: Tensors, buffers: Tensors, task: Task
+    ) -> list[str]:
+        with torch.enable_grad():
+            leaves = {name: tensor.detach().requires_grad_() for name, tensor in meta.items()}
+            loss, _ = weighted_query_loss(inner, leaves, buffers, task)
+        if not loss.requires_grad:
+            return list(meta)
+        grads = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
+        return [name for name, grad in zip(meta, grads, strict=True) if grad is None]
+
+
+def weighted_query_loss(
+    inner: InnerLoop, meta: Tensors, buffers: Tensors, task: Task
+) -> tuple[Tensor, Tensor]:
+    """Σ_k v_k L_q(θ_k) and the losses `[steps + 1]`; what has no weight is not computed (nan)."""
+    counted = [index for index, weight in enumerate(inner.weights) if weight]
+    terms: list[Tensor] = []
+    losses: dict[int, Tensor] = {}
+    for index, carry in inner.rollout(meta, buffers, task.support, steps=counted[-1]):
+        if index in counted:
+            losses[index], _ = inner.query(meta, carry, task.query, index)
+            terms.append(inner.weights[index] * losses[index])
+    loss = torch.stack(terms).sum()
+    nan = torch.full_like(loss.detach(), torch.nan)
+    values = [losses[k].detach() if k in losses else nan for k in range(inner.steps + 1)]
+    return loss, torch.stack(values)

@@ -1,0 +1,162 @@
+"""Executors: how tasks are spread over the hardware.
+
+Tasks are the outermost transform. A *task function* maps `(meta, buffers, task)` to a pair
+`(to_sum, to_stack)` of pytrees; an executor applies it to every task, adds up the first and stacks
+the second. Per-task gradients are computed whole before they are added: `vmap(grad(...))`, never
+`grad(vmap(...))`, which PyTorch gets silently wrong at second order under batch norm. So a loop, a
+`vmap`, chunks and processes are one idea: a sum over tasks.
+"""
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeAlias, runtime_checkable
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from metablocks.errors import BlockError, ExecutorError, MetablocksError
+from metablocks.types import Task, TaskBatch, Tensors
+
+TaskFunction: TypeAlias = Callable[[Tensors, Tensors, Task], tuple[Any, Any]]
+Tasks: TypeAlias = TaskBatch | Sequence[Task]
+
+
+class RandomDrawsWarning(UserWarning):
+    """The draws of an executor differ from the plain loop's, as it says when it made some."""
+
+
+@runtime_checkable
+class Executor(Protocol):
+    """Runs a task function on every task.
+
+    Laws: the result is the plain loop's up to rounding, whatever the chunking; random draws are
+    independent between tasks and follow from the global seed.
+    """
+
+    def __call__(
+        self, fn: TaskFunction, meta: Tensors, buffers: Tensors, tasks: Tasks
+    ) -> tuple[Any, Any]:
+        """The sum over tasks of the first result, and the second stacked to `[tasks, ...]`."""
+
+
+@dataclass(frozen=True)
+class Loop:
+    """One task after another: the reference, and the one that takes tasks of unequal size.
+
+    Random draws (dropout) follow each other in task order from the global generator. Results of
+    unequal shape come back as a list in place of a stacked tensor.
+
+    >>> double = lambda meta, buffers, task: (task.query[0].sum(), task.query[0] * 2)
+    >>> x = torch.ones(3, 2)
+    >>> total, each = Loop()(double, {}, {}, TaskBatch((x, x), (x, x)))
+    >>> total, each.shape
+    (tensor(6.), torch.Size([3, 2]))
+    """
+
+    def __call__(
+        self, fn: TaskFunction, meta: Tensors, buffers: Tensors, tasks: Tasks
+    ) -> tuple[Any, Any]:
+        total: Any = None
+        rows = []
+        for index in range(len(tasks)):
+            to_sum, to_stack = fn(meta, buffers, tasks[index])
+            total = to_sum if index == 0 else pytree.tree_map(torch.add, total, to_sum)
+            rows.append(to_stack)
+        return total, pytree.tree_map(_stack, *rows) if len(rows) > 1 else _lift(rows[0])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Vmap:
+    """Tasks at once, `chunk` at a time (all of them where `chunk` is None), by `torch.func.vmap`.
+
+    Per-task gradients of a chunk are held at the same time: memory is `chunk` × the loop's. Random
+    draws are independent between tasks and reproducible from the seed for a given `chunk`, but are
+    not the draws of `Loop`; a run that made some says so once, with a `RandomDrawsWarning`.
+
+    Law: equals `Loop`, up to rounding, for any `chunk`.
+
+    >>> double = lambda meta, buffers, task: (task.query[0].sum(), task.query[0] * 2)
+    >>> x = torch.ones(3, 2)
+    >>> total, each = Vmap(chunk=2)(double, {}, {}, TaskBatch((x, x), (x, x)))
+    >>> total, each.shape
+    (tensor(6.), torch.Size([3, 2]))
+
+    Raises `BlockError` for a chunk below 1, `TaskError` for tasks of unequal size, `ExecutorError`
+    for a model that `vmap` cannot run.
+    """
+
+    chunk: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.chunk is not None and self.chunk < 1:
+            raise BlockError(
+                f"Vmap chunk is {self.chunk}; it takes 1 or more, or None for all tasks"
+            )
+
+    def __call__(
+        self, fn: TaskFunction, meta: Tensors, buffers: Tensors, tasks: Tasks
+    ) -> tuple[Any, Any]:
+        if not isinstance(tasks, TaskBatch):
+            tasks = TaskBatch.stack(tasks)
+
+        def one(own: Tensors, support: Any, query: Any) -> tuple[Any, Any]:
+            return fn(meta, own, Task(support, query))
+
+        count = len(tasks)
+        size = min(self.chunk or count, count)
+        before = _random_states(meta)
+        total: Any = None
+        rows = []
+        for first in range(0, count, size):
+            width = min(size, count - first)
+            support, query = _rows((tasks.support, tasks.query), first, width)
+            # A buffer that a task writes needs a copy of its own for each task.
+            own = {name: b.expand(width, *b.shape) for name, b in buffers.items()}
+            to_sum, to_stack = _vmap(one, own, support, query)
+            to_sum = pytree.tree_map(lambda leaf: leaf.sum(0), to_sum)
+            total = to_sum if first == 0 else pytree.tree_map(torch.add, total, to_sum)
+            rows.append(to_stack)
+        if not all(map(torch.equal, before, _random_states(meta))):
+            warnings.warn(
+                "the model draws random numbers (dropout?). Under Vmap they are independent between "
+                "tasks and follow from the seed, but they are not the draws of Loop",
+                RandomDrawsWarning,
+                stacklevel=2,
+            )
+        return total, pytree.tree_map(lambda *leaves: torch.cat(leaves), *rows)
+
+
+def _vmap(one: Callable[..., tuple[Any, Any]], *args: Any) -> tuple[Any, Any]:
+    try:
+        return torch.func.vmap(one, randomness="different")(*args)
+    except MetablocksError:
+        raise
+    except RuntimeError as error:
+        if not any(word in str(error) for word in ("vmap", "batching rule", "functorch")):
+            raise
+        raise ExecutorError(
+            f"Vmap cannot run this model or loss: {str(error).splitlines()[0]} Use executor=Loop()"
+        ) from error
+
+
+def _random_states(meta: Tensors) -> list[Tensor]:
+    """The state of every generator that the model can draw from."""
+    devices = {tensor.device for tensor in meta.values() if tensor.device.type != "cpu"}
+    return [torch.get_rng_state()] + [
+        torch.get_device_module(device.type).get_rng_state(device) for device in devices
+    ]
+
+
+def _rows(tree: Any, first: int, width: int) -> Any:
+    return pytree.tree_map(lambda leaf: leaf.narrow(0, first, width), tree)
+
+
+def _stack(*leaves: Tensor) -> Any:
+    alike = len({leaf.shape for leaf in leaves}) == 1
+    return torch.stack(leaves) if alike else list(leaves)
+
+
+def _lift(row: Any) -> Any:
+    return pytree.tree_map(lambda leaf: leaf.unsqueeze(0), row)

@@ -1,0 +1,253 @@
+"""The inner loop: one step, and the one loop around it.
+
+    g_k = ∇L_s(θ_k),    θ_{k+1} = θ_k + rule(g_k)
+
+`step` is the only place where fast weights are made. Everything above is written in terms of it:
+`adapt` for a loss function of one's own, `InnerLoop` for a whole learner, and every estimator on
+top of `InnerLoop`.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor
+
+from metablocks.errors import BlockError, GradientError
+from metablocks.functional import FunctionalModule, ModuleState, detach, trainable
+from metablocks.order import Order, SecondOrder
+from metablocks.rules.base import StepInfo, UpdateRule, check_updates
+from metablocks.types import Batch, Progress, Tensors
+
+StatefulLoss: TypeAlias = Callable[[Tensors, Tensors], tuple[Tensor, Tensors]]
+"""`(params, buffers) -> (scalar loss, new buffers)`, the data being bound already."""
+
+Rule: TypeAlias = Callable[[Tensors, Any, StepInfo], tuple[Tensors, Any]]
+
+
+class Carry(NamedTuple):
+    """What one inner step hands to the next; a pytree."""
+
+    params: Tensors
+    """The fast weights: adapted parameters only."""
+    rule: Any
+    """The rule's own state."""
+    buffers: Tensors
+    """The model's buffers, as the last support pass left them."""
+
+
+def step(
+    loss: StatefulLoss,
+    carry: Carry,
+    rest: Tensors,
+    rule: Rule,
+    *,
+    index: int,
+    steps: int,
+    through: bool,
+) -> tuple[Carry, Tensor]:
+    """θ_{k+1} = θ_k + rule(∇L_s(θ_k)): inner step `index` of `steps`.
+
+    `rest` holds the parameters that the loss needs and the step leaves alone. `through` says whether
+    derivatives flow through the gradient; where not, it is taken at detached parameters, which is
+    the same as detaching it and builds no graph.
+
+    Returns the next carry and the support loss at θ_k, a constant scalar.
+    """
+    fast, fixed = carry.params, rest
+    if not through:
+        fast, fixed = detach(fast), detach(fixed)
+
+    def support_loss(fast: Tensors) -> tuple[Tensor, tuple[Tensor, Tensors]]:
+        value, buffers = loss({**fixed, **fast}, carry.buffers)
+        return check_scalar(value), (value, buffers)
+
+    gradients, (value, buffers) = torch.func.grad(support_loss, has_aux=True)(fast)
+    if not through:
+        gradients = detach(gradients)
+    updates, state = rule(gradients, carry.rule, StepInfo(index, steps, carry.params))
+    check_updates(updates, carry.params)
+    params = {name: parameter + updates[name] for name, parameter in carry.params.items()}
+    return Carry(params, state, buffers), value.detach()
+
+
+class Trajectory(NamedTuple):
+    """What `adapt` returns."""
+
+    params: list[Tensors]
+    """[θ_0, …, θ_K], each a dict of all parameters, differentiable by autograd."""
+    losses: Tensor
+    """The support losses `[K]` at θ_0 … θ_{K−1}: numbers to read, cut off from autograd."""
+
+
+def adapt(
+    loss_fn: Callable[[Tensors, Batch], Tensor],
+    params: Tensors,
+    batch: Batch,
+    *,
+    rule: UpdateRule,
+    steps: int,
+    order: Order | None = None,
+    progress: Progress | None = None,
+) -> Trajectory:
+    """Adapt parameters to one batch by `steps` inner steps.
+
+    `loss_fn(params, batch)` returns a scalar. Every parameter moves except frozen ones (an
+    `nn.Parameter` with `requires_grad=False`). `order` is `SecondOrder()` unless given.
+
+    Law: `adapt` is its hand-written loop, θ_{k+1} = θ_k + rule(∇ loss_fn(θ_k)); the result is
+    differentiable with respect to `params`, the rule's parameters and the batch, by autograd and by
+    `torch.func` alike.
+
+    Source: Finn, Abbeel, Levine 2017.
+
+    >>> from metablocks.rules import LearningRate
+    >>> params = {"w": torch.tensor([4.0])}
+    >>> rule = LearningRate(0.25).setup(params, steps=2)
+    >>> square = lambda params, batch: (params["w"] ** 2).sum()
+    >>> [float(p["w"]) for p in adapt(square, params, (), rule=rule, steps=2).params]
+    [4.0, 2.0, 1.0]
+
+    Raises `BlockError` for negative `steps`, `GradientError` for a loss that is no scalar, and what
+    the rule raises.
+    """
+    check_steps(steps)
+    order = order or SecondOrder()
+    progress = progress or Progress()
+    fast = trainable(params)
+    rest = {name: tensor for name, tensor in params.items() if name not in fast}
+
+    def loss(params: Tensors, buffers: Tensors) -> tuple[Tensor, Tensors]:
+        return loss_fn(params, batch), buffers
+
+    def take(carry: Carry, index: int) -> tuple[Carry, Tensor]:
+        through = order(index, steps, progress)
+        return step(loss, carry, rest, rule, index=index, steps=steps, through=through)
+
+    states, losses = [], []
+    for carry, value in rollout(take, Carry(fast, rule.init(fast), {}), steps):
+        states.append({name: carry.params.get(name, tensor) for name, tensor in params.items()})
+        losses.append(value)
+    return Trajectory(states, torch.stack(losses[1:]) if steps else torch.zeros(0))
+
+
+def rollout(
+    take: Callable[[Carry, int], tuple[Carry, Tensor]], carry: Carry, steps: int
+) -> Iterator[tuple[Carry, Tensor]]:
+    """Carry 0 … `steps`, each with the support loss of the step that led to it (nan for carry 0)."""
+    yield carry, torch.tensor(torch.nan)
+    for index in range(steps):
+        carry, loss = take(carry, index)
+        yield carry, loss
+
+
+@dataclass(frozen=True)
+class InnerLoop:
+    """One learner's inner loop as pure functions of the meta-parameters: all an estimator needs.
+
+    `meta` holds the meta-parameters under the learner's names, `model.…` and `rule.…`. Nothing here
+    knows how the meta-gradient is computed or how tasks are spread.
+    """
+
+    model: FunctionalModule
+    rule: FunctionalModule
+    loss_fn: Callable[[Any, Any], Tensor]
+    adapted: tuple[str, ...]
+    constants: Tensors
+    """Frozen parameters, under the learner's names: needed by the forward pass, never learned."""
+    rule_buffers: Tensors
+    steps: int
+    through: tuple[bool, ...]
+    """Per step: is it differentiated through?"""
+    weights: tuple[float, ...]
+    """The step loss: weights of the query losses at carry 0 … `steps`."""
+    training: bool | None = None
+    """Overrides the model's train/eval flags, as in `FunctionalModule.apply`."""
+
+    def start(self, meta: Tensors, buffers: Tensors) -> Carry:
+        """Carry 0 of a task: θ_0 and a fresh rule state."""
+        params = self._params("model.", meta)
+        fast = {name: params[name] for name in self.adapted}
+        state, _ = self.rule.call("init", self._rule_state(meta), (fast,))
+        return Carry(fast, state, buffers)
+
+    def step(self, meta: Tensors, carry: Carry, support: Batch, index: int) -> tuple[Carry, Tensor]:
+        """Inner step `index` on the support batch: the next carry and the support loss before it."""
+
+        def loss(params: Tensors, buffers: Tensors) -> tuple[Tensor, Tensors]:
+            value, _, buffers = self._forward(params, buffers, support, index)
+            return value, buffers
+
+        def rule(gradients: Tensors, state: Any, info: StepInfo) -> tuple[Tensors, Any]:
+            (updates, state), _ = self.rule.call(
+                "forward", self._rule_state(meta), (gradients, state, info)
+            )
+            return updates, state
+
+        rest = self._rest(meta)
+        through = self.through[index]
+        return step(loss, carry, rest, rule, index=index, steps=self.steps, through=through)
+
+    def query(self, meta: Tensors, carry: Carry, query: Batch, index: int) -> tuple[Tensor, Any]:
+        """Query loss and prediction at carry `index`; the pass belongs to the step that led there."""
+        params = {**self._rest(meta), **carry.params}
+        value, prediction, _ = self._forward(params, carry.buffers, query, max(index - 1, 0))
+        return check_scalar(value), prediction
+
+    def rollout(
+        self, meta: Tensors, buffers: Tensors, support: Batch, steps: int | None = None
+    ) -> Iterator[tuple[int, Carry]]:
+        """`(index, carry)` for carry 0 … `steps` (all of them unless given)."""
+
+        def take(carry: Carry, index: int) -> tuple[Carry, Tensor]:
+            return self.step(meta, carry, support, index)
+
+        steps = self.steps if steps is None else steps
+        carries = rollout(take, self.start(meta, buffers), steps)
+        return ((index, carry) for index, (carry, _) in enumerate(carries))
+
+    def _forward(
+        self, params: Tensors, buffers: Tensors, batch: Batch, index: int
+    ) -> tuple[Tensor, Any, Tensors]:
+        inputs, target = batch
+        prediction, state = self.model.apply(
+            ModuleState(params, buffers), inputs, step=index, training=self.training
+        )
+        return self.loss_fn(prediction, target), prediction, state.buffers
+
+    def _rest(self, meta: Tensors) -> Tensors:
+        """The parameters that stay put inside a task: those not adapted, learned or frozen."""
+        params = self._params("model.", meta)
+        return {name: tensor for name, tensor in params.items() if name not in self.adapted}
+
+    def _rule_state(self, meta: Tensors) -> ModuleState:
+        return ModuleState(self._params("rule.", meta), self.rule_buffers)
+
+    def _params(self, owner: str, meta: Tensors) -> Tensors:
+        return {
+            name.removeprefix(owner): tensor
+            for name, tensor in (self.constants | meta).items()
+            if name.startswith(owner)
+        }
+
+
+def check_scalar(loss: Any) -> Tensor:
+    """The loss, or a `GradientError` saying why it cannot be differentiated."""
+    if not isinstance(loss, Tensor):
+        raise GradientError(
+            f"the loss returned a {type(loss).__name__}; it must return a scalar tensor"
+        )
+    if loss.ndim != 0:
+        raise GradientError(
+            f"the loss returned a tensor of shape {list(loss.shape)}; it must return a scalar: "
+            "take the mean over examples"
+        )
+    return loss
+
+
+def check_steps(steps: Any) -> int:
+    """The number of steps, or a `BlockError`."""
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
+        raise BlockError(f"steps is {steps!r}; it takes a whole number of inner steps, 0 or more")
+    return steps

@@ -1,0 +1,93 @@
+"""The convolutional network of the few-shot literature."""
+
+from typing import Literal, get_args
+
+from torch import Tensor, nn
+
+from metablocks.errors import BlockError
+from metablocks.models.layers import ACTIVATIONS, Activation, check_choice, xavier
+
+Downsample = Literal["stride", "pool"]
+Norm = Literal["batch", "none"]
+
+
+class Conv4(nn.Module):
+    """`layers` × [3×3 convolution, norm, activation], each halving the image, then a linear head.
+
+    `downsample="stride"` halves by stride 2 (Omniglot in MAML), `"pool"` by 2×2 max-pooling after
+    the activation (mini-ImageNet in MAML, and MAML++). Input `[examples, *input_shape]` with
+    `input_shape = (channels, height, width)`; output `[examples, outputs]`. The feature map is
+    flattened. Weights start Xavier-uniform, biases zero. Parameters are named `body.…` and `head.…`.
+
+    Source: Vinyals et al. 2016; Finn, Abbeel, Levine 2017; initialisation as in Antoniou, Edwards,
+    Storkey 2018.
+
+    >>> import torch
+    >>> model = Conv4(input_shape=(1, 28, 28), outputs=5, filters=8)
+    >>> model(torch.zeros(2, 1, 28, 28)).shape
+    torch.Size([2, 5])
+
+    Raises `BlockError` for sizes below 1, for an input that is no image, and for an image too small
+    for so many layers.
+    """
+
+    def __init__(
+        self,
+        *,
+        input_shape: tuple[int, ...],
+        outputs: int,
+        filters: int = 64,
+        layers: int = 4,
+        downsample: Downsample = "stride",
+        norm: Norm = "batch",
+        activation: Activation = "relu",
+    ) -> None:
+        super().__init__()
+        for name, value in (("filters", filters), ("layers", layers), ("outputs", outputs)):
+            if value < 1:
+                raise BlockError(f"{name} is {value}; Conv4 takes 1 or more")
+        check_choice("downsample", downsample, get_args(Downsample))
+        check_choice("norm", norm, get_args(Norm))
+        check_choice("activation", activation, ACTIVATIONS)
+        if len(input_shape) != 3:
+            raise BlockError(
+                f"Conv4 takes images (channels, height, width); the tasks have inputs of shape "
+                f"{tuple(input_shape)}. For such inputs use MLP"
+            )
+        channels, height, width = input_shape
+        blocks: list[nn.Module] = []
+        for _ in range(layers):
+            height, width = _halve(height, downsample), _halve(width, downsample)
+            if height < 1 or width < 1:
+                raise BlockError(
+                    f"layers is {layers}, but an image of {input_shape[1]}×{input_shape[2]} can be "
+                    f"halved only {len(blocks)} times by {downsample}"
+                )
+            blocks.append(_block(channels, filters, downsample, norm, activation))
+            channels = filters
+        self.body = nn.Sequential(*blocks)
+        self.head = nn.Linear(filters * height * width, outputs)
+        xavier(self)
+
+    def forward(self, images: Tensor) -> Tensor:
+        features: Tensor = self.body(images)
+        output: Tensor = self.head(features.flatten(1))
+        return output
+
+
+def _block(
+    channels: int, filters: int, downsample: Downsample, norm: Norm, activation: Activation
+) -> nn.Sequential:
+    stride = 2 if downsample == "stride" else 1
+    block = nn.Sequential()
+    block.add_module("conv", nn.Conv2d(channels, filters, 3, stride=stride, padding=1))
+    if norm == "batch":
+        block.add_module("norm", nn.BatchNorm2d(filters))
+    block.add_module("activation", ACTIVATIONS[activation]())
+    if downsample == "pool":
+        block.add_module("pool", nn.MaxPool2d(2))
+    return block
+
+
+def _halve(size: int, downsample: Downsample) -> int:
+    return (size + 1) // 2 if downsample == "stride" else size // 2

@@ -1,0 +1,113 @@
+"""Gradient-order policies: through which inner steps the meta-gradient looks.
+
+    order(step, steps, progress) -> bool          is step number `step` differentiated through?
+
+A step that is not passes its *gradient* on as a constant, never its parameters or its rate: the
+factor I − α ∇²L_s of that step becomes I, and a learned rate still gets its own gradient
+−⟨g_k, λ⟩ (FOMAML, Finn, Abbeel, Levine 2017).
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+from metablocks.errors import BlockError
+from metablocks.types import Progress
+
+if TYPE_CHECKING:
+    from metablocks.learner import MetaLearner
+
+
+@runtime_checkable
+class Order(Protocol):
+    """A gradient-order policy.
+
+    Law: a function of its arguments alone, and its answer is a `bool`.
+    """
+
+    def __call__(self, step: int, steps: int, progress: Progress) -> bool:
+        """Whether step `step` (0 … steps − 1) is differentiated through."""
+
+
+@dataclass(frozen=True)
+class SecondOrder:
+    """MAML: every step is differentiated through.
+
+    Source: Finn, Abbeel, Levine 2017.
+
+    >>> SecondOrder()(0, 5, Progress())
+    True
+    """
+
+    def __call__(self, step: int, steps: int, progress: Progress) -> bool:
+        return True
+
+
+@dataclass(frozen=True)
+class FirstOrder:
+    """FOMAML: no step is.
+
+    Source: Finn, Abbeel, Levine 2017.
+
+    >>> FirstOrder()(4, 5, Progress())
+    False
+    """
+
+    def __call__(self, step: int, steps: int, progress: Progress) -> bool:
+        return False
+
+
+@dataclass(frozen=True, kw_only=True)
+class TruncatedOrder:
+    """The last `last` steps are differentiated through, the ones before are first-order.
+
+    Law: `last=steps` is second order, `last=0` is first order.
+    Source: Shaban, Cheng, Hatch, Boots 2019 (truncated back-propagation for bilevel optimisation).
+
+    >>> [TruncatedOrder(last=2)(step, 5, Progress()) for step in range(5)]
+    [False, False, False, True, True]
+
+    Raises `BlockError` for a negative `last`, and in a learner with fewer steps than `last`.
+    """
+
+    last: int
+
+    def __post_init__(self) -> None:
+        if self.last < 0:
+            raise BlockError(
+                f"TruncatedOrder last is {self.last}; it takes a number of steps, 0 or more"
+            )
+
+    def __call__(self, step: int, steps: int, progress: Progress) -> bool:
+        return step >= steps - self.last
+
+    def check(self, learner: "MetaLearner") -> None:
+        if self.last > learner.steps:
+            raise BlockError(
+                f"TruncatedOrder last is {self.last}, but the learner takes {learner.steps} inner "
+                f"steps; last can be 0 to {learner.steps}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnnealedOrder:
+    """First order before epoch `first_order_epochs`, second order from it on.
+
+    Source: Antoniou, Edwards, Storkey 2018 (derivative-order annealing, DA).
+
+    >>> order = AnnealedOrder(first_order_epochs=50)
+    >>> order(0, 5, Progress(epoch=49)), order(0, 5, Progress(epoch=50))
+    (False, True)
+
+    Raises `BlockError` for a negative number of epochs.
+    """
+
+    first_order_epochs: int
+
+    def __post_init__(self) -> None:
+        if self.first_order_epochs < 0:
+            raise BlockError(
+                f"AnnealedOrder first_order_epochs is {self.first_order_epochs}; it takes 0 or more"
+            )
+
+    def __call__(self, step: int, steps: int, progress: Progress) -> bool:
+        return progress.epoch >= self.first_order_epochs

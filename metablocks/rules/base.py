@@ -1,0 +1,178 @@
+"""How a gradient becomes an update: the protocol of update rules, and their composition.
+
+    updates, state = rule(gradients, state, step)          θ_{k+1} = θ_k + updates
+
+A rule maps named gradients to named updates and may carry a per-task state from step to step. What
+leaves the last rule is **added** to the parameters, so some rule of a chain must negate: a learning
+rate does.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from typing_extensions import Self
+
+from metablocks.errors import RuleError
+from metablocks.types import Tensors
+
+if TYPE_CHECKING:
+    from metablocks.learner import MetaLearner
+
+
+@dataclass(frozen=True)
+class StepInfo:
+    """Where in the inner loop a rule is called: step `index` of `steps`, at fast weights `params`."""
+
+    index: int
+    steps: int
+    params: Tensors
+
+
+class UpdateRule(nn.Module):
+    """Turns the gradients of one inner step into updates. Subclass it to write a rule.
+
+    Parameters registered in `setup` are meta-parameters: the outer loop learns them. Everything a
+    rule remembers *within* a task belongs into the state that `init` makes and `forward` returns,
+    never into an attribute.
+
+    Laws: `forward` returns updates with the names, shapes and dtypes of the gradients it got, is
+    differentiable in them, in the meta-parameters and in the state, and changes none of its
+    arguments.
+
+    >>> class Sign(UpdateRule):
+    ...     def forward(self, updates, state, step):
+    ...         return {name: u.sign() for name, u in updates.items()}, state
+    >>> updates, _ = Sign()({"w": torch.tensor([-2.0, 3.0])}, (), StepInfo(0, 1, {}))
+    >>> updates["w"]
+    tensor([-1.,  1.])
+    """
+
+    max_steps: int | None = None
+    """Inner steps the rule is set up for; `None` where any number will do."""
+
+    def setup(self, params: Tensors, steps: int) -> Self:
+        """Allocate the meta-parameters for these adapted parameters and this many steps, once."""
+        return self
+
+    def init(self, params: Tensors) -> Any:
+        """The state of a new task: a pytree, `()` where there is none."""
+        return ()
+
+    def forward(self, updates: Tensors, state: Any, step: StepInfo) -> tuple[Tensors, Any]:
+        """Updates `{name: tensor}` from gradients `{name: tensor}`, and the new state."""
+        raise NotImplementedError
+
+    def check(self, learner: "MetaLearner") -> None:
+        """Raise `BlockError` where this rule makes no sense in this learner. Called when built."""
+
+
+class Chain(UpdateRule):
+    """Rules applied from left to right: `Chain(a, b)(g) = b(a(g))`.
+
+    Law: a chain is its hand-written loop; `Chain(rule)` is `rule`; chains nest.
+
+    >>> from metablocks.rules import LearningRate
+    >>> params = {"w": torch.ones(2)}
+    >>> rule = Chain(LearningRate(0.5), LearningRate(0.5)).setup(params, steps=1)
+    >>> rule({"w": torch.ones(2)}, rule.init(params), StepInfo(0, 1, params))[0]["w"]
+    tensor([0.2500, 0.2500])
+
+    Raises `RuleError` for an empty chain and for a member that is no `UpdateRule`.
+    """
+
+    def __init__(self, *rules: UpdateRule) -> None:
+        super().__init__()
+        if not rules:
+            raise RuleError("Chain() has no rule; give at least one, such as LearningRate(0.1)")
+        for index, rule in enumerate(rules):
+            if not isinstance(rule, UpdateRule):
+                raise RuleError(
+                    f"rule {index} of Chain is a {type(rule).__name__}; it takes UpdateRule instances"
+                )
+        self.rules = nn.ModuleList(rules)
+
+    @property
+    def _members(self) -> list[UpdateRule]:
+        return [rule for rule in self.rules if isinstance(rule, UpdateRule)]
+
+    @property
+    def max_steps(self) -> int | None:  # type: ignore[override]
+        """The fewest steps that a member is set up for."""
+        return min((r.max_steps for r in self._members if r.max_steps is not None), default=None)
+
+    def setup(self, params: Tensors, steps: int) -> Self:
+        for rule in self._members:
+            rule.setup(params, steps)
+        return self
+
+    def init(self, params: Tensors) -> tuple[Any, ...]:
+        return tuple(rule.init(params) for rule in self._members)
+
+    def forward(
+        self, updates: Tensors, state: tuple[Any, ...], step: StepInfo
+    ) -> tuple[Tensors, tuple[Any, ...]]:
+        states = []
+        for rule, own in zip(self._members, state, strict=True):
+            updates, own = rule(updates, own, step)
+            states.append(own)
+        return updates, tuple(states)
+
+    def check(self, learner: "MetaLearner") -> None:
+        for rule in self._members:
+            rule.check(learner)
+
+
+class NamedTensors(nn.Module):
+    """Tensors under the dotted names of a model, as parameters (learned) or buffers (fixed).
+
+    A `nn.ParameterDict` refuses dots; this mirrors the model's own tree of modules instead, so that
+    the tensor for `conv1.weight` is called `conv1.weight` here too.
+
+    >>> tensors = NamedTensors({"conv1.weight": torch.zeros(2)}, learn=True)
+    >>> [name for name, _ in tensors.named_parameters()]
+    ['conv1.weight']
+    >>> tensors["conv1.weight"].shape
+    torch.Size([2])
+    """
+
+    def __init__(self, tensors: Tensors, *, learn: bool) -> None:
+        super().__init__()
+        for name, tensor in tensors.items():
+            *path, leaf = name.split(".")
+            owner: nn.Module = self
+            for part in path:
+                if part not in owner._modules:
+                    owner.add_module(part, nn.Module())
+                owner = owner.get_submodule(part)
+            if learn:
+                owner.register_parameter(leaf, nn.Parameter(tensor))
+            else:
+                owner.register_buffer(leaf, tensor)
+
+    def __getitem__(self, name: str) -> Tensor:
+        path, _, leaf = name.rpartition(".")
+        tensor = getattr(self.get_submodule(path), leaf)
+        assert isinstance(tensor, Tensor)
+        return tensor
+
+
+def check_updates(updates: Tensors, params: Tensors) -> None:
+    """Raise `RuleError` where updates do not fit the parameters they will be added to."""
+    missing = [key for key in params if key not in updates]
+    unknown = [key for key in updates if key not in params]
+    if missing or unknown:
+        problem = f"no update for {missing}" if missing else f"updates for unknown {unknown}"
+        raise RuleError(f"the rule returned {problem}; it must return every name it was given")
+    for key, parameter in params.items():
+        if updates[key].shape != parameter.shape or updates[key].dtype != parameter.dtype:
+            raise RuleError(
+                f"the rule returned an update of {list(updates[key].shape)} {updates[key].dtype} "
+                f"for {key}, which is {list(parameter.shape)} {parameter.dtype}"
+            )
+
+
+def full_like(tensor: Tensor, shape: tuple[int, ...], value: float) -> Tensor:
+    """A tensor of one value with the dtype and device of another."""
+    return torch.full(shape, value, dtype=tensor.dtype, device=tensor.device)

@@ -1,0 +1,142 @@
+"""Inner learning rates, from one fixed scalar to a learned one per parameter and step.
+
+    u = −α ∘ g                                              (ALGORITHMS: MAML, LSLR, Meta-SGD)
+
+One class with two axes, how finely the rate is shared and whether each inner step has its own, and
+a switch, whether the outer loop learns it.
+"""
+
+import math
+from typing import Any, Literal, TypeAlias, get_args
+
+from torch import Tensor
+from typing_extensions import Self
+
+from metablocks.errors import RuleError
+from metablocks.functional import trainable
+from metablocks.rules.base import NamedTensors, StepInfo, UpdateRule, full_like
+from metablocks.types import Tensors
+
+Granularity: TypeAlias = Literal["scalar", "layer", "tensor", "parameter"]
+
+
+class LearningRate(UpdateRule):
+    """Scale a gradient by a negative rate: u = −α ∘ g.
+
+    `granularity` says what shares a rate: `"scalar"` everything, `"layer"` the parameters of one
+    module, `"tensor"` the entries of one parameter tensor, `"parameter"` nothing. With `per_step`
+    every inner step has a rate of its own, and no more steps can be taken than were set up. With
+    `learn` the rates are meta-parameters, unconstrained in sign; otherwise they are buffers.
+
+    Rates have shape `[]`, or `[*parameter.shape]` for `"parameter"`, behind a `[steps]` dimension
+    when `per_step`; dtype and device are the parameters'. They are named after what they serve:
+    `rate.conv1.weight` (tensor, parameter), `rate.conv1.*` (layer), `rate.*` (scalar).
+
+    Law: filled with one value, every granularity × per-step gives the scalar's trajectory, and the
+    gradients of the rates sum to the gradient of the scalar.
+
+    Source: Finn, Abbeel, Levine 2017 (scalar); Antoniou, Edwards, Storkey 2018 (tensor × per step);
+    Li et al. 2017 (parameter).
+
+    >>> import torch
+    >>> params = {"w": torch.zeros(2)}
+    >>> rule = LearningRate(0.1).setup(params, steps=1)
+    >>> rule({"w": torch.ones(2)}, (), StepInfo(0, 1, params))[0]["w"]
+    tensor([-0.1000, -0.1000])
+
+    Raises `RuleError` for an `init` that is not finite, an unknown granularity, a rule used before
+    `setup` or set up twice, and a step beyond those set up.
+    """
+
+    def __init__(
+        self,
+        init: float,
+        *,
+        granularity: Granularity = "scalar",
+        per_step: bool = False,
+        learn: bool = False,
+    ) -> None:
+        super().__init__()
+        if isinstance(init, bool) or not isinstance(init, int | float) or not math.isfinite(init):
+            raise RuleError(f"LearningRate init is {init!r}; it takes a finite number")
+        if granularity not in get_args(Granularity):
+            raise RuleError(
+                f"LearningRate granularity is {granularity!r}; it is one of "
+                f"{', '.join(get_args(Granularity))}"
+            )
+        self.value = float(init)
+        self.granularity = granularity
+        self.per_step = per_step
+        self.learn = learn
+        self.rate: NamedTensors | None = None
+
+    def extra_repr(self) -> str:
+        return (
+            f"{self.value}, granularity={self.granularity!r}, "
+            f"per_step={self.per_step}, learn={self.learn}"
+        )
+
+    def setup(self, params: Tensors, steps: int) -> Self:
+        if self.rate is not None:
+            raise RuleError("this LearningRate is set up already; make a new one for each learner")
+        leading = (steps,) if self.per_step else ()
+        rates: Tensors = {}
+        for name, parameter in trainable(params).items():
+            own = tuple(parameter.shape) if self.granularity == "parameter" else ()
+            rates.setdefault(self._key(name), full_like(parameter, leading + own, self.value))
+        self.rate = NamedTensors(rates, learn=self.learn)
+        self.max_steps = steps if self.per_step else None
+        return self
+
+    def forward(self, updates: Tensors, state: Any, step: StepInfo) -> tuple[Tensors, Any]:
+        return {name: -self._at(name, step.index) * g for name, g in updates.items()}, state
+
+    def _at(self, name: str, index: int) -> Tensor:
+        if self.rate is None:
+            raise RuleError(
+                "LearningRate is not set up; call .setup(params, steps) first, or hand the rule to "
+                "MetaLearner, which does"
+            )
+        try:
+            rate = self.rate[self._key(name)]
+        except AttributeError as error:
+            raise RuleError(f"LearningRate was set up without a parameter called {name}") from error
+        if not self.per_step:
+            return rate
+        if self.max_steps is not None and index >= self.max_steps:
+            raise RuleError(
+                f"LearningRate(per_step=True) holds rates for {self.max_steps} steps; step index "
+                f"{index} was asked for. Take at most {self.max_steps} steps, or per_step=False"
+            )
+        return rate[index]
+
+    def _key(self, name: str) -> str:
+        if self.granularity == "scalar":
+            return "*"
+        if self.granularity == "layer":
+            layer = name.rpartition(".")[0]
+            return f"{layer}.*" if layer else "*"
+        return name
+
+
+def meta_sgd(init: float) -> LearningRate:
+    """Meta-SGD: one learned rate for every single parameter, θ' = θ − α ∘ g.
+
+    Source: Li, Zhou, Chen, Li 2017.
+
+    >>> meta_sgd(0.01)
+    LearningRate(0.01, granularity='parameter', per_step=False, learn=True)
+    """
+    return LearningRate(init, granularity="parameter", learn=True)
+
+
+def lslr(init: float) -> LearningRate:
+    """LSLR: one learned rate for every parameter tensor and inner step.
+
+    Source: Antoniou, Edwards, Storkey 2018 (per-layer per-step learning rates, where the reference
+    code's "layer" is one parameter tensor).
+
+    >>> lslr(0.1)
+    LearningRate(0.1, granularity='tensor', per_step=True, learn=True)
+    """
+    return LearningRate(init, granularity="tensor", per_step=True, learn=True)

@@ -1,0 +1,1 @@
+"""Training and evaluation of recipes: plain loops over the contract."""

@@ -1,0 +1,76 @@
+"""Which parameters move inside a task: shell-style patterns over parameter names.
+
+`"*"` is every parameter, `"head.*"` the head (ANIL), `"!head.*"` everything but the head (BOIL). A
+list is read from left to right, each pattern adding names or, with `!`, removing them; a list that
+opens with `!` starts from every name. `*` also crosses dots.
+"""
+
+from collections.abc import Iterable, Sequence
+from fnmatch import fnmatchcase
+
+from torch import nn
+
+from metablocks.errors import SelectionError, suggest
+
+
+def select(patterns: str | Sequence[str], names: Iterable[str]) -> tuple[str, ...]:
+    """The names that the patterns select, in the order of `names`.
+
+    >>> select("head.*", ["body.weight", "head.weight", "head.bias"])
+    ('head.weight', 'head.bias')
+    >>> select(["*", "!*.bias"], ["body.weight", "head.weight", "head.bias"])
+    ('body.weight', 'head.weight')
+
+    Raises `SelectionError` where a pattern matches nothing or where nothing is left.
+    """
+    names = list(names)
+    patterns = [patterns] if isinstance(patterns, str) else list(patterns)
+    if not patterns:
+        raise SelectionError('no pattern given; "*" selects every parameter')
+    selected = set(names) if patterns[0].startswith("!") else set()
+    for pattern in patterns:
+        excluded = pattern.startswith("!")
+        matched = {name for name in names if fnmatchcase(name, pattern.removeprefix("!"))}
+        if not matched:
+            raise SelectionError(
+                f'pattern "{pattern}" matches no parameter{suggest(pattern, names)}; '
+                f"the names are: {_shorten(names)}"
+            )
+        selected = selected - matched if excluded else selected | matched
+    if not selected:
+        raise SelectionError(f"patterns {patterns} leave no parameter selected")
+    return tuple(name for name in names if name in selected)
+
+
+def select_parameters(patterns: str | Sequence[str], module: nn.Module) -> tuple[str, ...]:
+    """The trainable parameters of `module` that the patterns select, each under its first name.
+
+    Frozen parameters (`requires_grad=False`) are never selected. A tied parameter has several
+    names, and the patterns must agree on all of them.
+
+    >>> select_parameters("*.bias", nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1)))
+    ('0.bias', '1.bias')
+
+    Raises `SelectionError` as `select` does, and for a tied parameter that is half selected.
+    """
+    aliases: dict[int, list[str]] = {}
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        if parameter.requires_grad:
+            aliases.setdefault(id(parameter), []).append(name)
+    if not aliases:
+        raise SelectionError(
+            f"{type(module).__name__} has no trainable parameter (requires_grad=True) to adapt"
+        )
+    chosen = set(select(patterns, [name for names in aliases.values() for name in names]))
+    for names in aliases.values():
+        if chosen & set(names) and not chosen >= set(names):
+            raise SelectionError(
+                f"{' and '.join(names)} are one tied parameter, of which {patterns!r} selects only "
+                f"{' and '.join(sorted(chosen & set(names)))}; select all of its names or none"
+            )
+    return tuple(names[0] for names in aliases.values() if names[0] in chosen)
+
+
+def _shorten(names: Sequence[str], most: int = 12) -> str:
+    rest = f", … ({len(names) - most} more)" if len(names) > most else ""
+    return ", ".join(names[:most]) + rest

@@ -1,0 +1,91 @@
+"""Step losses: which inner steps' query losses count, and how much.
+
+    L = Σ_k v_k L_q(θ_k),   k = 0 (before adaptation) … steps,   v_k ≥ 0,   Σ_k v_k = 1
+
+The policy returns v as a tensor `[steps + 1]`. A query loss of weight zero is not computed.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from metablocks.errors import BlockError
+from metablocks.types import Progress
+
+
+@runtime_checkable
+class StepLoss(Protocol):
+    """The weights of the query losses.
+
+    Laws: a function of its arguments alone; float64 `[steps + 1]`, each weight ≥ 0, the sum 1.
+    Every built-in block gives entry 0 no weight, but for `steps = 0`, where it is the only one.
+    """
+
+    def __call__(self, steps: int, progress: Progress) -> Tensor:
+        """Weights `[steps + 1]`: before adaptation, then after each step."""
+
+
+@dataclass(frozen=True)
+class FinalStepLoss:
+    """MAML: the query loss after the last step alone.
+
+    Source: Finn, Abbeel, Levine 2017.
+
+    >>> FinalStepLoss()(3, Progress())
+    tensor([0., 0., 0., 1.], dtype=torch.float64)
+    """
+
+    def __call__(self, steps: int, progress: Progress) -> Tensor:
+        return _weights([0.0] * steps + [1.0])
+
+
+@dataclass(frozen=True)
+class UniformStepLoss:
+    """The mean of the query losses after each step, v_k = 1/N.
+
+    Source: Antoniou, Edwards, Storkey 2018 (MSL before any annealing).
+
+    >>> UniformStepLoss()(4, Progress())
+    tensor([0.0000, 0.2500, 0.2500, 0.2500, 0.2500], dtype=torch.float64)
+    """
+
+    def __call__(self, steps: int, progress: Progress) -> Tensor:
+        return _weights([0.0] + [1 / steps] * steps) if steps else _weights([1.0])
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnnealedStepLoss:
+    """MSL: uniform at epoch 0, annealed to the last step alone at epoch E = `epochs`.
+
+        v_k = max(1/N − e/(N·E), 0.03/N)  for k < N,    v_N = 1 − Σ_{k<N} v_k
+
+    with e the whole epoch; from e = E on the last step alone. The annealing is per epoch: a
+    fractional `Progress.epoch` counts as the epoch it lies in.
+
+    Source: Antoniou, Edwards, Storkey 2018, and its reference code (the floor 0.03/N).
+
+    >>> AnnealedStepLoss(epochs=10)(2, Progress(epoch=5))
+    tensor([0.0000, 0.2500, 0.7500], dtype=torch.float64)
+
+    Raises `BlockError` unless `epochs` is at least 1.
+    """
+
+    epochs: int
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1:
+            raise BlockError(f"AnnealedStepLoss epochs is {self.epochs}; it takes 1 or more")
+
+    def __call__(self, steps: int, progress: Progress) -> Tensor:
+        epoch = math.floor(progress.epoch)
+        if steps < 2 or epoch >= self.epochs:
+            return FinalStepLoss()(steps, progress)
+        early = max(1 / steps - epoch / (steps * self.epochs), 0.03 / steps)
+        return _weights([0.0] + [early] * (steps - 1) + [1 - (steps - 1) * early])
+
+
+def _weights(values: list[float]) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64)
