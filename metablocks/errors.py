@@ -48,6 +48,10 @@ class RecipeError(MetablocksError, ValueError):
     """A recipe is wrong; the message lists every error of the file with line and column."""
 
 
+class LawError(MetablocksError, AssertionError):
+    """A block breaks a law of its protocol."""
+
+
 class RunError(MetablocksError, RuntimeError):
     """A run directory or checkpoint cannot be written, read or resumed."""
 

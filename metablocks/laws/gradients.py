@@ -1,0 +1,138 @@
+"""Laws of meta-gradients: closed forms, finite differences, and one gradient everywhere."""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from metablocks.executors import Executor, Loop
+from metablocks.laws.problem import Problem, hold, parameters, tolerance
+from metablocks.learner import MetaLearner
+from metablocks.rules import LearningRate
+from metablocks.types import Progress, TaskBatch, Tensors
+
+
+def no_steps(problem: Problem) -> None:
+    """Law 2: without inner steps the meta-gradient is the supervised gradient on the query set."""
+    learner = problem.with_steps(0).learner()
+    expected: Tensors = {}
+    for index in range(len(problem.tasks)):
+        inputs, target = problem.tasks[index].query
+        model = problem.model().train()
+        params = dict(model.named_parameters())
+        grads = torch.autograd.grad(problem.loss(model(inputs), target), list(params.values()))
+        for name, grad in zip(params, grads, strict=True):
+            key = f"model.{name}"
+            expected[key] = expected.get(key, 0) + grad / len(problem.tasks)
+    got = learner.meta_gradient(problem.tasks).grads
+    hold("steps = 0", got, expected, tolerance(problem, float64=1e-12))
+
+
+def quadratic(
+    problem: Problem, *, rate: float = 0.1, order_two: bool = True, **blocks: Any
+) -> None:
+    """Law 6: on `laws.problem.quadratic` the meta-gradient is the closed form, for θ and for α.
+
+        θ_{k+1} = θ_k − α g_k,  g_k = A θ_k − b,   λ = C θ_K − d
+        ∂/∂θ = (I − αA)^K λ,    ∂/∂α = −Σ_k ⟨g_k, (I − αA)^{K−1−k} λ⟩
+
+    with (A, b) the support and (C, d) the query set; to first order every factor is I.
+    """
+    learner = problem.learner(LearningRate(rate, learn=True), **blocks)
+    result = learner.meta_gradient(problem.tasks)
+    start = parameters(learner)["model.theta"]
+    theta_grad, rate_grad = torch.zeros_like(start), torch.zeros_like(start[0])
+    for index in range(len(problem.tasks)):
+        (a, b), (c, d) = problem.tasks[index].support, problem.tasks[index].query
+        thetas = [start]
+        for _ in range(problem.steps):
+            thetas.append(thetas[-1] - rate * (a @ thetas[-1] - b))
+        adjoint = c @ thetas[-1] - d
+        for theta in reversed(thetas[:-1]):
+            rate_grad -= (a @ theta - b) @ adjoint / len(problem.tasks)
+            adjoint = adjoint - rate * a @ adjoint if order_two else adjoint
+        theta_grad += adjoint / len(problem.tasks)
+    expected = {"model.theta": theta_grad, "rule.rate.*": rate_grad}
+    hold("quadratic", result.grads, expected, tolerance(problem, float64=1e-13))
+
+
+def finite_differences(
+    learner: MetaLearner,
+    tasks: TaskBatch,
+    *,
+    progress: Progress | None = None,
+    width: float = 1e-4,
+    within: float = 1e-6,
+) -> None:
+    """Law 7: along a random direction of *every* meta-parameter, the gradient is the slope.
+
+    Second order, float64, smooth nets without dropout: the loss comes from `evaluate`, another way
+    than the gradient's. The slope is the five-point formula, whose own error is of the order of
+    `width`⁴; `within` is relative to the slopes of all parameters together.
+    """
+    grads = learner.meta_gradient(tasks, progress=progress).grads
+    weights = learner.step_loss(learner.steps, progress or Progress())
+    generator = torch.Generator().manual_seed(0)
+    got, expected = {}, {}
+    for name, parameter in learner.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        direction = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+        direction = (direction / direction.norm().clamp_min(1e-12)).to(parameter)
+        got[name] = (grads[name] * direction).sum()
+        expected[name] = _slope(learner, tasks, parameter, direction, width, weights)
+    hold("finite differences", got, expected, within)
+
+
+def _slope(
+    learner: MetaLearner,
+    tasks: TaskBatch,
+    parameter: Tensor,
+    direction: Tensor,
+    width: float,
+    weights: Tensor,
+) -> Tensor:
+    original = parameter.detach().clone()
+
+    def loss(step: float) -> Tensor:
+        parameter.data.copy_(original + step * width * direction)
+        losses = learner.evaluate(tasks).query_losses
+        return (losses.mean(0) * weights.to(losses)).sum()
+
+    try:
+        return (8 * (loss(1) - loss(-1)) - (loss(2) - loss(-2))) / (12 * width)
+    finally:
+        parameter.data.copy_(original)
+
+
+def one_gradient(
+    problem: Problem, executors: Iterable[Executor], make: Callable[[Executor], MetaLearner]
+) -> None:
+    """Law 8: every executor gives the loop's loss, query losses and meta-gradient."""
+    within = tolerance(problem, float64=1e-10)
+    expected = make(Loop()).meta_gradient(problem.tasks)
+    for executor in executors:
+        got = make(executor).meta_gradient(problem.tasks)
+        hold(f"{executor!r} = Loop, loss", {"loss": got.loss}, {"loss": expected.loss}, within)
+        hold(f"{executor!r} = Loop, gradient", got.grads, expected.grads, within)
+        losses = {"losses": got.query_losses.nan_to_num(-1)}
+        hold(
+            f"{executor!r} = Loop, query losses",
+            losses,
+            {"losses": expected.query_losses.nan_to_num(-1)},
+            within,
+        )
+
+
+def mean_of_tasks(problem: Problem, order: Sequence[int], **blocks: Any) -> None:
+    """Law 13: a batch's gradient is the mean of its tasks' gradients, in any order of tasks."""
+    within = tolerance(problem, float64=1e-10)
+    learner = problem.learner(**blocks)
+    tasks = [problem.tasks[index] for index in range(len(problem.tasks))]
+    alone = [learner.meta_gradient([task]).grads for task in tasks]
+    mean = {name: torch.stack([grads[name] for grads in alone]).mean(0) for name in alone[0]}
+    whole = learner.meta_gradient(problem.tasks).grads
+    hold("a batch is the mean of its tasks", whole, mean, within)
+    shuffled = learner.meta_gradient(TaskBatch.stack([tasks[index] for index in order])).grads
+    hold("any order of tasks", shuffled, whole, within)

@@ -1,0 +1,52 @@
+"""Laws of purity: what looks at a learner leaves it as it was, bit for bit."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from metablocks.errors import LawError
+from metablocks.learner import MetaLearner
+
+
+def leaves_no_trace(learner: MetaLearner, act: Callable[[MetaLearner], Any]) -> None:
+    """Law 9: after `act`, also where it raises, nothing of the learner or the generators moved.
+
+    Compared bit for bit: parameters, buffers, `.grad`, training flags, `requires_grad`, hooks and
+    the random states of the CPU and of the learner's devices. What `act` raises goes on to the
+    caller, after the comparison.
+    """
+    before = snapshot(learner)
+    try:
+        act(learner)
+    finally:
+        after = snapshot(learner)
+        changed = [key for key in before if not _same(before[key], after.get(key))]
+        changed += [key for key in after if key not in before]
+        if changed:
+            raise LawError(f"purity: these changed: {', '.join(changed)}")
+
+
+def snapshot(learner: MetaLearner) -> dict[str, Any]:
+    """Copies of all that purity is about, by name."""
+    state: dict[str, Any] = {"random state of cpu": torch.get_rng_state()}
+    for name, parameter in learner.named_parameters():
+        state[name] = parameter.detach().clone()
+        grad = parameter.grad
+        state[f"{name}.grad"] = None if grad is None else grad.clone()
+        state[f"{name}.requires_grad"] = parameter.requires_grad
+        if parameter.device.type != "cpu":
+            module = torch.get_device_module(parameter.device.type)
+            state[f"random state of {parameter.device}"] = module.get_rng_state(parameter.device)
+    for name, buffer in learner.named_buffers():
+        state[name] = buffer.clone()
+    for name, module in learner.named_modules():
+        state[f"{name}.training"] = module.training
+        state[f"{name} hooks"] = len(module._forward_hooks) + len(module._forward_pre_hooks)
+    return state
+
+
+def _same(one: Any, other: Any) -> bool:
+    if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
+        return one.dtype == other.dtype and bool(torch.equal(one, other))
+    return type(one) is type(other) and bool(one == other)

@@ -1,0 +1,135 @@
+"""Meta-gradients: closed forms, finite differences, `higher`, and one gradient on every executor."""
+
+import copy
+import itertools
+import warnings
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+
+from metablocks import (
+    AnnealedStepLoss,
+    Chain,
+    FinalStepLoss,
+    FirstOrder,
+    LearningRate,
+    Loop,
+    MetaLearner,
+    Progress,
+    SecondOrder,
+    TaskBatch,
+    TruncatedOrder,
+    UniformStepLoss,
+    Vmap,
+    lslr,
+    meta_sgd,
+)
+from metablocks.laws import gradients, problem
+from metablocks.models import Conv4
+
+EXECUTORS = [Vmap(), Vmap(chunk=1), Vmap(chunk=2)]
+RULES = [
+    lambda: LearningRate(0.1),
+    lambda: LearningRate(0.1, granularity="layer", learn=True),
+    lambda: lslr(0.1),
+    lambda: meta_sgd(0.1),
+    lambda: Chain(meta_sgd(-1.0), lslr(0.1)),
+]
+STEP_LOSSES = [FinalStepLoss(), UniformStepLoss(), AnnealedStepLoss(epochs=5)]
+
+
+@pytest.mark.parametrize("make", [problem.regression, problem.classification])
+def test_without_steps_it_is_the_supervised_gradient(make, device):
+    gradients.no_steps(make(device=device))
+
+
+@given(seed=st.integers(0, 1000), steps=st.integers(1, 6), rate=st.floats(-0.3, 0.3))
+@pytest.mark.parametrize("executor", [Loop(), Vmap()], ids=repr)
+def test_quadratics_have_the_closed_form(executor, seed, steps, rate, device):
+    small = problem.quadratic(seed=seed, steps=steps, device=device)
+    gradients.quadratic(small, rate=rate, executor=executor)
+
+
+@given(seed=st.integers(0, 1000), steps=st.integers(1, 6))
+def test_first_order_on_quadratics_has_its_closed_form(seed, steps, device):
+    small = problem.quadratic(seed=seed, steps=steps, device=device)
+    gradients.quadratic(small, order_two=False, order=FirstOrder())
+
+
+@pytest.mark.parametrize("make", [problem.regression, problem.classification])
+@pytest.mark.parametrize("adapt", ["*", "head.*", "!head.*"])
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("step_loss", STEP_LOSSES, ids=repr)
+def test_finite_differences_of_every_meta_parameter(make, adapt, rule, step_loss, device):
+    small = make(tasks=2, steps=2, device=device)
+    learner = small.learner(rule(), adapt=adapt, step_loss=step_loss, executor=Vmap())
+    gradients.finite_differences(learner, small.tasks, progress=Progress(2))
+
+
+@pytest.mark.parametrize("make", [problem.regression, problem.classification])
+@pytest.mark.parametrize(
+    ("rule", "order", "step_loss"),
+    [
+        pytest.param(rule, order, step_loss, id=f"rule{number}-{order}-{step_loss}")
+        for (number, rule), (order, step_loss) in itertools.product(
+            enumerate(RULES),
+            zip([SecondOrder(), FirstOrder(), TruncatedOrder(last=1)], STEP_LOSSES, strict=True),
+        )
+    ],
+)
+def test_every_executor_gives_the_loops_gradient(make, rule, order, step_loss, device):
+    small = make(steps=2, device=device)
+
+    def learner(executor):
+        return small.learner(rule(), order=order, step_loss=step_loss, executor=executor)
+
+    gradients.one_gradient(small, EXECUTORS, learner)
+
+
+@pytest.mark.parametrize("executor", [Loop(), Vmap(chunk=2)], ids=repr)
+def test_a_batch_is_the_mean_of_its_tasks_in_any_order(executor, device):
+    gradients.mean_of_tasks(problem.classification(device=device), [2, 0, 1], executor=executor)
+
+
+@pytest.mark.parametrize("executor", [Loop(), Vmap(), Vmap(chunk=3)], ids=repr)
+@pytest.mark.parametrize("order", [SecondOrder(), FirstOrder()], ids=repr)
+def test_conv_net_with_batch_norm_and_five_steps_agrees_with_higher(executor, order, device):
+    model = Conv4(input_shape=(1, 28, 28), outputs=5, filters=8).to(device, torch.float64)
+    target = torch.arange(5, device=device)
+    images = torch.rand(4, 20, 1, 28, 28, device=device, dtype=torch.float64)
+    tasks = TaskBatch(
+        support=(images[:, :5], target.expand(4, 5)),
+        query=(images[:, 5:], target.repeat(3).expand(4, 15)),
+    )
+    learner = MetaLearner(
+        model, loss=F.cross_entropy, steps=5, rule=LearningRate(0.1), order=order, executor=executor
+    )
+    got = learner.meta_gradient(tasks).grads
+    expected = _higher(model, tasks, steps=5, rate=0.1, second=order == SecondOrder())
+    problem.hold("higher", got, expected, within=1e-10)
+
+
+def _higher(model, tasks, *, steps, rate, second):
+    """The same meta-gradient by an independent library, on a copy, since it writes to its model."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import higher
+
+    model = copy.deepcopy(model)
+    optimizer = torch.optim.SGD(model.parameters(), lr=rate)
+    for task in (tasks[index] for index in range(len(tasks))):
+        with higher.innerloop_ctx(
+            model, optimizer, copy_initial_weights=False, track_higher_grads=second
+        ) as (fast, inner):
+            for _ in range(steps):
+                inner.step(F.cross_entropy(fast(task.support[0]), task.support[1]))
+            (F.cross_entropy(fast(task.query[0]), task.query[1]) / len(tasks)).backward()
+            if not second:  # then `higher` leaves the gradient at the fast weights
+                for p, q in zip(model.parameters(), fast.parameters(), strict=True):
+                    if q.grad is None:
+                        continue
+                    p.grad = q.grad if p.grad is None else p.grad + q.grad
+    return {f"model.{name}": p.grad for name, p in model.named_parameters()}

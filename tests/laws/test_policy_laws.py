@@ -1,0 +1,107 @@
+"""Gradient orders and step losses, held to the laws of their protocols."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from metablocks import (
+    AnnealedOrder,
+    AnnealedStepLoss,
+    FinalStepLoss,
+    FirstOrder,
+    Progress,
+    SecondOrder,
+    TruncatedOrder,
+    UniformStepLoss,
+)
+from metablocks.errors import BlockError
+from metablocks.laws import orders, problem, step_losses
+
+orders_ = st.one_of(
+    st.just(SecondOrder()),
+    st.just(FirstOrder()),
+    st.builds(TruncatedOrder, last=st.integers(0, 6)),
+    st.builds(AnnealedOrder, first_order_epochs=st.integers(0, 20)),
+)
+step_losses_ = st.one_of(
+    st.just(FinalStepLoss()),
+    st.just(UniformStepLoss()),
+    st.builds(AnnealedStepLoss, epochs=st.integers(1, 20)),
+)
+progress_ = st.builds(Progress, epoch=st.floats(0, 30))
+
+
+@given(order=orders_, steps=st.integers(0, 8), progress=progress_)
+def test_an_order_decides_every_step(order, steps, progress):
+    orders.decides(order, steps, progress)
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_truncation_ends_at_first_and_second_order(steps, device):
+    orders.truncation_ends(problem.regression(steps=steps, device=device))
+
+
+def test_annealed_order_switches_exactly_at_its_epoch(device):
+    orders.annealing_switches(problem.regression(device=device), 3, [0, 2, 2.99, 3, 3.01, 9])
+
+
+@given(last=st.integers(0, 4))
+def test_truncation_looks_through_the_last_steps_only(last):
+    answers = [TruncatedOrder(last=last)(k, 4, Progress()) for k in range(4)]
+    assert answers == [False] * (4 - last) + [True] * last
+
+
+@given(block=step_losses_, steps=st.integers(0, 8), progress=progress_)
+def test_step_losses_are_weightings(block, steps, progress):
+    step_losses.is_a_weighting(block, steps, progress)
+
+
+@given(epochs=st.integers(1, 20), steps=st.integers(0, 8), later=st.floats(0, 5))
+def test_an_annealed_step_loss_ends_at_final(epochs, steps, later):
+    step_losses.ends_at_final(AnnealedStepLoss(epochs=epochs), steps, Progress(epochs + later))
+
+
+def test_all_weight_on_the_last_step_is_the_final_step_loss(device):
+    step_losses.one_hot_is_final(problem.regression(device=device))
+
+
+@pytest.mark.parametrize("block", [FinalStepLoss(), UniformStepLoss(), AnnealedStepLoss(epochs=9)])
+def test_the_loss_is_the_weighted_sum_of_the_steps(block, device):
+    step_losses.is_the_weighted_sum(problem.classification(device=device), block, Progress(4))
+
+
+@pytest.mark.parametrize(
+    ("epoch", "weights"),
+    [
+        # v_k = max(1/N − e/(N·E), 0.03/N), by hand, N = 5, E = 10
+        (0, [0, 0.2, 0.2, 0.2, 0.2, 0.2]),
+        (1, [0, 0.18, 0.18, 0.18, 0.18, 0.28]),
+        (1.9, [0, 0.18, 0.18, 0.18, 0.18, 0.28]),
+        (5, [0, 0.1, 0.1, 0.1, 0.1, 0.6]),
+        (9, [0, 0.02, 0.02, 0.02, 0.02, 0.92]),
+        (10, [0, 0, 0, 0, 0, 1]),
+    ],
+)
+def test_multi_step_loss_anneals_per_epoch_as_in_the_reference(epoch, weights):
+    got = AnnealedStepLoss(epochs=10)(5, Progress(epoch))
+    torch.testing.assert_close(got, torch.tensor(weights, dtype=torch.float64))
+
+
+def test_the_floor_of_the_annealing_is_three_hundredths():
+    # epoch 99 of 100: 1/5 − 99/500 = 0.002 lies under the floor 0.03/5 = 0.006
+    got = AnnealedStepLoss(epochs=100)(5, Progress(99))
+    torch.testing.assert_close(got[1:], torch.tensor([0.006] * 4 + [0.976], dtype=torch.float64))
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: TruncatedOrder(last=-1), "TruncatedOrder last is -1"),
+        (lambda: AnnealedOrder(first_order_epochs=-1), "first_order_epochs is -1"),
+        (lambda: AnnealedStepLoss(epochs=0), "AnnealedStepLoss epochs is 0"),
+    ],
+)
+def test_values_out_of_range_are_refused(build, message):
+    with pytest.raises(BlockError, match=message):
+        build()

@@ -1,0 +1,151 @@
+"""Update rules, held to the laws of their protocol."""
+
+import itertools
+from typing import get_args
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from metablocks import Chain, LearningRate, StepInfo, lslr, meta_sgd
+from metablocks.errors import RuleError
+from metablocks.laws import problem, rules
+from metablocks.rules import Granularity
+
+GRANULARITIES = get_args(Granularity)
+RATES = list(itertools.product(GRANULARITIES, [False, True], [False, True]))
+RULES = {
+    **{
+        f"{granularity}{'-per_step' * per_step}{'-learned' * learn}": (
+            lambda g=granularity, p=per_step, l=learn: LearningRate(
+                0.3, granularity=g, per_step=p, learn=l
+            )
+        )
+        for granularity, per_step, learn in RATES
+    },
+    "meta_sgd": lambda: meta_sgd(0.3),
+    "lslr": lambda: lslr(0.3),
+    "chain": lambda: Chain(LearningRate(-0.5), lslr(0.3), Chain(meta_sgd(-1.0))),
+}
+rule_blocks = pytest.mark.parametrize("rule", RULES.values(), ids=RULES.keys())
+
+
+def params(device: torch.device) -> dict[str, torch.Tensor]:
+    return {
+        "body.weight": torch.randn(3, 2, device=device, dtype=torch.float64),
+        "body.bias": torch.randn(3, device=device, dtype=torch.float64),
+        "scale": torch.randn((), device=device, dtype=torch.float64),
+    }
+
+
+@rule_blocks
+def test_updates_fit_the_gradients(rule, device):
+    rules.fits_the_gradients(rule, params(device))
+
+
+@rule_blocks
+@given(seed=st.integers(0, 2**32 - 1), steps=st.integers(1, 4))
+def test_first_order_is_second_order_where_the_hessian_is_zero(rule, seed, steps):
+    rules.zero_hessian(rule, seed=seed, steps=steps)
+
+
+@given(
+    granularity=st.sampled_from(GRANULARITIES),
+    per_step=st.booleans(),
+    rate=st.floats(-0.3, 0.3),
+    steps=st.integers(1, 4),
+    seed=st.integers(0, 1000),
+)
+def test_equal_rates_are_the_scalar_rate(granularity, per_step, rate, steps, seed, device):
+    small = problem.regression(seed=seed, steps=steps, device=device)
+    rules.equal_rates(small, granularity, per_step=per_step, rate=rate)
+
+
+@given(names=st.lists(st.sampled_from(sorted(RULES)), min_size=1, max_size=3))
+def test_a_chain_is_its_loop(names, device):
+    rules.chain_is_its_loop([RULES[name] for name in names], params(device))
+
+
+@rule_blocks
+def test_adapt_is_its_hand_written_loop(rule, device):
+    def loss(p, batch):
+        return ((batch[0] @ p["body.weight"].T + p["body.bias"]).tanh() * p["scale"]).square().sum()
+
+    batch = (torch.randn(4, 2, device=device, dtype=torch.float64), ())
+    rules.adapt_is_its_loop(loss, params(device), batch, rule)
+
+
+def test_a_rate_of_minus_one_is_the_identity(device):
+    rules.same_as_without(lambda: LearningRate(-1.0), problem.regression(device=device))
+
+
+@pytest.mark.parametrize(
+    ("granularity", "per_step", "shapes"),
+    [
+        ("scalar", False, {"rate.*": ()}),
+        ("scalar", True, {"rate.*": (5,)}),
+        ("layer", False, {"rate.body.*": (), "rate.*": ()}),
+        ("layer", True, {"rate.body.*": (5,), "rate.*": (5,)}),
+        (
+            "tensor",
+            True,
+            {"rate.body.weight": (5,), "rate.body.bias": (5,), "rate.scale": (5,)},
+        ),
+        (
+            "parameter",
+            True,
+            {"rate.body.weight": (5, 3, 2), "rate.body.bias": (5, 3), "rate.scale": (5,)},
+        ),
+    ],
+)
+def test_rates_have_the_stated_names_and_shapes(granularity, per_step, shapes, device):
+    rule = LearningRate(0.1, granularity=granularity, per_step=per_step, learn=True)
+    rule.setup(params(device), steps=5)
+    assert {name: tuple(p.shape) for name, p in rule.named_parameters()} == shapes
+
+
+def test_fixed_rates_are_buffers_and_move_with_the_module():
+    rule = LearningRate(0.1).setup(params(torch.device("cpu")), steps=1)
+    assert not list(rule.parameters())
+    assert rule.float().state_dict()["rate.*"].dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("act", "message"),
+    [
+        (lambda: LearningRate("fast"), "init is 'fast'; it takes a finite number"),
+        (lambda: LearningRate(float("nan")), "init is nan"),
+        (
+            lambda: LearningRate(0.1, granularity="tensr"),
+            "granularity is 'tensr'; it is one of sca",
+        ),
+        (
+            lambda: LearningRate(0.1)({"w": torch.ones(1)}, (), StepInfo(0, 1, {})),
+            "LearningRate is not set up; call .setup",
+        ),
+        (lambda: LearningRate(0.1).setup({}, 1).setup({}, 1), "is set up already"),
+        (
+            lambda: (
+                lslr(0.1)
+                .setup({"w": torch.ones(1)}, 2)
+                .forward({"w": torch.ones(1)}, (), StepInfo(2, 3, {}))
+            ),
+            "holds rates for 2 steps; step index 2 was asked for",
+        ),
+        (
+            lambda: (
+                lslr(0.1)
+                .setup({"w": torch.ones(1)}, 2)
+                .forward({"v": torch.ones(1)}, (), StepInfo(0, 2, {}))
+            ),
+            "set up without a parameter called v",
+        ),
+        (lambda: Chain(), "Chain() has no rule"),
+        (lambda: Chain(LearningRate), "rule 0 of Chain is a type"),
+    ],
+)
+def test_misuse_says_what_was_given_and_what_would_work(act, message):
+    with pytest.raises(RuleError) as caught:
+        act()
+    assert message in str(caught.value)
