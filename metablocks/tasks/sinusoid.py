@@ -1,0 +1,88 @@
+"""Sinusoid regression: y = A sin(f x − φ), a new amplitude A and phase φ in every task.
+
+Source: Finn, Abbeel, Levine, "Model-Agnostic Meta-Learning for Fast Adaptation of Deep Networks",
+ICML 2017, section 5.1. The literature has three protocols whose errors must not be mixed; the
+defaults here are Finn's (A in [0.1, 5], φ in [0, π], f = 1, x in [−5, 5]). A protocol that varies
+the frequency is the same block with another `frequency`.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from metablocks.errors import TaskError
+from metablocks.tasks.base import Kind, Split
+from metablocks.tasks.common import Floats, at_least, draw, interval, regression
+from metablocks.types import TaskBatch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sinusoid:
+    """Tasks y = A sin(f x − φ), with A, φ, f and every x drawn uniformly from their ranges.
+
+    `sample` returns float32 leaves, inputs and targets `[tasks, examples, 1]`: `shots` support and
+    `queries` query examples. Values are computed in float64 on the host, so every device gets the
+    same numbers. Obeys the law of `TaskSource`. The splits are independent draws of one family.
+
+    Raises `TaskError` for `shots` or `queries` below 1 and for a range that is none.
+
+    Source: Finn, Abbeel, Levine 2017, section 5.1.
+
+    >>> tasks = Sinusoid(shots=5, queries=10).sample("train", range(25))
+    >>> tasks.support[0].shape, tasks.query[1].shape
+    (torch.Size([25, 5, 1]), torch.Size([25, 10, 1]))
+    """
+
+    shots: int = 5
+    queries: int = 5
+    amplitude: tuple[float, float] = (0.1, 5.0)
+    phase: tuple[float, float] = (0.0, math.pi)
+    frequency: tuple[float, float] = (1.0, 1.0)
+    domain: tuple[float, float] = (-5.0, 5.0)
+    seed: int = 0
+    device: str | torch.device = "cpu"
+
+    def __post_init__(self) -> None:
+        at_least(1, "Sinusoid", shots=self.shots, queries=self.queries)
+        at_least(0, "Sinusoid", seed=self.seed)
+        interval(
+            "Sinusoid",
+            amplitude=self.amplitude,
+            phase=self.phase,
+            frequency=self.frequency,
+            domain=self.domain,
+        )
+        if self.domain[0] == self.domain[1]:
+            raise TaskError(
+                f"Sinusoid: domain={self.domain!r} holds a single x; low must be below high"
+            )
+
+    @property
+    def kind(self) -> Kind:
+        return "regression"
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        return (1,)
+
+    @property
+    def outputs(self) -> int:
+        return 1
+
+    def sample(self, split: Split, indices: Sequence[int]) -> TaskBatch:
+        """Tasks number `indices` of a split; leaves float32 `[len(indices), examples, 1]`."""
+        size = 3 + self.shots + self.queries
+        uniform = draw(self.seed, split, indices, lambda rng: rng.random(size))
+        amplitude = _scale(uniform[:, 0:1], self.amplitude)
+        phase = _scale(uniform[:, 1:2], self.phase)
+        frequency = _scale(uniform[:, 2:3], self.frequency)
+        x = _scale(uniform[:, 3:], self.domain)
+        return regression(x, amplitude * np.sin(frequency * x - phase), self.shots, self.device)
+
+
+def _scale(uniform: Floats, bounds: tuple[float, float]) -> Floats:
+    low, high = bounds
+    return low + (high - low) * uniform
