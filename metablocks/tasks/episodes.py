@@ -1,0 +1,182 @@
+"""Few-shot episodes: a bank of images by class, and N-way K-shot tasks gathered from it.
+
+A task draws `ways` distinct classes; each class gives `shots` support and `queries` query images,
+all distinct. The images live once, as uint8, on the device; a batch of tasks is one gather there.
+
+Source: Vinyals, Blundell, Lillicrap, Kavukcuoglu, Wierstra, "Matching Networks for One Shot
+Learning", NeurIPS 2016 (the episode); Santoro et al. 2016 (rotated characters).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from metablocks.errors import TaskError
+from metablocks.tasks.base import Split, generator
+from metablocks.tasks.common import at_least, numbers
+from metablocks.types import TaskBatch
+
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class ClassBank:
+    """Images by class, `[classes, examples, height, width]` uint8, on the device tasks come from.
+
+    Colour images are `[classes, examples, channels, height, width]`. `names` names the classes,
+    for people; nothing is computed from it.
+
+    Raises `TaskError` where the images are no such tensor or the names do not fit.
+
+    >>> bank = ClassBank(torch.zeros(10, 20, 28, 28, dtype=torch.uint8))
+    >>> bank.classes, bank.examples, bank.image_shape
+    (10, 20, (1, 28, 28))
+    """
+
+    images: Tensor
+    names: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        images = self.images
+        if images.dtype != torch.uint8 or images.ndim not in (4, 5) or 0 in images.shape:
+            raise TaskError(
+                f"ClassBank: images is {images.dtype} {list(images.shape)}; it is uint8 [classes, "
+                "examples, height, width] or [classes, examples, channels, height, width]"
+            )
+        if self.names is not None and len(self.names) != self.classes:
+            raise TaskError(
+                f"ClassBank: {len(self.names)} names for {self.classes} classes; one name a class"
+            )
+
+    @property
+    def classes(self) -> int:
+        return self.images.shape[0]
+
+    @property
+    def examples(self) -> int:
+        """Images of each class."""
+        return self.images.shape[1]
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """`(channels, height, width)`, the channel of grey images included."""
+        shape = tuple(self.images.shape[2:])
+        return shape if len(shape) == 3 else (1, *shape)
+
+    def to(self, device: str | torch.device) -> "ClassBank":
+        """The same bank on `device`."""
+        return ClassBank(self.images.to(device), self.names)
+
+
+@dataclass(frozen=True)
+class Episodes:
+    """What a batch of tasks drew, as int64 arrays: a value on the host, no image touched.
+
+    `classes` `[tasks, ways]`: class numbers; `examples` `[tasks, ways, shots + queries]`: image
+    numbers inside the class; `turns` `[tasks, ways]`: quarter turns, 0 where nothing rotates.
+    """
+
+    classes: Ints
+    examples: Ints
+    turns: Ints
+
+
+def check_episodes(
+    block: str, *, ways: int, shots: int, queries: int, seed: int, examples: int | None = None
+) -> None:
+    """Raise `TaskError` for an episode that no class bank, or none of `examples` a class, gives."""
+    at_least(2, block, ways=ways)
+    at_least(1, block, shots=shots, queries=queries)
+    at_least(0, block, seed=seed)
+    if examples is not None and shots + queries > examples:
+        raise TaskError(
+            f"{block}: shots={shots} and queries={queries} need {shots + queries} images of every "
+            f"class, and a class has {examples}; shots + queries is at most {examples}"
+        )
+
+
+def draw_episodes(
+    split: Split,
+    indices: Sequence[int],
+    *,
+    classes: int,
+    examples: int,
+    ways: int,
+    shots: int,
+    queries: int,
+    rotate: bool = False,
+    seed: int = 0,
+) -> Episodes:
+    """Draw tasks number `indices`, each from `generator(seed, split, index)` and nothing else.
+
+    >>> episodes = draw_episodes("test", [0, 1], classes=50, examples=20, ways=5, shots=1,
+    ...                          queries=15)
+    >>> episodes.classes.shape, episodes.examples.shape
+    ((2, 5), (2, 5, 16))
+    """
+    check_episodes(
+        "episodes", ways=ways, shots=shots, queries=queries, seed=seed, examples=examples
+    )
+    if ways > classes:
+        raise TaskError(
+            f"episodes: ways={ways}, and split {split!r} has {classes} classes; "
+            f"ways is at most {classes}"
+        )
+    drawn: list[tuple[Any, Any, Any]] = []
+    for index in numbers(indices):
+        rng = generator(seed, split, index)
+        drawn.append(
+            (
+                rng.choice(classes, ways, replace=False),
+                # A random order of all images of each class; its head is a draw without repeats.
+                rng.random((ways, examples)).argsort(axis=1)[:, : shots + queries],
+                rng.integers(4, size=ways),
+            )
+        )
+    chosen, images, turns = map(np.stack, zip(*drawn, strict=True))
+    return Episodes(chosen, images, turns if rotate else np.zeros_like(turns))
+
+
+def gather_episodes(bank: ClassBank, episodes: Episodes, *, shots: int) -> TaskBatch:
+    """Fetch the images of `episodes` from `bank`, on the bank's device.
+
+    Inputs are float32 in [0, 1], `[tasks, ways * examples, channels, height, width]`; targets are
+    int64 `[tasks, ways * examples]`, numbering the ways from 0. Examples are class-major: all of
+    way 0, then all of way 1. Support and query of a class share its rotation.
+
+    Raises `TaskError` where images that are not square shall turn.
+    """
+    device = bank.images.device
+    ways, count = episodes.examples.shape[1:]
+    where = torch.from_numpy(episodes.classes[..., None] * bank.examples + episodes.examples)
+    flat = bank.images.flatten(0, 1).index_select(0, where.flatten().to(device))
+    images = flat.view(*where.shape, *bank.image_shape)  # [tasks, ways, count, C, H, W]
+    if episodes.turns.any():
+        images = _turn(images, torch.from_numpy(episodes.turns).to(device))
+    targets = torch.arange(ways, device=device)
+
+    def side(part: slice) -> tuple[Tensor, Tensor]:
+        inputs = images[:, :, part].flatten(1, 2).to(torch.float32).div_(255.0)
+        size = inputs.shape[1] // ways
+        return inputs, targets.repeat_interleave(size).repeat(len(inputs), 1)
+
+    return TaskBatch(support=side(slice(0, shots)), query=side(slice(shots, count)))
+
+
+def _turn(images: Tensor, turns: Tensor) -> Tensor:
+    """Turn `images` `[tasks, ways, ..., H, W]` by `turns` `[tasks, ways]` quarter turns each."""
+    height, width = images.shape[-2:]
+    if height != width:
+        raise TaskError(
+            f"rotation by quarter turns needs square images, and these are {height}×{width}; "
+            "use rotate=False"
+        )
+    # All four turns of a uint8 batch cost less than the copies and syncs of masked selections.
+    every = torch.stack([torch.rot90(images, turn, (-2, -1)) for turn in range(4)])
+    row = torch.arange(turns.numel(), device=turns.device) + turns.flatten() * turns.numel()
+    return every.flatten(0, 2).index_select(0, row).view(images.shape)
