@@ -1,0 +1,43 @@
+"""Import torchvision, also where its compiled operators do not fit the torch beside it.
+
+A CPU build of torch next to the package index's torchvision cannot load torchvision's compiled
+library, and then `import torchvision` itself fails with "operator torchvision::nms does not exist":
+it describes the shapes of operators that nobody has declared. The data sets need no operator at
+all. So: import; where exactly that error comes, declare those operators and import once more.
+An install that works is left as it is.
+"""
+
+import importlib
+import sys
+from types import ModuleType
+from typing import Any
+
+import torch
+
+_SCHEMA = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+_DESCRIBED = ("nms", "qnms")  # the operators torchvision describes without looking for them first
+_DECLARED: list[Any] = []  # a declaration lasts as long as its Library object
+
+
+def torchvision_datasets() -> ModuleType:
+    """The module `torchvision.datasets`, imported now.
+
+    Raises whatever the import raises, other than the missing operators.
+
+    >>> torchvision_datasets().Omniglot.folder
+    'omniglot-py'
+    """
+    try:
+        return importlib.import_module("torchvision.datasets")
+    except RuntimeError as error:
+        if "operator torchvision::" not in str(error):
+            raise
+    for name in [n for n in sys.modules if n == "torchvision" or n.startswith("torchvision.")]:
+        del sys.modules[name]  # half imported
+    library: Any = torch.library.Library  # not annotated in every torch
+    fragment = library("torchvision", "FRAGMENT")
+    _DECLARED.append(fragment)
+    for name in _DESCRIBED:
+        if not hasattr(torch.ops.torchvision, name):
+            fragment.define(name + _SCHEMA)
+    return importlib.import_module("torchvision.datasets")
