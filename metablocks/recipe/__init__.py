@@ -1,0 +1,19 @@
+"""Recipes: one YAML file states one experiment, completely and strictly.
+
+recipe = load("maml_sinusoid", ["inner.steps=3"])     # checked, resolved, every value placed
+experiment = build(recipe)                            # learner, tasks, optimiser, schedule
+"""
+
+from metablocks.recipe.build import EvaluationPlan, Experiment, build
+from metablocks.recipe.load import from_text, load, shipped
+from metablocks.recipe.record import Recipe
+
+__all__ = [
+    "EvaluationPlan",
+    "Experiment",
+    "Recipe",
+    "build",
+    "from_text",
+    "load",
+    "shipped",
+]

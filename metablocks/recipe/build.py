@@ -1,0 +1,237 @@
+"""A resolved recipe to an experiment that is ready to train.
+
+The seed governs the model's initialisation, drawn on the CPU so that every device starts from the
+same numbers; building leaves the global random state as it was.
+"""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from metablocks.errors import (
+    ExecutorError,
+    MetablocksError,
+    ModuleError,
+    RecipeError,
+    RuleError,
+    SelectionError,
+)
+from metablocks.learner import MetaLearner
+from metablocks.order import TruncatedOrder
+from metablocks.recipe.construct import block_paths, construct, problem_at
+from metablocks.recipe.parse import Place, Problem, join, raise_problems
+from metablocks.recipe.record import Recipe
+from metablocks.recipe.schema import INVALID
+from metablocks.recipe.slots import SLOTS
+from metablocks.rules import Chain
+from metablocks.tasks.base import TaskSource
+
+LOSSES = {"classification": F.cross_entropy, "regression": F.mse_loss}
+
+
+@dataclass(frozen=True)
+class EvaluationPlan:
+    """On how many tasks, how often (in epochs), with how many inner steps."""
+
+    tasks: int
+    every: int
+    inner_steps: int
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """All that a training loop needs, on its device and in its precision."""
+
+    recipe: Recipe
+    source: TaskSource
+    learner: MetaLearner
+    optimizer: Optimizer
+    scheduler: LRScheduler | None
+    """Stepped once an epoch; None where the rate is constant."""
+    tasks_per_step: int
+    steps_per_epoch: int
+    epochs: int
+    evaluation: EvaluationPlan
+    device: torch.device
+    dtype: torch.dtype
+
+    @property
+    def kind(self) -> str:
+        """`classification` (cross-entropy) or `regression` (mean squared error)."""
+        return self.source.kind
+
+
+def build(
+    recipe: Recipe, *, device: str | torch.device | None = None, data: str | Path | None = None
+) -> Experiment:
+    """Put the recipe's blocks together. `device` stands in for the recipe's; `data` is a folder.
+
+    Raises `RecipeError`, with places, for blocks that make no sense together and for a device that
+    is not here, and `DataError` for a `data` folder without the data.
+
+    >>> from metablocks.recipe import load
+    >>> experiment = build(load("maml_sinusoid", ["hardware.device=cpu"]))
+    >>> experiment.kind, experiment.learner.steps, experiment.device
+    ('regression', 1, device(type='cpu'))
+    """
+    problems: list[Problem] = []
+    place = Place(f"--device {device}") if device else recipe.place("hardware.device")
+    found = _device(str(device or recipe.at("hardware.device")), place, problems)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(recipe.at("seed"))
+        source, blocks = _blocks(recipe, found, data, problems)
+        raise_problems(problems)
+        if source.kind not in LOSSES:
+            message = f'tasks of kind "{source.kind}"; it is one of {", ".join(LOSSES)}'
+            raise_problems([Problem(recipe.place("tasks"), "tasks", message)])
+        learner = _learner(recipe, blocks, LOSSES[source.kind])
+    dtype: torch.dtype = getattr(torch, recipe.at("hardware.precision"))
+    try:
+        learner.to(device=found, dtype=dtype)
+    except (TypeError, RuntimeError) as error:  # float64 on a device without it; no memory
+        message = f"the model does not go to {found} in {dtype}: {error}"
+        raise_problems([Problem(recipe.place("hardware.precision"), "hardware", message)])
+    plan = EvaluationPlan(
+        *(recipe.at(f"evaluation.{name}") for name in ("tasks", "every", "inner_steps"))
+    )
+    _check_evaluation(recipe, learner, plan, problems)
+    optimizer, scheduler = _outer(recipe, learner, problems)
+    raise_problems(problems)
+    return Experiment(
+        recipe=recipe,
+        source=source,
+        learner=learner,
+        optimizer=optimizer,
+        scheduler=scheduler,
+        tasks_per_step=recipe.at("outer.tasks_per_step"),
+        steps_per_epoch=recipe.at("outer.steps_per_epoch"),
+        epochs=recipe.at("outer.epochs"),
+        evaluation=plan,
+        device=found,
+        dtype=dtype,
+    )
+
+
+def _device(name: str, place: Place, problems: list[Problem]) -> torch.device:
+    """The device that a recipe's word means; a problem where it is not here."""
+    here = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    cpu = torch.device("cpu")
+    if name == "auto":
+        return torch.device(here.type) if here else cpu
+    path = "" if place.source.startswith("--device") else "hardware.device"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        problems.append(Problem(place, path, f'"{name}" is no device; it takes {_choices(here)}'))
+        return cpu
+    count = torch.accelerator.device_count() if here else 0
+    known = device.type == "cpu" or (here is not None and device.type == here.type)
+    if not known or (device.type != "cpu" and (device.index or 0) >= count):
+        message = f"{name} is not available here; this machine has {_choices(here)}"
+        problems.append(Problem(place, path, message))
+        return cpu
+    return device
+
+
+def _choices(here: torch.device | None) -> str:
+    names = [f"{here.type}:{n}" for n in range(torch.accelerator.device_count())] if here else []
+    return ", ".join(["auto", "cpu", *names])
+
+
+def _blocks(
+    recipe: Recipe, device: torch.device, data: str | Path | None, problems: list[Problem]
+) -> tuple[TaskSource, dict[str, Any]]:
+    """Task source, and every other block up to the learner by its path."""
+    source: Any = None
+    blocks: dict[str, Any] = {}
+    for path, slot in block_paths(recipe):
+        context: dict[str, Any] = {}
+        if slot.name in ("optimizer", "schedule"):
+            continue
+        if slot.name == "tasks":
+            context = {"seed": recipe.at("seed"), "device": device, "data": data}
+            source = construct(recipe, path, slot, context, problems)
+            if source is INVALID:
+                raise_problems(problems)
+            continue
+        if slot.name == "model":
+            context = {"input_shape": source.input_shape, "outputs": source.outputs}
+        blocks[path] = construct(recipe, path, slot, context, problems)
+    return source, blocks
+
+
+def _learner(recipe: Recipe, blocks: dict[str, Any], loss: Any) -> MetaLearner:
+    rules = [block for path, block in blocks.items() if path.startswith("inner.rule[")]
+    order = blocks["inner.order"]
+    steps = recipe.at("inner.steps")
+    if isinstance(order, TruncatedOrder) and order.last > steps:
+        path = "inner.order.last"
+        message = f"{order.last}, but inner.steps is {steps}; it takes 0 to {steps}"
+        raise_problems([Problem(recipe.written_place(path), path, message)])
+    try:
+        return MetaLearner(
+            blocks["model"],
+            loss=loss,
+            steps=steps,
+            rule=rules[0] if len(rules) == 1 else Chain(*rules),
+            order=order,
+            step_loss=blocks["outer.step_loss"],
+            adapt=recipe.at("inner.adapt"),
+            estimator=blocks["outer.estimator"],
+            executor=blocks["hardware.executor"],
+        )
+    except MetablocksError as error:
+        raise RecipeError(str(_locate(recipe, blocks, error))) from error
+
+
+def _locate(recipe: Recipe, blocks: dict[str, Any], error: MetablocksError) -> Problem:
+    """Which part of the recipe a learner's refusal is about."""
+    message = str(error)
+    for path, block in blocks.items():
+        if re.search(rf"\b{type(block).__name__}\b", message):
+            return problem_at(recipe, path, message, list(_fields(recipe, path)))
+    kinds = {
+        SelectionError: "inner.adapt",
+        RuleError: "inner.rule",
+        ModuleError: "model",
+        ExecutorError: "hardware.executor",
+    }
+    path = next((path for kind, path in kinds.items() if isinstance(error, kind)), "inner")
+    return Problem(recipe.written_place(path), path, message)
+
+
+def _fields(recipe: Recipe, path: str) -> list[str]:
+    start = f"{path}."
+    return [key.removeprefix(start) for key in recipe.places if key.startswith(start)]
+
+
+def _check_evaluation(
+    recipe: Recipe, learner: MetaLearner, plan: EvaluationPlan, problems: list[Problem]
+) -> None:
+    if learner.max_steps is not None and plan.inner_steps > learner.max_steps:
+        path = "evaluation.inner_steps"
+        message = (
+            f"{plan.inner_steps}, but a per-step block of this recipe is made for "
+            f"{learner.max_steps} (inner.steps); take at most {learner.max_steps}, or a rule "
+            "with per_step: false"
+        )
+        problems.append(Problem(recipe.written_place(path), path, message))
+
+
+def _outer(
+    recipe: Recipe, learner: MetaLearner, problems: list[Problem]
+) -> tuple[Optimizer, LRScheduler | None]:
+    context = {"parameters": list(learner.named_parameters())}
+    path = join("outer", "optimizer")
+    optimizer = construct(recipe, path, SLOTS["optimizer"], context, problems)
+    if optimizer is INVALID:
+        raise_problems(problems)
+    path = join("outer", "schedule")
+    rest = {"optimizer": optimizer, "epochs": recipe.at("outer.epochs")}
+    return optimizer, construct(recipe, path, SLOTS["schedule"], rest, problems)

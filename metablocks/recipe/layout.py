@@ -1,0 +1,105 @@
+"""The structure of a recipe: which sections, which fields, and where the blocks go.
+
+The dataclasses are read as signatures, as blocks are (see `schema`); nothing makes instances of
+them. A section's fields are all required but for those with a default.
+"""
+
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Annotated, Any, Literal, get_args, get_type_hints
+
+from metablocks.recipe.schema import Interval
+
+_Count = Annotated[int, Interval(at_least=1)]
+
+
+@dataclass(frozen=True)
+class OneBlock:
+    """Marks a field that holds a block of a slot."""
+
+    slot: str
+
+
+@dataclass(frozen=True)
+class ManyBlocks:
+    """Marks a field that holds a list of blocks of a slot, at least one."""
+
+    slot: str
+
+
+@dataclass(frozen=True)
+class InnerSection:
+    """What happens inside a task."""
+
+    steps: Annotated[int, Interval(at_least=0)]
+    adapt: str | list[str]
+    rule: Annotated[Any, ManyBlocks("rule")]
+    order: Annotated[Any, OneBlock("order")]
+
+
+@dataclass(frozen=True)
+class OuterSection:
+    """How the meta-parameters are trained."""
+
+    step_loss: Annotated[Any, OneBlock("step_loss")]
+    estimator: Annotated[Any, OneBlock("estimator")]
+    optimizer: Annotated[Any, OneBlock("optimizer")]
+    schedule: Annotated[Any, OneBlock("schedule")]
+    tasks_per_step: _Count
+    steps_per_epoch: _Count
+    epochs: _Count
+
+
+@dataclass(frozen=True)
+class EvaluationSection:
+    """On how many tasks, how often (in epochs), with how many inner steps."""
+
+    tasks: _Count
+    every: _Count
+    inner_steps: Annotated[int, Interval(at_least=0)]
+
+
+@dataclass(frozen=True)
+class HardwareSection:
+    """Where and how it is computed."""
+
+    device: str
+    executor: Annotated[Any, OneBlock("executor")]
+    precision: Literal["float32", "float64"]
+
+
+@dataclass(frozen=True)
+class RecipeLayout:
+    """The whole recipe."""
+
+    name: str
+    seed: Annotated[int, Interval(at_least=0, at_most=2**32 - 1)]
+    tasks: Annotated[Any, OneBlock("tasks")]
+    model: Annotated[Any, OneBlock("model")]
+    inner: InnerSection
+    outer: OuterSection
+    evaluation: EvaluationSection
+    hardware: HardwareSection
+    cite: str = ""
+
+
+def slot_of(annotation: Any) -> OneBlock | ManyBlocks | None:
+    """The mark of a field that holds blocks, or None."""
+    marks = (mark for mark in get_args(annotation) if isinstance(mark, OneBlock | ManyBlocks))
+    return next(marks, None)
+
+
+def slot_paths(layout: type = RecipeLayout, prefix: str = "") -> dict[str, OneBlock | ManyBlocks]:
+    """Every field that holds blocks, by its path.
+
+    >>> {path: mark.slot for path, mark in slot_paths().items() if path.startswith("inner")}
+    {'inner.rule': 'rule', 'inner.order': 'order'}
+    """
+    found: dict[str, OneBlock | ManyBlocks] = {}
+    hints = get_type_hints(layout, include_extras=True)
+    for field in fields(layout):
+        annotation = hints[field.name]
+        if is_dataclass(annotation) and isinstance(annotation, type):
+            found |= slot_paths(annotation, f"{prefix}{field.name}.")
+        elif mark := slot_of(annotation):
+            found[prefix + field.name] = mark
+    return found

@@ -1,0 +1,137 @@
+"""What the command prints about blocks and experiments, taken from the code itself."""
+
+import inspect
+import textwrap
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from torch import nn
+
+from metablocks.recipe import schema
+from metablocks.recipe.build import Experiment
+from metablocks.recipe.load import Shipped
+from metablocks.recipe.parse import show
+from metablocks.recipe.slots import SLOTS, Slot
+
+
+def blocks_text(slots: Iterable[Slot] = tuple(SLOTS.values())) -> str:
+    """Every block of the slots: equation, source, and each field's type and default.
+
+    >>> print(blocks_text([SLOTS["order"]]))  # doctest: +ELLIPSIS
+    order: through which steps the meta-gradient looks
+    <BLANKLINE>
+      second_order (metablocks.order:SecondOrder)
+          MAML: every step is differentiated through.
+          Source: Finn, Abbeel, Levine 2017.
+    ...
+    """
+    return "\n\n".join(_slot_text(slot) for slot in slots)
+
+
+def shipped_text(recipes: Iterable[Shipped]) -> str:
+    """One line a recipe: name, title, citation."""
+    rows = list(recipes)
+    width = [max((len(row[column]) for row in rows), default=0) for column in (0, 1)]
+    return "\n".join(
+        f"{name:<{width[0]}}  {title:<{width[1]}}  {cite}".rstrip() for name, title, cite in rows
+    )
+
+
+def summary(experiment: Experiment) -> str:
+    """In a few lines, what an experiment would train."""
+    recipe, learner, plan = experiment.recipe, experiment.learner, experiment.evaluation
+    source = experiment.source
+    sizes = [
+        f"{value} {name}"
+        for name, value in recipe.at("tasks").items()
+        if name in ("ways", "shots", "queries")
+    ]
+    shape = " × ".join(str(size) for size in source.input_shape)
+    parameters = dict(learner.model.named_parameters())
+    adapted = sum(parameters[name].numel() for name in learner.adapted)
+    rules = " → ".join(entry["block"] for entry in recipe.at("inner.rule"))
+    optimizer, schedule = recipe.at("outer.optimizer"), recipe.at("outer.schedule.block")
+    steps = experiment.epochs * experiment.steps_per_epoch
+    rows = {
+        "tasks": [recipe.at("tasks.block"), *sizes, source.kind, f"{shape} → {source.outputs}"],
+        "model": [
+            recipe.at("model.block"),
+            f"{_count(learner.model):,} parameters",
+            f"{adapted:,} adapt inside a task",
+        ],
+        "inner": [
+            _plural(learner.steps, "step"),
+            rules,
+            recipe.at("inner.order.block"),
+            f"{_count(learner.rule):,} learned by the rule",
+        ],
+        "outer": [
+            f"{recipe.at('outer.step_loss.block')} loss",
+            recipe.at("outer.estimator.block"),
+            f"{optimizer['block']} lr {optimizer['lr']:g}" if "lr" in optimizer else "",
+            f"{schedule} schedule",
+        ],
+        "training": [
+            f"{_plural(experiment.epochs, 'epoch')} × {_plural(experiment.steps_per_epoch, 'step')}"
+            f" × {_plural(experiment.tasks_per_step, 'task')}",
+            f"{steps * experiment.tasks_per_step:,} tasks in all",
+        ],
+        "evaluation": [
+            _plural(plan.tasks, "task"),
+            "every epoch" if plan.every == 1 else f"every {plan.every} epochs",
+            _plural(plan.inner_steps, "inner step"),
+        ],
+        "hardware": [
+            str(experiment.device),
+            recipe.at("hardware.executor.block"),
+            recipe.at("hardware.precision"),
+        ],
+    }
+    cite = f" ({recipe.values['cite']})" if recipe.values["cite"] else ""
+    lines = [f"{recipe.name}{cite}"]
+    lines += [f"  {name:<11}{', '.join(filter(None, parts))}" for name, parts in rows.items()]
+    return "\n".join([*lines, f"  {'hash':<11}{recipe.hash}"])
+
+
+def _slot_text(slot: Slot) -> str:
+    blocks = [_block_text(name, target, slot) for name, target in slot.blocks.items()]
+    return "\n\n".join([f"{slot.name}: {slot.question}", *blocks])
+
+
+def _block_text(name: str, target: Callable[..., Any], slot: Slot) -> str:
+    known = schema.fields(target, slot.context).values()
+    width = max((len(field.name) for field in known), default=0)
+    lines = [f"  {name} ({target.__module__}:{target.__qualname__})"]
+    lines += [textwrap.indent(paragraph, " " * 6) for paragraph in _about(target)]
+    for field in known:
+        takes = schema.describe(field.annotation) or str(field.annotation)
+        default = "required" if field.required else f"default {_shown(field.default)}"
+        lines.append(f"      - {field.name:<{width}}  {takes}; {default}")
+    return "\n".join(lines)
+
+
+def _about(target: Callable[..., Any]) -> list[str]:
+    """First paragraph of the docstring, the equation set off below it, and the source."""
+    paragraphs = (inspect.getdoc(target) or "").split("\n\n")
+    about = paragraphs[:1] if paragraphs[0] else []
+    if len(paragraphs) > 1 and all(line.startswith("    ") for line in paragraphs[1].splitlines()):
+        about.append(paragraphs[1])
+    for paragraph in paragraphs[1:]:
+        _, found, source = f"\n{paragraph}".partition("\nSource: ")
+        if found:
+            about.append(f"Source: {source}")
+    return about
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(_shown(item) for item in value)}]"
+    return value if isinstance(value, str) and value else show(value)
+
+
+def _count(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+def _plural(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"

@@ -1,0 +1,165 @@
+"""Outer optimisers and schedules as blocks: thin, typed functions onto `torch.optim`.
+
+An optimiser takes the learner's named parameters. `groups` gives some of them other options, by
+shell patterns over their names (`model.*`, `rule.*`):
+
+    optimizer: {block: adam, lr: 1e-3, groups: {"rule.*": {lr: 1e-4}}}
+"""
+
+from collections.abc import Iterable, Mapping
+from fnmatch import fnmatchcase
+from typing import Annotated, Any, TypeAlias
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
+
+from metablocks.errors import BlockError, suggest
+from metablocks.recipe.schema import GroupOptions, Interval
+
+NamedParameters: TypeAlias = Iterable[tuple[str, nn.Parameter]]
+Groups: TypeAlias = Annotated[Mapping[str, Mapping[str, Any]], GroupOptions()]
+
+_NonNegative = Annotated[float, Interval(at_least=0)]
+_Positive = Annotated[float, Interval(above=0)]
+_Decay = Annotated[float, Interval(at_least=0, below=1)]
+
+
+def adam(
+    parameters: NamedParameters,
+    *,
+    lr: _NonNegative,
+    betas: tuple[_Decay, _Decay] = (0.9, 0.999),
+    eps: _Positive = 1e-8,
+    weight_decay: _NonNegative = 0.0,
+    groups: Groups | None = None,
+) -> Optimizer:
+    """Adam: m ← β₁m + (1−β₁)g, v ← β₂v + (1−β₂)g², θ ← θ − lr · m̂ / (√v̂ + eps).
+
+    Source: Kingma, Ba 2015 (torch.optim.Adam).
+
+    >>> model = nn.Linear(1, 1)
+    >>> optimizer = adam(model.named_parameters(), lr=1e-3, groups={"bias": {"lr": 1e-4}})
+    >>> [group["lr"] for group in optimizer.param_groups]
+    [0.001, 0.0001]
+
+    Raises `BlockError` for a pattern of `groups` that selects nothing or overlaps another.
+    """
+    return torch.optim.Adam(
+        split(parameters, groups), lr=lr, betas=betas, eps=eps, weight_decay=weight_decay
+    )
+
+
+def adamw(
+    parameters: NamedParameters,
+    *,
+    lr: _NonNegative,
+    betas: tuple[_Decay, _Decay] = (0.9, 0.999),
+    eps: _Positive = 1e-8,
+    weight_decay: _NonNegative = 0.01,
+    groups: Groups | None = None,
+) -> Optimizer:
+    """AdamW: Adam, with the decay taken off the parameters, θ ← θ − lr · weight_decay · θ.
+
+    Source: Loshchilov, Hutter 2019 (torch.optim.AdamW).
+
+    Raises `BlockError` for a pattern of `groups` that selects nothing or overlaps another.
+    """
+    return torch.optim.AdamW(
+        split(parameters, groups), lr=lr, betas=betas, eps=eps, weight_decay=weight_decay
+    )
+
+
+def sgd(
+    parameters: NamedParameters,
+    *,
+    lr: _NonNegative,
+    momentum: _NonNegative = 0.0,
+    nesterov: bool = False,
+    weight_decay: _NonNegative = 0.0,
+    groups: Groups | None = None,
+) -> Optimizer:
+    """Stochastic gradient descent: b ← momentum · b + g, θ ← θ − lr · b.
+
+    Source: Robbins, Monro 1951; Sutskever et al. 2013 (torch.optim.SGD).
+
+    Raises `BlockError` for Nesterov momentum without momentum, and for a pattern of `groups` that
+    selects nothing or overlaps another.
+    """
+    if nesterov and momentum == 0:
+        raise BlockError("nesterov is true, but momentum is 0; give momentum, such as 0.9")
+    return torch.optim.SGD(
+        split(parameters, groups),
+        lr=lr,
+        momentum=momentum,
+        nesterov=nesterov,
+        weight_decay=weight_decay,
+    )
+
+
+def constant(optimizer: Optimizer) -> LRScheduler | None:
+    """The optimiser's own rates, unchanged: lr(e) = lr."""
+    return None
+
+
+def cosine(optimizer: Optimizer, *, final: _NonNegative, epochs: int) -> LRScheduler | None:
+    """Cosine annealing, per epoch e: lr(e) = final + ½ (lr − final) (1 + cos(π e / epochs)).
+
+    Every group of the optimiser goes from its own rate to `final`.
+
+    Source: Loshchilov, Hutter 2017; MAML++ uses it (torch.optim.lr_scheduler.CosineAnnealingLR).
+
+    >>> optimizer = torch.optim.SGD(nn.Linear(1, 1).parameters(), lr=0.5)
+    >>> cosine(optimizer, final=0.0, epochs=10).T_max
+    10
+
+    Raises `BlockError` where `final` is above a rate of the optimiser.
+    """
+    lowest = min(float(group["lr"]) for group in optimizer.param_groups)
+    if final > lowest:
+        raise BlockError(f"final is {final}, above the optimiser's rate {lowest}; it takes less")
+    return CosineAnnealingLR(optimizer, T_max=epochs, eta_min=final)
+
+
+def split(
+    parameters: NamedParameters, groups: Mapping[str, Mapping[str, Any]] | None
+) -> list[dict[str, Any]]:
+    """Trainable parameters in `torch.optim` groups: those no pattern matches, then one a pattern.
+
+    Raises `BlockError` where nothing is trainable, and where a pattern matches nothing, only frozen
+    parameters, or a parameter that an earlier pattern matched.
+    """
+    named = dict(parameters)
+    free = {name: p for name, p in named.items() if p.requires_grad}
+    if not free:
+        raise BlockError("no parameter is trainable; the outer loop has nothing to learn")
+    result: list[dict[str, Any]] = []
+    taken: dict[str, str] = {}
+    for pattern, options in (groups or {}).items():
+        matched = [name for name in named if fnmatchcase(name, pattern)]
+        if not matched:
+            known = _shorten(named)
+            raise BlockError(
+                f'groups pattern "{pattern}" matches no parameter{suggest(pattern, named)}; '
+                f"the names are: {known}"
+            )
+        for name in matched:
+            if name in taken:
+                raise BlockError(
+                    f'groups pattern "{pattern}" matches {name}, which "{taken[name]}" matches too'
+                )
+            taken[name] = pattern
+        chosen = [free[name] for name in matched if name in free]
+        if not chosen:
+            raise BlockError(
+                f'groups pattern "{pattern}" matches frozen parameters only: {_shorten(matched)}'
+            )
+        result.append({"params": chosen, **options})
+    rest = [p for name, p in free.items() if name not in taken]
+    return [{"params": rest}, *result] if rest else result
+
+
+def _shorten(names: Iterable[str]) -> str:
+    names = list(names)
+    return ", ".join(names[:8]) + (f", … ({len(names)} in all)" if len(names) > 8 else "")

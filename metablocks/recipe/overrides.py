@@ -1,0 +1,134 @@
+"""Overrides: `--set inner.steps=3` applied to the tree of a recipe, from left to right.
+
+The value is YAML, read as strictly as the file. A path may end at a field that the file leaves to
+its default; whether the field exists is for the schema to say. Replacing a `block` clears the
+fields that belonged to the old one.
+"""
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+
+from metablocks.errors import RecipeError
+from metablocks.recipe.layout import OneBlock, slot_paths
+from metablocks.recipe.parse import Node, Place, Problem, join, parse_value, plain
+
+_STEP = re.compile(r'\.?([A-Za-z_][A-Za-z0-9_-]*)|\[([0-9]{1,6})\]|\[("(?:[^"\\]|\\.)*")\]')
+
+
+def apply_overrides(
+    root: Node, overrides: Sequence[str], problems: list[Problem]
+) -> tuple[Node, list[str]]:
+    """The tree with every `path=value` applied, and notes on what that cleared.
+
+    Appends to `problems` what cannot be applied. The given tree is not changed.
+
+    >>> from metablocks.recipe.parse import parse
+    >>> root = parse("inner: {steps: 5, order: {block: truncated, last: 2}}", "x.yaml", [])
+    >>> root, notes = apply_overrides(root, ["inner.steps=3", "inner.order.block=final"], [])
+    >>> plain(root)
+    {'inner': {'steps': 3, 'order': {'block': 'final'}}}
+    >>> notes
+    ['--set inner.order.block=final: cleared last, which belonged to truncated']
+    """
+    notes: list[str] = []
+    for override in overrides:
+        source = f"--set {override}"
+        try:
+            path, value = _split(override, source, problems)
+            root = _assign(root, path, value, "", source, notes)
+        except RecipeError as error:
+            message = str(error).removeprefix(f"{source}: ")
+            problems.append(Problem(Place(source), "", message))
+    return root, notes
+
+
+def _split(override: str, source: str, problems: list[Problem]) -> tuple[list[str | int], Node]:
+    name, equals, text = _cut(override)
+    if not equals:
+        raise RecipeError("no = in it; it takes path=value, such as inner.steps=3")
+    steps: list[str | int] = []
+    position = 0
+    while position < len(name):
+        match = _STEP.match(name, position)
+        if match is None or (match[1] and match[0].startswith(".") == (position == 0)):
+            break
+        word, index, quoted = match.groups()
+        steps.append(word or (int(index) if index else json.loads(quoted)))
+        position = match.end()
+    if position < len(name) or not steps or not isinstance(steps[0], str):
+        raise RecipeError(
+            f'"{name}" is no path; it takes fields and entries, such as inner.rule[0].init'
+        )
+    return steps, parse_value(text, source, problems)
+
+
+def _cut(override: str) -> tuple[str, str, str]:
+    """Cut at the first `=` outside a quoted path step."""
+    match = re.match(r'((?:[^="]|"(?:[^"\\]|\\.)*")*)(=?)(.*)', override, re.DOTALL)
+    assert match is not None
+    name, equals, text = match.groups()
+    return name.strip(), equals, text
+
+
+def _assign(
+    node: Node, path: list[str | int], value: Node, at: str, source: str, notes: list[str]
+) -> Node:
+    if not path:
+        if _is_slot(at) and _fields(node) and _name(value) != _name(node):
+            _note(source, node, notes)
+        return replace(value, key=node.key)
+    step, *rest = path
+    if isinstance(step, int):
+        if not isinstance(node.value, list):
+            raise RecipeError(f"{at} is not a list; it has no [{step}]")
+        if step >= len(node.value):
+            count = len(node.value)
+            raise RecipeError(
+                f"{at} has {count} {'entry' if count == 1 else 'entries'}; there is no [{step}]"
+            )
+        items = list(node.value)
+        items[step] = _assign(items[step], rest, value, join(at, step), source, notes)
+        return replace(node, value=items)
+    if isinstance(node.value, str) and _is_slot(at):  # the shorthand of {block: name}
+        node = replace(node, value={"block": Node(node.value, node.place)})
+    if node.value is None:
+        node = replace(node, value={})
+    if not isinstance(node.value, dict):
+        kind = "a list" if isinstance(node.value, list) else "one value"
+        hint = f"; say which entry: {at}[0].{step}" if kind == "a list" else ""
+        raise RecipeError(f'{at} is {kind}; it has no field "{step}"{hint}')
+    entries = dict(node.value)
+    if step == "block" and not rest and _is_slot(at) and _name(value) != _name(node):
+        _note(source, node, notes)
+        entries = {}
+    place = Place(source)
+    old = entries.get(step, Node(None, place, key=place))
+    entries[step] = _assign(old, rest, value, join(at, step), source, notes)
+    return replace(node, value=entries)
+
+
+def _is_slot(path: str) -> bool:
+    bare, index = re.sub(r"\[\d+\]$", "", path), path.endswith("]")
+    mark = slot_paths().get(bare)
+    return mark is not None and index != isinstance(mark, OneBlock)
+
+
+def _name(node: Node) -> object:
+    """The block's name: of a mapping its `block`, of shorthand itself."""
+    return plain(node.value["block"]) if _has_block(node) else plain(node)
+
+
+def _has_block(node: Node) -> bool:
+    return isinstance(node.value, dict) and "block" in node.value
+
+
+def _fields(node: Node) -> list[str]:
+    return [key for key in node.value if key != "block"] if isinstance(node.value, dict) else []
+
+
+def _note(source: str, node: Node, notes: list[str]) -> None:
+    if _fields(node):
+        owner = f", which belonged to {_name(node)}" if _has_block(node) else ""
+        notes.append(f"{source}: cleared {', '.join(_fields(node))}{owner}")

@@ -1,0 +1,283 @@
+"""YAML text to a tree of values that know their line and column.
+
+The accepted language is small on purpose: mappings with text keys, lists, and scalars as YAML 1.2
+reads them (`1e-3` is a number; `yes`, `0o17` and `1:30` are text). A recipe is a complete
+statement, so anchors, aliases, merge keys and tags are refused, as are duplicate keys. What is
+wrong but leaves the tree readable is collected as a `Problem`; text that is no YAML at all raises
+`RecipeError` at once.
+"""
+
+import json
+import re
+import unicodedata
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Any, NoReturn, TypeAlias
+
+import yaml
+from yaml import events
+
+from metablocks.errors import RecipeError
+
+Scalar: TypeAlias = bool | int | float | str | None
+
+MAX_DEPTH = 20
+_PLAIN_KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*")
+_INTEGER = re.compile(r"[-+]?(0|[1-9][0-9]{0,39})")
+_FLOAT = re.compile(r"[-+]?(\.[0-9]+|(0|[1-9][0-9]*)(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
+_WORDS: dict[str, Scalar] = {
+    **dict.fromkeys(("", "~", "null", "Null", "NULL"), None),
+    **dict.fromkeys(("true", "True", "TRUE"), True),
+    **dict.fromkeys(("false", "False", "FALSE"), False),
+    **dict.fromkeys((".inf", ".Inf", ".INF", "+.inf", "+.Inf", "+.INF"), float("inf")),
+    **dict.fromkeys(("-.inf", "-.Inf", "-.INF"), float("-inf")),
+    **dict.fromkeys((".nan", ".NaN", ".NAN"), float("nan")),
+}
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a value was written: a file with line and column from 1, or a source without lines.
+
+    >>> str(Place("recipes/x.yaml", 7, 5)), str(Place("--set inner.steps=3"))
+    ('recipes/x.yaml:7:5', '--set inner.steps=3')
+    """
+
+    source: str
+    line: int = 0
+    column: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.source}:{self.line}:{self.column}" if self.line else self.source
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing wrong with a recipe: where it stands, which field, and what would work.
+
+    >>> print(Problem(Place("x.yaml", 7, 5), "inner.steps", "takes an integer, given 1.5"))
+    x.yaml:7:5 inner.steps: takes an integer, given 1.5
+    """
+
+    place: Place
+    path: str
+    message: str
+
+    def __str__(self) -> str:
+        between = " " if self.place.line else ": "
+        return f"{self.place}{between + self.path if self.path else ''}: {self.message}"
+
+
+@dataclass(frozen=True)
+class Node:
+    """A value with its place. `value` is a scalar, a list of nodes, or a dict of nodes.
+
+    `key` is the place of the key it stands under, where it stands under one.
+    """
+
+    value: Any
+    place: Place
+    key: Place | None = None
+
+    @property
+    def at(self) -> Place:
+        """The place of the key, or of the value where there is no key."""
+        return self.key or self.place
+
+
+def raise_problems(problems: Iterable[Problem]) -> None:
+    """Raise one `RecipeError` that lists all problems in file order, if there are any."""
+    unique = list(dict.fromkeys(problems))
+    if unique:
+        unique.sort(key=lambda p: (not p.place.line, p.place.line, p.place.column))
+        raise RecipeError("\n".join(str(problem) for problem in unique))
+
+
+def join(path: str, key: str | int) -> str:
+    """The path of an entry below `path`.
+
+    >>> join("inner.rule", 1), join("inner", "steps"), join("groups", "rule.*")
+    ('inner.rule[1]', 'inner.steps', 'groups["rule.*"]')
+    """
+    if isinstance(key, int):
+        return f"{path}[{key}]"
+    if not _PLAIN_KEY.fullmatch(key):
+        return f"{path}[{json.dumps(key, ensure_ascii=False)}]"
+    return f"{path}.{key}" if path else key
+
+
+def scalar(text: str) -> Scalar:
+    """What an unquoted word means: null, a boolean, a number, or the text itself.
+
+    >>> [scalar(word) for word in ("1e-3", "5", "true", "yes", "0o17", "1:30", "~")]
+    [0.001, 5, True, 'yes', '0o17', '1:30', None]
+    """
+    if text in _WORDS:
+        return _WORDS[text]
+    if _INTEGER.fullmatch(text):
+        return int(text)
+    if _FLOAT.fullmatch(text):
+        return float(text)
+    return text
+
+
+def plain(node: Node) -> Any:
+    """The node's value without places: scalars, lists and dicts."""
+    if isinstance(node.value, dict):
+        return {key: plain(child) for key, child in node.value.items()}
+    if isinstance(node.value, list):
+        return [plain(child) for child in node.value]
+    return node.value
+
+
+def to_node(value: Any, place: Place) -> Node:
+    """The inverse of `plain`, every node at one place."""
+    if isinstance(value, dict):
+        return Node({key: to_node(child, place) for key, child in value.items()}, place)
+    if isinstance(value, list | tuple):
+        return Node([to_node(child, place) for child in value], place)
+    return Node(value, place)
+
+
+def parse(text: str, source: str, problems: list[Problem]) -> Node:
+    """The tree of one YAML document; `source` names it in messages.
+
+    Appends to `problems` what is refused but readable. Raises `RecipeError` for text that is not
+    YAML, is empty, or holds several documents.
+
+    >>> node = parse("inner: {steps: 5}", "x.yaml", [])
+    >>> plain(node), str(node.value["inner"].value["steps"].place)
+    ({'inner': {'steps': 5}}, 'x.yaml:1:16')
+    """
+    try:
+        stream = list(yaml.parse(text, Loader=yaml.BaseLoader))
+    except yaml.MarkedYAMLError as error:
+        _raise_syntax(error, source)
+    except yaml.reader.ReaderError as error:
+        before = text[: error.position]
+        place = Place(source, before.count("\n") + 1, error.position - before.rfind("\n"))
+        code = error.character if isinstance(error.character, int) else ord(error.character)
+        _refuse(place, f"the character U+{code:04X} is not allowed in YAML")
+    except (yaml.YAMLError, ValueError, OverflowError) as error:
+        _refuse(Place(source), f"not valid YAML: {error}")
+    starts = [event for event in stream if isinstance(event, events.DocumentStartEvent)]
+    if not starts:
+        _refuse(Place(source), "empty; a recipe is a mapping (name, seed, tasks, model, …)")
+    if starts[0].version or starts[0].tags:
+        _refuse(_place(starts[0], source), "YAML directives are not part of a recipe")
+    if len(starts) > 1:
+        _refuse(_place(starts[1], source), "a second document; a recipe is one document")
+    return _Composer(stream[2:], source, problems).node("", 0)
+
+
+def parse_value(text: str, source: str, problems: list[Problem]) -> Node:
+    """One value as an override writes it; its nodes have no line, only `source`."""
+    collected: list[Problem] = []
+    place = Place(source)
+    try:
+        node = parse(text, source, collected)
+    except RecipeError as error:
+        message = str(error).removeprefix(source).lstrip(":0123456789 ")
+        message = "no value after =" if message.startswith("empty;") else message
+        raise RecipeError(f"{source}: {message}") from None
+    problems.extend(replace(problem, place=place) for problem in collected)
+    return to_node(plain(node), place)
+
+
+class _Composer:
+    """Events to nodes. (PyYAML's own composer hides anchors, tags and duplicate keys.)"""
+
+    def __init__(self, stream: list[Any], source: str, problems: list[Problem]) -> None:
+        self.stream = iter(stream)
+        self.source = source
+        self.problems = problems
+
+    def node(self, path: str, depth: int, event: Any = None) -> Node:
+        event = event or next(self.stream)
+        place = _place(event, self.source)
+        if depth > MAX_DEPTH:
+            _refuse(place, f"nested more than {MAX_DEPTH} levels deep")
+        self.refuse_references(event, place, path)
+        if isinstance(event, events.SequenceStartEvent):
+            return Node(self.sequence(path, depth), place)
+        if isinstance(event, events.MappingStartEvent):
+            return Node(self.mapping(path, depth), place)
+        if isinstance(event, events.AliasEvent):
+            return Node(None, place)
+        return Node(self.scalar(event, place, path), place)
+
+    def sequence(self, path: str, depth: int) -> list[Node]:
+        items: list[Node] = []
+        while not isinstance(event := next(self.stream), events.SequenceEndEvent):
+            items.append(self.node(join(path, len(items)), depth + 1, event))
+        return items
+
+    def mapping(self, path: str, depth: int) -> dict[str, Node]:
+        entries: dict[str, Node] = {}
+        while not isinstance(event := next(self.stream), events.MappingEndEvent):
+            key = self.node(path, depth + 1, event)
+            name = key.value if isinstance(key.value, str) else f"<key {len(entries)}>"
+            child = replace(self.node(join(path, name), depth + 1), key=key.place)
+            if name == "<<" and event.style is None:
+                self.problem(key.place, path, "a merge key (<<); write the fields out")
+            elif not isinstance(key.value, str):
+                self.problem(key.place, path, f"a key is a word, given {show(key)}")
+            elif name in entries:
+                first = entries[name].at.line
+                self.problem(key.place, join(path, name), f"given twice, first on line {first}")
+            else:
+                entries[name] = child
+        return entries
+
+    def scalar(self, event: Any, place: Place, path: str) -> Scalar:
+        value: str = event.value
+        if any(unicodedata.category(c) in ("Cc", "Cs") and c != "\n" for c in value):
+            self.problem(place, path, "text with control characters")
+            return ""
+        return scalar(value) if event.style is None else value
+
+    def refuse_references(self, event: Any, place: Place, path: str) -> None:
+        if isinstance(event, events.AliasEvent):
+            self.problem(place, path, f"an alias (*{event.anchor}); write the value out")
+        elif event.anchor is not None:
+            self.problem(place, path, f"an anchor (&{event.anchor}); a recipe has no references")
+        if getattr(event, "tag", None) is not None:
+            self.problem(place, path, f"a tag ({event.tag}); a recipe holds plain values only")
+
+    def problem(self, place: Place, path: str, message: str) -> None:
+        self.problems.append(Problem(place, path, message))
+
+
+def show(value: Any) -> str:
+    """How a message repeats a value, short: `"fast"`, `0.5`, `true`, `null`, `a list`.
+
+    >>> show("fast"), show(True), show(None), show([1, 2]), show({})
+    ('"fast"', 'true', 'null', 'a list of 2', 'a mapping')
+    """
+    value = value.value if isinstance(value, Node) else value
+    if isinstance(value, dict):
+        return "a mapping"
+    if isinstance(value, list | tuple):
+        return f"a list of {len(value)}"
+    if isinstance(value, str):
+        shown = value if len(value) <= 60 else value[:57] + "…"
+        return json.dumps(shown, ensure_ascii=False)
+    return "null" if value is None else str(value).lower()
+
+
+def _place(event: Any, source: str) -> Place:
+    return Place(source, event.start_mark.line + 1, event.start_mark.column + 1)
+
+
+def _refuse(place: Place, message: str) -> NoReturn:
+    raise RecipeError(str(Problem(place, "", message)))
+
+
+def _raise_syntax(error: yaml.MarkedYAMLError, source: str) -> NoReturn:
+    mark = error.problem_mark or error.context_mark
+    place = Place(source, mark.line + 1, mark.column + 1) if mark else Place(source)
+    problem = error.problem or error.context or "unreadable"
+    if "'\\t'" in problem:
+        _refuse(place, "a tab; YAML takes spaces only")
+    context = f" ({error.context})" if error.context and error.problem else ""
+    _refuse(place, f"not valid YAML: {problem}{context}")

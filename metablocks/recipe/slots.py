@@ -1,0 +1,157 @@
+"""The slots of a recipe, each with one literal table: short name to block.
+
+A block is a class or function; its keyword parameters are its recipe fields, except those that the
+builder supplies (`context`). Nothing registers itself: what is not in a table is reached by its
+path, `my_pkg.my_module:MyRule`, from packages that the user allowed.
+"""
+
+import importlib
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from metablocks.errors import RecipeError, suggest
+from metablocks.estimators import Estimator, Unrolled
+from metablocks.executors import Executor, Loop, Vmap
+from metablocks.models import MLP, Conv4
+from metablocks.order import AnnealedOrder, FirstOrder, Order, SecondOrder, TruncatedOrder
+from metablocks.recipe.optimizers import adam, adamw, constant, cosine, sgd
+from metablocks.rules import LearningRate, UpdateRule, lslr, meta_sgd
+from metablocks.step_loss import AnnealedStepLoss, FinalStepLoss, StepLoss, UniformStepLoss
+from metablocks.tasks import Linear, Omniglot, Sinusoid, Strokes
+from metablocks.tasks.base import TaskSource
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One axis of a recipe: what it answers, its blocks, what the builder supplies, its type."""
+
+    name: str
+    question: str
+    blocks: dict[str, Callable[..., Any]]
+    type: Any
+    context: tuple[str, ...] = ()
+
+
+TASKS = Slot(
+    "tasks",
+    "what is learned from",
+    {"sinusoid": Sinusoid, "linear": Linear, "strokes": Strokes, "omniglot": Omniglot},
+    TaskSource,
+    ("seed", "device", "data"),
+)
+MODEL = Slot(
+    "model", "what is learned", {"conv4": Conv4, "mlp": MLP}, nn.Module, ("input_shape", "outputs")
+)
+RULE = Slot(
+    "rule",
+    "how a gradient becomes an update",
+    {"learning_rate": LearningRate, "meta_sgd": meta_sgd, "lslr": lslr},
+    UpdateRule,
+)
+ORDER = Slot(
+    "order",
+    "through which steps the meta-gradient looks",
+    {
+        "second_order": SecondOrder,
+        "first_order": FirstOrder,
+        "truncated": TruncatedOrder,
+        "annealed": AnnealedOrder,
+    },
+    Order,
+)
+STEP_LOSS = Slot(
+    "step_loss",
+    "which steps' query losses count",
+    {"final": FinalStepLoss, "uniform": UniformStepLoss, "annealed": AnnealedStepLoss},
+    StepLoss,
+)
+ESTIMATOR = Slot(
+    "estimator", "how the meta-gradient is computed", {"unrolled": Unrolled}, Estimator
+)
+OPTIMIZER = Slot(
+    "optimizer",
+    "how the meta-parameters move",
+    {"adam": adam, "adamw": adamw, "sgd": sgd},
+    Optimizer,
+    ("parameters",),
+)
+SCHEDULE = Slot(
+    "schedule",
+    "how the meta rate changes with the epoch",
+    {"constant": constant, "cosine": cosine},
+    LRScheduler | None,
+    ("optimizer", "epochs"),
+)
+EXECUTOR = Slot(
+    "executor",
+    "how tasks are spread over the hardware",
+    {"loop": Loop, "vmap": Vmap},
+    Executor,
+)
+
+SLOTS: dict[str, Slot] = {
+    slot.name: slot
+    for slot in (
+        TASKS,
+        MODEL,
+        RULE,
+        ORDER,
+        STEP_LOSS,
+        ESTIMATOR,
+        OPTIMIZER,
+        SCHEDULE,
+        EXECUTOR,
+    )
+}
+
+
+def find(slot: Slot, name: str, allow: Collection[str] = ()) -> Callable[..., Any]:
+    """The block that `name` means in a slot: a short name, or `package.module:Name`.
+
+    Raises `RecipeError` for a name that is not in the table, a package that is not allowed, and a
+    path that leads to nothing callable.
+
+    >>> find(ORDER, "truncated").__name__
+    'TruncatedOrder'
+    """
+    if ":" in name:
+        return _outside(name, allow)
+    if name not in slot.blocks:
+        hint = suggest(name, slot.blocks)
+        there_are = " There are" if hint else "; there are"
+        raise RecipeError(
+            f'no {slot.name} block is called "{name}"{hint}{there_are}: {", ".join(slot.blocks)}, '
+            "and package.module:Name with --allow package"
+        )
+    return slot.blocks[name]
+
+
+def _outside(name: str, allow: Collection[str]) -> Callable[..., Any]:
+    module_name, _, attribute = name.partition(":")
+    package = module_name.partition(".")[0]
+    if not all(part.isidentifier() for part in [*module_name.split("."), *attribute.split(".")]):
+        raise RecipeError(f'"{name}" is no path to a block; it takes package.module:Name')
+    if not any(module_name == a or module_name.startswith(f"{a}.") for a in allow):
+        raise RecipeError(
+            f'"{name}" is code from outside metablocks, which a recipe may not run by itself; '
+            f"to run it, allow it: --allow {package}"
+        )
+    try:
+        target: Any = importlib.import_module(module_name)
+    except Exception as error:
+        kind = type(error).__name__
+        raise RecipeError(f'importing "{module_name}" failed: {kind}: {error}') from error
+    for part in attribute.split("."):
+        if not hasattr(target, part):
+            near = suggest(part, dir(target))
+            raise RecipeError(f'"{module_name}" has no "{attribute}"{near}')
+        target = getattr(target, part)
+    if not callable(target):
+        raise RecipeError(f'"{name}" is a {type(target).__name__}; it takes a class or function')
+    found: Callable[..., Any] = target
+    return found
