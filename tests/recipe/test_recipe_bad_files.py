@@ -1,0 +1,354 @@
+"""A bad recipe: exit status 2, and on stderr exactly what is wrong, where, and what would work."""
+
+import re
+
+import pytest
+from recipe_texts import GOOD, broken
+
+from metablocks.cli import main
+from metablocks.recipe.parse import parse, scalar
+
+ONE_ERROR = {
+    "typo at the top": (
+        ("seed: 0", "sede: 0"),
+        "bad.yaml:1:1 seed: missing; it takes an integer of at least 0 and at most "
+        "4294967295\n"
+        'bad.yaml:3:1 sede: unknown field; did you mean "seed"? It takes: name, seed, tasks, model, '
+        "inner, outer, evaluation, hardware, cite",
+    ),
+    "typo in a section": (
+        ("  steps: 2", "  stesp: 2"),
+        "bad.yaml:8:1 inner.steps: missing; it takes an integer of at least 0\n"
+        'bad.yaml:9:3 inner.stesp: unknown field; did you mean "steps"? '
+        "It takes: steps, adapt, rule, order",
+    ),
+    "typo in a block in a list": (
+        ("learn: true", "leanr: true"),
+        "bad.yaml:12:42 inner.rule[0].leanr: unknown field; did you mean "
+        '"learn"? It takes: init, granularity, per_step, learn',
+    ),
+    "typo in an optimiser group": (
+        ("{lr: 1e-4}", "{rl: 1e-4}"),
+        'bad.yaml:17:58 outer.optimizer.groups["rule.*"].rl: unknown field; '
+        "it takes: lr, betas, eps, weight_decay",
+    ),
+    "unknown field without a near name": (
+        ("block: loop", "block: loop, colour: red"),
+        "bad.yaml:23:49 hardware.executor.colour: unknown field; it takes no fields",
+    ),
+    "missing field": (
+        (", final: 0.0", ""),
+        "bad.yaml:18:3 outer.schedule.final: missing; it takes a number of at least 0",
+    ),
+    "duplicate key": (
+        ("  steps: 2", "  steps: 2\n  steps: 3"),
+        "bad.yaml:10:3 inner.steps: given twice, first on line 9",
+    ),
+    "duplicate key, deep": (
+        ("{lr: 1e-4}", "{lr: 1e-4, lr: 1e-5}"),
+        'bad.yaml:17:68 outer.optimizer.groups["rule.*"].lr: given twice, first on line 17',
+    ),
+    "text for a number": (
+        ("lr: 1e-3", "lr: fast"),
+        'bad.yaml:17:32 outer.optimizer.lr: takes a number of at least 0, given "fast"',
+    ),
+    "quoted number": (
+        ("init: 0.01", 'init: "0.01"'),
+        'bad.yaml:12:36 inner.rule[0].init: takes a number, given "0.01"',
+    ),
+    "fraction for an integer": (
+        ("shots: 5", "shots: 2.5"),
+        "bad.yaml:4:33 tasks.shots: takes an integer, given 2.5",
+    ),
+    "boolean for an integer": (
+        ("  epochs: 2", "  epochs: true"),
+        "bad.yaml:21:11 outer.epochs: takes an integer of at least 1, given true",
+    ),
+    "yes is not a boolean": (
+        ("learn: true", "learn: yes"),
+        'bad.yaml:12:49 inner.rule[0].learn: takes true or false, given "yes"; write true',
+    ),
+    "0o17 is not a number": (
+        ("seed: 0", "seed: 0o17"),
+        'bad.yaml:3:7 seed: takes an integer of at least 0 and at most 4294967295, given "0o17"',
+    ),
+    "not finite": (
+        ("init: 0.01", "init: .inf"),
+        "bad.yaml:12:36 inner.rule[0].init: takes a number, given inf; it must be finite",
+    ),
+    "too large for a float": (
+        ("init: 0.01", "init: 1e999"),
+        "bad.yaml:12:36 inner.rule[0].init: takes a number, given inf; it must be finite",
+    ),
+    "no value": (
+        ("hidden: [8]", "hidden:"),
+        "bad.yaml:7:10 model.hidden: takes a list of integers, given null",
+    ),
+    "wrong entry of a list": (
+        ("hidden: [8]", "hidden: [8, wide]"),
+        'bad.yaml:7:15 model.hidden[1]: takes an integer, given "wide"',
+    ),
+    "list of the wrong length": (
+        ("shots: 5", "shots: 5, phase: [0]"),
+        "bad.yaml:4:43 tasks.phase: takes a list of 2 numbers, given a list of 1",
+    ),
+    "unknown choice": (
+        ("precision: float64", "precision: flaot64"),
+        'bad.yaml:23:61 hardware.precision: takes "float32" or "float64", given "flaot64"; '
+        'did you mean "float64"?',
+    ),
+    "range of the structure": (
+        ("tasks_per_step: 4", "tasks_per_step: 0"),
+        "bad.yaml:19:19 outer.tasks_per_step: takes an integer of at least 1, given 0",
+    ),
+    "range of an optimiser": (
+        ("lr: 1e-3,", "lr: 1e-3, betas: [0.9, 1],"),
+        "bad.yaml:17:51 outer.optimizer.betas[1]: takes a number of at least 0 and below 1, "
+        "given 1",
+    ),
+    "unknown block": (
+        ("block: loop", "block: lop"),
+        'bad.yaml:23:43 hardware.executor.block: no executor block is called "lop"; did you mean '
+        '"loop"? There are: loop, vmap, and package.module:Name with --allow package',
+    ),
+    "block without a name": (
+        ("{block: loop}", "{}"),
+        "bad.yaml:23:25 hardware.executor: has no block; it takes block: one of loop, vmap",
+    ),
+    "list for a block": (
+        ("{block: loop}", "[loop]"),
+        "bad.yaml:23:35 hardware.executor: takes a block, {block: name, …}, given a list of 1; "
+        "there are: loop, vmap",
+    ),
+    "block for a list of blocks": (
+        ("- {block: learning_rate, init: 0.01, learn: true}", "block: lslr"),
+        "bad.yaml:12:5 inner.rule: takes a list of blocks, such as "
+        "[{block: learning_rate, …}], given a mapping",
+    ),
+    "value for a section": (
+        ("{tasks: 10, every: 1, inner_steps: 3}", "often"),
+        'bad.yaml:22:13 evaluation: takes a mapping of tasks, every, inner_steps, given "often"',
+    ),
+    "anchor and alias": (
+        ("shots: 5, queries: 5", "shots: &n 5, queries: *n"),
+        "bad.yaml:4:33 tasks.shots: an anchor (&n); a recipe has no references\n"
+        "bad.yaml:4:48 tasks.queries: an alias (*n); write the value out\n"
+        "bad.yaml:4:48 tasks.queries: takes an integer, given null",
+    ),
+    "merge key": (
+        ("{block: final}", "{block: final, <<: {a: 1}}"),
+        "bad.yaml:15:29 outer.step_loss: a merge key (<<); write the fields out",
+    ),
+    "tag": (
+        ("seed: 0", "seed: !!int 0"),
+        "bad.yaml:3:7 seed: a tag (tag:yaml.org,2002:int); a recipe holds plain values only",
+    ),
+    "number for a key": (
+        ("{block: final}", "{block: final, 1: 2}"),
+        "bad.yaml:15:29 outer.step_loss: a key is a word, given 1",
+    ),
+    "invalid YAML": (
+        ("hidden: [8]", "hidden: [8"),
+        "bad.yaml:8:6: not valid YAML: expected ',' or ']', but got ':' "
+        "(while parsing a flow sequence)",
+    ),
+    "lone surrogate": (
+        ("A good recipe", r'"\ud800"'),
+        "bad.yaml:1:7 name: text with control characters",
+    ),
+    "tab": (("  steps: 2", "\tsteps: 2"), "bad.yaml:9:1: a tab; YAML takes spaces only"),
+    "control character": (
+        ("A good recipe", "A \x07 recipe"),
+        "bad.yaml:1:9: the character U+0007 is not allowed in YAML",
+    ),
+    "second document": (
+        ("seed: 0", "seed: 0\n---"),
+        "bad.yaml:4:1: a second document; a recipe is one document",
+    ),
+    "more last steps than steps": (
+        ("last: 1", "last: 3"),
+        "bad.yaml:13:35 inner.order.last: 3, but inner.steps is 2; it takes 0 to 2",
+    ),
+    "more evaluation steps than per-step rates": (
+        ("learn: true", "per_step: true, learn: true"),
+        "bad.yaml:22:48 evaluation.inner_steps: 3, but a per-step block of this recipe is made for "
+        "2 (inner.steps); take at most 2, or a rule with per_step: false",
+    ),
+    "nothing to adapt": (
+        ('adapt: ["*"]', "adapt: hed.*"),
+        'bad.yaml:10:10 inner.adapt: pattern "hed.*" matches no parameter; the names are: '
+        "body.linear0.weight, body.linear0.bias, head.weight, head.bias",
+    ),
+    "group that matches nothing": (
+        ("learn: true", "learn: false"),
+        'bad.yaml:17:46 outer.optimizer.groups: groups pattern "rule.*" matches no parameter; '
+        "the names are: model.body.linear0.weight, model.body.linear0.bias, model.head.weight, "
+        "model.head.bias",
+    ),
+    "final rate above the rate": (
+        ("final: 0.0", "final: 0.1"),
+        "bad.yaml:18:36 outer.schedule.final: final is 0.1, above the optimiser's rate 0.0001; "
+        "it takes less",
+    ),
+}
+
+CONSTRUCTORS = {  # other words follow, a constructor's own or this machine's devices
+    "no such device": (
+        ("device: cpu", "device: tpu9"),
+        'bad.yaml:23:20 hardware.device: "tpu9" is no device; it takes auto, cpu',
+    ),
+    "device that is not here": (
+        ("device: cpu", "device: xla:7"),
+        "bad.yaml:23:20 hardware.device: xla:7 is not available here; this machine has auto, cpu",
+    ),
+    "ways of a task source": (
+        ("{block: sinusoid, ", "{block: strokes, ways: 0, "),
+        "bad.yaml:4:31 tasks.ways: ",
+    ),
+    "shots": (("shots: 5", "shots: 0"), "bad.yaml:4:33 tasks.shots: "),
+    "default that no longer fits": (
+        ("{block: sinusoid, ", "{block: strokes, ways: 5, max_strokes: 1, "),
+        "bad.yaml:4:",
+    ),
+    "model that does not fit the tasks": (
+        ("  block: mlp\n  hidden: [8]", "  block: conv4"),
+        "bad.yaml:6:3 model: ",
+    ),
+    "chunk": (("block: loop", "block: vmap, chunk: 0"), "bad.yaml:23:56 hardware.executor.chunk: "),
+    "last": (("last: 1", "last: -1"), "bad.yaml:13:35 inner.order.last: "),
+}
+
+
+@pytest.fixture
+def check(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+
+    def check(text, *arguments):
+        data = text if isinstance(text, bytes) else text.encode()
+        (tmp_path / "bad.yaml").write_bytes(data)
+        status = main(["check", "bad.yaml", *arguments])
+        out, err = capsys.readouterr()
+        assert "Traceback" not in out + err
+        return status, out, err
+
+    return check
+
+
+def test_good_recipe_passes_so_the_broken_ones_fail_for_their_own_reason(check):
+    status, out, err = check(GOOD)
+    assert (status, err) == (0, "")
+    assert out.startswith("A good recipe (Nobody 2020)\n")
+
+
+@pytest.mark.parametrize("case", ONE_ERROR)
+def test_bad_recipe_says_what_where_and_what_would_work(check, case):
+    change, message = ONE_ERROR[case]
+    status, out, err = check(broken(change))
+    assert (status, out) == (2, "")
+    assert err == f"{message}\n"
+
+
+@pytest.mark.parametrize("case", CONSTRUCTORS)
+def test_what_a_constructor_refuses_is_placed_at_the_field(check, case):
+    change, start = CONSTRUCTORS[case]
+    status, out, err = check(broken(change))
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith(start)
+
+
+def test_every_place_is_where_its_text_stands():
+    lines = GOOD.splitlines()
+    count = 0
+    pending = [parse(GOOD, "x", [])]
+    while pending:
+        node = pending.pop()
+        below = node.value
+        if isinstance(below, dict | list):
+            pending.extend(below.values() if isinstance(below, dict) else below)
+            for key, child in below.items() if isinstance(below, dict) else ():
+                text = lines[child.key.line - 1][child.key.column - 1 :]
+                assert text.startswith((f"{key}:", f'"{key}":'))
+        else:
+            text = lines[node.place.line - 1][node.place.column - 1 :]
+            word = re.match(r'"(.*?)"|(.*?)(?:[,}\]]|$)', text)
+            assert scalar(word[1] or word[2]) == below
+            count += 1
+    assert count == 31
+
+
+def test_all_errors_are_reported_at_once_in_file_order(check):
+    text = broken(
+        ("seed: 0", "seed: -1"),
+        ("shots: 5", "shots: 0"),
+        ("learn: true", "learn: yes"),
+        ("lr: 1e-3", "lr: fast"),
+        ("  epochs: 2", "  epoch: 2"),
+        ("block: loop", "block: lop"),
+    )
+    status, _, err = check(text, "--set", "inner.stpes=3")
+    assert status == 2
+    assert [line.split(": ")[0] for line in err.splitlines()] == [
+        "bad.yaml:3:7 seed",
+        "bad.yaml:4:33 tasks.shots",
+        "bad.yaml:12:49 inner.rule[0].learn",
+        "bad.yaml:14:1 outer.epochs",
+        "bad.yaml:17:32 outer.optimizer.lr",
+        "bad.yaml:21:3 outer.epoch",
+        "bad.yaml:23:43 hardware.executor.block",
+        "--set inner.stpes=3",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "bad.yaml: empty; a recipe is a mapping (name, seed, tasks, model, …)"),
+        (b"# only a comment\n", "bad.yaml: empty; a recipe is a mapping (name, seed, tasks, …)"),
+        (
+            b"- a\n- b\n",
+            "bad.yaml:1:1: takes a mapping of name, seed, tasks, model, inner, outer, ",
+        ),
+        (b"name: caf\xe9\n", "bad.yaml:1:10: not UTF-8 text (byte 0xe9)"),
+        (b"\xff\xfen\x00", "bad.yaml:1:1: not UTF-8 text (byte 0xff)"),
+        (b"%YAML 1.1\n---\nname: x\n", "bad.yaml:1:1: YAML directives are not part of a recipe"),
+        (b"[" * 50, "bad.yaml:"),
+        (b"name: [" + b"[" * 50 + b"]" * 51, "bad.yaml:1:27: nested more than 20 levels deep"),
+        (b'name: "\\UFFFFFFFF"', "bad.yaml: not valid YAML"),
+        (b"x" * 1_000_001, "bad.yaml: more than 1000000 bytes; this is no recipe"),
+    ],
+)
+def test_text_that_is_no_recipe_is_refused(check, data, message):
+    status, out, err = check(data)
+    assert (status, out) == (2, "")
+    assert err.startswith(message.replace("tasks, …)", ""))
+
+
+def test_good_recipe_with_byte_order_mark_and_windows_line_ends_passes(check):
+    status, _, err = check(b"\xef\xbb\xbf" + GOOD.replace("\n", "\r\n").encode())
+    assert (status, err) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("maml_sinusiod", 'maml_sinusiod: no recipe of that name; did you mean "maml_sinusoid"?'),
+        ("maml_sinusiod.yaml", 'maml_sinusiod.yaml: no such file; did you mean "maml_sinusoid"?'),
+        ("xyz", 'xyz: no recipe of that name; "metablocks recipes" lists those that ship'),
+        ("no/such.yaml", 'no/such.yaml: no such file; "metablocks recipes" lists those that ship'),
+        ("folder", "folder: a directory; a recipe is one file, such as folder/inside.yaml"),
+        ("folder/", "folder/: a directory; a recipe is one file, such as folder/inside.yaml"),
+        ("plain", "plain: no recipe of that name; ./plain is a file, give it with ./; "),
+        ("", "an empty name; "),
+        ("a\0b.yaml", "a\0b.yaml: no such file; "),
+    ],
+)
+def test_name_that_leads_to_no_recipe_is_explained(name, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "inside.yaml").write_text(GOOD)
+    (tmp_path / "plain").write_text(GOOD)
+    assert main(["check", name]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith(message)
+    assert "Traceback" not in err
