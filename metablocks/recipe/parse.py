@@ -10,7 +10,7 @@ wrong but leaves the tree readable is collected as a `Problem`; text that is no 
 import json
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, NoReturn, TypeAlias
 
@@ -150,7 +150,9 @@ def parse(text: str, source: str, problems: list[Problem]) -> Node:
     ({'inner': {'steps': 5}}, 'x.yaml:1:16')
     """
     try:
-        stream = list(yaml.parse(text, Loader=yaml.BaseLoader))
+        return _compose(iter(yaml.parse(text, Loader=yaml.BaseLoader)), source, problems)
+    except RecipeError:
+        raise
     except yaml.MarkedYAMLError as error:
         _raise_syntax(error, source)
     except yaml.reader.ReaderError as error:
@@ -160,14 +162,21 @@ def parse(text: str, source: str, problems: list[Problem]) -> Node:
         _refuse(place, f"the character U+{code:04X} is not allowed in YAML")
     except (yaml.YAMLError, ValueError, OverflowError) as error:
         _refuse(Place(source), f"not valid YAML: {error}")
-    starts = [event for event in stream if isinstance(event, events.DocumentStartEvent)]
-    if not starts:
+
+
+def _compose(stream: Iterator[Any], source: str, problems: list[Problem]) -> Node:
+    next(stream)  # the start of the stream
+    start = next(stream)
+    if not isinstance(start, events.DocumentStartEvent):
         _refuse(Place(source), "empty; a recipe is a mapping (name, seed, tasks, model, …)")
-    if starts[0].version or starts[0].tags:
-        _refuse(_place(starts[0], source), "YAML directives are not part of a recipe")
-    if len(starts) > 1:
-        _refuse(_place(starts[1], source), "a second document; a recipe is one document")
-    return _Composer(stream[2:], source, problems).node("", 0)
+    if start.version or start.tags:
+        _refuse(_place(start, source), "YAML directives are not part of a recipe")
+    root = _Composer(stream, source, problems).node("", 0)
+    next(stream)  # the end of the document
+    after = next(stream)
+    if isinstance(after, events.DocumentStartEvent):
+        _refuse(_place(after, source), "a second document; a recipe is one document")
+    return root
 
 
 def parse_value(text: str, source: str, problems: list[Problem]) -> Node:
@@ -187,8 +196,8 @@ def parse_value(text: str, source: str, problems: list[Problem]) -> Node:
 class _Composer:
     """Events to nodes. (PyYAML's own composer hides anchors, tags and duplicate keys.)"""
 
-    def __init__(self, stream: list[Any], source: str, problems: list[Problem]) -> None:
-        self.stream = iter(stream)
+    def __init__(self, stream: Iterator[Any], source: str, problems: list[Problem]) -> None:
+        self.stream = stream
         self.source = source
         self.problems = problems
 

@@ -1,0 +1,42 @@
+"""Blocks from outside metablocks, for the tests of `--allow`."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from metablocks.errors import BlockError
+from metablocks.rules import StepInfo, UpdateRule
+
+
+class Sign(UpdateRule):
+    """Move by the gradient's sign."""
+
+    def __init__(self, *, rate: float) -> None:
+        super().__init__()
+        if rate <= 0:
+            raise BlockError(f"Sign rate is {rate}; it takes more than 0")
+        self.rate = rate
+
+    def forward(
+        self, updates: dict[str, Tensor], state: Any, step: StepInfo
+    ) -> tuple[dict[str, Tensor], Any]:
+        return {name: -self.rate * u.sign() for name, u in updates.items()}, state
+
+
+@dataclass(frozen=True)
+class NotARule:
+    rate: float = 0.1
+
+
+class Fails(UpdateRule):
+    def __init__(self) -> None:
+        raise ZeroDivisionError("by design")
+
+
+def needs(callback: Callable[[], int], rate: float = 0.1) -> Sign:
+    return Sign(rate=rate)
+
+
+VALUE = 3
