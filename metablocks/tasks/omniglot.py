@@ -7,8 +7,9 @@ the background half, of which 50 validate (Lake, Salakhutdinov, Tenenbaum 2015).
 these are is fixed by `SPLIT_SEED` and the characters' names; the seed of a run has no say, so no
 run ever trains on another run's test characters.
 
-A smaller data set in Omniglot's layout is split in the same proportions, rounded, at least one
-character a split.
+A smaller data set in Omniglot's layout is split alike: `shuffled` tests on 423/1623 of its
+characters, rounded, and either validates on 50, or on a quarter of those it validates and trains
+on (`original`) or of all (`shuffled`), rounded down, where that is less than 50.
 """
 
 import hashlib
@@ -180,27 +181,30 @@ def divide(names: Sequence[str], division: Division) -> dict[Split, Ints]:
 
     >>> names = [f"images_background/Greek/character{n:02d}" for n in range(1, 25)]
     >>> {split: len(numbers) for split, numbers in divide(names, "shuffled").items()}
-    {'train': 17, 'validation': 1, 'test': 6}
+    {'train': 12, 'validation': 6, 'test': 6}
     """
-    sizes = SIZES[division]
+    evaluation = HALVES[1] + "/"
     order = sorted(range(len(names)), key=lambda number: _deal(names[number]))
     if division == "original":
-        held = [n for n in order if names[n].startswith(HALVES[1])]
-        order = [n for n in order if not names[n].startswith(HALVES[1])]
-        validation = _share(len(order), sizes["validation"], sizes["train"] + sizes["validation"])
-        parts = order[validation:], order[:validation], held
+        test = [number for number in order if names[number].startswith(evaluation)]
+        order = [number for number in order if not names[number].startswith(evaluation)]
+        validation, train = _split_off(order, _validating(len(order)))
     else:
-        total = sum(sizes.values())
-        validation = _share(len(order), sizes["validation"], total)
-        test = validation + _share(len(order), sizes["test"], total)
-        parts = order[test:], order[:validation], order[validation:test]
-    return {s: np.array(sorted(p), dtype=np.int64) for s, p in zip(SPLITS, parts, strict=True)}
+        sizes = SIZES[division]
+        validation, rest = _split_off(order, _validating(len(order)))
+        test, train = _split_off(rest, round(len(order) * sizes["test"] / sum(sizes.values())))
+    parts = zip(SPLITS, (train, validation, test), strict=True)
+    return {split: np.array(sorted(part), dtype=np.int64) for split, part in parts}
+
+
+def _validating(characters: int) -> int:
+    return min(SIZES["shuffled"]["validation"], characters // 4)
+
+
+def _split_off(order: list[int], count: int) -> tuple[list[int], list[int]]:
+    return order[:count], order[count:]
 
 
 def _deal(name: str) -> str:
     character = name.partition("/")[2]
     return hashlib.sha256(f"{SPLIT_SEED}/{character}".encode()).hexdigest()
-
-
-def _share(count: int, part: int, whole: int) -> int:
-    return max(1, round(count * part / whole))
