@@ -1,0 +1,383 @@
+"""Omniglot: found, read by content, kept, split and drawn; on a small data set in its layout."""
+
+import os
+import shutil
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from metablocks.errors import DataError, MetablocksError, TaskError
+from metablocks.tasks import Omniglot, omniglot_files
+from metablocks.tasks.omniglot import divide
+from metablocks.tasks.omniglot_drawings import LAYOUT, _reduce
+
+FIELDS = {"ways": 5, "shots": 1, "queries": 3}
+
+
+@pytest.fixture
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Downloads fail as they do where no name can be looked up."""
+
+    class Unreachable:
+        def __init__(self, root: str, *, background: bool, download: bool) -> None:
+            raise OSError("name or service not known")
+
+    class Datasets:
+        Omniglot = Unreachable
+
+    monkeypatch.setattr(omniglot_files, "torchvision_datasets", lambda: Datasets)
+
+
+# --- reading
+
+
+def test_unpacked_and_zipped_give_one_bank(small_unpacked: Path, small_zipped: Path) -> None:
+    unpacked = Omniglot(**FIELDS, data=small_unpacked)
+    zipped = Omniglot(**FIELDS, data=small_zipped)
+    assert torch.equal(unpacked.bank.images, zipped.bank.images)
+    assert unpacked.bank.names == zipped.bank.names
+    assert unpacked.checksum == zipped.checksum
+    assert len(unpacked.checksum) == 64
+
+
+def test_one_half_unpacked_and_one_zipped_is_as_good(
+    zipped_copy: Path, small_unpacked: Path
+) -> None:
+    root = zipped_copy / "omniglot-py"
+    (root / "images_evaluation.zip").unlink()
+    shutil.copytree(
+        small_unpacked / "omniglot-py" / "images_evaluation", root / "images_evaluation"
+    )
+    mixed = Omniglot(**FIELDS, data=zipped_copy)
+    assert mixed.checksum == Omniglot(**FIELDS, data=small_unpacked).checksum
+
+
+def test_classes_are_ordered_by_half_alphabet_and_character(small_zipped: Path) -> None:
+    bank = omniglot_files.load(small_zipped)
+    assert bank.names is not None
+    assert bank.names[0] == "images_background/Glyphs/character01"
+    assert bank.names[7] == "images_background/Runes/character01"
+    assert bank.names[-1] == "images_evaluation/Marks/character08"
+    assert list(bank.names) == sorted(bank.names)
+    assert bank.images.shape == (21, 20, 28, 28)
+
+
+def test_an_image_is_the_exact_area_average_of_ink(small_unpacked: Path) -> None:
+    bank = omniglot_files.load(small_unpacked)
+    path = small_unpacked / "omniglot-py/images_background/Runes/character03/0003_07.png"
+    ink = 1.0 - np.asarray(Image.open(path), dtype=np.float64)
+    fine = ink.repeat(4, axis=0).repeat(4, axis=1)  # 420 = 28 · 15
+    expected = 255 * fine.reshape(28, 15, 28, 15).mean(axis=(1, 3))
+    stored = bank.images[bank.names.index("images_background/Runes/character03"), 6]
+    assert np.abs(stored.numpy() - expected).max() <= 0.5 + 1e-9  # rounding, nothing else
+
+
+def test_full_ink_is_255_and_paper_0() -> None:
+    assert (_reduce(np.ones((1, 105, 105), dtype=np.uint8)) == 255).all()
+    assert (_reduce(np.zeros((1, 105, 105), dtype=np.uint8)) == 0).all()
+
+
+def test_ink_is_one_and_paper_zero_in_a_task(small_zipped: Path, device: torch.device) -> None:
+    inputs, _ = Omniglot(**FIELDS, data=small_zipped, device=device).sample("test", [0]).query
+    assert inputs.min() == 0
+    assert inputs.max() == 1
+    assert inputs.mean() < 0.3
+
+
+# --- finding
+
+
+def test_data_names_the_parent_or_the_folder_itself(small_zipped: Path) -> None:
+    for data in (small_zipped, small_zipped / "omniglot-py", str(small_zipped)):
+        assert omniglot_files.find(data) == small_zipped / "omniglot-py"
+
+
+def test_data_comes_before_the_environment_and_that_before_the_cache(
+    small_zipped: Path, small_unpacked: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert omniglot_files.find() is None
+    shutil.copytree(small_zipped, cache)
+    assert omniglot_files.find() == cache / "omniglot-py"
+    monkeypatch.setenv("METABLOCKS_DATA", str(small_unpacked))
+    assert omniglot_files.find() == small_unpacked / "omniglot-py"
+    assert omniglot_files.find(small_zipped) == small_zipped / "omniglot-py"
+
+
+def test_a_source_is_built_and_described_without_any_data(no_network: None) -> None:
+    source = Omniglot(ways=20, shots=1, queries=15)
+    assert (source.kind, source.input_shape, source.outputs) == ("classification", (1, 28, 28), 20)
+
+
+def test_neither_data_nor_network_is_one_error_that_names_both_ways(no_network: None) -> None:
+    with pytest.raises(DataError) as caught:
+        Omniglot(**FIELDS).sample("train", [0])
+    message = str(caught.value)
+    for part in (
+        "network",
+        "--data FOLDER",
+        "METABLOCKS_DATA",
+        LAYOUT,
+        "name or service not known",
+    ):
+        assert part in message
+    assert "\n" not in message
+
+
+def test_a_download_is_kept_for_the_next_time(
+    small_zipped: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    class Datasets:
+        @staticmethod
+        def Omniglot(root: str, *, background: bool, download: bool) -> None:  # noqa: N802
+            half = "images_background" if background else "images_evaluation"
+            asked.append((half, download))
+            folder = Path(root, "omniglot-py")
+            folder.mkdir(exist_ok=True)
+            shutil.copy(small_zipped / "omniglot-py" / f"{half}.zip", folder)
+
+    monkeypatch.setattr(omniglot_files, "torchvision_datasets", lambda: Datasets)
+    first = Omniglot(**FIELDS).checksum
+    assert asked == [("images_background", True), ("images_evaluation", True)]
+    assert first == Omniglot(**FIELDS).checksum == Omniglot(**FIELDS, data=small_zipped).checksum
+    assert len(asked) == 2
+    assert not list(cache.glob("download-*"))
+
+
+# --- keeping
+
+
+def kept(cache: Path) -> Path:
+    (path,) = cache.glob("omniglot-*.npz")
+    return path
+
+
+def test_a_kept_bank_is_read_back_without_the_drawings(
+    zipped_copy: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = Omniglot(**FIELDS, data=zipped_copy)
+    images = first.bank.images
+    assert kept(cache).is_file()
+    monkeypatch.setattr(omniglot_files, "read", lambda root: pytest.fail("decoded again"))
+    second = Omniglot(**FIELDS, data=zipped_copy)
+    assert torch.equal(second.bank.images, images)
+    assert second.checksum == first.checksum
+
+
+@pytest.mark.parametrize("damage", ["truncated", "emptied", "other bytes", "changed image"])
+def test_a_damaged_kept_bank_is_made_anew(zipped_copy: Path, cache: Path, damage: str) -> None:
+    whole = Omniglot(**FIELDS, data=zipped_copy).checksum
+    path = kept(cache)
+    content = path.read_bytes()
+    if damage == "changed image":
+        with np.load(path) as stored:
+            changed = dict(stored)
+        changed["images"][3, 4, 5, 6] ^= 255
+        np.savez(path, **changed)
+    else:
+        path.write_bytes(
+            {"truncated": content[: len(content) // 2], "emptied": b""}.get(damage, b"x" * 99)
+        )
+    again = Omniglot(**FIELDS, data=zipped_copy)
+    assert again.checksum == whole == omniglot_files.checksum(again.bank)
+    assert path.read_bytes() == content
+    assert not list(cache.glob("*.part"))
+
+
+def test_changed_drawings_are_another_bank(unpacked_copy: Path) -> None:
+    before = Omniglot(**FIELDS, data=unpacked_copy).checksum
+    path = unpacked_copy / "omniglot-py/images_background/Runes/character01/0001_01.png"
+    Image.new("1", (105, 105), 1).save(path)
+    assert Omniglot(**FIELDS, data=unpacked_copy).checksum != before
+
+
+def test_a_cache_folder_that_cannot_be_written_is_no_error(
+    small_zipped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = Omniglot(**FIELDS, data=small_zipped).checksum
+    (tmp_path / "file").write_text("a file where the cache folder should be")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert Omniglot(**FIELDS, data=small_zipped).checksum == expected
+
+
+# --- what is wrong with the data
+
+
+def without_drawing(root: Path) -> None:
+    (root / "images_background/Runes/character02/0002_09.png").unlink()
+
+
+def with_a_drawing_too_many(root: Path) -> None:
+    folder = root / "images_background/Runes/character02"
+    shutil.copy(folder / "0002_09.png", folder / "0002_21.png")
+
+
+def with_a_corrupt_drawing(root: Path) -> None:
+    (root / "images_evaluation/Marks/character01/0014_03.png").write_bytes(b"no PNG")
+
+
+def with_a_truncated_drawing(root: Path) -> None:
+    path = root / "images_evaluation/Marks/character01/0014_03.png"
+    path.write_bytes(path.read_bytes()[:60])
+
+
+def with_a_drawing_of_another_size(root: Path) -> None:
+    Image.new("1", (90, 105)).save(root / "images_evaluation/Marks/character01/0014_03.png")
+
+
+def with_an_empty_half(root: Path) -> None:
+    shutil.rmtree(root / "images_evaluation")
+    (root / "images_evaluation").mkdir()
+
+
+def with_a_truncated_archive(root: Path) -> None:
+    path = root / "images_evaluation.zip"
+    path.write_bytes(path.read_bytes()[:2000])
+
+
+def with_a_flipped_byte(root: Path) -> None:
+    path = root / "images_evaluation.zip"
+    with zipfile.ZipFile(path) as archive:
+        first = archive.infolist()[0]
+    content = bytearray(path.read_bytes())
+    content[first.header_offset + 30 + len(first.filename) + 50] ^= 255
+    path.write_bytes(bytes(content))
+
+
+@pytest.mark.parametrize(
+    ("data", "damage", "message"),
+    [
+        ("unpacked_copy", without_drawing, r"Runes/character02 holds 19 drawings.*missing 0002_09"),
+        ("unpacked_copy", with_a_drawing_too_many, r"holds 21 drawings.*not expected 0002_21.png"),
+        ("unpacked_copy", with_a_corrupt_drawing, r"0014_03\.png: cannot be read as a PNG image"),
+        ("unpacked_copy", with_a_truncated_drawing, r"0014_03\.png: cannot be read as a PNG image"),
+        ("unpacked_copy", with_a_drawing_of_another_size, r"0014_03\.png: is 90×105"),
+        ("unpacked_copy", with_an_empty_half, r"images_evaluation: holds no drawing"),
+        ("zipped_copy", with_a_truncated_archive, r"images_evaluation\.zip: cannot be read as a z"),
+        ("zipped_copy", with_a_flipped_byte, r"evaluation\.zip: images_.*png: is damaged"),
+    ],
+)
+def test_damaged_data_is_an_error_that_names_the_file(
+    request: pytest.FixtureRequest,
+    cache: Path,
+    data: str,
+    damage: Callable[[Path], None],
+    message: str,
+) -> None:
+    folder = request.getfixturevalue(data)
+    damage(folder / "omniglot-py")
+    with pytest.raises(DataError, match=message):
+        Omniglot(**FIELDS, data=folder).sample("train", [0])
+    assert not list(cache.glob("*"))  # nothing half-read is kept
+
+
+# --- what is wrong with the fields
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"ways": 0}, "Omniglot: ways=0; ways is a whole number of at least 2"),
+        ({"ways": 51}, "ways=51, .*train 1150, validation 50, test 423; ways is at most 50"),
+        ({"shots": 0}, "shots=0; shots is a whole number of at least 1"),
+        ({"queries": 20}, "need 21 images of every class, and a class has 20"),
+        ({"rotate": 90}, "rotate=90; rotate is True or False"),
+        ({"split": "shufled"}, 'split is one of shuffled, original; did you mean "shuffled"'),
+        ({"seed": -1}, "seed=-1"),
+        ({"data": "/nonexistent/place"}, "data='/nonexistent/place': there is no such folder"),
+        ({"data": os.path.dirname(__file__)}, "no Omniglot is there; data is a folder omniglot-py"),
+    ],
+)
+def test_a_bad_field_is_an_error_when_the_source_is_built(change: dict, message: str) -> None:
+    with pytest.raises(MetablocksError, match=message) as caught:
+        Omniglot(**{**FIELDS, **change})
+    assert isinstance(caught.value, DataError if "data" in change else TaskError)
+
+
+def test_more_ways_than_a_small_data_set_has_is_an_error_at_first_use(small_zipped: Path) -> None:
+    source = Omniglot(ways=6, shots=1, queries=1, data=small_zipped)
+    with pytest.raises(TaskError, match="train 11, validation 5, test 5; ways is at most 5"):
+        source.sample("train", [0])
+
+
+# --- splits and rotation
+
+
+@pytest.mark.parametrize("split", ["shuffled", "original"])
+def test_the_splits_part_the_characters_whatever_the_seed(small_zipped: Path, split: str) -> None:
+    ways = {"ways": 3, "shots": 1, "queries": 3}
+    one = Omniglot(**ways, split=split, data=small_zipped, seed=0)
+    two = Omniglot(**ways, split=split, data=small_zipped, seed=1, rotate=False)
+    numbers = np.concatenate(list(one.classes.values()))
+    assert sorted(numbers) == list(range(21))
+    for name, classes in one.classes.items():
+        assert np.array_equal(classes, two.classes[name])
+    if split == "original":
+        assert list(one.classes["test"]) == list(range(13, 21))
+        assert len(one.classes["validation"]) == 3
+
+
+def full_names() -> list[str]:
+    return [f"images_background/A/character{n:04d}" for n in range(964)] + [
+        f"images_evaluation/B/character{n:04d}" for n in range(659)
+    ]
+
+
+def test_the_whole_data_set_is_split_in_the_published_sizes() -> None:
+    def sizes(division) -> list[int]:
+        return [len(classes) for classes in divide(full_names(), division).values()]
+
+    assert sizes("shuffled") == [1150, 50, 423]
+    assert sizes("original") == [914, 50, 659]
+
+
+def test_the_split_depends_on_names_and_not_on_their_order() -> None:
+    names = full_names()
+    mixed = [names[n] for n in np.random.default_rng(0).permutation(len(names))]
+    here, there = divide(names, "shuffled"), divide(mixed, "shuffled")
+    for split, numbers in here.items():
+        assert {names[n] for n in numbers} == {mixed[n] for n in there[split]}
+
+
+def test_tasks_use_the_characters_of_their_split_only(small_zipped: Path) -> None:
+    source = Omniglot(**FIELDS, rotate=False, data=small_zipped)
+    flat = source.bank.images.flatten(2).float() / 255
+    for split, classes in source.classes.items():
+        inputs, _ = source.sample(split, range(5)).query
+        distances = torch.cdist(inputs.flatten(0, 1).flatten(1), flat.flatten(0, 1))
+        nearest = distances.argmin(dim=1) // 20
+        assert set(nearest.tolist()) <= set(classes.tolist())
+
+
+def test_rotation_is_for_training_only_and_one_for_a_class(
+    small_zipped: Path, device: torch.device
+) -> None:
+    turning = Omniglot(**FIELDS, data=small_zipped, device=device)
+    straight = Omniglot(**FIELDS, rotate=False, data=small_zipped, device=device)
+    for split in ("validation", "test"):
+        a, b = turning.sample(split, range(4)), straight.sample(split, range(4))
+        assert torch.equal(a.query[0], b.query[0])
+        assert torch.equal(a.support[0], b.support[0])
+    a, b = turning.sample("train", range(12)), straight.sample("train", range(12))
+    seen = set()
+    for task in range(12):
+        for way in range(5):
+            turns = [
+                turn
+                for turn in range(4)
+                if torch.equal(
+                    a.support[0][task, way], b.support[0][task, way].rot90(turn, (-2, -1))
+                )
+            ]
+            assert turns
+            seen.add(turns[0])
+            rows = slice(3 * way, 3 * way + 3)
+            queries = b.query[0][task, rows].rot90(turns[0], (-2, -1))
+            assert torch.equal(a.query[0][task, rows], queries)
+    assert seen == {0, 1, 2, 3}

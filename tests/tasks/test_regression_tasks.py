@@ -1,0 +1,107 @@
+"""Sinusoid and linear tasks: the formula, the ranges, the errors."""
+
+import math
+import time
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from metablocks.errors import TaskError
+from metablocks.tasks import Linear, Sinusoid
+
+
+def joined(batch):
+    """All x and y of each task, `[tasks, examples]`, float64 on the CPU."""
+    sides = zip(batch.support, batch.query, strict=True)
+    return [torch.cat(pair, dim=1)[..., 0].double().cpu() for pair in sides]
+
+
+def fit(x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Amplitude, phase and worst residual of y = A sin(x − φ) by least squares on sin x, cos x."""
+    basis = torch.stack([x.sin(), -x.cos()], dim=-1)
+    solution = torch.linalg.lstsq(basis, y[..., None]).solution
+    worst = (basis @ solution - y[..., None]).abs().max()
+    a, b = solution[:, 0, 0], solution[:, 1, 0]
+    return (a**2 + b**2).sqrt(), torch.atan2(b, a), worst
+
+
+def test_a_sinusoid_is_amplitude_times_sine_of_x_minus_phase_in_finns_ranges(device) -> None:
+    source = Sinusoid(shots=10, queries=10, device=device)
+    x, y = joined(source.sample("train", range(200)))
+    amplitude, phase, worst = fit(x, y)
+    assert worst < 2e-6  # y up to 5 in float32, x rounded to float32: 5 · 2⁻²⁴ · a few
+    assert amplitude.min() > 0.1 - 1e-5
+    assert amplitude.max() < 5 + 1e-5
+    assert phase.min() > -1e-4
+    assert phase.max() < math.pi + 1e-4
+    assert x.abs().max() <= 5
+    # Uniform: means of 200 amplitudes and phases within five standard errors.
+    assert abs(amplitude.mean() - 2.55) < 5 * 4.9 / math.sqrt(12 * 200)
+    assert abs(phase.mean() - math.pi / 2) < 5 * math.pi / math.sqrt(12 * 200)
+
+
+def test_fixed_ranges_give_one_function() -> None:
+    source = Sinusoid(amplitude=(2.0, 2.0), phase=(0.5, 0.5), frequency=(3.0, 3.0))
+    x, y = joined(source.sample("test", range(4)))
+    torch.testing.assert_close(y, 2 * torch.sin(3 * x - 0.5), atol=5e-6, rtol=0)
+
+
+def test_support_and_query_have_the_sizes_asked_for(device) -> None:
+    batch = Sinusoid(shots=3, queries=7, device=device).sample("train", range(2))
+    assert [tuple(leaf.shape) for leaf in batch.support] == [(2, 3, 1), (2, 3, 1)]
+    assert [tuple(leaf.shape) for leaf in batch.query] == [(2, 7, 1), (2, 7, 1)]
+    assert all(leaf.is_contiguous() for leaf in (*batch.support, *batch.query))
+
+
+@given(sigma=st.floats(0.1, 10.0), index=st.integers(0, 1000))
+def test_a_linear_task_has_one_slope_of_its_own(sigma: float, index: int) -> None:
+    x, y = joined(Linear(shots=2, queries=3, sigma=sigma).sample("train", [index, index + 1]))
+    slopes = y / x
+    assert torch.allclose(slopes, slopes[:, :1].expand(-1, 5), rtol=1e-6)
+    assert slopes[0, 0] != slopes[1, 0]
+
+
+def test_linear_slopes_and_inputs_have_the_stated_spread() -> None:
+    x, y = joined(Linear(shots=5, queries=5, sigma=2.0).sample("train", range(1000)))
+    slope = (y / x)[:, 0]
+    # Standard error of a variance of n normals is var · √(2/n); of a mean, √(var/n). Five of them.
+    assert abs(slope.mean()) < 5 * math.sqrt(4 / 1000)
+    assert abs(slope.var() - 4) < 5 * 4 * math.sqrt(2 / 1000)
+    assert abs(x.mean()) < 5 * math.sqrt(1 / 10_000)
+    assert abs(x.var() - 1) < 5 * math.sqrt(2 / 10_000)
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: Sinusoid(shots=0), r"Sinusoid: shots=0; shots is a whole number of at least 1"),
+        (lambda: Sinusoid(queries=-1), "queries=-1; queries is a whole number of at least 1"),
+        (lambda: Sinusoid(shots=True), "shots=True; shots is a whole number"),
+        (lambda: Sinusoid(shots=2.5), r"shots=2.5; shots is a whole number"),
+        (lambda: Sinusoid(seed=-3), "seed=-3; seed is a whole number of at least 0"),
+        (lambda: Sinusoid(amplitude=(5.0, 0.1)), r"amplitude=\(5.0, 0.1\).*low <= high"),
+        (lambda: Sinusoid(phase=(0.0, math.inf)), "phase=.*finite"),
+        (lambda: Sinusoid(frequency=(1.0,)), "frequency=.*pair"),
+        (lambda: Sinusoid(domain=(1.0, 1.0)), "domain=.*single x; low must be below high"),
+        (lambda: Linear(shots=0, queries=1), "Linear: shots=0"),
+        (lambda: Linear(shots=1, queries=1, sigma=0.0), "sigma=0.0; sigma is a finite number abo"),
+        (lambda: Linear(shots=1, queries=1, sigma=math.nan), "sigma=nan"),
+    ],
+)
+def test_a_field_out_of_range_is_named_with_what_would_work(build, message: str) -> None:
+    with pytest.raises(TaskError, match=message):
+        build()
+
+
+def test_twenty_five_tasks_are_drawn_in_a_moment() -> None:
+    # Training takes a step every few milliseconds. About 0.3 ms here; the bound is for loaded hosts.
+    source = Sinusoid()
+    source.sample("train", range(25))
+    best = math.inf
+    for start in range(0, 500, 25):
+        begun = time.perf_counter()
+        source.sample("train", range(start, start + 25))
+        best = min(best, time.perf_counter() - begun)
+    assert best < 2e-3

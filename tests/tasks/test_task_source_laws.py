@@ -1,0 +1,179 @@
+"""The law of `TaskSource`, for every source: a task is a function of (fields, seed, split, index)."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.utils import _pytree as pytree
+
+from metablocks.errors import TaskError
+from metablocks.tasks import Linear, Omniglot, Sinusoid, Strokes, TaskSource
+from metablocks.types import TaskBatch
+
+SPLITS = ("train", "validation", "test")
+MAKERS = {
+    "sinusoid": lambda seed, device, data: Sinusoid(seed=seed, device=device),
+    "linear": lambda seed, device, data: Linear(shots=2, queries=3, seed=seed, device=device),
+    "strokes": lambda seed, device, data: Strokes(
+        ways=3, shots=1, queries=2, seed=seed, device=device
+    ),
+    "omniglot": lambda seed, device, data: Omniglot(
+        ways=2, shots=1, queries=3, seed=seed, device=device, data=data
+    ),
+}
+
+
+Make = Callable[[int], TaskSource]
+
+
+@pytest.fixture(params=list(MAKERS))
+def make(request: pytest.FixtureRequest, device: torch.device, small_unpacked: Path) -> Make:
+    """Builds the source with a seed."""
+    return lambda seed: MAKERS[request.param](seed, device, small_unpacked)
+
+
+def leaves(batch: TaskBatch) -> list[torch.Tensor]:
+    return pytree.tree_leaves((batch.support, batch.query))
+
+
+def same(a: TaskBatch, b: TaskBatch) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(leaves(a), leaves(b), strict=True))
+
+
+def rows(batch: TaskBatch, positions: list[int]) -> TaskBatch:
+    chosen = pytree.tree_map(lambda leaf: leaf[positions], (batch.support, batch.query))
+    return TaskBatch(*chosen)
+
+
+def digest(batch: TaskBatch) -> str:
+    return hashlib.sha256(
+        b"".join(leaf.cpu().contiguous().numpy().tobytes() for leaf in leaves(batch))
+    ).hexdigest()
+
+
+def test_a_task_is_the_same_in_every_chunk_and_order(make: Make) -> None:
+    source = make(0)
+    for split in SPLITS:
+        eight = source.sample(split, range(8))
+        assert same(source.sample(split, [3, 7]), rows(eight, [3, 7]))
+        assert same(source.sample(split, [7, 0, 3, 3]), rows(eight, [7, 0, 3, 3]))
+        assert same(source.sample(split, [5]), rows(eight, [5]))
+
+
+@given(
+    indices=st.lists(st.integers(0, 10**6), min_size=1, max_size=4), split=st.sampled_from(SPLITS)
+)
+def test_any_tasks_are_the_same_one_by_one(make: Make, indices: list[int], split: str) -> None:
+    together = make(3).sample(split, indices)
+    again = make(3)
+    for position, index in enumerate(indices):
+        assert same(again.sample(split, [index]), rows(together, [position]))
+
+
+def test_a_task_is_the_same_in_another_process_with_another_number_of_threads(
+    device: torch.device, small_unpacked: Path
+) -> None:
+    code = (
+        "import sys, json, torch; sys.path[:0] = json.loads(sys.argv[1])\n"
+        "from test_task_source_laws import MAKERS, digest\n"
+        "sources = {n: m(5, sys.argv[2], sys.argv[3]) for n, m in MAKERS.items()}\n"
+        "print(json.dumps({n: digest(s.sample('train', [1, 9])) for n, s in sources.items()}))\n"
+    )
+    paths = json.dumps([str(Path(__file__).parent), str(Path(__file__).parents[2])])
+    threads = "1" if torch.get_num_threads() > 1 else "2"
+    done = subprocess.run(
+        [sys.executable, "-c", code, paths, str(device), str(small_unpacked)],
+        env={**os.environ, "OMP_NUM_THREADS": threads, "PYTHONHASHSEED": "7"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    here = {
+        name: digest(maker(5, device, small_unpacked).sample("train", [1, 9]))
+        for name, maker in MAKERS.items()
+    }
+    assert json.loads(done.stdout) == here
+
+
+def test_seeds_splits_and_indices_give_different_tasks(make: Make) -> None:
+    def inputs(seed: int, split: str, index: int) -> bytes:
+        return make(seed).sample(split, [index]).support[0].cpu().numpy().tobytes()
+
+    drawn = {inputs(*where) for where in [(0, "train", 0), (1, "train", 0), (0, "train", 1)]}
+    drawn |= {inputs(0, "validation", 0), inputs(0, "test", 0)}
+    assert len(drawn) == 5
+
+
+def test_sampling_touches_no_global_random_state(make: Make) -> None:
+    source = make(0)
+    before = torch.get_rng_state().clone(), np.random.get_state()[1].copy()
+    source.sample("train", [0])
+    assert torch.equal(before[0], torch.get_rng_state())
+    assert np.array_equal(before[1], np.random.get_state()[1])
+
+
+def test_a_source_says_what_its_tasks_are(make: Make, device: torch.device) -> None:
+    source = make(0)
+    assert isinstance(source, TaskSource)
+    batch = source.sample("train", [0, 4, 2])
+    assert len(batch) == 3
+    for inputs, target in (batch.support, batch.query):
+        assert inputs.dtype == torch.float32
+        assert tuple(inputs.shape[2:]) == source.input_shape
+        assert inputs.shape[:2] == target.shape[:2]
+        assert inputs.device.type == target.device.type == device.type
+        if source.kind == "classification":
+            assert target.dtype == torch.int64
+            assert target.ndim == 2
+            counts = [(target == way).sum(dim=1) for way in range(source.outputs)]
+            assert all(
+                int(count) * source.outputs == target.shape[1] for c in counts for count in c
+            )
+            assert 0 <= inputs.min() < inputs.max() <= 1
+        else:
+            assert target.dtype == torch.float32
+            assert tuple(target.shape[2:]) == (source.outputs,)
+
+
+def test_a_source_is_a_value(make: Make) -> None:
+    assert make(0) == make(0)
+    assert hash(make(0)) == hash(make(0))
+    assert make(0) != make(1)
+
+
+@pytest.mark.parametrize(
+    ("split", "indices", "message"),
+    [
+        ("valid", [0], "unknown split 'valid'; it is one of train, validation, test"),
+        ("train", [], "indices is empty; give at least one"),
+        ("train", [-1], "count from 0"),
+    ],
+)
+def test_an_impossible_request_is_an_error_that_says_why(
+    make: Make, split: str, indices: list[int], message: str
+) -> None:
+    with pytest.raises(TaskError, match=message):
+        make(0).sample(split, indices)
+
+
+def test_importing_the_tasks_imports_no_image_library() -> None:
+    code = (
+        "import sys, torch; before = set(sys.modules); import metablocks.tasks\n"
+        "heavy = {'torchvision', 'PIL', 'matplotlib'} & (set(sys.modules) - before)\n"
+        "assert not heavy, heavy"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,77 @@
+"""The data sets of torchvision load, whatever torch lies beside it."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+REPO = Path(__file__).parents[2]
+
+FAKE = """
+import sys, torch
+if not hasattr(torch.ops.torchvision, "nms"):
+    raise RuntimeError("operator torchvision::nms does not exist")
+"""
+
+
+def python(code: str, *path: Path) -> subprocess.CompletedProcess[str]:
+    """Run code in a new process, every warning an error of its own."""
+    return subprocess.run(
+        [sys.executable, "-W", "error::UserWarning", "-c", code],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, [*path, REPO]))},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_the_real_data_sets_load_and_the_import_stays_usable() -> None:
+    done = python(
+        "from metablocks.tasks.torchvision_import import torchvision_datasets as load\n"
+        "first = load()\n"
+        "import torchvision, torchvision.datasets\n"
+        "assert first is load() is torchvision.datasets\n"
+        "assert first.Omniglot.folder == 'omniglot-py'\n"
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+
+
+def test_an_install_that_works_gets_nothing_declared() -> None:
+    done = python(
+        "import metablocks.tasks.torchvision_import as module\n"
+        "try:\n"
+        "    import torchvision\n"
+        "except RuntimeError:\n"
+        "    print('does not import here')\n"
+        "else:\n"
+        "    module.torchvision_datasets(); print(module._DECLARED)\n"
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() in ("[]", "does not import here")
+
+
+def test_missing_operators_are_declared_and_the_half_import_forgotten(tmp_path: Path) -> None:
+    package = tmp_path / "torchvision"
+    package.mkdir()
+    (package / "__init__.py").write_text("from torchvision import early\n" + FAKE)
+    (package / "early.py").write_text("")
+    (package / "datasets.py").write_text("")
+    done = python(
+        "from metablocks.tasks.torchvision_import import torchvision_datasets as load, _DECLARED\n"
+        "assert load().__file__.endswith('datasets.py') and len(_DECLARED) == 1\n",
+        tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_another_failure_of_the_import_is_passed_on(tmp_path: Path) -> None:
+    package = tmp_path / "torchvision"
+    package.mkdir()
+    (package / "__init__.py").write_text("raise RuntimeError('another thing is wrong')")
+    done = python(
+        "from metablocks.tasks.torchvision_import import torchvision_datasets as load; load()",
+        tmp_path,
+    )
+    assert done.returncode == 1
+    assert "another thing is wrong" in done.stderr
