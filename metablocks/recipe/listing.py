@@ -42,9 +42,9 @@ def summary(experiment: Experiment) -> str:
     recipe, learner, plan = experiment.recipe, experiment.learner, experiment.evaluation
     source = experiment.source
     sizes = [
-        f"{value} {name}"
-        for name, value in recipe.at("tasks").items()
-        if name in ("ways", "shots", "queries")
+        noun if value == 1 else f"{value} {name}"
+        for name, noun in (("ways", "1 way"), ("shots", "1 shot"), ("queries", "1 query"))
+        if isinstance(value := recipe.at(f"tasks.{name}"), int)
     ]
     shape = " × ".join(str(size) for size in source.input_shape)
     parameters = dict(learner.model.named_parameters())
