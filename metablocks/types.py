@@ -94,10 +94,14 @@ class TaskBatch:
             raise IndexError(f"task {index} of a batch of {len(self)}")
         return Task(*pytree.tree_map(lambda leaf: leaf[index], (self.support, self.query)))
 
-    def to(self, device: torch.device | str) -> "TaskBatch":
-        """The same tasks on `device`."""
-        move = pytree.tree_map(lambda leaf: leaf.to(device), (self.support, self.query))
-        return TaskBatch(*move)
+    def to(self, target: torch.device | str | torch.dtype) -> "TaskBatch":
+        """The same tasks on a device, or with floating-point tensors of a dtype."""
+
+        def move(leaf: Tensor) -> Tensor:
+            keeps = isinstance(target, torch.dtype) and not leaf.is_floating_point()
+            return leaf if keeps else leaf.to(target)
+
+        return TaskBatch(*pytree.tree_map(move, (self.support, self.query)))
 
     @staticmethod
     def stack(tasks: Sequence[Task]) -> "TaskBatch":

@@ -1,0 +1,76 @@
+"""Checkpoints: all that training needs to go on, bit for bit, as tensors and plain values."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from metablocks.errors import RunError
+from metablocks.recipe import Experiment
+from metablocks.run.directory import write_atomically
+from metablocks.run.state import TrainingState
+
+FORMAT = 1
+
+
+def save(path: Path, experiment: Experiment, state: TrainingState) -> None:
+    """Write parameters, optimiser, schedule, random states and counters, in one go."""
+    scheduler = experiment.scheduler
+    content = {
+        "format": FORMAT,
+        "recipe": experiment.recipe.hash,
+        "learner": experiment.learner.state_dict(),
+        "optimizer": experiment.optimizer.state_dict(),
+        "scheduler": scheduler.state_dict() if scheduler else None,
+        "state": state.as_dict(),
+        "random": _random_states(experiment.device),
+    }
+    write_atomically(path, lambda file: torch.save(content, file))
+
+
+def restore(path: Path, experiment: Experiment) -> TrainingState:
+    """Put a checkpoint into a freshly built experiment, and the random states back.
+
+    Raises `RunError` for a file that is absent, damaged, or of another recipe.
+    """
+    content = _read(path, experiment)
+    experiment.learner.load_state_dict(content["learner"])
+    experiment.optimizer.load_state_dict(content["optimizer"])
+    if experiment.scheduler:
+        experiment.scheduler.load_state_dict(content["scheduler"])
+    torch.set_rng_state(content["random"]["cpu"])
+    if experiment.device.type != "cpu" and experiment.device.type in content["random"]:
+        module = torch.get_device_module(experiment.device.type)
+        module.set_rng_state(content["random"][experiment.device.type], experiment.device)
+    return TrainingState.from_dict(content["state"])
+
+
+def restore_learner(path: Path, experiment: Experiment) -> TrainingState:
+    """Put only the learner's parameters back, for evaluation."""
+    content = _read(path, experiment)
+    experiment.learner.load_state_dict(content["learner"])
+    return TrainingState.from_dict(content["state"])
+
+
+def _read(path: Path, experiment: Experiment) -> dict[str, Any]:
+    if not path.is_file():
+        raise RunError(f"{path}: no such checkpoint; the run stopped before it wrote one")
+    try:
+        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise RunError(f"{path}: not a readable checkpoint: {error}") from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise RunError(f"{path}: not a metablocks checkpoint of format {FORMAT}")
+    if content["recipe"] != experiment.recipe.hash:
+        raise RunError(
+            f"{path} was written by another recipe (hash {content['recipe'][:12]}, not "
+            f"{experiment.recipe.hash[:12]}); a run goes on with the recipe it started with"
+        )
+    return content
+
+
+def _random_states(device: torch.device) -> dict[str, torch.Tensor]:
+    states = {"cpu": torch.get_rng_state()}
+    if device.type != "cpu":
+        states[device.type] = torch.get_device_module(device.type).get_rng_state(device)
+    return states

@@ -1,0 +1,216 @@
+"""The commands `run` and `eval`: a recipe, or the directory of a run, to numbers that people read."""
+
+import json
+import shlex
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from metablocks.errors import RunError
+from metablocks.recipe import Experiment, Recipe, build, load
+from metablocks.run import checkpoint, plots
+from metablocks.run.directory import RunDirectory, create, environment, write_text
+from metablocks.run.scores import Scores
+from metablocks.run.state import TrainingState
+from metablocks.run.train import Stopped, final_scores, train
+from metablocks.tasks.base import Split
+
+
+def train_recipe(
+    recipe: Recipe,
+    *,
+    out: Path,
+    data: Path | None = None,
+    device: str | None = None,
+    resume: Path | None = None,
+    quiet: bool = False,
+    argv: list[str] | None = None,
+) -> int:
+    """Train a recipe in a new directory below `out`, or go on with the run in `resume`.
+
+    Returns the exit status: 0 when trained and tested, 130 when stopped by a signal.
+    """
+    experiment = build(recipe, device=device, data=data)
+    torch.manual_seed(recipe.values["seed"])
+    directory, state = _open(experiment, out, resume, argv or [])
+    print(f"{recipe.name}\n{_facts(experiment)}\nrun directory: {directory.path}")
+    if resume:
+        print(f"going on after meta-step {state.step} of epoch {state.epochs + 1}")
+    sys.stdout.flush()
+    try:
+        train(experiment, directory, state, quiet=quiet)
+    except Stopped:
+        print(
+            f"stopped after meta-step {state.step}; everything is saved. To go on: "
+            f"{_resume_command(directory, data)}"
+        )
+        return 130
+    scores = _test(experiment, directory)
+    for note in plots.draw(directory):
+        print(note)
+    print(_summary(experiment, directory, state, scores, data))
+    return 0
+
+
+def evaluate_run(
+    run_dir: Path,
+    *,
+    checkpoint: str = "best",
+    tasks: int | None = None,
+    steps: int | None = None,
+    split: Split = "test",
+    data: Path | None = None,
+    device: str | None = None,
+) -> int:
+    """Evaluate a checkpoint of a run on the fixed tasks of a split, and print the scores."""
+    directory = RunDirectory(run_dir)
+    record = _read_record(directory)
+    recipe = load(str(directory.recipe), allow=record.get("allow", []))
+    experiment = build(recipe, device=device, data=data or _data_of(record))
+    state = _restore(directory, checkpoint, experiment)
+    limit = experiment.learner.max_steps
+    if limit is not None and steps is not None and steps > limit:
+        raise RunError(
+            f"--steps {steps}: a per-step block of this run is made for {limit} inner steps; "
+            f"take at most {limit}"
+        )
+    scores = final_scores(experiment, split, tasks=tasks, steps=steps)
+    print(f"{recipe.name}, {checkpoint} checkpoint (epoch {state.epochs})")
+    print(_table(experiment, scores))
+    return 0
+
+
+def _open(
+    experiment: Experiment, out: Path, resume: Path | None, argv: list[str]
+) -> tuple[RunDirectory, TrainingState]:
+    recipe = experiment.recipe
+    if resume is None:
+        directory = create(out, Path(recipe.source).stem)
+        write_text(directory.recipe, recipe.to_yaml())
+        record = {
+            "recipe": recipe.hash,
+            "source": recipe.source,
+            "allow": list(recipe.allow),
+            "seed": recipe.values["seed"],
+            "argv": argv,
+            "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "data": _data_record(experiment),
+            **environment(experiment.device),
+        }
+        write_text(directory.record, f"{json.dumps(record, indent=1)}\n")
+        return directory, TrainingState()
+    directory = RunDirectory(resume)
+    record = _read_record(directory)
+    if record["recipe"] != recipe.hash:
+        raise RunError(
+            f"{resume} was started with another recipe (hash {record['recipe'][:12]}, this one is "
+            f"{recipe.hash[:12]}); --resume takes the recipe the run started with, and no --set"
+        )
+    known, now = record["data"].get("checksum"), _data_record(experiment).get("checksum")
+    if known != now:
+        raise RunError(f"{resume} was trained on other data: checksum {known}, here {now}")
+    last = directory.checkpoint("last")
+    state = checkpoint.restore(last, experiment) if last.is_file() else TrainingState()
+    directory.keep_epochs(state.epochs)
+    return directory, state
+
+
+def _restore(directory: RunDirectory, which: str, experiment: Experiment) -> TrainingState:
+    return checkpoint.restore_learner(directory.checkpoint(which), experiment)
+
+
+def _test(experiment: Experiment, directory: RunDirectory) -> Scores:
+    """Test the best checkpoint; the scores are the last line of the log."""
+    _restore(directory, "best", experiment)
+    scores = final_scores(experiment, "test")
+    directory.append(directory.metrics, {"test": scores.as_dict()})
+    return scores
+
+
+def _read_record(directory: RunDirectory) -> dict[str, Any]:
+    try:
+        record: dict[str, Any] = json.loads(directory.record.read_text())
+    except (OSError, ValueError) as error:
+        raise RunError(
+            f"{directory.record}: not readable as the record of a run: {error}"
+        ) from error
+    return record
+
+
+def _data_record(experiment: Experiment) -> dict[str, Any]:
+    """Which data the tasks are made of: a checksum where there are files behind them."""
+    checksum = getattr(experiment.source, "checksum", None)
+    if checksum is None:
+        return {}
+    folder = getattr(experiment.source, "data", None)
+    return {"checksum": checksum, "folder": str(Path(folder).resolve()) if folder else None}
+
+
+def _data_of(record: dict[str, Any]) -> Path | None:
+    folder = record.get("data", {}).get("folder")
+    return Path(folder) if folder and Path(folder).is_dir() else None
+
+
+def _facts(experiment: Experiment) -> str:
+    meta = sum(p.numel() for p in experiment.learner.parameters() if p.requires_grad)
+    steps = experiment.epochs * experiment.steps_per_epoch
+    return (
+        f"{meta:,} meta-parameters, {steps:,} meta-steps of {experiment.tasks_per_step} tasks, "
+        f"{experiment.learner.steps} inner steps, on {experiment.device}"
+    )
+
+
+def _table(experiment: Experiment, scores: Scores) -> str:
+    """The scores after each inner step, as text."""
+    name = "query accuracy" if scores.measure == "accuracy" else "query MSE"
+    lines = [
+        f"{scores.split}, {scores.tasks} tasks: mean ± 95 % confidence interval over tasks",
+        f"  inner steps  {name:>18}  query loss",
+    ]
+    for step, loss in enumerate(scores.loss):
+        trained = "  (as trained)" if step == experiment.learner.steps else ""
+        lines.append(f"  {step:>11}  {scores.text(step):>18}  {loss:>10.4f}{trained}")
+    if _has_norm(experiment):
+        lines.append(
+            "  transductive: batch norm uses the statistics of the query set it predicts on"
+        )
+    return "\n".join(lines)
+
+
+def _summary(
+    experiment: Experiment,
+    directory: RunDirectory,
+    state: TrainingState,
+    scores: Scores,
+    data: Path | None,
+) -> str:
+    more = f" --data {shlex.quote(str(data))}" if data else ""
+    path = shlex.quote(str(directory.path))
+    name = Path(experiment.recipe.source).stem
+    return "\n".join(
+        [
+            "",
+            f"best of {state.epochs} epochs by validation: epoch {state.best_epoch}",
+            _table(experiment, scores),
+            f"run directory: {directory.path}",
+            "to try next:",
+            f"  metablocks eval {path} --steps 10{more}    more inner steps"
+            if experiment.learner.max_steps is None
+            else f"  metablocks eval {path} --tasks 2000{more}    more tasks",
+            f"  metablocks run {name} --set inner.order.block=first_order{more}    FOMAML",
+            "  metablocks recipes    what else there is",
+        ]
+    )
+
+
+def _has_norm(experiment: Experiment) -> bool:
+    norms = (torch.nn.BatchNorm1d, torch.nn.BatchNorm2d, torch.nn.BatchNorm3d)
+    return any(isinstance(module, norms) for module in experiment.learner.model.modules())
+
+
+def _resume_command(directory: RunDirectory, data: Path | None) -> str:
+    more = f" --data {shlex.quote(str(data))}" if data else ""
+    return f"metablocks run --resume {shlex.quote(str(directory.path))}{more}"

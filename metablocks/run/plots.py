@@ -1,0 +1,75 @@
+"""The pictures of a run: how training went, and how well the learner adapts at the end."""
+
+import math
+from typing import Any
+
+from metablocks.run.directory import RunDirectory
+
+
+def draw(directory: RunDirectory) -> list[str]:
+    """Write `training.png` and `adaptation.png`; returns what there is to say about it.
+
+    Without matplotlib nothing is drawn, and the note says how to get it.
+    """
+    try:
+        import matplotlib
+    except ImportError:
+        return ["no plots: matplotlib is not installed (pip install 'metablocks[plot]')"]
+    matplotlib.use("agg")
+    rows = directory.read_metrics()
+    _training(directory, [row for row in rows if "epoch" in row])
+    _adaptation(directory, [row["test"] for row in rows if "test" in row][-1])
+    return []
+
+
+def _training(directory: RunDirectory, rows: list[dict[str, Any]]) -> None:
+    from matplotlib import pyplot as plt
+    from matplotlib.ticker import MaxNLocator
+
+    figure, axes = plt.subplots(figsize=(6.4, 4.0), layout="constrained")
+    epochs = [row["epoch"] for row in rows]
+    (loss,) = axes.plot(epochs, [row["train_loss"] for row in rows], color="tab:gray")
+    axes.set(xlabel="epoch", ylabel="training query loss (mean of the epoch)")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    judged = [row for row in rows if "validation" in row]
+    right = axes.twinx()
+    scale, label = _scale(judged[0]["validation"])
+    right.errorbar(
+        [row["epoch"] for row in judged],
+        [scale * row["validation"]["mean"][-1] for row in judged],
+        [scale * row["validation"]["interval"][-1] for row in judged],
+        color="tab:blue",
+        capsize=2,
+        marker="o",
+        markersize=3,
+    )
+    steps = len(judged[0]["validation"]["mean"]) - 1
+    right.set_ylabel(f"validation {label} after {steps} inner steps", color="tab:blue")
+    axes.yaxis.label.set_color(loss.get_color())
+    axes.set_title("training")
+    figure.savefig(directory.path / "training.png", dpi=120)
+    plt.close(figure)
+
+
+def _adaptation(directory: RunDirectory, test: dict[str, Any]) -> None:
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(5.0, 4.0), layout="constrained")
+    scale, label = _scale(test)
+    axes.errorbar(
+        range(len(test["mean"])),
+        [scale * value for value in test["mean"]],
+        [scale * value for value in test["interval"]],
+        capsize=3,
+        marker="o",
+    )
+    axes.set(xlabel="inner steps", ylabel=f"query {label}", xticks=range(len(test["mean"])))
+    axes.set_title(f"adaptation, {test['tasks']} test tasks")
+    if test["measure"] == "mse" and min(test["mean"]) > 0 and math.isfinite(max(test["mean"])):
+        axes.set_yscale("log")
+    figure.savefig(directory.path / "adaptation.png", dpi=120)
+    plt.close(figure)
+
+
+def _scale(scores: dict[str, Any]) -> tuple[float, str]:
+    return (100.0, "accuracy, %") if scores["measure"] == "accuracy" else (1.0, "MSE")
