@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from metablocks.errors import RunError
+from metablocks.errors import RecipeError, RunError
 from metablocks.recipe import Experiment, Recipe, build, load
 from metablocks.run import checkpoint, plots
 from metablocks.run.directory import RunDirectory, create, environment, write_text
@@ -73,7 +73,7 @@ def evaluate_run(
     state = _restore(directory, checkpoint, experiment)
     limit = experiment.learner.max_steps
     if limit is not None and steps is not None and steps > limit:
-        raise RunError(
+        raise RecipeError(
             f"--steps {steps}: a per-step block of this run is made for {limit} inner steps; "
             f"take at most {limit}"
         )
@@ -189,7 +189,7 @@ def _summary(
 ) -> str:
     more = f" --data {shlex.quote(str(data))}" if data else ""
     path = shlex.quote(str(directory.path))
-    name = Path(experiment.recipe.source).stem
+    recipe = shlex.quote(str(directory.recipe))
     return "\n".join(
         [
             "",
@@ -200,7 +200,7 @@ def _summary(
             f"  metablocks eval {path} --steps 10{more}    more inner steps"
             if experiment.learner.max_steps is None
             else f"  metablocks eval {path} --tasks 2000{more}    more tasks",
-            f"  metablocks run {name} --set inner.order.block=first_order{more}    FOMAML",
+            f"  metablocks run {recipe} --set inner.order.block=first_order{more}    FOMAML",
             "  metablocks recipes    what else there is",
         ]
     )

@@ -84,12 +84,12 @@ def create(out: Path, name: str) -> RunDirectory:
         path = out / (f"{stem}-{stamp}" + (f"-{attempt}" if attempt > 1 else ""))
         try:
             path.mkdir(parents=True)
-        except FileExistsError:
-            if out.exists() and not out.is_dir():
-                raise RunError(f"{out} is a file; --out takes a folder for runs") from None
-            continue
         except OSError as error:
-            raise RunError(f"cannot make {path}: {error.strerror}; --out takes a folder") from error
+            if path.is_dir():
+                continue
+            raise RunError(
+                f"cannot make {path}: {error.strerror}; --out takes a folder that can be written to"
+            ) from error
         return RunDirectory(path)
     raise RunError(f"{out} holds too many runs called {stem}-{stamp}; give another --out")
 

@@ -8,8 +8,9 @@ One loop serves every recipe. It can stop after any meta-step and go on bit for 
 import math
 import signal
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
@@ -49,22 +50,25 @@ def train(
         dynamic_ncols=True,
     )
     started = time.perf_counter()
-    with bar, _stop_signals() as asked_to_stop:
-        while state.epochs < experiment.epochs:
-            if asked_to_stop():
-                checkpoint.save(directory.checkpoint("last"), experiment, state)
-                raise Stopped
-            if state.step < (state.epochs + 1) * experiment.steps_per_epoch:
-                _meta_step(experiment, state)
-                bar.update()
-                bar.set_postfix(loss=f"{state.losses[-1]:.3f}", refresh=False)
-                continue
-            scores = _finish_epoch(experiment, directory, state)
-            seconds = round(time.perf_counter() - started, 3)
-            directory.append(directory.times, {"epoch": state.epochs, "seconds": seconds})
-            started = time.perf_counter()
-            if scores and not quiet:
-                bar.write(_line(experiment, state, scores), file=sys.stdout)
+    with bar, _stop_signals() as signals:
+        try:
+            while state.epochs < experiment.epochs:
+                signals.stop_if_wished()
+                if state.step < (state.epochs + 1) * experiment.steps_per_epoch:
+                    _meta_step(experiment, state)
+                    bar.update()
+                    bar.set_postfix(loss=f"{state.losses[-1]:.3f}", refresh=False)
+                    continue
+                scores = _validate(experiment, state, signals)
+                _finish_epoch(experiment, directory, state, scores)
+                seconds = round(time.perf_counter() - started, 3)
+                directory.append(directory.times, {"epoch": state.epochs, "seconds": seconds})
+                started = time.perf_counter()
+                if scores and not quiet:
+                    bar.write(_line(experiment, state, scores), file=sys.stdout)
+        except Stopped:
+            checkpoint.save(directory.checkpoint("last"), experiment, state)
+            raise
     return state
 
 
@@ -101,20 +105,29 @@ def _meta_step(experiment: Experiment, state: TrainingState) -> None:
     state.step += 1
 
 
-def _finish_epoch(
-    experiment: Experiment, directory: RunDirectory, state: TrainingState
+def _validate(
+    experiment: Experiment, state: TrainingState, signals: "_StopSignals"
 ) -> Scores | None:
-    """Evaluate when due, log, checkpoint. The checkpoint comes last: it makes the epoch count."""
+    """Scores on the validation tasks, where they are due after the epoch in progress."""
     epoch = state.epochs + 1
-    row = {
+    if epoch % experiment.evaluation.every and epoch != experiment.epochs:
+        return None
+    with signals.anywhere():
+        return final_scores(experiment, "validation")
+
+
+def _finish_epoch(
+    experiment: Experiment, directory: RunDirectory, state: TrainingState, scores: Scores | None
+) -> None:
+    """Log and checkpoint. The checkpoint comes last: it makes the epoch count."""
+    epoch = state.epochs + 1
+    row: dict[str, Any] = {
         "epoch": epoch,
         "step": state.step,
         "lr": [group["lr"] for group in experiment.optimizer.param_groups],
         "train_loss": sum(state.losses) / len(state.losses),
     }
-    scores = None
-    if epoch % experiment.evaluation.every == 0 or epoch == experiment.epochs:
-        scores = final_scores(experiment, "validation")
+    if scores is not None:
         row["validation"] = scores.as_dict()
     if experiment.scheduler:
         experiment.scheduler.step()
@@ -126,7 +139,6 @@ def _finish_epoch(
     if better:
         checkpoint.save(directory.checkpoint("best"), experiment, state)
     checkpoint.save(directory.checkpoint("last"), experiment, state)
-    return scores
 
 
 def _line(experiment: Experiment, state: TrainingState, scores: Scores) -> str:
@@ -138,24 +150,43 @@ def _line(experiment: Experiment, state: TrainingState, scores: Scores) -> str:
     )
 
 
+class _StopSignals:
+    """The first SIGINT or SIGTERM becomes a wish to stop; the second acts as it always did."""
+
+    def __init__(self) -> None:
+        self.wished = False
+        self._anywhere = False
+        self.previous: dict[signal.Signals, Any] = {}
+
+    def stop_if_wished(self) -> None:
+        if self.wished:
+            raise Stopped
+
+    @contextmanager
+    def anywhere(self) -> Iterator[None]:
+        """Around pure work, which may be broken off at any point."""
+        self._anywhere = True
+        try:
+            self.stop_if_wished()
+            yield
+        finally:
+            self._anywhere = False
+
+    def handle(self, number: int, frame: FrameType | None) -> None:
+        self.wished = True
+        signal.signal(number, self.previous[signal.Signals(number)])
+        if self._anywhere:
+            raise Stopped
+
+
 @contextmanager
-def _stop_signals() -> Iterator[Callable[[], bool]]:
-    """Turn the first SIGINT or SIGTERM into a wish to stop; the second acts as it always did."""
-    wished = False
-    previous: dict[int, Any] = {}
-
-    def wish(number: int, frame: FrameType | None) -> None:
-        nonlocal wished
-        wished = True
-        signal.signal(number, previous[number])
-
-    try:
+def _stop_signals() -> Iterator[_StopSignals]:
+    signals = _StopSignals()
+    if threading.current_thread() is threading.main_thread():  # elsewhere they are the caller's
         for number in (signal.SIGINT, signal.SIGTERM):
-            previous[number] = signal.signal(number, wish)
-    except ValueError:  # not the main thread: signals are the caller's business
-        pass
+            signals.previous[number] = signal.signal(number, signals.handle)
     try:
-        yield lambda: wished
+        yield signals
     finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+        for which, handler in signals.previous.items():
+            signal.signal(which, handler)

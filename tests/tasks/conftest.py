@@ -4,9 +4,8 @@ import shutil
 import zipfile
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
+from small_omniglot import draw_omniglot
 
 SMALL = {
     "images_background": {"Runes": 6, "Glyphs": 7},
@@ -15,31 +14,10 @@ SMALL = {
 """{half: {alphabet: characters}}: 13 + 8 characters by 20 drawers."""
 
 
-def _draw(rng: np.random.Generator, base: np.ndarray) -> Image.Image:
-    """One drawing: a few thick dark lines of the character, moved by the drawer."""
-    paper = np.ones((105, 105), dtype=bool)
-    for row, column in base + rng.integers(-4, 5, size=(1, 2)):
-        paper[row : row + 3, column : column + 40] = False
-        paper[row : row + 40, column : column + 3] = False
-    return Image.fromarray(paper).convert("1")
-
-
 @pytest.fixture(scope="session")
 def small_unpacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The parent of an unpacked `omniglot-py`; shared by the tests, so leave it as it is."""
-    parent = tmp_path_factory.mktemp("unpacked")
-    rng = np.random.default_rng(0)
-    character = 0
-    for half, alphabets in SMALL.items():
-        for alphabet, characters in alphabets.items():
-            for number in range(1, characters + 1):
-                character += 1
-                folder = parent / "omniglot-py" / half / alphabet / f"character{number:02d}"
-                folder.mkdir(parents=True)
-                base = rng.integers(10, 55, size=(3, 2))
-                for drawer in range(1, 21):
-                    _draw(rng, base).save(folder / f"{character:04d}_{drawer:02d}.png")
-    return parent
+    return draw_omniglot(tmp_path_factory.mktemp("unpacked"), SMALL)
 
 
 def zip_half(folder: Path, target: Path) -> None:

@@ -1,0 +1,263 @@
+"""Runs: every recipe trains, directories hold what they promise, and nothing is lost on the way."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from small_omniglot import draw_omniglot
+
+import metablocks
+from metablocks.cli import main
+from metablocks.recipe import build, load, shipped
+from metablocks.run import Scores, accuracy, score
+
+TINY = [
+    *("--set", "outer.tasks_per_step=2"),
+    *("--set", "outer.steps_per_epoch=1"),
+    *("--set", "outer.epochs=1"),
+    *("--set", "evaluation.tasks=3"),
+    *("--set", "hardware.device=cpu"),
+]
+SMALL = [  # seconds of work: 8 epochs of 20 meta-steps
+    "maml_sinusoid",
+    *("--set", "outer.tasks_per_step=4"),
+    *("--set", "outer.steps_per_epoch=20"),
+    *("--set", "outer.epochs=8"),
+    *("--set", "evaluation.tasks=8"),
+    *("--set", "evaluation.every=2"),
+    *("--set", "hardware.device=cpu"),
+    *("--set", "outer.schedule={block: cosine, final: 1e-4}"),
+]
+
+
+@pytest.fixture(scope="session")
+def omniglot(tmp_path_factory):
+    """100 characters: enough for 20 ways in every split."""
+    halves = {"images_background": {"A": 30, "B": 30}, "images_evaluation": {"C": 40}}
+    return draw_omniglot(tmp_path_factory.mktemp("omniglot"), halves)
+
+
+@pytest.fixture
+def private_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def only_run(out: Path) -> Path:
+    (run,) = out.iterdir()
+    return run
+
+
+def start(out: Path, *arguments: str, resume: Path | None = None) -> "subprocess.Popen[str]":
+    where = ["--resume", str(resume)] if resume else [*SMALL, "--out", str(out)]
+    return subprocess.Popen(
+        [sys.executable, "-m", "metablocks", "run", *where, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+def finish(process: "subprocess.Popen[str]") -> tuple[int, str, str]:
+    stdout, stderr = process.communicate(timeout=300)
+    return process.returncode, stdout, stderr
+
+
+def wait_for_epochs(out: Path, epochs: int) -> Path:
+    """The run's directory, once so many epochs are in its log."""
+    for _ in range(3000):
+        for log in out.glob("*/metrics.jsonl"):
+            if log.read_text().count("\n") >= epochs:
+                return log.parent
+        time.sleep(0.02)
+    raise TimeoutError(f"no {epochs} epochs in {out}")
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory):
+    """The run that interrupted ones are compared with."""
+    out = tmp_path_factory.mktemp("undisturbed")
+    status, _, stderr = finish(start(out))
+    assert status == 0, stderr
+    return only_run(out)
+
+
+@pytest.mark.parametrize("name", [recipe.name for recipe in shipped()])
+def test_every_shipped_recipe_trains_one_step(name, tmp_path, omniglot, private_cache, capsys):
+    data = ["--data", str(omniglot)] if "omniglot" in name else []
+    assert main(["run", name, *TINY, *data, "--out", str(tmp_path / "runs"), "--quiet"]) == 0
+    run = only_run(tmp_path / "runs")
+    assert run.name.startswith(name)
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [sorted(row) for row in rows] == [
+        ["epoch", "lr", "step", "train_loss", "validation"],
+        ["test"],
+    ]
+    record = json.loads((run / "run.json").read_text())
+    assert record["recipe"] == load(str(run / "recipe.yaml")).hash
+    assert record["versions"]["torch"] == torch.__version__
+    if data:
+        assert len(record["data"]["checksum"]) == 64
+    for plot in ("training.png", "adaptation.png"):
+        assert (run / plot).read_bytes().startswith(b"\x89PNG")
+    printed = capsys.readouterr().out
+    assert "mean ± 95 % confidence interval over tasks" in printed
+    assert str(run) in printed
+    assert ("transductive" in printed) == ("sinusoid" not in name)
+
+
+def test_the_best_checkpoint_is_what_is_tested_and_evaluated_later(undisturbed, capsys):
+    rows = [json.loads(line) for line in (undisturbed / "metrics.jsonl").read_text().splitlines()]
+    judged = {row["epoch"]: row["validation"]["mean"][-1] for row in rows if "validation" in row}
+    assert sorted(judged) == [2, 4, 6, 8]
+    state = torch.load(undisturbed / "best.pt", weights_only=True)["state"]
+    assert state["best_epoch"] == min(judged, key=judged.get)
+    assert main(["eval", str(undisturbed)]) == 0
+    test = Scores(**rows[-1]["test"])
+    assert f"{test.text(10)}" in capsys.readouterr().out
+    assert main(["eval", str(undisturbed), "--steps", "2", "--split", "train", "--tasks", "4"]) == 0
+    assert "train, 4 tasks" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("epochs", [1, 5])
+def test_a_killed_run_goes_on_bit_for_bit(epochs, undisturbed, tmp_path):
+    process = start(tmp_path)
+    run = wait_for_epochs(tmp_path, epochs)
+    process.send_signal(signal.SIGKILL)
+    finish(process)
+    status, _, stderr = finish(start(tmp_path, resume=run))
+    assert status == 0, stderr
+    assert (run / "metrics.jsonl").read_bytes() == (undisturbed / "metrics.jsonl").read_bytes()
+    mine, other = (torch.load(r / "checkpoint.pt", weights_only=True) for r in (run, undisturbed))
+    assert all(torch.equal(mine["learner"][key], other["learner"][key]) for key in other["learner"])
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_saves_and_says_how_to_go_on(number, undisturbed, tmp_path):
+    process = start(tmp_path)
+    run = wait_for_epochs(tmp_path, 2)
+    process.send_signal(number)
+    status, stdout, stderr = finish(process)
+    assert status == 130
+    assert f"To go on: metablocks run --resume {run}" in stdout.splitlines()[-1]
+    assert "Traceback" not in stderr
+    assert torch.load(run / "checkpoint.pt", weights_only=True)["state"]["step"] > 0
+    status, stdout, stderr = finish(start(tmp_path, resume=run))
+    assert status == 0, stderr
+    assert "going on after meta-step" in stdout
+    assert (run / "metrics.jsonl").read_bytes() == (undisturbed / "metrics.jsonl").read_bytes()
+
+
+def test_half_a_line_in_the_log_is_dropped_on_resume(undisturbed, tmp_path):
+    process = start(tmp_path)
+    run = wait_for_epochs(tmp_path, 2)
+    process.kill()
+    finish(process)
+    with (run / "metrics.jsonl").open("a") as log:
+        log.write('{"epoch": 99, "st')
+    assert finish(start(tmp_path, resume=run))[0] == 0
+    assert (run / "metrics.jsonl").read_bytes() == (undisturbed / "metrics.jsonl").read_bytes()
+
+
+def test_a_finished_run_resumes_to_its_summary(undisturbed):
+    before = (undisturbed / "metrics.jsonl").read_bytes()
+    status, stdout, _ = finish(start(undisturbed.parent, resume=undisturbed))
+    assert status == 0
+    assert "test, 8 tasks" in stdout
+    assert (undisturbed / "metrics.jsonl").read_bytes() == before
+
+
+def test_runs_never_share_a_directory_and_stay_where_they_are_told(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for _ in range(3):
+        assert main(["run", "maml_sinusoid", *TINY, "--quiet"]) == 0
+    assert len(list((tmp_path / "runs").iterdir())) == 3
+    assert Path.cwd() == tmp_path
+    assert [path.name for path in tmp_path.iterdir()] == ["runs"]
+
+
+def test_the_saved_recipe_runs_as_it_is(undisturbed, tmp_path):
+    saved = str(undisturbed / "recipe.yaml")
+    assert main(["run", saved, "--quiet", "--out", str(tmp_path)]) == 0
+    again = only_run(tmp_path)
+    assert (again / "metrics.jsonl").read_bytes() == (undisturbed / "metrics.jsonl").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (["run", "--resume", "{run}", "--set", "inner.steps=2"], 1, "with another recipe (hash"),
+        (["run", "--resume", "{nowhere}"], 2, "no such folder"),
+        (["eval", "{nowhere}"], 2, "no such folder"),
+        (["eval", "{damaged}"], 1, "best.pt: not a readable checkpoint"),
+        (["eval", "{damaged}", "--checkpoint", "last"], 1, "no such checkpoint"),
+        (
+            ["run", "maml_sinusoid", *TINY, "--out", "{file}"],
+            1,
+            "--out takes a folder that can be written",
+        ),
+        (
+            ["run", "maml_sinusoid", *TINY, "--set", "inner.rule[0].init=1e30", "--out", "{out}"],
+            1,
+            "training diverged",
+        ),
+    ],
+)
+def test_what_cannot_be_done_is_said_without_a_traceback(
+    arguments, status, message, undisturbed, tmp_path, capsys
+):
+    damaged = tmp_path / "damaged"
+    damaged.mkdir()
+    for name in ("recipe.yaml", "run.json"):
+        (damaged / name).write_bytes((undisturbed / name).read_bytes())
+    (damaged / "best.pt").write_bytes(b"PK\x03\x04 not a checkpoint")
+    (tmp_path / "file").write_text("")
+    places = {
+        "run": undisturbed,
+        "nowhere": tmp_path / "nowhere",
+        "damaged": damaged,
+        "file": tmp_path / "file",
+        "out": tmp_path / "out",
+    }
+    assert main([argument.format(**places) for argument in arguments]) == status
+    printed = capsys.readouterr().err
+    assert message in printed
+    assert "Traceback" not in printed
+
+
+def test_per_step_rates_refuse_more_steps_than_trained(tmp_path, capsys):
+    rule = "inner.rule=[{block: lslr, init: 0.01}]"
+    tiny = [*TINY, "--set", rule, "--set", "evaluation.inner_steps=1", "--out", str(tmp_path)]
+    assert main(["run", "maml_sinusoid", *tiny, "--quiet"]) == 0
+    assert main(["eval", str(only_run(tmp_path)), "--steps", "5"]) == 2
+    assert "made for 1 inner steps; take at most 1" in capsys.readouterr().err
+
+
+def test_scores_do_not_depend_on_how_tasks_are_batched():
+    experiment = build(load("maml_sinusoid", ["hardware.device=cpu"]))
+    one, other = (
+        score(experiment.learner, experiment.source, "test", tasks=7, steps=2, batch=batch)
+        for batch in (2, 7)
+    )
+    assert one.mean == pytest.approx(other.mean, rel=1e-5)
+    assert one.interval == pytest.approx(other.interval, rel=1e-4)
+
+
+def test_scores_are_means_with_normal_intervals():
+    values = Scores("test", 600, "accuracy", [0.5, 0.75], [0.01, 0.02], [1.0, 0.5])
+    assert values.text(1) == "75.00 ± 2.00 %"
+    assert values.better_than(None)
+    assert not values.better_than(values)
+    assert float(accuracy(torch.eye(4), torch.tensor([0, 1, 2, 0]))) == 0.75
+
+
+def test_a_run_records_the_version_of_the_code(undisturbed):
+    record = json.loads((undisturbed / "run.json").read_text())
+    assert record["versions"]["metablocks"] == metablocks.__version__
+    assert record["argv"][0] == "run"
