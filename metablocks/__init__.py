@@ -1,5 +1,6 @@
 """metablocks: small interchangeable blocks for gradient-based meta-learning in PyTorch."""
 
+from metablocks import laws, tasks
 from metablocks.errors import MetablocksError
 from metablocks.estimators import Estimator, TaskGradient, Unrolled
 from metablocks.executors import Executor, Loop, RandomDrawsWarning, Vmap
@@ -49,6 +50,8 @@ __all__ = [
     "UpdateRule",
     "Vmap",
     "adapt",
+    "laws",
     "lslr",
     "meta_sgd",
+    "tasks",
 ]

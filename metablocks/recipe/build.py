@@ -23,7 +23,6 @@ from metablocks.errors import (
     SelectionError,
 )
 from metablocks.learner import MetaLearner
-from metablocks.order import TruncatedOrder
 from metablocks.recipe.construct import block_paths, construct, problem_at
 from metablocks.recipe.parse import Place, Problem, join, raise_problems
 from metablocks.recipe.record import Recipe
@@ -168,19 +167,13 @@ def _blocks(
 
 def _learner(recipe: Recipe, blocks: dict[str, Any], loss: Any) -> MetaLearner:
     rules = [block for path, block in blocks.items() if path.startswith("inner.rule[")]
-    order = blocks["inner.order"]
-    steps = recipe.at("inner.steps")
-    if isinstance(order, TruncatedOrder) and order.last > steps:
-        path = "inner.order.last"
-        message = f"{order.last}, but inner.steps is {steps}; it takes 0 to {steps}"
-        raise_problems([Problem(recipe.written_place(path), path, message)])
     try:
         return MetaLearner(
             blocks["model"],
             loss=loss,
-            steps=steps,
+            steps=recipe.at("inner.steps"),
             rule=rules[0] if len(rules) == 1 else Chain(*rules),
-            order=order,
+            order=blocks["inner.order"],
             step_loss=blocks["outer.step_loss"],
             adapt=recipe.at("inner.adapt"),
             estimator=blocks["outer.estimator"],

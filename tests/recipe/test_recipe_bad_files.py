@@ -167,7 +167,7 @@ ONE_ERROR = {
     ),
     "more last steps than steps": (
         ("last: 1", "last: 3"),
-        "bad.yaml:13:35 inner.order.last: 3, but inner.steps is 2; it takes 0 to 2",
+        "bad.yaml:13:35 inner.order.last: TruncatedOrder last is 3, but the learner takes 2 inner steps; last can be 0 to 2",
     ),
     "more evaluation steps than per-step rates": (
         ("learn: true", "per_step: true, learn: true"),

@@ -55,7 +55,7 @@ REFUSED = [
     ("inner.rule[0].learn=on", 'inner.rule[0].learn: takes true or false, given "on"; write true'),
     ("inner.rule=[meta_sgd]", "inner.rule[0].init: missing; it takes a number"),
     ("tasks.shots=0", "tasks.shots: "),
-    ("inner.order={block: truncated, last: 9}", "inner.order.last: 9, but inner.steps is 2; "),
+    ("inner.order={block: truncated, last: 9}", "inner.order.last: TruncatedOrder last is 9, "),
 ]
 
 
