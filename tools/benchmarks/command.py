@@ -1,0 +1,136 @@
+"""The command line of `tools/bench`."""
+
+import argparse
+import difflib
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from tools.benchmarks.lineup import CASES, CONTENDERS, REFERENCE
+from tools.benchmarks.measure import Settings, measure_case
+from tools.benchmarks.report import heading, section
+
+EXAMPLES = """examples:
+  tools/bench                             every case
+  tools/bench sinusoid --out bench.md     one case, the tables also into a file
+  tools/bench conv --contender metablocks_vmap --contender higher --quick
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit status: 0; 1 where one of our own contenders failed or is wrong; 2 for bad arguments."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    parser = _parser()
+    options = parser.parse_args(argv)
+    if options.list:
+        print(_listing())
+        return 0
+    names = _known(parser, "case", options.cases, CASES) or list(CASES)
+    contenders = _known(parser, "contender", options.contender, CONTENDERS) or list(CONTENDERS)
+    if options.out and not options.out.resolve().parent.is_dir():
+        parser.error(f"--out {options.out}: there is no folder {options.out.parent}")
+    settings = Settings(
+        device=options.device,
+        dtype=options.dtype,
+        threads=options.threads or (1 if options.quick else _available()),
+        rounds=options.rounds or (1 if options.quick else 3),
+        quick=options.quick,
+        repeats=options.repeats,
+    )
+    try:
+        return _measure(argv, names, contenders, settings, options.out)
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        return 130
+
+
+def _measure(
+    argv: Sequence[str],
+    names: Iterable[str],
+    contenders: Sequence[str],
+    settings: Settings,
+    out: Path | None,
+) -> int:
+    sound = True
+    text = heading(argv, settings)
+    print(text, flush=True)
+    for name in names:
+        case = CASES[name].quick() if settings.quick else CASES[name]
+        scores = measure_case(case, contenders, settings)
+        part = section(case, scores, settings)
+        print(part, flush=True)
+        text += "\n" + part
+        if out:
+            out.write_text(text, encoding="utf-8")
+        sound &= all(score.ranked for score in scores if score.contender.role == "ours")
+    return 0 if sound else 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="tools/bench",
+        description="Time and peak memory of a whole meta-gradient: metablocks beside higher, "
+        "TorchOpt and hand-written loops. Every measurement runs in a process of its own; every "
+        f"gradient is checked against {REFERENCE} in float64.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("cases", nargs="*", metavar="CASE", help="default: all; see --list")
+    parser.add_argument(
+        "--contender", action="append", default=[], help="only this one; may be repeated"
+    )
+    parser.add_argument("--quick", action="store_true", help="smoke sizes, one round")
+    parser.add_argument("--rounds", type=_count, help="fresh processes each (default: 3)")
+    parser.add_argument(
+        "--repeats", type=_count, help="timed runs in a process (default: a case's)"
+    )
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, … (default: cpu)")
+    parser.add_argument("--dtype", default="float32", choices=["float32", "float64"])
+    parser.add_argument(
+        "--threads",
+        type=_count,
+        help=f"default: all cores ({_available()} here); 1 with --quick",
+    )
+    parser.add_argument("--out", type=Path, metavar="FILE.md", help="also write the tables there")
+    parser.add_argument("--list", action="store_true", help="list the cases and contenders")
+    return parser
+
+
+def _known(
+    parser: argparse.ArgumentParser, kind: str, names: list[str], known: Iterable[str]
+) -> list[str]:
+    """The names, each once; exits with 2 at one that is unknown."""
+    known = list(known)
+    for name in names:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f'did you mean "{close[0]}"?' if close else f"there are: {', '.join(known)}"
+            parser.error(f'no {kind} is called "{name}"; {hint}')
+    return list(dict.fromkeys(names))
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"takes an integer of at least 1, given {text}")
+    return int(text)
+
+
+def _available() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _listing() -> str:
+    width = max(map(len, [*CASES, *CONTENDERS]))
+    return "\n".join(
+        [
+            "cases",
+            *(f"  {name:<{width}}  {case.summary}" for name, case in CASES.items()),
+            "",
+            "contenders",
+            *(f"  {name:<{width}}  {c.title} ({c.role})" for name, c in CONTENDERS.items()),
+        ]
+    )

@@ -1,0 +1,178 @@
+"""The contenders: each turns a problem into a function that computes its whole meta-gradient.
+
+A contender has the name under which the line-up lists it, imports its library when it is built, and
+uses it as its own documentation does. The loops free a task's graph before the next task begins.
+"""
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+from torch.func import functional_call
+
+from tools.benchmarks.problem import Problem
+
+Gradients: TypeAlias = dict[str, Tensor]
+Run: TypeAlias = Callable[[], Gradients]
+
+
+def plain_loop(problem: Problem) -> Run:
+    """Written by hand: `torch.autograd.grad` with `create_graph`, one task after another."""
+    model, loss, rate = problem.model, problem.loss, problem.rate
+    initial = dict(model.named_parameters())
+
+    def run() -> Gradients:
+        total = None
+        for support, target, query, truth in problem:
+            fast = initial
+            for _ in range(problem.steps):
+                value = loss(functional_call(model, fast, (support,)), target)
+                grads = torch.autograd.grad(
+                    value, list(fast.values()), create_graph=problem.second_order
+                )
+                fast = {n: p - rate * g for (n, p), g in zip(fast.items(), grads, strict=True)}
+            value = loss(functional_call(model, fast, (query,)), truth)
+            total = _add(total, torch.autograd.grad(value, list(initial.values())))
+        return _mean(problem, total)
+
+    return run
+
+
+def plain_vmap(problem: Problem) -> Run:
+    """Written by hand: `torch.func.vmap` over the tasks of `torch.func.grad` of the inner loop."""
+    model, loss, rate = problem.model, problem.loss, problem.rate
+    initial = {name: p.detach() for name, p in model.named_parameters()}
+
+    def mistake(params: Gradients, inputs: Tensor, target: Tensor) -> Tensor:
+        return loss(functional_call(model, params, (inputs,)), target)
+
+    def adapted(params: Gradients, *task: Tensor) -> Tensor:
+        support, target, query, truth = task
+        for _ in range(problem.steps):
+            grads = torch.func.grad(mistake)(params, support, target)
+            if not problem.second_order:
+                grads = {name: g.detach() for name, g in grads.items()}
+            params = {name: p - rate * grads[name] for name, p in params.items()}
+        return mistake(params, query, truth)
+
+    def run() -> Gradients:
+        each = torch.func.vmap(torch.func.grad(adapted), in_dims=(None, 0, 0, 0, 0))
+        grads = each(initial, *problem.tasks.support, *problem.tasks.query)
+        return {name: g.mean(0) for name, g in grads.items()}
+
+    return run
+
+
+def higher(problem: Problem) -> Run:
+    """`higher.innerloop_ctx`, a task at a time; first order without tracking higher gradients."""
+    import higher as library
+
+    model, loss = problem.model, problem.loss
+    optimizer = torch.optim.SGD(model.parameters(), lr=problem.rate)
+
+    def run() -> Gradients:
+        total = None
+        for support, target, query, truth in problem:
+            with library.innerloop_ctx(
+                model,
+                optimizer,
+                copy_initial_weights=False,
+                track_higher_grads=problem.second_order,
+            ) as (fast, inner):
+                for _ in range(problem.steps):
+                    inner.step(loss(fast(support), target))
+                value = loss(fast(query), truth)
+                wanted = model if problem.second_order else fast
+                total = _add(total, torch.autograd.grad(value, list(wanted.parameters())))
+        return _mean(problem, total)
+
+    return run
+
+
+def torchopt(problem: Problem) -> Run:
+    """TorchOpt's `MetaSGD`, the network put back after each task; first order by its functional SGD.
+
+    (`MetaSGD` builds the graph of the gradient in every step, which first order has no use for.)
+    """
+    import torchopt as library
+
+    model, loss = problem.model, problem.loss
+    initial = dict(model.named_parameters())
+
+    def second_order() -> Gradients:
+        network = library.extract_state_dict(model, by="reference", detach_buffers=True)
+        optimizer = library.extract_state_dict(inner, by="reference")
+        total = None
+        for support, target, query, truth in problem:
+            for _ in range(problem.steps):
+                inner.step(loss(model(support), target))
+            value = loss(model(query), truth)
+            total = _add(total, torch.autograd.grad(value, list(initial.values())))
+            library.recover_state_dict(model, network)
+            library.recover_state_dict(inner, optimizer)
+        return _mean(problem, total)
+
+    def first_order() -> Gradients:
+        total = None
+        for support, target, query, truth in problem:
+            fast = initial
+            state = sgd.init(fast)
+            for _ in range(problem.steps):
+                value = loss(functional_call(model, fast, (support,)), target)
+                grads = torch.autograd.grad(value, list(fast.values()))
+                updates, state = sgd.update(
+                    dict(zip(fast, grads, strict=True)), state, inplace=False
+                )
+                fast = library.apply_updates(fast, updates, inplace=False)
+            value = loss(functional_call(model, fast, (query,)), truth)
+            total = _add(total, torch.autograd.grad(value, list(initial.values())))
+        return _mean(problem, total)
+
+    if problem.second_order:
+        inner = library.MetaSGD(model, lr=problem.rate)
+        return second_order
+    sgd = library.sgd(lr=problem.rate)
+    return first_order
+
+
+def metablocks_loop(problem: Problem) -> Run:
+    from metablocks import Loop
+
+    return _metablocks(problem, executor=Loop())
+
+
+def metablocks_vmap(problem: Problem) -> Run:
+    from metablocks import Vmap
+
+    return _metablocks(problem, executor=Vmap())
+
+
+def _metablocks(problem: Problem, **blocks: object) -> Run:
+    import metablocks as mb
+
+    learner = mb.MetaLearner(
+        problem.model,
+        loss=problem.loss,
+        steps=problem.steps,
+        rule=mb.LearningRate(problem.rate),
+        order=mb.SecondOrder() if problem.second_order else mb.FirstOrder(),
+        **blocks,
+    )
+
+    def run() -> Gradients:
+        grads = learner.meta_gradient(problem.tasks).grads
+        return {name.removeprefix("model."): g for name, g in grads.items()}
+
+    return run
+
+
+def _add(total: list[Tensor] | None, grads: tuple[Tensor, ...]) -> list[Tensor]:
+    if total is None:
+        return list(grads)
+    return [have + more for have, more in zip(total, grads, strict=True)]
+
+
+def _mean(problem: Problem, total: list[Tensor]) -> Gradients:
+    names = [name for name, _ in problem.model.named_parameters()]
+    return {name: t / len(problem.tasks) for name, t in zip(names, total, strict=True)}

@@ -1,0 +1,121 @@
+"""The order of measurements: contenders interleaved over rounds, each in a fresh process.
+
+A machine that slows down half-way then slows every contender, and no contender inherits another's
+memory, caches or threads.
+"""
+
+import json
+import os
+import signal
+import statistics
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tools.benchmarks.lineup import CONTENDERS, REFERENCE, Case, Contender
+
+ROOT = Path(__file__).resolve().parents[2]
+LIMIT = 1800
+"""Seconds after which a measurement is given up."""
+
+TOLERANCE = 1e-9
+"""Largest relative error in float64 of a gradient that counts as right: rounding is below 1e-12."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    device: str
+    dtype: str
+    threads: int
+    rounds: int
+    quick: bool
+    repeats: int | None
+    """None: as often as the case says."""
+
+
+@dataclass
+class Score:
+    """What the rounds of one contender gave."""
+
+    contender: Contender
+    medians: list[float] = field(default_factory=list)
+    """Seconds, one a round."""
+    peaks: list[int] = field(default_factory=list)
+    """Bytes, one a round."""
+    error: float | None = None
+    device: str | None = None
+    failure: str | None = None
+
+    @property
+    def wrong(self) -> bool:
+        return self.error is not None and not self.error <= TOLERANCE
+
+    @property
+    def ranked(self) -> bool:
+        return self.failure is None and not self.wrong
+
+    @property
+    def seconds(self) -> float:
+        return statistics.median(self.medians)
+
+
+def measure_case(case: Case, names: Sequence[str], settings: Settings) -> list[Score]:
+    """One score for each of the contenders `names`; their order changes from round to round."""
+    scores = {name: Score(CONTENDERS[name]) for name in names}
+    for index in range(settings.rounds):
+        turn = index % len(names)
+        for name in (*names[turn:], *names[:turn]):
+            score = scores[name]
+            if score.failure is not None:
+                continue
+            _progress(f"{case.name}, round {index + 1} of {settings.rounds}: {name}")
+            result = _run_worker(case, name, settings, check=index == 0 and name != REFERENCE)
+            score.failure = result.get("failure")
+            if score.failure is None:
+                score.medians.append(statistics.median(result["times"]))
+                score.peaks.append(result["peak"])
+                score.error = result.get("error", score.error)
+                score.device = result["device"]
+    _progress("")
+    return list(scores.values())
+
+
+def _run_worker(case: Case, name: str, settings: Settings, *, check: bool) -> dict[str, Any]:
+    request = {
+        "case": case.name,
+        "contender": name,
+        "device": settings.device,
+        "dtype": settings.dtype,
+        "threads": settings.threads,
+        "repeats": settings.repeats or case.repeats,
+        "quick": settings.quick,
+        "check": check,
+    }
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": str(settings.threads)}
+    argv = [sys.executable, "-W", "ignore", "-m", "tools.benchmarks.worker", json.dumps(request)]
+    try:
+        done = subprocess.run(
+            argv, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=LIMIT
+        )
+    except subprocess.TimeoutExpired:
+        return {"failure": f"not done after {LIMIT} s"}
+    if done.returncode < 0:
+        killer = signal.Signals(-done.returncode).name
+        hint = ": out of memory?" if killer == "SIGKILL" else ""
+        return {"failure": f"its process was ended by {killer}{hint}"}
+    try:
+        return json.loads(done.stdout.splitlines()[-1])
+    except (IndexError, ValueError):
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        return {"failure": f"its process exited with {done.returncode}: {last}"}
+
+
+def _progress(line: str) -> None:
+    if sys.stderr.isatty():
+        print(f"\r\033[K{line}", end="", file=sys.stderr, flush=True)
+    elif line:
+        print(line, file=sys.stderr, flush=True)

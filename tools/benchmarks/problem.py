@@ -1,0 +1,69 @@
+"""A case made concrete: one model and one batch of tasks, the same for every contender."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from metablocks import TaskBatch
+from metablocks.models import MLP, Conv4
+from metablocks.tasks.sinusoid import Sinusoid
+from tools.benchmarks.lineup import Case
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What a contender gets. Its answer is the gradient of the mean, over tasks, of the final query
+    loss, with respect to the model's parameters, by their names."""
+
+    model: nn.Module
+    loss: Callable[[Tensor, Tensor], Tensor]
+    tasks: TaskBatch
+    steps: int
+    rate: float
+    second_order: bool
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+        """Support inputs and targets, query inputs and targets of one task after another."""
+        return zip(*self.tasks.support, *self.tasks.query, strict=True)
+
+
+def build(case: Case, *, device: str, dtype: torch.dtype) -> Problem:
+    """The same numbers for every contender, process and dtype, up to the dtype's rounding.
+
+    The batch norms of the model keep no running statistics: in the inner loop and the query pass all
+    contenders normalise by batch statistics, and none pays for buffers that another leaves alone.
+    """
+    torch.manual_seed(0)
+    if case.data == "sinusoid":
+        model: nn.Module = MLP(input_shape=(1,), outputs=1)
+        tasks = Sinusoid(shots=case.shots, queries=case.queries).sample("train", range(case.tasks))
+        support, query, loss = tasks.support, tasks.query, F.mse_loss
+    else:
+        model = Conv4(input_shape=(1, 28, 28), outputs=case.ways, filters=case.filters)
+        support, query = (_images(case, examples) for examples in (case.shots, case.queries))
+        loss = F.cross_entropy
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.track_running_stats = False
+            module.running_mean = module.running_var = module.num_batches_tracked = None
+
+    def place(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        return tuple(t.to(device, dtype if t.is_floating_point() else t.dtype) for t in batch)
+
+    return Problem(
+        model=model.to(device, dtype).train(),
+        loss=loss,
+        tasks=TaskBatch(place(support), place(query)),
+        steps=case.steps,
+        rate=case.rate,
+        second_order=case.second_order,
+    )
+
+
+def _images(case: Case, examples: int) -> tuple[Tensor, Tensor]:
+    """Noise with labels: `[tasks, ways × examples, 1, 28, 28]` and `[tasks, ways × examples]`."""
+    labels = torch.arange(case.ways).repeat_interleave(examples).repeat(case.tasks, 1)
+    return torch.randn(*labels.shape, 1, 28, 28), labels

@@ -1,0 +1,154 @@
+"""What was measured, as Markdown: where and how, a table a case, and what the table says."""
+
+import os
+import platform
+import shlex
+import statistics
+import subprocess
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from tools.benchmarks.lineup import CONTENDERS, Case
+from tools.benchmarks.measure import ROOT, TOLERANCE, Score, Settings
+
+DISTRIBUTIONS = ("torch", "higher", "torchopt")
+
+
+def heading(argv: Sequence[str], settings: Settings) -> str:
+    """The command, the machine, the versions and the commit."""
+    lines = [
+        "# Benchmark",
+        "",
+        f"- command: `{shlex.join(['tools/bench', *argv])}`",
+        f"- machine: {_cpu()}, {_cores()} cores, {_load()}",
+        f"- python {platform.python_version()}, " + ", ".join(map(_version, DISTRIBUTIONS)),
+        f"- commit: {_commit()}",
+        f"- {settings.device}, {settings.dtype}, threads: {settings.threads}; "
+        f"rounds: {settings.rounds}, in each a fresh process for every contender",
+    ]
+    if settings.quick:
+        lines.append("- **smoke sizes (`--quick`): these figures show that it runs, nothing more**")
+    return "\n".join(lines) + "\n"
+
+
+def section(case: Case, scores: Sequence[Score], settings: Settings) -> str:
+    """The table of a case, and the sentences that compare."""
+    best = fastest_peer(scores)
+    repeats = settings.repeats or case.repeats
+    devices = {score.device for score in scores if score.device not in (None, "cpu")}
+    columns = "contender|median|min–max of rounds|speed / fastest peer|peak memory|gradient error"
+    rows = [
+        f"| {columns.replace('|', ' | ')} |",
+        "|---|---:|---:|---:|---:|---:|",
+        *(_row(score, best) for score in scores),
+    ]
+    lines = [
+        f"## {case.name}",
+        "",
+        f"{case.summary}{''.join(f'; on {name}' for name in sorted(devices))}. Times are medians over "
+        f"the runs of a process ({repeats}), then over the rounds. Peers are higher and TorchOpt. "
+        "Peak memory is beyond that of the process with its libraries loaded; the gradient "
+        "error is relative to the plain loop's gradient, in float64.",
+        "",
+        *rows,
+        "",
+        *(f"- {line}" for line in _sentences(scores, best)),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def fastest_peer(scores: Sequence[Score]) -> Score | None:
+    peers = [score for score in scores if score.contender.role == "peer" and score.ranked]
+    return min(peers, key=lambda score: score.seconds, default=None)
+
+
+def _row(score: Score, best: Score | None) -> str:
+    title = score.contender.title
+    if score.failure is not None:
+        return f"| {title} | failed: {_cell(score.failure)} | – | – | – | – |"
+    ratio = f"{best.seconds / score.seconds:.2f}×" if best and score.ranked else "–"
+    if score.wrong:
+        ratio = "not ranked"
+    spread = f"{_time(min(score.medians))} – {_time(max(score.medians))}"
+    peak = f"{statistics.median(score.peaks) / 2**20:.1f} MiB"
+    return f"| {title} | {_time(score.seconds)} | {spread} | {ratio} | {peak} | {_error(score)} |"
+
+
+def _error(score: Score) -> str:
+    if score.error is None:
+        return "reference"
+    return f"**wrong: {score.error:.1e}**" if score.wrong else f"{score.error:.1e}"
+
+
+def _sentences(scores: Sequence[Score], best: Score | None) -> list[str]:
+    peers = " and ".join(c.title for c in CONTENDERS.values() if c.role == "peer")
+    lines = []
+    for score in scores:
+        title = score.contender.title
+        if score.failure is not None:
+            lines.append(f"{title}: not measured; {score.failure}.")
+        elif score.wrong:
+            lines.append(
+                f"{title}: not ranked; its gradient is off by {score.error:.1e}, where "
+                f"{TOLERANCE:.0e} is allowed."
+            )
+        elif score.contender.role == "ours" and best is None:
+            lines.append(f"{title}: neither of {peers} was measured to compare with.")
+        elif score.contender.role == "ours":
+            ratio = best.seconds / score.seconds
+            factor = f"{ratio:.1f}× faster" if ratio >= 1 else f"{1 / ratio:.1f}× slower"
+            lines.append(f"{title}: {factor} than the fastest of {peers} ({best.contender.title}).")
+    return lines
+
+
+def _time(seconds: float) -> str:
+    milliseconds = 1000 * seconds
+    return f"{milliseconds:.2f} ms" if milliseconds < 10 else f"{milliseconds:.1f} ms"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+def _cpu() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _cores() -> int:
+    return os.cpu_count() or 1
+
+
+def _load() -> str:
+    if not hasattr(os, "getloadavg"):
+        return "load unknown"
+    load = os.getloadavg()[0]
+    warning = "; **other work is running, which distorts these figures**" if load > 0.5 else ""
+    return f"load average {load:.1f} at the start{warning}"
+
+
+def _version(distribution: str) -> str:
+    try:
+        return f"{distribution} {version(distribution)}"
+    except PackageNotFoundError:
+        return f"{distribution} not installed"
+
+
+def _commit() -> str:
+    try:
+        name = _git("rev-parse", "--short=12", "HEAD")
+        changed = _git("status", "--porcelain", "--", "metablocks", "tools/benchmarks")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown (no git checkout)"
+    return f"{name}, with uncommitted changes" if changed else name
+
+
+def _git(*arguments: str) -> str:
+    argv = ["git", "-C", str(ROOT), *arguments]
+    return subprocess.run(argv, check=True, capture_output=True, text=True).stdout.strip()
