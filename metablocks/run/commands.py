@@ -87,9 +87,8 @@ def _open(
     experiment: Experiment, out: Path, resume: Path | None, argv: list[str]
 ) -> tuple[RunDirectory, TrainingState]:
     recipe = experiment.recipe
+    data = _data_record(experiment)
     if resume is None:
-        directory = create(out, Path(recipe.source).stem)
-        write_text(directory.recipe, recipe.to_yaml())
         record = {
             "recipe": recipe.hash,
             "source": recipe.source,
@@ -97,9 +96,11 @@ def _open(
             "seed": recipe.values["seed"],
             "argv": argv,
             "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-            "data": _data_record(experiment),
+            "data": data,
             **environment(experiment.device),
         }
+        directory = create(out, Path(recipe.source).stem)
+        write_text(directory.recipe, recipe.to_yaml())
         write_text(directory.record, f"{json.dumps(record, indent=1)}\n")
         return directory, TrainingState()
     directory = RunDirectory(resume)
@@ -109,7 +110,7 @@ def _open(
             f"{resume} was started with another recipe (hash {record['recipe'][:12]}, this one is "
             f"{recipe.hash[:12]}); --resume takes the recipe the run started with, and no --set"
         )
-    known, now = record["data"].get("checksum"), _data_record(experiment).get("checksum")
+    known, now = record["data"].get("checksum"), data.get("checksum")
     if known != now:
         raise RunError(f"{resume} was trained on other data: checksum {known}, here {now}")
     last = directory.checkpoint("last")

@@ -167,7 +167,8 @@ ONE_ERROR = {
     ),
     "more last steps than steps": (
         ("last: 1", "last: 3"),
-        "bad.yaml:13:35 inner.order.last: TruncatedOrder last is 3, but the learner takes 2 inner steps; last can be 0 to 2",
+        "bad.yaml:13:35 inner.order.last: TruncatedOrder last is 3, but the learner "
+        "takes 2 inner steps; last can be 0 to 2",
     ),
     "more evaluation steps than per-step rates": (
         ("learn: true", "per_step: true, learn: true"),
