@@ -63,6 +63,7 @@ class FunctionalModule:
         self._idle: list[_Skeleton] = []
         self._parameters = tuple(name for name, _ in self._blueprint.module.named_parameters())
         self._buffers = tuple(name for name, _ in self._blueprint.module.named_buffers())
+        self._aliases = _aliases(self._blueprint.module)
 
     def state(self) -> ModuleState:
         """The module's current tensors themselves, not copies: autograd reaches the module's `.grad`."""
@@ -100,10 +101,13 @@ class FunctionalModule:
     ) -> tuple[Any, ModuleState]:
         """Any method of the module under `state`."""
         self._check(state)
-        tensors = {f"module.{name}": tensor for name, tensor in state.params.items()}
-        tensors |= {f"module.{name}": tensor.clone() for name, tensor in state.buffers.items()}
+        own = state.params | {name: buffer.clone() for name, buffer in state.buffers.items()}
+        tensors = {key: own[name] for key, name in self._aliases.items()}
         with self._borrow(step, training) as skeleton:
-            output = functional_call(skeleton, tensors, (method, args, kwargs or {}), strict=True)
+            # Every name is given, tied ones too: functional_call need not look for them each time.
+            output = functional_call(
+                skeleton, tensors, (method, args, kwargs or {}), tie_weights=False
+            )
         buffers = {name: tensors[f"module.{name}"] for name in state.buffers}
         return output, ModuleState(state.params, buffers)
 
@@ -208,6 +212,16 @@ def _skeleton(module: nn.Module, batch_statistics: bool) -> _Skeleton:
             for name in ("running_mean", "running_var", "num_batches_tracked"):
                 setattr(norm, name, None)
     return _Skeleton(skeleton)
+
+
+def _aliases(module: nn.Module) -> dict[str, str]:
+    """Every name of every tensor, as the skeleton sees it, and the name under which the tensor stands."""
+    first: dict[int, str] = {}
+    names: dict[str, str] = {}
+    for named in (module.named_parameters, module.named_buffers):
+        for name, tensor in named(remove_duplicate=False):
+            names[f"module.{name}"] = first.setdefault(id(tensor), name)
+    return names
 
 
 def detach(tree: Tensors) -> Tensors:

@@ -158,7 +158,7 @@ def test_calls_nest_and_inputs_unpack(inputs, expected):
     for skeleton in [fmodule._blueprint]:
         skeleton.module.again = fmodule
     output, _ = fmodule.apply(fmodule.state(), inputs)
-    assert float(output) == expected
+    assert output.item() == expected
 
 
 def test_threads_do_not_see_each_others_tensors():

@@ -89,18 +89,20 @@ class LearningRate(UpdateRule):
         return self
 
     def forward(self, updates: Tensors, state: Any, step: StepInfo) -> tuple[Tensors, Any]:
-        return {name: -self._at(name, step.index) * g for name, g in updates.items()}, state
+        keys = {name: self._key(name) for name in updates}
+        factors = {key: -self._at(key, step.index) for key in set(keys.values())}
+        return {name: factors[keys[name]] * g for name, g in updates.items()}, state
 
-    def _at(self, name: str, index: int) -> Tensor:
+    def _at(self, key: str, index: int) -> Tensor:
         if self.rate is None:
             raise RuleError(
                 "LearningRate is not set up; call .setup(params, steps) first, or hand the rule to "
                 "MetaLearner, which does"
             )
         try:
-            rate = self.rate[self._key(name)]
+            rate = self.rate[key]
         except AttributeError as error:
-            raise RuleError(f"LearningRate was set up without a parameter called {name}") from error
+            raise RuleError(f"LearningRate was set up without a rate for {key}") from error
         if not self.per_step:
             return rate
         if self.max_steps is not None and index >= self.max_steps:

@@ -139,7 +139,7 @@ def test_fixed_rates_are_buffers_and_move_with_the_module():
                 .setup({"w": torch.ones(1)}, 2)
                 .forward({"v": torch.ones(1)}, (), StepInfo(0, 2, {}))
             ),
-            "set up without a parameter called v",
+            "set up without a rate for v",
         ),
         (lambda: Chain(), "Chain() has no rule"),
         (lambda: Chain(LearningRate), "rule 0 of Chain is a type"),
