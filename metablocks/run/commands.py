@@ -166,14 +166,16 @@ def _facts(experiment: Experiment) -> str:
 
 def _table(experiment: Experiment, scores: Scores) -> str:
     """The scores after each inner step, as text."""
-    name = "query accuracy" if scores.measure == "accuracy" else "query MSE"
+    classifies = scores.measure == "accuracy"
+    name = "query accuracy" if classifies else "query MSE"
     lines = [
         f"{scores.split}, {scores.tasks} tasks: mean ± 95 % confidence interval over tasks",
-        f"  inner steps  {name:>18}  query loss",
+        f"  inner steps  {name:>18}{'  query loss' * classifies}",
     ]
-    for step, loss in enumerate(scores.loss):
+    for step, value in enumerate(scores.loss):
+        loss = f"  {value:>10.4f}" * classifies
         trained = "  (as trained)" if step == experiment.learner.steps else ""
-        lines.append(f"  {step:>11}  {scores.text(step):>18}  {loss:>10.4f}{trained}")
+        lines.append(f"  {step:>11}  {scores.text(step):>18}{loss}{trained}")
     if _has_norm(experiment):
         lines.append(
             "  transductive: batch norm uses the statistics of the query set it predicts on"
@@ -198,7 +200,7 @@ def _summary(
             _table(experiment, scores),
             f"run directory: {directory.path}",
             "to try next:",
-            f"  metablocks eval {path} --steps 10{more}    more inner steps"
+            f"  metablocks eval {path} --steps {2 * len(scores.mean)}{more}    more inner steps"
             if experiment.learner.max_steps is None
             else f"  metablocks eval {path} --tasks 2000{more}    more tasks",
             f"  metablocks run {recipe} --set inner.order.block=first_order{more}    FOMAML",
