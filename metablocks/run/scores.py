@@ -63,7 +63,8 @@ class Scores:
         mean, interval = self.mean[step], self.interval[step]
         if self.measure == "accuracy":
             return f"{100 * mean:.2f} ± {100 * interval:.2f} %"
-        return f"{mean:.4f} ± {interval:.4f}"
+        digits = ".4f" if mean < 1e4 else ".3e"
+        return f"{mean:{digits}} ± {interval:{digits}}"
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON and checkpoints."""
