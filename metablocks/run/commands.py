@@ -200,7 +200,7 @@ def _summary(
             _table(experiment, scores),
             f"run directory: {directory.path}",
             "to try next:",
-            f"  metablocks eval {path} --steps {2 * len(scores.mean)}{more}    more inner steps"
+            f"  metablocks eval {path} --steps {2 * len(scores.mean) - 2}{more}    more inner steps"
             if experiment.learner.max_steps is None
             else f"  metablocks eval {path} --tasks 2000{more}    more tasks",
             f"  metablocks run {recipe} --set inner.order.block=first_order{more}    FOMAML",
