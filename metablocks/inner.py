@@ -246,7 +246,7 @@ def check_scalar(loss: Any) -> Tensor:
     return loss
 
 
-def check_steps(steps: Any) -> int:
+def check_steps(steps: object) -> int:
     """The number of steps, or a `BlockError`."""
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
         raise BlockError(f"steps is {steps!r}; it takes a whole number of inner steps, 0 or more")
