@@ -64,7 +64,7 @@ class Loop:
             to_sum, to_stack = fn(meta, buffers, tasks[index])
             total = to_sum if index == 0 else pytree.tree_map(torch.add, total, to_sum)
             rows.append(to_stack)
-        return total, pytree.tree_map(_stack, *rows) if len(rows) > 1 else _lift(rows[0])
+        return total, pytree.tree_map(_stack, *rows)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,7 +156,3 @@ def _rows(tree: Any, first: int, width: int) -> Any:
 def _stack(*leaves: Tensor) -> Any:
     alike = len({leaf.shape for leaf in leaves}) == 1
     return torch.stack(leaves) if alike else list(leaves)
-
-
-def _lift(row: Any) -> Any:
-    return pytree.tree_map(lambda leaf: leaf.unsqueeze(0), row)

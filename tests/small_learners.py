@@ -1,0 +1,28 @@
+"""Small learners and tasks that the tests of the learner share."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import metablocks as mb
+
+EXECUTORS = pytest.mark.parametrize("executor", [mb.Loop(), mb.Vmap(), mb.Vmap(chunk=2)], ids=repr)
+
+
+def learner_of(model, *, loss=F.mse_loss, **blocks):
+    blocks = {"steps": 2, "rule": mb.LearningRate(0.1), **blocks}
+    return mb.MetaLearner(model, loss=loss, **blocks)
+
+
+def tasks_of(*shape, tasks=3, outputs=2):
+    def batch(examples):
+        return torch.randn(tasks, examples, *shape), torch.randn(tasks, examples, outputs)
+
+    return mb.TaskBatch(batch(5), batch(4))
+
+
+def small(dropout=0.0):
+    return nn.Sequential(
+        nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Tanh(), nn.Dropout(dropout), nn.Linear(4, 2)
+    )

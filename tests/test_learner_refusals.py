@@ -1,0 +1,100 @@
+"""What a learner refuses, and how it says so."""
+
+import pytest
+import torch
+from small_learners import learner_of, small, tasks_of
+from torch import nn
+
+import metablocks as mb
+from metablocks.errors import (
+    BlockError,
+    ExecutorError,
+    GradientError,
+    MetablocksError,
+    SelectionError,
+    TaskError,
+)
+
+
+class Unused(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear, self.spare = nn.Linear(3, 2), nn.Linear(3, 2)
+
+    def forward(self, x):
+        return self.linear(x)
+
+
+class Branching(nn.Linear):
+    def forward(self, x):
+        return super().forward(x if x.sum() > 0 else -x)
+
+
+def _negative(steps, progress):
+    return torch.tensor([0.0, 2.0, -1.0])
+
+
+@pytest.mark.parametrize(
+    ("build", "kind", "message"),
+    [
+        (lambda: learner_of(small(), steps=-1), BlockError, "steps is -1"),
+        (lambda: learner_of(small(), steps=2.0), BlockError, "steps is 2.0"),
+        (lambda: learner_of(small(), adapt="haed"), SelectionError, '"haed" matches no'),
+        (lambda: learner_of(small(), rule=0.1), BlockError, "rule is 0.1; it takes a UpdateRule"),
+        (
+            lambda: learner_of(small(), order=mb.FirstOrder),
+            BlockError,
+            "order is the class FirstOrder; it takes a Order; did you mean FirstOrder(…)?",
+        ),
+        (
+            lambda: learner_of(small(), order=mb.TruncatedOrder(last=3)),
+            BlockError,
+            "TruncatedOrder last is 3, but the learner takes 2 inner steps",
+        ),
+        (
+            lambda: learner_of(small(), loss=nn.PReLU()),
+            BlockError,
+            "the loss PReLU has trainable parameters",
+        ),
+        (
+            lambda: learner_of(Unused()).meta_gradient(tasks_of(3)),
+            GradientError,
+            "does not depend on model.spare.weight, model.spare.bias",
+        ),
+        (
+            lambda: learner_of(small(), steps=0, rule=mb.lslr(0.1)).meta_gradient(tasks_of(3)),
+            GradientError,
+            "does not depend on rule.rate.0.weight",
+        ),
+        (
+            lambda: learner_of(small(), step_loss=_negative).meta_gradient(tasks_of(3)),
+            BlockError,
+            "they must be ≥ 0 and sum to 1",
+        ),
+        (
+            lambda: learner_of(small(), loss=lambda p, t: (p - t) ** 2).meta_gradient(tasks_of(3)),
+            GradientError,
+            "shape [5, 2]; it must return a scalar",
+        ),
+        (lambda: learner_of(small()).meta_gradient([]), TaskError, "an empty list of tasks"),
+        (lambda: learner_of(small()).evaluate(torch.ones(3)), TaskError, "tasks is a Tensor"),
+        (lambda: learner_of(small()).evaluate([1]), TaskError, "tasks[0] is a int"),
+        (
+            lambda: learner_of(Branching(3, 2), executor=mb.Vmap()).meta_gradient(tasks_of(3)),
+            ExecutorError,
+            "Vmap cannot run this model or loss",
+        ),
+        (lambda: mb.Vmap(chunk=0), BlockError, "Vmap chunk is 0"),
+        (
+            lambda: mb.TaskBatch((torch.ones(2, 3), torch.ones(2)), (torch.ones(3), torch.ones(2))),
+            TaskError,
+            "one number of tasks",
+        ),
+        (lambda: mb.TaskBatch(torch.ones(2, 3), None), TaskError, "support is a Tensor"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_by_name(build, kind, message):
+    with pytest.raises(kind) as caught:
+        build()
+    assert isinstance(caught.value, MetablocksError)
+    assert message in str(caught.value)
