@@ -7,6 +7,7 @@ from metablocks.executors import Executor, Loop, RandomDrawsWarning, Vmap
 from metablocks.functional import FunctionalModule, ModuleState
 from metablocks.inner import Carry, InnerLoop, Trajectory, adapt
 from metablocks.learner import Evaluation, MetaGradient, MetaLearner
+from metablocks.models import PerStepBatchNorm, norm_patterns, per_step_batch_norm
 from metablocks.order import AnnealedOrder, FirstOrder, Order, SecondOrder, TruncatedOrder
 from metablocks.rules import Chain, LearningRate, StepInfo, UpdateRule, lslr, meta_sgd
 from metablocks.step_loss import AnnealedStepLoss, FinalStepLoss, StepLoss, UniformStepLoss
@@ -34,6 +35,7 @@ __all__ = [
     "MetablocksError",
     "ModuleState",
     "Order",
+    "PerStepBatchNorm",
     "Progress",
     "RandomDrawsWarning",
     "SecondOrder",
@@ -53,5 +55,7 @@ __all__ = [
     "laws",
     "lslr",
     "meta_sgd",
+    "norm_patterns",
+    "per_step_batch_norm",
     "tasks",
 ]

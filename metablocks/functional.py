@@ -175,13 +175,13 @@ def step_aware_modules(module: nn.Module) -> list[nn.Module]:
     return [member for member in module.modules() if hasattr(member, "inner_step")]
 
 
-def tracking_norms(module: nn.Module) -> list[_NormBase]:
-    """The batch and instance norms that keep running statistics."""
-    return [
-        member
-        for member in module.modules()
+def tracking_norms(module: nn.Module) -> dict[str, _NormBase]:
+    """The batch and instance norms that keep running statistics, by name."""
+    return {
+        name: member
+        for name, member in module.named_modules()
         if isinstance(member, _NormBase) and member.running_mean is not None
-    ]
+    }
 
 
 def _skeleton(module: nn.Module, batch_statistics: bool) -> _Skeleton:
@@ -207,7 +207,7 @@ def _skeleton(module: nn.Module, batch_statistics: bool) -> _Skeleton:
             "torch.nn.utils.parametrizations instead of torch.nn.utils.weight_norm, for one"
         ) from error
     if batch_statistics:
-        for norm in tracking_norms(skeleton):
+        for norm in tracking_norms(skeleton).values():
             norm.track_running_stats = False
             for name in ("running_mean", "running_var", "num_batches_tracked"):
                 setattr(norm, name, None)

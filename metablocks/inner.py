@@ -72,6 +72,16 @@ def step(
     return Carry(params, state, buffers), value.detach()
 
 
+class QueryPass(NamedTuple):
+    """What a carry makes of a query batch."""
+
+    loss: Tensor
+    """A scalar."""
+    prediction: Any
+    buffers: Tensors
+    """The model's buffers as this pass left them. They are not handed on to later steps."""
+
+
 class Trajectory(NamedTuple):
     """What `adapt` returns."""
 
@@ -162,6 +172,8 @@ class InnerLoop:
     """Per step: is it differentiated through?"""
     weights: tuple[float, ...]
     """The step loss: weights of the query losses at carry 0 … `steps`."""
+    collected: tuple[str, ...] = ()
+    """The model's buffers whose changes are handed to the learner (see `changes`)."""
     training: bool | None = None
     """Overrides the model's train/eval flags, as in `FunctionalModule.apply`."""
 
@@ -189,11 +201,20 @@ class InnerLoop:
         through = self.through[index]
         return step(loss, carry, rest, rule, index=index, steps=self.steps, through=through)
 
-    def query(self, meta: Tensors, carry: Carry, query: Batch, index: int) -> tuple[Tensor, Any]:
-        """Query loss and prediction at carry `index`; the pass belongs to the step that led there."""
+    def query(self, meta: Tensors, carry: Carry, query: Batch, index: int) -> QueryPass:
+        """The query pass at carry `index`; it belongs to the step that led there."""
         params = {**self._rest(meta), **carry.params}
-        value, prediction, _ = self._forward(params, carry.buffers, query, max(index - 1, 0))
-        return check_scalar(value), prediction
+        value, prediction, buffers = self._forward(params, carry.buffers, query, max(index - 1, 0))
+        return QueryPass(check_scalar(value), prediction, buffers)
+
+    def changes(self, *passes: tuple[Tensors, Tensors]) -> Tensors:
+        """Σ (after − before) of the collected buffers over passes `(before, after)`, as constants."""
+
+        def change(name: str) -> Tensor:
+            moves = [after[name].detach() - before[name].detach() for before, after in passes]
+            return torch.stack(moves).sum(0)
+
+        return {name: change(name) for name in self.collected}
 
     def rollout(
         self, meta: Tensors, buffers: Tensors, support: Batch, steps: int | None = None

@@ -3,7 +3,6 @@
 It holds the meta-parameters and hands each block what it needs; the mathematics is in the blocks.
 """
 
-import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -11,16 +10,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from metablocks.adapted import adapted_model
 from metablocks.errors import BlockError, GradientError, TaskError
 from metablocks.estimators import Estimator, Unrolled
 from metablocks.executors import Executor, Loop, Tasks
-from metablocks.functional import (
-    FunctionalModule,
-    detach,
-    module_arguments,
-    step_aware_modules,
-    tracking_norms,
-)
+from metablocks.functional import FunctionalModule, detach
 from metablocks.inner import InnerLoop, check_steps
 from metablocks.order import Order, SecondOrder
 from metablocks.rules.base import UpdateRule
@@ -38,6 +32,8 @@ class MetaGradient(NamedTuple):
     """The meta-gradient, under the names of the learner's trainable parameters."""
     query_losses: Tensor
     """`[tasks, steps + 1]`: before adaptation, then after each step; nan where not computed."""
+    buffer_changes: Tensors
+    """Mean over tasks of the changes of the buffers that are collected (see `MetaLearner`)."""
 
 
 class Evaluation(NamedTuple):
@@ -57,6 +53,10 @@ class MetaLearner(nn.Module):
     - `model`: any `nn.Module`. It stays the caller's own: the outer optimiser moves its parameters,
       and nothing else touches it. Its batch norms normalise by batch statistics in the inner loop
       and the query pass, at evaluation too; their running buffers are neither read nor written.
+      Buffers of a module of one's own pass from support pass to support pass within a task, and end
+      with it; those of a module with `collects_buffers = True` (`per_step_batch_norm`) are brought
+      up to date by `backward`: a task's passes move them, and what is stored moves by the mean over
+      tasks.
     - `loss`: `(prediction, target) -> scalar`.
     - `steps`: inner steps on the support set.
     - `rule`, `order`, `step_loss`, `estimator`, `executor`: one block for each axis. `rule` is set up
@@ -111,7 +111,14 @@ class MetaLearner(nn.Module):
         parameters = dict(model.named_parameters())
         rule.setup({name: parameters[name].detach() for name in self.adapted}, steps)
         self._functional_rule = FunctionalModule(rule)
+        self._collected = tuple(
+            f"{name}.{own}" if name else own
+            for name, module in model.named_modules()
+            if getattr(module, "collects_buffers", False)
+            for own, _ in module.named_buffers()
+        )
         self._connected: set[tuple[Any, ...]] = set()
+        self._evaluation_steps(steps)
         for block in (rule, self.order, self.step_loss, self.estimator, self.executor):
             if hasattr(block, "check"):
                 block.check(self)
@@ -140,12 +147,15 @@ class MetaLearner(nn.Module):
     def backward(self, tasks: Tasks, *, progress: Progress | None = None) -> MetaGradient:
         """Add the meta-gradient into `.grad`, as `loss.backward()` does, and return it.
 
-        Random draws advance the global state, so that the next call draws anew.
+        Buffers that are collected move by `buffer_changes`. Random draws advance the global state,
+        so that the next call draws anew.
         """
         result = self._meta_gradient(tasks, progress or Progress())
         for name, parameter in self._meta_parameters().items():
             grad = result.grads[name]
             parameter.grad = grad.clone() if parameter.grad is None else parameter.grad + grad
+        for name, change in result.buffer_changes.items():
+            self.model.get_buffer(name.removeprefix("model.")).add_(change)
         return result
 
     def evaluate(
@@ -170,7 +180,7 @@ class MetaLearner(nn.Module):
             losses, scores = [], []
             prediction: Any = None
             for index, carry in inner.rollout(meta, buffers, task.support):
-                loss, prediction = inner.query(meta, carry, task.query, index)
+                loss, prediction, _ = inner.query(meta, carry, task.query, index)
                 losses.append(loss)
                 if metric is not None:
                     scores.append(metric(prediction, task.query[1]))
@@ -185,20 +195,15 @@ class MetaLearner(nn.Module):
 
         Its batch norms carry the support set's statistics of the last inner step: in `eval()` it
         predicts one example at a time, in `train()` it gives the transductive numbers of `evaluate`.
+        Per-step batch norms have become ordinary ones, with the row of that step; where they evaluate
+        by running statistics, these are what they carry.
         """
         steps = self._evaluation_steps(steps)
         inner = self._inner(steps, (False,) * steps, (0.0,) * steps + (1.0,), training=False)
         with self._preserve_random_state(), torch.no_grad():
             meta, buffers = detach(self._meta_parameters()), self._model_buffers()
             carries = [carry for _, carry in inner.rollout(meta, buffers, support)]
-            adapted = copy.deepcopy(self.model)
-            adapted.zero_grad(set_to_none=True)
-            for module in step_aware_modules(adapted):
-                module.inner_step = max(steps - 1, 0)  # type: ignore[assignment]
-            _load(adapted, carries[max(steps - 1, 0)].params)
-            _take_statistics(adapted, support)
-            _load(adapted, {**carries[-1].params, **carries[-1].buffers})
-        return adapted.eval()
+            return adapted_model(self.model, carries, support)
 
     def _meta_gradient(self, tasks: Tasks, progress: Progress) -> MetaGradient:
         through = tuple(self.order(k, self.steps, progress) for k in range(self.steps))
@@ -207,12 +212,14 @@ class MetaLearner(nn.Module):
 
         def estimate(meta: Tensors, buffers: Tensors, task: Task) -> tuple[Any, Any]:
             result = self.estimator(inner, meta, buffers, task)
-            return (result.grads, result.loss), result.query_losses
+            return (result.grads, result.changes, result.loss), result.query_losses
 
         count = _check_tasks(tasks)
         self._check_connected(inner, tasks[0])
-        (grads, loss), query_losses = self._execute(estimate, tasks)
-        return MetaGradient(loss / count, {n: g / count for n, g in grads.items()}, query_losses)
+        (grads, changes, loss), query_losses = self._execute(estimate, tasks)
+        grads = {name: grad / count for name, grad in grads.items()}
+        changes = {f"model.{name}": _mean(change, count) for name, change in changes.items()}
+        return MetaGradient(loss / count, grads, query_losses, changes)
 
     def _execute(self, fn: Any, tasks: Tasks) -> tuple[Any, Any]:
         _check_tasks(tasks)
@@ -236,6 +243,7 @@ class MetaLearner(nn.Module):
             steps=steps,
             through=through,
             weights=weights,
+            collected=self._collected,
             training=training,
         )
 
@@ -331,22 +339,6 @@ def _check_tasks(tasks: Tasks) -> int:
     return len(tasks)
 
 
-def _load(module: nn.Module, tensors: Tensors) -> None:
-    own = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-    for name, tensor in tensors.items():
-        own[name].copy_(tensor)
-
-
-def _take_statistics(module: nn.Module, support: Batch) -> None:
-    """One pass over the support inputs that leaves their statistics in the batch norms."""
-    norms = tracking_norms(module.eval())
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.train()
-        norm.momentum = 1.0
-    args, kwargs = module_arguments(support[0])
-    if norms:
-        module(*args, **kwargs)
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
+def _mean(total: Tensor, count: int) -> Tensor:
+    """The mean of `count` tensors that add up to `total`; integers stay integers."""
+    return (total / count).to(total.dtype)

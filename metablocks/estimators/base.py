@@ -17,6 +17,8 @@ class TaskGradient(NamedTuple):
     """The weighted query loss, a scalar."""
     query_losses: Tensor
     """`[steps + 1]`; nan where the step loss gives no weight."""
+    changes: Tensors = {}  # noqa: RUF012  (nobody writes into it)
+    """By how much the task's passes moved the buffers that are collected (`InnerLoop.changes`)."""
 
 
 @runtime_checkable

@@ -29,19 +29,19 @@ class Unrolled:
     def __call__(
         self, inner: InnerLoop, meta: Tensors, buffers: Tensors, task: Task
     ) -> TaskGradient:
-        def objective(meta: Tensors) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-            loss, query_losses = weighted_query_loss(inner, meta, buffers, task)
-            return loss, (loss, query_losses)
+        def objective(meta: Tensors) -> tuple[Tensor, tuple[Tensor, Tensor, Tensors]]:
+            loss, query_losses, changes = weighted_query_loss(inner, meta, buffers, task)
+            return loss, (loss, query_losses, changes)
 
-        grads, (loss, query_losses) = torch.func.grad(objective, has_aux=True)(meta)
-        return TaskGradient(grads, loss, query_losses)
+        grads, rest = torch.func.grad(objective, has_aux=True)(meta)
+        return TaskGradient(grads, *rest)
 
     def disconnected(
         self, inner: InnerLoop, meta: Tensors, buffers: Tensors, task: Task
     ) -> list[str]:
         with torch.enable_grad():
             leaves = {name: tensor.detach().requires_grad_() for name, tensor in meta.items()}
-            loss, _ = weighted_query_loss(inner, leaves, buffers, task)
+            loss, _, _ = weighted_query_loss(inner, leaves, buffers, task)
         if not loss.requires_grad:
             return list(meta)
         grads = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
@@ -50,16 +50,23 @@ class Unrolled:
 
 def weighted_query_loss(
     inner: InnerLoop, meta: Tensors, buffers: Tensors, task: Task
-) -> tuple[Tensor, Tensor]:
-    """Σ_k v_k L_q(θ_k) and the losses `[steps + 1]`; what has no weight is not computed (nan)."""
+) -> tuple[Tensor, Tensor, Tensors]:
+    """Σ_k v_k L_q(θ_k), the losses `[steps + 1]`, and the changes of the collected buffers.
+
+    What has no weight is not computed: its loss is nan.
+    """
     counted = [index for index, weight in enumerate(inner.weights) if weight]
     terms: list[Tensor] = []
     losses: dict[int, Tensor] = {}
+    passes: list[tuple[Tensors, Tensors]] = []
+    last = buffers
     for index, carry in inner.rollout(meta, buffers, task.support, steps=counted[-1]):
+        last = carry.buffers
         if index in counted:
-            losses[index], _ = inner.query(meta, carry, task.query, index)
+            losses[index], _, after = inner.query(meta, carry, task.query, index)
             terms.append(inner.weights[index] * losses[index])
+            passes.append((carry.buffers, after))
     loss = torch.stack(terms).sum()
     nan = torch.full_like(loss.detach(), torch.nan)
     values = [losses[k].detach() if k in losses else nan for k in range(inner.steps + 1)]
-    return loss, torch.stack(values)
+    return loss, torch.stack(values), inner.changes((buffers, last), *passes)

@@ -109,13 +109,14 @@ def _slope(
 def one_gradient(
     problem: Problem, executors: Iterable[Executor], make: Callable[[Executor], MetaLearner]
 ) -> None:
-    """Law 8: every executor gives the loop's loss, query losses and meta-gradient."""
+    """Law 8: every executor gives the loop's loss, query losses, meta-gradient and buffers."""
     within = tolerance(problem, float64=1e-10)
     expected = make(Loop()).meta_gradient(problem.tasks)
     for executor in executors:
         got = make(executor).meta_gradient(problem.tasks)
         hold(f"{executor!r} = Loop, loss", {"loss": got.loss}, {"loss": expected.loss}, within)
         hold(f"{executor!r} = Loop, gradient", got.grads, expected.grads, within)
+        hold(f"{executor!r} = Loop, buffers", got.buffer_changes, expected.buffer_changes, within)
         losses = {"losses": got.query_losses.nan_to_num(-1)}
         hold(
             f"{executor!r} = Loop, query losses",

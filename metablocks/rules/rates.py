@@ -14,6 +14,7 @@ from typing_extensions import Self
 
 from metablocks.errors import RuleError
 from metablocks.functional import trainable
+from metablocks.per_step import Beyond, check_beyond, limit, row
 from metablocks.rules.base import NamedTensors, StepInfo, UpdateRule, full_like
 from metablocks.types import Tensors
 
@@ -25,8 +26,9 @@ class LearningRate(UpdateRule):
 
     `granularity` says what shares a rate: `"scalar"` everything, `"layer"` the parameters of one
     module, `"tensor"` the entries of one parameter tensor, `"parameter"` nothing. With `per_step`
-    every inner step has a rate of its own, and no more steps can be taken than were set up. With
-    `learn` the rates are meta-parameters, unconstrained in sign; otherwise they are buffers.
+    every inner step has a rate of its own; at steps past those set up, `beyond` refuses (`"error"`)
+    or uses the last step's rate (`"last"`). With `learn` the rates are meta-parameters, unconstrained
+    in sign; otherwise they are buffers.
 
     Rates have shape `[]`, or `[*parameter.shape]` for `"parameter"`, behind a `[steps]` dimension
     when `per_step`; dtype and device are the parameters'. They are named after what they serve:
@@ -45,7 +47,7 @@ class LearningRate(UpdateRule):
     tensor([-0.1000, -0.1000])
 
     Raises `RuleError` for an `init` that is not finite, an unknown granularity, a rule used before
-    `setup` or set up twice, and a step beyond those set up.
+    `setup` or set up twice, and a step past those set up; `BlockError` for an unknown `beyond`.
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class LearningRate(UpdateRule):
         granularity: Granularity = "scalar",
         per_step: bool = False,
         learn: bool = False,
+        beyond: Beyond = "error",
     ) -> None:
         super().__init__()
         if isinstance(init, bool) or not isinstance(init, int | float) or not math.isfinite(init):
@@ -64,16 +67,20 @@ class LearningRate(UpdateRule):
                 f"LearningRate granularity is {granularity!r}; it is one of "
                 f"{', '.join(get_args(Granularity))}"
             )
+        check_beyond("LearningRate", beyond)
         self.value = float(init)
         self.granularity = granularity
         self.per_step = per_step
         self.learn = learn
+        self.beyond: Beyond = beyond
+        self.steps = 0
         self.rate: NamedTensors | None = None
 
     def extra_repr(self) -> str:
+        beyond = f", beyond={self.beyond!r}" if self.per_step else ""
         return (
             f"{self.value}, granularity={self.granularity!r}, "
-            f"per_step={self.per_step}, learn={self.learn}"
+            f"per_step={self.per_step}, learn={self.learn}" + beyond
         )
 
     def setup(self, params: Tensors, steps: int) -> Self:
@@ -85,7 +92,8 @@ class LearningRate(UpdateRule):
             own = tuple(parameter.shape) if self.granularity == "parameter" else ()
             rates.setdefault(self._key(name), full_like(parameter, leading + own, self.value))
         self.rate = NamedTensors(rates, learn=self.learn)
-        self.max_steps = steps if self.per_step else None
+        self.steps = steps
+        self.max_steps = limit(steps, self.beyond) if self.per_step else None
         return self
 
     def forward(self, updates: Tensors, state: Any, step: StepInfo) -> tuple[Tensors, Any]:
@@ -105,12 +113,7 @@ class LearningRate(UpdateRule):
             raise RuleError(f"LearningRate was set up without a rate for {key}") from error
         if not self.per_step:
             return rate
-        if self.max_steps is not None and index >= self.max_steps:
-            raise RuleError(
-                f"LearningRate(per_step=True) holds rates for {self.max_steps} steps; step index "
-                f"{index} was asked for. Take at most {self.max_steps} steps, or per_step=False"
-            )
-        return rate[index]
+        return rate[row("LearningRate", index, self.steps, self.beyond, RuleError)]
 
     def _key(self, name: str) -> str:
         if self.granularity == "scalar":
@@ -132,13 +135,13 @@ def meta_sgd(init: float) -> LearningRate:
     return LearningRate(init, granularity="parameter", learn=True)
 
 
-def lslr(init: float) -> LearningRate:
+def lslr(init: float, *, beyond: Beyond = "error") -> LearningRate:
     """LSLR: one learned rate for every parameter tensor and inner step.
 
     Source: Antoniou, Edwards, Storkey 2018 (per-layer per-step learning rates, where the reference
     code's "layer" is one parameter tensor).
 
     >>> lslr(0.1)
-    LearningRate(0.1, granularity='tensor', per_step=True, learn=True)
+    LearningRate(0.1, granularity='tensor', per_step=True, learn=True, beyond='error')
     """
-    return LearningRate(init, granularity="tensor", per_step=True, learn=True)
+    return LearningRate(init, granularity="tensor", per_step=True, learn=True, beyond=beyond)

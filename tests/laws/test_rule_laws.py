@@ -131,7 +131,7 @@ def test_fixed_rates_are_buffers_and_move_with_the_module():
                 .setup({"w": torch.ones(1)}, 2)
                 .forward({"w": torch.ones(1)}, (), StepInfo(2, 3, {}))
             ),
-            "holds rates for 2 steps; step index 2 was asked for",
+            "made for 2 inner steps, and step index 2 was asked for",
         ),
         (
             lambda: (
