@@ -7,8 +7,11 @@ Source: Vinyals, Blundell, Lillicrap, Kavukcuoglu, Wierstra, "Matching Networks 
 Learning", NeurIPS 2016 (the episode); Santoro et al. 2016 (rotated characters).
 """
 
+import hashlib
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -17,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from metablocks.errors import TaskError
-from metablocks.tasks.base import Split, generator
+from metablocks.tasks.base import SPLITS, Split, generator
 from metablocks.tasks.common import at_least, numbers
 from metablocks.types import TaskBatch
 
@@ -29,9 +32,11 @@ class ClassBank:
     """Images by class, `[classes, examples, height, width]` uint8, on the device tasks come from.
 
     Colour images are `[classes, examples, channels, height, width]`. `names` names the classes,
-    for people; nothing is computed from it.
+    for people; nothing is computed from it. Where classes hold unequal numbers of images, `counts`
+    says how many each has: `images[c, :counts[c]]` are class c's, the rest is padding that no task
+    draws.
 
-    Raises `TaskError` where the images are no such tensor or the names do not fit.
+    Raises `TaskError` where the images are no such tensor or the names or counts do not fit.
 
     >>> bank = ClassBank(torch.zeros(10, 20, 28, 28, dtype=torch.uint8))
     >>> bank.classes, bank.examples, bank.image_shape
@@ -40,6 +45,7 @@ class ClassBank:
 
     images: Tensor
     names: tuple[str, ...] | None = None
+    counts: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         images = self.images
@@ -52,6 +58,14 @@ class ClassBank:
             raise TaskError(
                 f"ClassBank: {len(self.names)} names for {self.classes} classes; one name a class"
             )
+        if self.counts is not None and (
+            len(self.counts) != self.classes
+            or not all(1 <= count <= self.examples for count in self.counts)
+        ):
+            raise TaskError(
+                f"ClassBank: counts={self.counts}; counts is one number of images a class, for "
+                f"{self.classes} classes, each from 1 to {self.examples}"
+            )
 
     @property
     def classes(self) -> int:
@@ -59,7 +73,7 @@ class ClassBank:
 
     @property
     def examples(self) -> int:
-        """Images of each class."""
+        """Images of each class; of the largest, where classes are unequal."""
         return self.images.shape[1]
 
     @property
@@ -68,9 +82,17 @@ class ClassBank:
         shape = tuple(self.images.shape[2:])
         return shape if len(shape) == 3 else (1, *shape)
 
+    @cached_property
+    def checksum(self) -> str:
+        """SHA-256, in hex, of names, shape, counts (where classes are unequal) and images."""
+        described = [self.names, list(self.images.shape), *([self.counts] if self.counts else [])]
+        digest = hashlib.sha256(json.dumps(described).encode())
+        digest.update(self.images.cpu().contiguous().numpy().data)
+        return digest.hexdigest()
+
     def to(self, device: str | torch.device) -> "ClassBank":
         """The same bank on `device`."""
-        return ClassBank(self.images.to(device), self.names)
+        return ClassBank(self.images.to(device), self.names, self.counts)
 
 
 @dataclass(frozen=True)
@@ -84,6 +106,12 @@ class Episodes:
     classes: Ints
     examples: Ints
     turns: Ints
+
+
+def check_split(split: str) -> None:
+    """Raise `TaskError` for an unknown split."""
+    if split not in SPLITS:
+        raise TaskError(f"unknown split {split!r}; it is one of {', '.join(SPLITS)}")
 
 
 def check_episodes(
@@ -105,7 +133,7 @@ def draw_episodes(
     indices: Sequence[int],
     *,
     classes: int,
-    examples: int,
+    examples: int | Ints,
     ways: int,
     shots: int,
     queries: int,
@@ -114,30 +142,32 @@ def draw_episodes(
 ) -> Episodes:
     """Draw tasks number `indices`, each from `generator(seed, split, index)` and nothing else.
 
+    `examples`: images of every class, or `[classes]` of each. Equal numbers draw the same tasks in
+    both forms.
+
     >>> episodes = draw_episodes("test", [0, 1], classes=50, examples=20, ways=5, shots=1,
     ...                          queries=15)
     >>> episodes.classes.shape, episodes.examples.shape
     ((2, 5), (2, 5, 16))
     """
-    check_episodes(
-        "episodes", ways=ways, shots=shots, queries=queries, seed=seed, examples=examples
-    )
+    fewest, most = int(np.min(examples)), int(np.max(examples))
+    check_episodes("episodes", ways=ways, shots=shots, queries=queries, seed=seed, examples=fewest)
     if ways > classes:
         raise TaskError(
             f"episodes: ways={ways}, and split {split!r} has {classes} classes; "
             f"ways is at most {classes}"
         )
+    counts = np.broadcast_to(np.asarray(examples), classes)
     drawn: list[tuple[Any, Any, Any]] = []
     for index in numbers(indices):
         rng = generator(seed, split, index)
-        drawn.append(
-            (
-                rng.choice(classes, ways, replace=False),
-                # A random order of all images of each class; its head is a draw without repeats.
-                rng.random((ways, examples)).argsort(axis=1)[:, : shots + queries],
-                rng.integers(4, size=ways),
-            )
-        )
+        ours = rng.choice(classes, ways, replace=False)
+        # A random order of all images of each class; its head is a draw without repeats. Numbers
+        # that a smaller class has no image for come last, and the head never reaches them.
+        order = rng.random((ways, most))
+        order[np.arange(most) >= counts[ours, None]] = np.inf
+        head = order.argsort(axis=1)[:, : shots + queries]
+        drawn.append((ours, head, rng.integers(4, size=ways)))
     chosen, images, turns = map(np.stack, zip(*drawn, strict=True))
     return Episodes(chosen, images, turns if rotate else np.zeros_like(turns))
 
@@ -166,6 +196,39 @@ def gather_episodes(bank: ClassBank, episodes: Episodes, *, shots: int) -> TaskB
         return inputs, targets.repeat_interleave(size).repeat(len(inputs), 1)
 
     return TaskBatch(support=side(slice(0, shots)), query=side(slice(shots, count)))
+
+
+def sample_episodes(
+    bank: ClassBank,
+    classes: Ints,
+    split: Split,
+    indices: Sequence[int],
+    *,
+    ways: int,
+    shots: int,
+    queries: int,
+    rotate: bool = False,
+    seed: int = 0,
+) -> TaskBatch:
+    """Tasks number `indices` of a split that owns `classes` of `bank`: drawn, then gathered.
+
+    >>> bank = ClassBank(torch.zeros(10, 4, 3, 8, 8, dtype=torch.uint8))
+    >>> tasks = sample_episodes(bank, np.arange(5, 10), "test", [0, 1], ways=2, shots=1, queries=3)
+    >>> tasks.query[0].shape
+    torch.Size([2, 6, 3, 8, 8])
+    """
+    drawn = draw_episodes(
+        split,
+        indices,
+        classes=len(classes),
+        examples=bank.examples if bank.counts is None else np.array(bank.counts)[classes],
+        ways=ways,
+        shots=shots,
+        queries=queries,
+        rotate=rotate,
+        seed=seed,
+    )
+    return gather_episodes(bank, replace(drawn, classes=classes[drawn.classes]), shots=shots)
 
 
 def _turn(images: Tensor, turns: Tensor) -> Tensor:

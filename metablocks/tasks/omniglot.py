@@ -27,11 +27,10 @@ from metablocks.tasks import omniglot_files
 from metablocks.tasks.base import SPLITS, Kind, Split
 from metablocks.tasks.episodes import (
     ClassBank,
-    Episodes,
     Ints,
     check_episodes,
-    draw_episodes,
-    gather_episodes,
+    check_split,
+    sample_episodes,
 )
 from metablocks.tasks.omniglot_drawings import DRAWERS, HALVES, SIZE
 from metablocks.types import TaskBatch
@@ -123,17 +122,17 @@ class Omniglot:
     @cached_property
     def bank(self) -> ClassBank:
         """All characters, uint8 `[characters, 20, 28, 28]`, ink 255, on the device."""
-        return self._loaded[0].to(self.device)
+        return self._loaded.to(self.device)
 
     @property
     def checksum(self) -> str:
         """SHA-256, in hex, of the bank: names, shape, images. `CHECKSUM` for the whole data set."""
-        return self._loaded[1]
+        return self._loaded.checksum
 
     @cached_property
     def classes(self) -> dict[Split, Ints]:
         """The characters of each split: numbers of classes of `bank`, ascending."""
-        names = self._loaded[0].names
+        names = self._loaded.names
         assert names is not None
         classes = divide(names, self.split)
         self._check_ways({split: len(numbers) for split, numbers in classes.items()})
@@ -141,27 +140,22 @@ class Omniglot:
 
     def sample(self, split: Split, indices: Sequence[int]) -> TaskBatch:
         """Tasks number `indices` of a split."""
-        if split not in SPLITS:
-            raise TaskError(f"unknown split {split!r}; it is one of {', '.join(SPLITS)}")
-        classes = self.classes[split]
-        drawn = draw_episodes(
+        check_split(split)
+        return sample_episodes(
+            self.bank,
+            self.classes[split],
             split,
             indices,
-            classes=len(classes),
-            examples=self.bank.examples,
             ways=self.ways,
             shots=self.shots,
             queries=self.queries,
             rotate=self.rotate and split == "train",
             seed=self.seed,
         )
-        episodes = Episodes(classes[drawn.classes], drawn.examples, drawn.turns)
-        return gather_episodes(self.bank, episodes, shots=self.shots)
 
     @cached_property
-    def _loaded(self) -> tuple[ClassBank, str]:
-        bank = omniglot_files.load(self.data)
-        return bank, omniglot_files.checksum(bank)
+    def _loaded(self) -> ClassBank:
+        return omniglot_files.load(self.data)
 
     def _check_ways(self, sizes: dict[Split, int]) -> None:
         if self.ways > min(sizes.values()):

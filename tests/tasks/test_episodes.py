@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from metablocks.errors import TaskError
 from metablocks.tasks import ClassBank
-from metablocks.tasks.episodes import draw_episodes, gather_episodes
+from metablocks.tasks.episodes import draw_episodes, gather_episodes, sample_episodes
 
 
 def labelled(classes: int, examples: int, device="cpu") -> ClassBank:
@@ -105,6 +105,88 @@ def test_images_are_float32_between_0_and_1_and_keep_their_channels(device) -> N
     assert torch.equal(inputs[0, 0], one.float() / 255)
 
 
+def test_the_draws_of_a_seed_never_change() -> None:
+    drawn = draw_episodes(
+        "test", [7, 3], classes=9, examples=4, ways=3, shots=1, queries=2, rotate=True, seed=5
+    )
+    assert drawn.classes.tolist() == [[6, 0, 3], [3, 6, 8]]
+    assert drawn.examples.tolist() == [
+        [[0, 2, 3], [1, 0, 3], [2, 1, 0]],
+        [[0, 2, 1], [2, 1, 3], [2, 0, 3]],
+    ]
+    assert drawn.turns.tolist() == [[2, 0, 1], [1, 2, 2]]
+
+
+# --- classes with unequal numbers of images
+
+
+def unequal(counts: tuple[int, ...]) -> ClassBank:
+    """A labelled bank, its padding marked by 255 where the class is told."""
+    images = labelled(len(counts), max(counts)).images
+    for number, count in enumerate(counts):
+        images[number, count:, 0, 0] = 255
+    return ClassBank(images, counts=counts)
+
+
+@given(counts=st.lists(st.integers(3, 9), min_size=4, max_size=8), index=st.integers(0, 10**6))
+def test_each_class_draws_among_its_own_images_and_no_padding(counts, index) -> None:
+    bank = unequal(tuple(counts))
+    classes = np.arange(1, len(counts))  # a split that owns all classes but the first
+    tasks = sample_episodes(bank, classes, "test", [index, 3], ways=3, shots=1, queries=2)
+    for task in range(2):
+        drawn = [
+            tuple(pair)
+            for inputs, _ in (tasks.support, tasks.query)
+            for pair in read(inputs)[task].tolist()
+        ]
+        assert len(set(drawn)) == 3 * 3
+        assert {number for number, _ in drawn} <= set(classes.tolist())
+        assert all(example < counts[number] for number, example in drawn)
+
+
+@given(index=st.integers(0, 10**6))
+def test_equal_numbers_of_images_draw_alike_told_once_or_for_every_class(index: int) -> None:
+    sizes = {"classes": 6, "ways": 3, "shots": 1, "queries": 3, "rotate": True}
+    once = draw_episodes("train", [index], examples=5, **sizes)
+    each = draw_episodes("train", [index], examples=np.full(6, 5), **sizes)
+    for a, b in ((once.classes, each.classes), (once.examples, each.examples)):
+        assert np.array_equal(a, b)
+    assert np.array_equal(once.turns, each.turns)
+
+
+def test_every_image_of_a_small_class_is_drawn_alike() -> None:
+    drawn = draw_episodes(
+        "train", range(2000), classes=2, examples=np.array([4, 9]), ways=2, shots=1, queries=1
+    )
+    for number, count in enumerate((4, 9)):
+        found = np.bincount(drawn.examples[drawn.classes == number].ravel())
+        # 4000 draws over the class's images: five standard deviations of a binomial count.
+        assert len(found) == count
+        assert np.abs(found - 4000 / count).max() < 5 * math.sqrt(4000 / count)
+
+
+def test_a_class_smaller_than_the_episode_is_an_error() -> None:
+    with pytest.raises(TaskError, match="need 3 images of every class, and a class has 2"):
+        draw_episodes(
+            "train", [0], classes=3, examples=np.array([5, 2, 5]), ways=2, shots=1, queries=2
+        )
+
+
+def test_the_checksum_tells_images_names_and_numbers_of_images_apart() -> None:
+    images = torch.zeros(2, 3, 4, 4, dtype=torch.uint8)
+    other = images.clone()
+    other[1, 2, 3, 3] = 1
+    banks = [
+        ClassBank(images),
+        ClassBank(other),
+        ClassBank(images, names=("a", "b")),
+        ClassBank(images, names=("a", "b"), counts=(3, 2)),
+        ClassBank(images, names=("a", "b"), counts=(2, 3)),
+    ]
+    assert len({bank.checksum for bank in banks}) == 5
+    assert ClassBank(images.clone()).to("cpu").checksum == banks[0].checksum
+
+
 SIZES = {"classes": 10, "examples": 6, "ways": 5, "shots": 1, "queries": 5}
 
 
@@ -137,6 +219,12 @@ def test_an_episode_the_bank_cannot_give_is_an_error(change: dict, message: str)
 def test_a_bank_that_is_none_is_an_error(images, names, message: str) -> None:
     with pytest.raises(TaskError, match=message):
         ClassBank(images, names)
+
+
+@pytest.mark.parametrize("counts", [(1,), (0, 2), (3, 2)])
+def test_counts_that_do_not_fit_a_bank_are_an_error(counts: tuple[int, ...]) -> None:
+    with pytest.raises(TaskError, match="one number of images a class, for 2 classes, each from 1"):
+        ClassBank(torch.zeros(2, 2, 4, 4, dtype=torch.uint8), counts=counts)
 
 
 def test_images_that_are_not_square_do_not_turn() -> None:
