@@ -23,11 +23,11 @@ from metablocks.errors import (
     SelectionError,
 )
 from metablocks.learner import MetaLearner
-from metablocks.recipe.construct import block_paths, construct, problem_at
-from metablocks.recipe.parse import Place, Problem, join, raise_problems
+from metablocks.recipe.clipping import Clip
+from metablocks.recipe.construct import NEED_THE_LEARNER, block_paths, construct, problem_at
+from metablocks.recipe.parse import Place, Problem, raise_problems
 from metablocks.recipe.record import Recipe
 from metablocks.recipe.schema import INVALID
-from metablocks.recipe.slots import SLOTS
 from metablocks.rules import Chain
 from metablocks.tasks.base import TaskSource
 
@@ -51,6 +51,8 @@ class Experiment:
     source: TaskSource
     learner: MetaLearner
     optimizer: Optimizer
+    clip: Clip | None
+    """Called on the meta-gradient before the optimiser's step."""
     scheduler: LRScheduler | None
     """Stepped once an epoch; None where the rate is constant."""
     tasks_per_step: int
@@ -100,12 +102,13 @@ def build(
         *(recipe.at(f"evaluation.{name}") for name in ("tasks", "every", "inner_steps"))
     )
     _check_evaluation(recipe, learner, plan, problems)
-    optimizer, scheduler = _outer(recipe, learner, problems)
+    clip, optimizer, scheduler = _outer(recipe, learner, problems)
     raise_problems(problems)
     return Experiment(
         recipe=recipe,
         source=source,
         learner=learner,
+        clip=clip,
         optimizer=optimizer,
         scheduler=scheduler,
         tasks_per_step=recipe.at("outer.tasks_per_step"),
@@ -151,7 +154,7 @@ def _blocks(
     blocks: dict[str, Any] = {}
     for path, slot in block_paths(recipe):
         context: dict[str, Any] = {}
-        if slot.name in ("optimizer", "schedule"):
+        if slot.name in NEED_THE_LEARNER:
             continue
         if slot.name == "tasks":
             context = {"seed": recipe.at("seed"), "device": device, "data": data}
@@ -161,7 +164,11 @@ def _blocks(
             continue
         if slot.name == "model":
             context = {"input_shape": source.input_shape, "outputs": source.outputs}
-        blocks[path] = construct(recipe, path, slot, context, problems)
+        if slot.name == "surgery":
+            raise_problems(problems)
+            context = {"model": blocks["model"], "steps": recipe.at("inner.steps")}
+        block = construct(recipe, path, slot, context, problems)
+        blocks["model" if slot.name == "surgery" else path] = block
     return source, blocks
 
 
@@ -211,20 +218,22 @@ def _check_evaluation(
         path = "evaluation.inner_steps"
         message = (
             f"{plan.inner_steps}, but a per-step block of this recipe is made for "
-            f"{learner.max_steps} (inner.steps); take at most {learner.max_steps}, or a rule "
-            "with per_step: false"
+            f"{learner.max_steps} (inner.steps); take at most {learner.max_steps}, or give the block "
+            "beyond: last, to go on with its last row"
         )
         problems.append(Problem(recipe.written_place(path), path, message))
 
 
 def _outer(
     recipe: Recipe, learner: MetaLearner, problems: list[Problem]
-) -> tuple[Optimizer, LRScheduler | None]:
-    context = {"parameters": list(learner.named_parameters())}
-    path = join("outer", "optimizer")
-    optimizer = construct(recipe, path, SLOTS["optimizer"], context, problems)
-    if optimizer is INVALID:
-        raise_problems(problems)
-    path = join("outer", "schedule")
-    rest = {"optimizer": optimizer, "epochs": recipe.at("outer.epochs")}
-    return optimizer, construct(recipe, path, SLOTS["schedule"], rest, problems)
+) -> tuple[Clip | None, Optimizer, LRScheduler | None]:
+    context: dict[str, Any] = {
+        "parameters": list(learner.named_parameters()),
+        "epochs": recipe.at("outer.epochs"),
+    }
+    made: dict[str, Any] = {"clip": None}
+    for path, slot in block_paths(recipe):
+        if slot.name in NEED_THE_LEARNER:
+            made[slot.name] = construct(recipe, path, slot, context | made, problems)
+            raise_problems(problems)
+    return made["clip"], made["optimizer"], made["schedule"]

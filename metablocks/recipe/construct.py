@@ -15,7 +15,7 @@ from metablocks.recipe.parse import Place, Problem, join, to_node
 from metablocks.recipe.record import Recipe
 from metablocks.recipe.slots import SLOTS, Slot, find
 
-_NEED_THE_LEARNER = ("optimizer", "schedule")
+NEED_THE_LEARNER = ("clip", "optimizer", "schedule")
 
 
 def construct(
@@ -98,25 +98,32 @@ def problem_at(recipe: Recipe, path: str, message: str, fields: Iterable[str]) -
 def try_blocks(recipe: Recipe, problems: list[Problem]) -> None:
     """Construct the blocks that are clean so far, to find values that their constructors refuse.
 
-    The model is made on the meta device, of no cost. Optimiser and schedule wait for the learner.
+    The model is made on the meta device, of no cost. What needs the learner's parameters waits.
     """
     wrong = [problem.path for problem in problems]
-    sources: dict[str, Any] = {}
+    made: dict[str, Any] = {}
     with torch.random.fork_rng(devices=[]):
         for path, slot in block_paths(recipe):
-            if slot.name in _NEED_THE_LEARNER or any(_within(other, path) for other in wrong):
+            if slot.name in NEED_THE_LEARNER or any(_within(other, path) for other in wrong):
                 continue
             context: dict[str, Any] = {}
             if slot.name == "tasks":
                 seed = recipe.values.get("seed", 0)
                 context = {"seed": seed, "device": torch.device("cpu"), "data": None}
             if slot.name == "model":
-                source = sources.get("tasks", schema.INVALID)
+                source = made.get("tasks", schema.INVALID)
                 if source is schema.INVALID or ":" in recipe.at(path)["block"]:
                     continue
                 context = {"input_shape": source.input_shape, "outputs": source.outputs}
-            with torch.device("meta") if slot.name == "model" else nullcontext():
-                sources[slot.name] = construct(recipe, path, slot, context, problems)
+            if slot.name == "surgery":
+                steps = recipe.values.get("inner", {}).get("steps")
+                if made.get("model", schema.INVALID) is schema.INVALID or steps is None:
+                    continue
+                context = {"model": made["model"], "steps": steps}
+            on_model = slot.name in ("model", "surgery")
+            with torch.device("meta") if on_model else nullcontext():
+                block = construct(recipe, path, slot, context, problems)
+            made["model" if on_model else slot.name] = block
 
 
 def block_paths(recipe: Recipe) -> list[tuple[str, Slot]]:

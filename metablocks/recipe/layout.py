@@ -21,9 +21,10 @@ class OneBlock:
 
 @dataclass(frozen=True)
 class ManyBlocks:
-    """Marks a field that holds a list of blocks of a slot, at least one."""
+    """Marks a field that holds a list of blocks of a slot, at least `at_least` of them."""
 
     slot: str
+    at_least: int = 1
 
 
 @dataclass(frozen=True)
@@ -36,12 +37,13 @@ class InnerSection:
     order: Annotated[Any, OneBlock("order")]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class OuterSection:
     """How the meta-parameters are trained."""
 
     step_loss: Annotated[Any, OneBlock("step_loss")]
     estimator: Annotated[Any, OneBlock("estimator")]
+    clip: Annotated[Any, OneBlock("clip")] = None
     optimizer: Annotated[Any, OneBlock("optimizer")]
     schedule: Annotated[Any, OneBlock("schedule")]
     tasks_per_step: _Count
@@ -67,19 +69,20 @@ class HardwareSection:
     precision: Literal["float32", "float64"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RecipeLayout:
     """The whole recipe."""
 
     name: str
+    cite: str = ""
     seed: Annotated[int, Interval(at_least=0, at_most=2**32 - 1)]
     tasks: Annotated[Any, OneBlock("tasks")]
     model: Annotated[Any, OneBlock("model")]
+    surgery: Annotated[Any, ManyBlocks("surgery", at_least=0)] = ()
     inner: InnerSection
     outer: OuterSection
     evaluation: EvaluationSection
     hardware: HardwareSection
-    cite: str = ""
 
 
 def slot_of(annotation: Any) -> OneBlock | ManyBlocks | None:

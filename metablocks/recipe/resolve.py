@@ -52,17 +52,21 @@ class _Reader:
                 if not field.required:
                     values[field.name] = self.default(field, here, "the recipe")
                 continue
+            if node.value[field.name].value is None and field.default is None:
+                self.record(node.value[field.name], here)
+                values[field.name] = None
+                continue
             value = self.field(node.value[field.name], field.annotation, here)
             if value is not INVALID:
                 values[field.name] = value
-        return _in_order(values, layout)
+        return values
 
     def field(self, node: Node, annotation: Any, path: str) -> Any:
         if isinstance(annotation, type) and is_dataclass(annotation):
             return self.section(node, annotation, path)
         mark = slot_of(annotation)
         if isinstance(mark, ManyBlocks):
-            return self.blocks(node, SLOTS[mark.slot], path)
+            return self.blocks(node, mark, path)
         if mark is not None:
             return self.block(node, SLOTS[mark.slot], path)
         return self.value(node, annotation, path)
@@ -72,9 +76,10 @@ class _Reader:
         checked = schema.check(node, annotation, path, self.problems)
         return checked if checked is INVALID else _plain(checked)
 
-    def blocks(self, node: Node, slot: Slot, path: str) -> Any:
+    def blocks(self, node: Node, mark: ManyBlocks, path: str) -> Any:
         self.origins[path] = node.place
-        if not isinstance(node.value, list) or not node.value:
+        slot = SLOTS[mark.slot]
+        if not isinstance(node.value, list) or len(node.value) < mark.at_least:
             given = "an empty list" if node.value == [] else show(node)
             example = f"[{{block: {next(iter(slot.blocks))}, …}}]"
             message = f"takes a list of blocks, such as {example}, given {given}"
@@ -194,15 +199,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     return value
-
-
-def _in_order(values: dict[str, Any], layout: type) -> dict[str, Any]:
-    """Fields in the layout's order, but `cite` after `name`, where a reader expects it."""
-    names = [field.name for field in dataclass_fields(layout)]
-    if "cite" in names:
-        names.remove("cite")
-        names.insert(1, "cite")
-    return {name: values[name] for name in names if name in values}
 
 
 def _has_groups(annotation: Any) -> bool:

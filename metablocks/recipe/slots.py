@@ -17,12 +17,13 @@ from torch.optim.lr_scheduler import LRScheduler
 from metablocks.errors import RecipeError, suggest
 from metablocks.estimators import Estimator, Unrolled
 from metablocks.executors import Executor, Loop, Vmap
-from metablocks.models import MLP, Conv4
+from metablocks.models import MLP, Conv4, per_step_batch_norm
 from metablocks.order import AnnealedOrder, FirstOrder, Order, SecondOrder, TruncatedOrder
+from metablocks.recipe.clipping import Clip, ClipNorm, ClipValue
 from metablocks.recipe.optimizers import adam, adamw, constant, cosine, sgd
 from metablocks.rules import LearningRate, UpdateRule, lslr, meta_sgd
 from metablocks.step_loss import AnnealedStepLoss, FinalStepLoss, StepLoss, UniformStepLoss
-from metablocks.tasks import Linear, Omniglot, Sinusoid, Strokes
+from metablocks.tasks import CifarFS, Linear, MiniImagenet, Omniglot, Sinusoid, Strokes
 from metablocks.tasks.base import TaskSource
 
 
@@ -40,12 +41,26 @@ class Slot:
 TASKS = Slot(
     "tasks",
     "what is learned from",
-    {"sinusoid": Sinusoid, "linear": Linear, "strokes": Strokes, "omniglot": Omniglot},
+    {
+        "sinusoid": Sinusoid,
+        "linear": Linear,
+        "strokes": Strokes,
+        "omniglot": Omniglot,
+        "mini_imagenet": MiniImagenet,
+        "cifar_fs": CifarFS,
+    },
     TaskSource,
     ("seed", "device", "data"),
 )
 MODEL = Slot(
     "model", "what is learned", {"conv4": Conv4, "mlp": MLP}, nn.Module, ("input_shape", "outputs")
+)
+SURGERY = Slot(
+    "surgery",
+    "how the model is changed before it is learned, one block after another",
+    {"per_step_batch_norm": per_step_batch_norm},
+    nn.Module,
+    ("model", "steps"),
 )
 RULE = Slot(
     "rule",
@@ -73,6 +88,13 @@ STEP_LOSS = Slot(
 ESTIMATOR = Slot(
     "estimator", "how the meta-gradient is computed", {"unrolled": Unrolled}, Estimator
 )
+CLIP = Slot(
+    "clip",
+    "how far the meta-gradient may go, before the optimiser takes it",
+    {"value": ClipValue, "norm": ClipNorm},
+    Clip,
+    ("parameters",),
+)
 OPTIMIZER = Slot(
     "optimizer",
     "how the meta-parameters move",
@@ -99,10 +121,12 @@ SLOTS: dict[str, Slot] = {
     for slot in (
         TASKS,
         MODEL,
+        SURGERY,
         RULE,
         ORDER,
         STEP_LOSS,
         ESTIMATOR,
+        CLIP,
         OPTIMIZER,
         SCHEDULE,
         EXECUTOR,

@@ -13,8 +13,8 @@ ONE_ERROR = {
         ("seed: 0", "sede: 0"),
         "bad.yaml:1:1 seed: missing; it takes an integer of at least 0 and at most "
         "4294967295\n"
-        'bad.yaml:3:1 sede: unknown field; did you mean "seed"? It takes: name, seed, tasks, model, '
-        "inner, outer, evaluation, hardware, cite",
+        'bad.yaml:3:1 sede: unknown field; did you mean "seed"? It takes: name, cite, seed, tasks, model, '
+        "surgery, inner, outer, evaluation, hardware",
     ),
     "typo in a section": (
         ("  steps: 2", "  stesp: 2"),
@@ -25,7 +25,7 @@ ONE_ERROR = {
     "typo in a block in a list": (
         ("learn: true", "leanr: true"),
         "bad.yaml:12:42 inner.rule[0].leanr: unknown field; did you mean "
-        '"learn"? It takes: init, granularity, per_step, learn',
+        '"learn"? It takes: init, granularity, per_step, learn, beyond',
     ),
     "typo in an optimiser group": (
         ("{lr: 1e-4}", "{rl: 1e-4}"),
@@ -173,7 +173,7 @@ ONE_ERROR = {
     "more evaluation steps than per-step rates": (
         ("learn: true", "per_step: true, learn: true"),
         "bad.yaml:22:48 evaluation.inner_steps: 3, but a per-step block of this recipe is made for "
-        "2 (inner.steps); take at most 2, or a rule with per_step: false",
+        "2 (inner.steps); take at most 2, or give the block beyond: last, to go on with its last row",
     ),
     "nothing to adapt": (
         ('adapt: ["*"]', "adapt: hed.*"),
@@ -307,7 +307,7 @@ def test_all_errors_are_reported_at_once_in_file_order(check):
         (b"# only a comment\n", "bad.yaml: empty; a recipe is a mapping (name, seed, tasks, …)"),
         (
             b"- a\n- b\n",
-            "bad.yaml:1:1: takes a mapping of name, seed, tasks, model, inner, outer, ",
+            "bad.yaml:1:1: takes a mapping of name, cite, seed, tasks, model, surgery, inner, ",
         ),
         (b"name: caf\xe9\n", "bad.yaml:1:10: not UTF-8 text (byte 0xe9)"),
         (b"\xff\xfen\x00", "bad.yaml:1:1: not UTF-8 text (byte 0xff)"),
