@@ -10,7 +10,7 @@ from metablocks.recipe import Experiment
 from metablocks.run.directory import write_atomically
 from metablocks.run.state import TrainingState
 
-FORMAT = 1
+FORMAT = 2
 
 
 def save(path: Path, experiment: Experiment, state: TrainingState) -> None:
@@ -31,7 +31,7 @@ def save(path: Path, experiment: Experiment, state: TrainingState) -> None:
 def restore(path: Path, experiment: Experiment) -> TrainingState:
     """Put a checkpoint into a freshly built experiment, and the random states back.
 
-    Raises `RunError` for a file that is absent, damaged, or of another recipe.
+    Raises `RunError` for a file that is absent, damaged, of another format or of another recipe.
     """
     content = _read(path, experiment)
     experiment.learner.load_state_dict(content["learner"])
@@ -59,8 +59,13 @@ def _read(path: Path, experiment: Experiment) -> dict[str, Any]:
         content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise RunError(f"{path}: not a readable checkpoint: {error}") from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise RunError(f"{path}: not a metablocks checkpoint of format {FORMAT}")
+    if not isinstance(content, dict) or "format" not in content:
+        raise RunError(f"{path}: not a metablocks checkpoint")
+    if content["format"] != FORMAT:
+        raise RunError(
+            f"{path}: a checkpoint of format {content['format']}; this version of metablocks reads "
+            f"format {FORMAT}. The version that wrote it is in {path.with_name('run.json')}"
+        )
     if content["recipe"] != experiment.recipe.hash:
         raise RunError(
             f"{path} was written by another recipe (hash {content['recipe'][:12]}, not "

@@ -15,6 +15,7 @@ from metablocks.run import checkpoint, plots
 from metablocks.run.directory import RunDirectory, create, environment, write_text
 from metablocks.run.scores import Scores
 from metablocks.run.state import TrainingState
+from metablocks.run.tables import table
 from metablocks.run.train import Stopped, final_scores, train
 from metablocks.tasks.base import Split
 
@@ -79,7 +80,7 @@ def evaluate_run(
         )
     scores = final_scores(experiment, split, tasks=tasks, steps=steps)
     print(f"{recipe.name}, {checkpoint} checkpoint (epoch {state.epochs})")
-    print(_table(experiment, scores))
+    print(table(experiment, scores))
     return 0
 
 
@@ -164,25 +165,6 @@ def _facts(experiment: Experiment) -> str:
     )
 
 
-def _table(experiment: Experiment, scores: Scores) -> str:
-    """The scores after each inner step, as text."""
-    classifies = scores.measure == "accuracy"
-    name = "query accuracy" if classifies else "query MSE"
-    lines = [
-        f"{scores.split}, {scores.tasks} tasks: mean ± 95 % confidence interval over tasks",
-        f"  inner steps  {name:>18}{'  query loss' * classifies}",
-    ]
-    for step, value in enumerate(scores.loss):
-        loss = f"  {value:>10.4f}" * classifies
-        trained = "  (as trained)" if step == experiment.learner.steps else ""
-        lines.append(f"  {step:>11}  {scores.text(step):>18}{loss}{trained}")
-    if _has_norm(experiment):
-        lines.append(
-            "  transductive: batch norm uses the statistics of the query set it predicts on"
-        )
-    return "\n".join(lines)
-
-
 def _summary(
     experiment: Experiment,
     directory: RunDirectory,
@@ -197,7 +179,7 @@ def _summary(
         [
             "",
             f"best of {state.epochs} epochs by validation: epoch {state.best_epoch}",
-            _table(experiment, scores),
+            table(experiment, scores),
             f"run directory: {directory.path}",
             "to try next:",
             f"  metablocks eval {path} --steps {2 * len(scores.mean) - 2}{more}    more inner steps"
@@ -207,11 +189,6 @@ def _summary(
             "  metablocks recipes    what else there is",
         ]
     )
-
-
-def _has_norm(experiment: Experiment) -> bool:
-    norms = (torch.nn.BatchNorm1d, torch.nn.BatchNorm2d, torch.nn.BatchNorm3d)
-    return any(isinstance(module, norms) for module in experiment.learner.model.modules())
 
 
 def _resume_command(directory: RunDirectory, data: Path | None) -> str:

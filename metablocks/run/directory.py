@@ -3,7 +3,7 @@
     recipe.yaml     the resolved recipe, runnable as it is
     run.json        where, when and with what: recipe hash, commit, versions, device, argv, data
     metrics.jsonl   one line an epoch, then one for the test; nothing here depends on the clock
-    times.jsonl     seconds of each epoch
+    times.jsonl     what each epoch cost: seconds, memory (see `usage`)
     checkpoint.pt   where training stands; best.pt: where validation was best
     *.png           plots, where matplotlib is installed
 

@@ -53,20 +53,34 @@ def _training(directory: RunDirectory, rows: list[dict[str, Any]]) -> None:
 
 def _adaptation(directory: RunDirectory, test: dict[str, Any]) -> None:
     from matplotlib import pyplot as plt
+    from matplotlib.ticker import MaxNLocator
 
     figure, axes = plt.subplots(figsize=(5.0, 4.0), layout="constrained")
     scale, label = _scale(test)
+    steps = range(len(test["mean"]))
     axes.errorbar(
-        range(len(test["mean"])),
+        steps,
         [scale * value for value in test["mean"]],
         [scale * value for value in test["interval"]],
         capsize=3,
         marker="o",
+        label="mean, 95 % confidence interval",
     )
-    axes.set(xlabel="inner steps", ylabel=f"query {label}", xticks=range(len(test["mean"])))
+    axes.plot(
+        steps,
+        [scale * value for value in test["worst_decile"]],
+        color="tab:gray",
+        linestyle="--",
+        marker="v",
+        label="worst 10 % of tasks",
+    )
+    axes.set(xlabel="inner steps", ylabel=f"query {label}")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_title(f"adaptation, {test['tasks']} test tasks")
-    if test["measure"] == "mse" and min(test["mean"]) > 0 and math.isfinite(max(test["mean"])):
+    values = [*test["mean"], *test["worst_decile"]]
+    if test["measure"] == "mse" and min(values) > 0 and math.isfinite(max(values)):
         axes.set_yscale("log")
+    axes.legend(frameon=False)
     figure.savefig(directory.path / "adaptation.png", dpi=120)
     plt.close(figure)
 

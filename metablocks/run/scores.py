@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from metablocks.learner import MetaLearner
-from metablocks.tasks.base import Kind, Split, TaskSource
+from metablocks.tasks.base import Split, TaskSource
 
 Measure = Literal["accuracy", "mse"]
 
@@ -28,10 +28,16 @@ def accuracy(prediction: Tensor, target: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Scores:
-    """Means over tasks with 95 % confidence intervals: one number for each inner step from 0.
+    """Statistics over tasks: in each list one number for each inner step, from step 0.
 
-    `measure` is "accuracy" (higher is better) or "mse" (lower). `interval` is half the width of the
-    interval, 1.96 standard errors over tasks. `loss` is the mean query loss.
+    `measure` is "accuracy" (higher is better, from 0 to 1) or "mse" (lower). Of the tasks' scores,
+
+    - `mean` is the mean, and `interval` half the width of its 95 % confidence interval: 1.96
+      standard errors;
+    - `std` is the standard deviation (n − 1 in the denominator; 0 for one task);
+    - `worst_decile` is the mean over the worst tenth, ⌈n / 10⌉ tasks, chosen anew at each step.
+
+    `loss` is the mean query loss.
     """
 
     split: Split
@@ -39,6 +45,8 @@ class Scores:
     measure: Measure
     mean: list[float]
     interval: list[float]
+    std: list[float]
+    worst_decile: list[float]
     loss: list[float]
 
     @property
@@ -57,14 +65,21 @@ class Scores:
     def text(self, step: int) -> str:
         """The score after `step` inner steps, as people write it.
 
-        >>> Scores("test", 600, "accuracy", [0.2, 0.95], [0.004, 0.006], [1.6, 0.2]).text(1)
-        '95.00 ± 0.60 %'
+        >>> values = torch.tensor([[0.2, 0.6], [0.2, 1.0]])
+        >>> summarise("test", "accuracy", values, values).text(1)
+        '80.00 ± 39.20 %'
         """
         mean, interval = self.mean[step], self.interval[step]
         if self.measure == "accuracy":
             return f"{100 * mean:.2f} ± {100 * interval:.2f} %"
-        digits = ".4f" if mean < 1e4 else ".3e"
-        return f"{mean:{digits}} ± {interval:{digits}}"
+        return f"{_short(mean)} ± {_short(interval, like=mean)}"
+
+    def spread_text(self, step: int) -> tuple[str, str]:
+        """Standard deviation and worst tenth after `step` inner steps, as people write them."""
+        pair = self.std[step], self.worst_decile[step]
+        if self.measure == "accuracy":
+            return f"{100 * pair[0]:.2f} %", f"{100 * pair[1]:.2f} %"
+        return _short(pair[0]), _short(pair[1])
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON and checkpoints."""
@@ -91,17 +106,33 @@ def score(
         )
         losses.append(result.query_losses.double().cpu())
         values.append(losses[-1] if result.metrics is None else result.metrics.double().cpu())
-    return _summarise(split, source.kind, torch.cat(values), torch.cat(losses))
+    measure: Measure = "accuracy" if source.kind == "classification" else "mse"
+    return summarise(split, measure, torch.cat(values), torch.cat(losses))
 
 
-def _summarise(split: Split, kind: Kind, values: Tensor, losses: Tensor) -> Scores:
+def summarise(split: Split, measure: Measure, values: Tensor, losses: Tensor) -> Scores:
+    """The statistics of tasks' scores and losses, both `[tasks, steps + 1]`.
+
+    >>> values = torch.tensor([[4.0], [1.0], [1.0]])
+    >>> scores = summarise("test", "mse", values, values)
+    >>> scores.mean, scores.worst_decile
+    ([2.0], [4.0])
+    """
     count = len(values)
     spread = values.std(0) if count > 1 else torch.zeros_like(values[0])
+    worst = values.topk(math.ceil(count / 10), dim=0, largest=measure == "mse").values
     return Scores(
         split=split,
         tasks=count,
-        measure="accuracy" if kind == "classification" else "mse",
+        measure=measure,
         mean=values.mean(0).tolist(),
         interval=(1.96 * spread / math.sqrt(count)).tolist(),
+        std=spread.tolist(),
+        worst_decile=worst.mean(0).tolist(),
         loss=losses.mean(0).tolist(),
     )
+
+
+def _short(value: float, like: float | None = None) -> str:
+    """An error in a few characters, with as many digits as `like` gets."""
+    return f"{value:{'.4f' if (value if like is None else like) < 1e4 else '.3e'}}"

@@ -9,7 +9,6 @@ import math
 import signal
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -23,6 +22,7 @@ from metablocks.run import checkpoint
 from metablocks.run.directory import RunDirectory
 from metablocks.run.scores import Scores, score
 from metablocks.run.state import TrainingState
+from metablocks.run.usage import Meter
 from metablocks.tasks.base import Split
 from metablocks.types import Progress
 
@@ -49,21 +49,20 @@ def train(
         mininterval=0.2 if sys.stderr.isatty() else 10.0,
         dynamic_ncols=True,
     )
-    started = time.perf_counter()
+    meter = Meter(experiment.device)
     with bar, _stop_signals() as signals:
         try:
             while state.epochs < experiment.epochs:
                 signals.stop_if_wished()
                 if state.step < (state.epochs + 1) * experiment.steps_per_epoch:
-                    _meta_step(experiment, state)
+                    with meter.training():
+                        _meta_step(experiment, state)
                     bar.update()
                     bar.set_postfix(loss=f"{state.losses[-1]:.3f}", refresh=False)
                     continue
                 scores = _validate(experiment, state, signals)
                 _finish_epoch(experiment, directory, state, scores)
-                seconds = round(time.perf_counter() - started, 3)
-                directory.append(directory.times, {"epoch": state.epochs, "seconds": seconds})
-                started = time.perf_counter()
+                directory.append(directory.times, {"epoch": state.epochs, **meter.lap()})
                 if scores and not quiet:
                     bar.write(_line(experiment, state, scores), file=sys.stdout)
         except Stopped:
@@ -99,6 +98,8 @@ def _meta_step(experiment: Experiment, state: TrainingState) -> None:
             f"the training loss is {loss} at meta-step {state.step + 1} of epoch {state.epochs + 1}: "
             "training diverged. A lower inner.rule rate or outer.optimizer.lr usually helps"
         )
+    if experiment.clip:
+        experiment.clip()
     experiment.optimizer.step()
     experiment.optimizer.zero_grad()
     state.losses.append(loss)

@@ -1,0 +1,108 @@
+"""Scores: statistics over tasks, against numbers worked out by hand; and what an epoch cost."""
+
+import json
+import time
+
+import pytest
+import torch
+
+from metablocks.recipe import build, load
+from metablocks.run import Scores, accuracy, score
+from metablocks.run.scores import summarise
+from metablocks.run.usage import Meter, peak_memory
+
+
+def column(*values: float) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.float64).unsqueeze(1)
+
+
+@pytest.mark.parametrize(
+    ("measure", "values", "mean", "std", "worst"),
+    [
+        # one task: nothing to spread, and it is its own worst tenth
+        ("accuracy", [0.25], 0.25, 0.0, 0.25),
+        # (2² + 0 + 2²) / 2 = 4; the worst tenth of 3 tasks is one task
+        ("mse", [1.0, 3.0, 5.0], 3.0, 2.0, 5.0),
+        ("accuracy", [1.0, 3.0, 5.0], 3.0, 2.0, 1.0),
+        # 10 tasks: one; nine at 1 and one at 11 have mean 2 and variance (9 + 81) / 9 = 10
+        ("mse", [1.0] * 9 + [11.0], 2.0, 10**0.5, 11.0),
+        ("accuracy", [1.0] * 9 + [11.0], 2.0, 10**0.5, 1.0),
+        # 11 tasks: two, rounded up
+        ("accuracy", [0.0, 0.5] + [1.0] * 9, 9.5 / 11, None, 0.25),
+        ("mse", [0.0, 2.0, 4.0] + [1.0] * 8, 14 / 11, None, 3.0),
+    ],
+)
+def test_spread_and_worst_decile_are_those_worked_out_by_hand(measure, values, mean, std, worst):
+    scores = summarise("test", measure, column(*values), column(*values))
+    assert scores.mean == pytest.approx([mean], abs=1e-12)
+    assert scores.worst_decile == pytest.approx([worst], abs=1e-12)
+    if std is not None:
+        assert scores.std == pytest.approx([std], abs=1e-12)
+        assert scores.interval == pytest.approx([1.96 * std / len(values) ** 0.5], abs=1e-12)
+
+
+def test_the_worst_tasks_are_chosen_anew_at_each_step():
+    values = torch.tensor([[0.0, 0.9], [0.5, 0.2]], dtype=torch.float64)
+    assert summarise("test", "accuracy", values, values).worst_decile == [0.0, 0.2]
+
+
+def test_a_task_that_diverged_is_among_the_worst():
+    scores = summarise("test", "mse", column(1.0, float("nan"), 2.0), column(0.0, 0.0, 0.0))
+    assert scores.worst_decile == pytest.approx([float("nan")], nan_ok=True)
+
+
+def test_scores_do_not_depend_on_how_tasks_are_batched():
+    experiment = build(load("maml_sinusoid", ["hardware.device=cpu"]))
+    one, other = (
+        score(experiment.learner, experiment.source, "test", tasks=7, steps=2, batch=batch)
+        for batch in (2, 7)
+    )
+    assert one.mean == pytest.approx(other.mean, rel=1e-5)  # float32, summed in another order
+    for name in ("interval", "std", "worst_decile", "loss"):
+        assert getattr(one, name) == pytest.approx(getattr(other, name), rel=1e-4)
+
+
+def test_scores_as_people_write_them():
+    values = [[0.5, 0.75], [0.01, 0.02], [0.1, 0.2], [0.0, 0.5], [1.0, 0.5]]
+    percent, error = Scores("test", 600, "accuracy", *values), Scores("test", 600, "mse", *values)
+    assert (percent.text(1), *percent.spread_text(1)) == ("75.00 ± 2.00 %", "20.00 %", "50.00 %")
+    assert (error.text(1), *error.spread_text(1)) == ("0.7500 ± 0.0200", "0.2000", "0.5000")
+    assert Scores(**json.loads(json.dumps(percent.as_dict()))) == percent
+
+
+def test_better_is_strict_and_anything_is_better_than_none():
+    def scores(measure: str, final: float) -> Scores:
+        return summarise("test", measure, column(final), column(0.0))
+
+    assert scores("mse", 3.0).better_than(None)
+    assert not scores("mse", 3.0).better_than(scores("mse", 3.0))
+    assert scores("mse", 2.0).better_than(scores("mse", 3.0))
+    assert scores("accuracy", 0.3).better_than(scores("accuracy", 0.2))
+    assert scores("mse", 2.0).better_than(scores("mse", float("nan")))
+    assert not scores("mse", float("nan")).better_than(scores("mse", 2.0))
+
+
+def test_accuracy_is_the_share_of_hits():
+    assert float(accuracy(torch.eye(4), torch.tensor([0, 1, 2, 0]))) == 0.75
+
+
+def test_a_lap_counts_training_apart_and_starts_anew():
+    meter = Meter(torch.device("cpu"))
+    with meter.training():
+        time.sleep(0.02)
+    time.sleep(0.02)
+    first, second = meter.lap(), meter.lap()
+    assert 0.02 <= first["training_seconds"] <= first["seconds"] - 0.015  # rounded to the ms
+    assert second["training_seconds"] == 0.0
+    assert second["seconds"] < 0.02
+
+
+def test_peak_memory_is_in_bytes_and_does_not_fall():
+    cpu, slack = torch.device("cpu"), 4 * 2**20  # the kernel counts in batches of pages
+    before = peak_memory(cpu)
+    held = torch.ones(64, 2**20)  # 256 MiB
+    grown = peak_memory(cpu)
+    assert 10 * 2**20 < before <= grown + slack
+    assert grown >= held.nbytes
+    del held
+    assert peak_memory(cpu) >= grown - slack
