@@ -1,10 +1,22 @@
 """Task sources: pure functions from (seed, split, index) to a task."""
 
 from metablocks.tasks.base import Split, TaskSource
+from metablocks.tasks.cifar_fs import CifarFS
 from metablocks.tasks.episodes import ClassBank
 from metablocks.tasks.linear import Linear
+from metablocks.tasks.mini_imagenet import MiniImagenet
 from metablocks.tasks.omniglot import Omniglot
 from metablocks.tasks.sinusoid import Sinusoid
 from metablocks.tasks.strokes import Strokes
 
-__all__ = ["ClassBank", "Linear", "Omniglot", "Sinusoid", "Split", "Strokes", "TaskSource"]
+__all__ = [
+    "CifarFS",
+    "ClassBank",
+    "Linear",
+    "MiniImagenet",
+    "Omniglot",
+    "Sinusoid",
+    "Split",
+    "Strokes",
+    "TaskSource",
+]

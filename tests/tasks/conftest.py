@@ -1,10 +1,11 @@
-"""A small data set in Omniglot's layout, and a cache folder that is not the user's."""
+"""Small data sets in the layouts of the real ones, and a cache folder that is not the user's."""
 
 import shutil
 import zipfile
 from pathlib import Path
 
 import pytest
+from small_images import draw_mini_imagenet, write_cifar
 from small_omniglot import draw_omniglot
 
 SMALL = {
@@ -18,6 +19,14 @@ SMALL = {
 def small_unpacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The parent of an unpacked `omniglot-py`; shared by the tests, so leave it as it is."""
     return draw_omniglot(tmp_path_factory.mktemp("unpacked"), SMALL)
+
+
+@pytest.fixture(scope="session")
+def small_data(small_unpacked: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The parent of a small data set of every kind; shared by the tests, so leave it as it is."""
+    parent = tmp_path_factory.mktemp("every-kind")
+    shutil.copytree(small_unpacked, parent, dirs_exist_ok=True)
+    return write_cifar(draw_mini_imagenet(parent))
 
 
 def zip_half(folder: Path, target: Path) -> None:

@@ -17,7 +17,15 @@ from torch.utils import _pytree as pytree
 
 from metablocks.errors import TaskError
 from metablocks.laws import sources
-from metablocks.tasks import Linear, Omniglot, Sinusoid, Strokes, TaskSource
+from metablocks.tasks import (
+    CifarFS,
+    Linear,
+    MiniImagenet,
+    Omniglot,
+    Sinusoid,
+    Strokes,
+    TaskSource,
+)
 from metablocks.tasks.base import SPLITS, Split
 from metablocks.types import TaskBatch
 
@@ -30,6 +38,12 @@ MAKERS = {
     "omniglot": lambda seed, device, data: Omniglot(
         ways=2, shots=1, queries=3, seed=seed, device=device, data=data
     ),
+    "mini_imagenet": lambda seed, device, data: MiniImagenet(
+        ways=3, shots=1, queries=2, seed=seed, device=device, data=data
+    ),
+    "cifar_fs": lambda seed, device, data: CifarFS(
+        ways=3, shots=1, queries=2, seed=seed, device=device, data=data
+    ),
 }
 
 
@@ -37,9 +51,9 @@ Make = Callable[[int], TaskSource]
 
 
 @pytest.fixture(params=list(MAKERS))
-def make(request: pytest.FixtureRequest, device: torch.device, small_unpacked: Path) -> Make:
+def make(request: pytest.FixtureRequest, device: torch.device, small_data: Path) -> Make:
     """Builds the source with a seed."""
-    return lambda seed: MAKERS[request.param](seed, device, small_unpacked)
+    return lambda seed: MAKERS[request.param](seed, device, small_data)
 
 
 def leaves(batch: TaskBatch) -> list[torch.Tensor]:
@@ -60,7 +74,7 @@ def test_a_task_is_a_function_of_its_index(make: Make, indices: list[int], split
 
 
 def test_a_task_is_the_same_in_another_process_with_another_number_of_threads(
-    device: torch.device, small_unpacked: Path
+    device: torch.device, small_data: Path
 ) -> None:
     code = (
         "import sys, json, torch; sys.path[:0] = json.loads(sys.argv[1])\n"
@@ -71,7 +85,7 @@ def test_a_task_is_the_same_in_another_process_with_another_number_of_threads(
     paths = json.dumps([str(Path(__file__).parent), str(Path(__file__).parents[2])])
     threads = "1" if torch.get_num_threads() > 1 else "2"
     done = subprocess.run(
-        [sys.executable, "-c", code, paths, str(device), str(small_unpacked)],
+        [sys.executable, "-c", code, paths, str(device), str(small_data)],
         env={**os.environ, "OMP_NUM_THREADS": threads, "PYTHONHASHSEED": "7"},
         capture_output=True,
         text=True,
@@ -79,7 +93,7 @@ def test_a_task_is_the_same_in_another_process_with_another_number_of_threads(
     )
     assert done.returncode == 0, done.stderr
     here = {
-        name: digest(maker(5, device, small_unpacked).sample("train", [1, 9]))
+        name: digest(maker(5, device, small_data).sample("train", [1, 9]))
         for name, maker in MAKERS.items()
     }
     assert json.loads(done.stdout) == here

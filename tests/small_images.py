@@ -1,0 +1,102 @@
+"""Small data sets in the layouts of mini-ImageNet and CIFAR-100, whose pixels say who they are.
+
+Every pixel of an image is (code of its class, 20 · its number in the class, 7 or 9): class number
+in the split's list, times two, and the position that the image should have in the bank.
+"""
+
+import pickle
+import struct
+import tarfile
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from metablocks.tasks.class_splits import CIFAR_FS, MINI_IMAGENET
+from metablocks.tasks.named_classes import class_names
+
+TABLES = {"train": "train.csv", "validation": "val.csv", "test": "test.csv"}
+
+
+def counted(name: str) -> int:
+    """Images of a class of either data set: 5 or 6."""
+    return 5 + sum(name.encode()) % 2
+
+
+def draw_mini_imagenet(parent: Path, layout: str = "folders") -> Path:
+    """Write a `mini_imagenet`; its images are the same in every layout.
+
+    `folders`: a folder a class; `splits`: those below train, val and test; `tables`: the CSV files
+    and one folder of images.
+    """
+    root = parent / "mini_imagenet"
+    numbers = {name: number for number, name in enumerate(class_names(MINI_IMAGENET))}
+    for split, table in TABLES.items():
+        rows = ["filename,label"]
+        for name in MINI_IMAGENET[split]:
+            below = {"folders": name, "splits": f"{Path(table).stem}/{name}", "tables": "images"}
+            folder = root / below[layout]
+            folder.mkdir(parents=True, exist_ok=True)
+            for number in range(counted(name)):
+                file = f"{name}{number:08d}.png"
+                color = (2 * numbers[name], 20 * number, 7)
+                Image.new("RGB", (84, 84), color).save(folder / file, compress_level=1)
+                rows.append(f"{file},{name}")
+        if layout == "tables":
+            (root / table).write_text("\n".join(rows) + "\n")
+    return parent
+
+
+def cifar_parts() -> dict[str, dict[str, object]]:
+    """The three pickles of a small CIFAR-100: three images a class in `train`, the rest in `test`."""
+    order = class_names(CIFAR_FS)
+    labels = sorted(order)  # numbered as CIFAR-100 numbers them, not as the bank does
+    parts: dict[str, dict[str, object]] = {"meta": {"fine_label_names": labels}}
+    for part, blue in (("train", 7), ("test", 9)):
+        images, numbers = [], []
+        for position in range(3):
+            for label, name in enumerate(labels):
+                number = position + (3 if part == "test" else 0)
+                if number < counted(name):
+                    color = [2 * order.index(name), 20 * number, blue]
+                    images.append(np.repeat(np.array(color, dtype=np.uint8), 32 * 32))
+                    numbers.append(label)
+        parts[part] = {"data": np.stack(images), "fine_labels": numbers}
+    return parts
+
+
+def write_cifar(
+    parent: Path, parts: dict[str, dict[str, object]] | None = None, protocol: int = 4
+) -> Path:
+    """Write an unpacked `cifar-100-python`."""
+    folder = parent / "cifar-100-python"
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, value in (parts or cifar_parts()).items():
+        (folder / name).write_bytes(pickle.dumps(value, protocol=protocol))
+    return parent
+
+
+def pack_cifar(unpacked: Path, target: Path) -> Path:
+    """Write the archive of an unpacked `cifar-100-python` into the folder `target`."""
+    target.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(target / "cifar-100-python.tar.gz", "w:gz") as archive:
+        archive.add(unpacked / "cifar-100-python", "cifar-100-python")
+    return target
+
+
+def python_2_pickle(images: np.ndarray, labels: list[int]) -> bytes:
+    """A batch as CIFAR-100's own files hold it: written by Python 2 and its numpy, protocol 2."""
+
+    def text(value: bytes) -> bytes:
+        return b"U" + bytes([len(value)]) + value
+
+    def number(value: int) -> bytes:
+        return b"J" + struct.pack("<i", value)
+
+    array = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85" + text(b"b")
+    array += b"\x87R(K\x01" + number(images.shape[0]) + number(images.shape[1]) + b"\x86"
+    array += b"cnumpy\ndtype\n" + text(b"u1") + b"K\x00K\x01\x87R"
+    array += b"(K\x03" + text(b"|") + b"NNN" + number(-1) + number(-1) + b"K\x00tb"
+    array += b"\x89T" + struct.pack("<i", images.size) + images.tobytes() + b"tb"
+    listed = b"](" + b"".join(number(label) for label in labels) + b"e"
+    return b"\x80\x02}(" + text(b"data") + array + text(b"fine_labels") + listed + b"u."

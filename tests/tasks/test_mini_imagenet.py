@@ -1,0 +1,337 @@
+"""Mini-ImageNet: both layouts, reading, keeping, what is wrong; on a small data set drawn here."""
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from small_images import counted, draw_mini_imagenet
+
+from metablocks.errors import DataError, MetablocksError, TaskError
+from metablocks.tasks import MiniImagenet, mini_imagenet_files
+from metablocks.tasks.class_splits import MINI_IMAGENET
+from metablocks.tasks.mini_imagenet_files import LAYOUT
+from metablocks.tasks.named_classes import class_names
+
+FIELDS = {"ways": 5, "shots": 1, "queries": 3}
+FIRST = "n01532829"
+
+
+@pytest.fixture(scope="module", params=["folders", "splits", "tables"])
+def drawn(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The parent of a `mini_imagenet` in every layout; shared, so leave it as it is."""
+    return draw_mini_imagenet(tmp_path_factory.mktemp(request.param), request.param)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One of them, a folder a class; shared, so leave it as it is."""
+    return draw_mini_imagenet(tmp_path_factory.mktemp("plain"), "folders")
+
+
+@pytest.fixture(scope="module")
+def tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One of them, tables and images; shared, so leave it as it is."""
+    return draw_mini_imagenet(tmp_path_factory.mktemp("tables"), "tables")
+
+
+@pytest.fixture
+def folders_copy(folders: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(folders, tmp_path / "data"))
+
+
+@pytest.fixture
+def tables_copy(tables: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tables, tmp_path / "data"))
+
+
+# --- reading
+
+
+def test_every_image_stands_in_its_class_and_place(drawn: Path, folders: Path) -> None:
+    source = MiniImagenet(**FIELDS, data=drawn)
+    bank = source.bank
+    assert bank.names == class_names(MINI_IMAGENET)
+    assert bank.images.shape == (100, 6, 3, 84, 84)
+    assert bank.images.dtype == torch.uint8
+    assert bank.counts == tuple(counted(name) for name in bank.names)
+    for number, count in enumerate(bank.counts):
+        for position in range(count):
+            color = torch.tensor([2 * number, 20 * position, 7], dtype=torch.uint8)
+            assert (bank.images[number, position] == color[:, None, None]).all()
+    assert source.checksum == MiniImagenet(**FIELDS, data=folders).checksum
+
+
+def test_tasks_hold_the_classes_of_their_split_and_no_other(
+    folders: Path, device: torch.device
+) -> None:
+    source = MiniImagenet(**FIELDS, data=folders, device=device)
+    for split, classes in source.classes.items():
+        inputs, _ = source.sample(split, range(120)).query
+        assert inputs.shape == (120, 15, 3, 84, 84)
+        codes = (inputs[:, :, 0, 0, 0] * 255).round().long() // 2
+        assert set(codes.flatten().tolist()) == set(classes.tolist())  # 600 draws miss no class
+
+
+def test_the_name_of_a_class_decides_its_split_and_not_the_folder_above(
+    tmp_path: Path, folders: Path
+) -> None:
+    root = draw_mini_imagenet(tmp_path, "splits") / "mini_imagenet"
+    (root / "train" / FIRST).rename(root / "test" / FIRST)  # and one that lies directly there
+    (root / "val" / "n01855672").rename(root / "n01855672")
+    expected = MiniImagenet(**FIELDS, data=folders).checksum
+    assert MiniImagenet(**FIELDS, data=tmp_path).checksum == expected
+
+
+def test_other_folders_and_files_are_not_looked_at(folders_copy: Path, folders: Path) -> None:
+    root = folders_copy / "mini_imagenet"
+    shutil.copytree(root / FIRST, root / "n01440764")  # another class of ImageNet
+    (root / FIRST / "notes.txt").write_text("no image")
+    (root / FIRST / "._hidden.jpg").write_bytes(b"no image")
+    expected = MiniImagenet(**FIELDS, data=folders).checksum
+    assert MiniImagenet(**FIELDS, data=folders_copy).checksum == expected
+
+
+def test_images_of_other_sizes_and_kinds_are_made_rgb_84_by_84(folders_copy: Path) -> None:
+    folder = folders_copy / "mini_imagenet" / FIRST
+    shutil.rmtree(folder)
+    folder.mkdir()
+    noise = np.random.default_rng(0).integers(0, 256, (60, 90, 3), dtype=np.uint8)
+    wide = Image.fromarray(noise)
+    wide.save(folder / "a.png")
+    wide.resize((84, 84)).save(folder / "b.JPEG", quality=95)
+    wide.convert("L").save(folder / "c.jpg")
+    Image.new("RGBA", (84, 84), (10, 20, 30, 255)).save(folder / "d.png")
+    bank = MiniImagenet(**FIELDS, data=folders_copy).bank
+    assert bank.counts is not None
+    assert bank.counts[0] == 4
+    expected = np.asarray(wide.resize((84, 84), Image.Resampling.LANCZOS)).transpose(2, 0, 1)
+    assert np.array_equal(bank.images[0, 0].numpy(), expected)
+    jpeg = np.asarray(wide.resize((84, 84))).transpose(2, 0, 1).astype(float)
+    assert np.abs(bank.images[0, 1].numpy() - jpeg).mean() < 40  # noise is what JPEG loses most of
+    assert (bank.images[0, 2, 0] == bank.images[0, 2, 1]).all()
+    assert bank.images[0, 3, :, 40, 40].tolist() == [10, 20, 30]
+
+
+# --- finding
+
+
+def test_data_names_the_parent_or_the_folder_itself(drawn: Path) -> None:
+    for data in (drawn, drawn / "mini_imagenet", str(drawn)):
+        assert mini_imagenet_files.find(data) == drawn / "mini_imagenet"
+
+
+def test_data_comes_before_the_environment_and_that_before_the_cache(
+    folders: Path, tables: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert mini_imagenet_files.find() is None
+    shutil.copytree(folders, cache)
+    assert mini_imagenet_files.find() == cache / "mini_imagenet"
+    monkeypatch.setenv("METABLOCKS_DATA", str(tables))
+    assert mini_imagenet_files.find() == tables / "mini_imagenet"
+    assert mini_imagenet_files.find(folders) == folders / "mini_imagenet"
+
+
+def test_where_there_is_no_data_one_error_says_where_was_looked_and_what_works(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("METABLOCKS_DATA", str(tmp_path))
+    source = MiniImagenet(**FIELDS)  # is built and described without any data
+    assert (source.kind, source.input_shape, source.outputs) == ("classification", (3, 84, 84), 5)
+    with pytest.raises(DataError) as caught:
+        source.sample("train", [0])
+    message = str(caught.value)
+    for part in (str(tmp_path), str(cache), "--data FOLDER", "METABLOCKS_DATA", LAYOUT, "terms"):
+        assert part in message
+    assert "n01532829/" in LAYOUT
+    assert "train.csv, val.csv and test.csv" in LAYOUT
+    assert "\n" not in message
+
+
+# --- keeping
+
+
+def kept(cache: Path) -> Path:
+    (path,) = cache.glob("mini_imagenet-*.npz")
+    return path
+
+
+def test_a_kept_bank_is_read_back_without_the_images(
+    drawn: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = MiniImagenet(**FIELDS, data=drawn)
+    assert first.checksum
+    assert kept(cache).is_file()
+    monkeypatch.setattr(mini_imagenet_files, "read", lambda images: pytest.fail("decoded again"))
+    second = MiniImagenet(**FIELDS, data=drawn)
+    assert second.checksum == first.checksum
+    assert second.bank.counts == first.bank.counts
+    assert torch.equal(second.bank.images, first.bank.images)
+
+
+def test_a_damaged_kept_bank_is_made_anew(folders: Path, cache: Path) -> None:
+    whole = MiniImagenet(**FIELDS, data=folders).checksum
+    content = kept(cache).read_bytes()
+    with np.load(kept(cache)) as stored:
+        changed = dict(stored)
+    changed["counts"][0] = 4
+    np.savez(kept(cache), **changed)
+    assert MiniImagenet(**FIELDS, data=folders).checksum == whole
+    assert kept(cache).read_bytes() == content
+    assert not list(cache.glob("*.part"))
+
+
+def test_without_cache_nothing_is_kept(folders: Path, cache: Path) -> None:
+    kept_too = MiniImagenet(**FIELDS, data=folders, cache=False).checksum
+    assert not cache.exists()
+    assert MiniImagenet(**FIELDS, data=folders).checksum == kept_too
+
+
+def test_a_changed_image_and_a_moved_one_are_another_bank(folders_copy: Path) -> None:
+    before = MiniImagenet(**FIELDS, data=folders_copy).checksum
+    root = folders_copy / "mini_imagenet"
+    Image.new("RGB", (84, 84), (1, 2, 3)).save(root / FIRST / f"{FIRST}00000002.png")
+    changed = MiniImagenet(**FIELDS, data=folders_copy).checksum
+    (root / FIRST / f"{FIRST}00000002.png").rename(root / "n01558993" / "other.png")
+    moved = MiniImagenet(**FIELDS, data=folders_copy).checksum
+    assert len({before, changed, moved}) == 3
+
+
+# --- what is wrong with the data
+
+
+def without_classes(root: Path) -> None:
+    for name in MINI_IMAGENET["validation"][:2]:
+        shutil.rmtree(root / name)
+
+
+def with_a_class_misnamed(root: Path) -> None:
+    (root / "n13133613").rename(root / "n1313361")
+
+
+def with_a_class_twice(root: Path) -> None:
+    shutil.copytree(root / FIRST, root / "train" / FIRST)
+
+
+def with_an_empty_class(root: Path) -> None:
+    for path in (root / FIRST).iterdir():
+        path.unlink()
+
+
+def with_an_unreadable_image(root: Path) -> None:
+    (root / FIRST / f"{FIRST}00000003.png").write_bytes(b"no image")
+
+
+def with_a_truncated_image(root: Path) -> None:
+    path = root / FIRST / f"{FIRST}00000003.png"
+    path.write_bytes(path.read_bytes()[:60])
+
+
+def with_an_image_of_another_format(root: Path) -> None:
+    Image.new("RGB", (84, 84)).save(root / FIRST / f"{FIRST}00000003.png", format="GIF")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (without_classes, "14 of the 16 classes of validation; missing: n01855672, n02091244$"),
+        (with_a_class_misnamed, '63 of the 64 .* missing: n13133613; did you mean "n1313361"'),
+        (with_a_class_twice, "n01532829 lies in both .*n01532829 and .*train/n01532829; a class"),
+        (with_an_empty_class, "n01532829: holds no image; images end in .jpg, .jpeg, .png"),
+        (with_an_unreadable_image, r"00000003\.png: cannot be read as a JPEG or PNG image"),
+        (with_a_truncated_image, r"00000003\.png: cannot be read as a JPEG or PNG image"),
+        (with_an_image_of_another_format, r"00000003\.png: cannot be read as a JPEG or PNG image"),
+    ],
+)
+def test_what_is_wrong_with_folders_is_an_error_that_names_it(
+    folders_copy: Path, cache: Path, damage: Callable[[Path], None], message: str
+) -> None:
+    damage(folders_copy / "mini_imagenet")
+    with pytest.raises(DataError, match=message):
+        MiniImagenet(**FIELDS, data=folders_copy).sample("train", [0])
+    assert not list(cache.glob("*"))  # nothing half-read is kept
+
+
+def edit(table: str, old: str, new: str) -> Callable[[Path], None]:
+    """Damage: other text in a table."""
+
+    def damage(root: Path) -> None:
+        text = (root / table).read_text()
+        assert old in text
+        (root / table).write_text(text.replace(old, new))
+
+    return damage
+
+
+def without_a_table(root: Path) -> None:
+    (root / "val.csv").unlink()
+
+
+def without_a_listed_image(root: Path) -> None:
+    (root / "images" / f"{FIRST}00000001.png").unlink()
+
+
+def with_a_table_that_is_none(root: Path) -> None:
+    (root / "test.csv").write_bytes(b"filename,label\n\xff\xfe\x00")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (without_a_table, r"val\.csv: cannot be read"),
+        (without_a_listed_image, r"train\.csv: line 3: n0153282900000001\.png is not in .*images"),
+        (with_a_table_that_is_none, r"test\.csv: cannot be read as a table"),
+        (edit("val.csv", "filename,label", "file,class"), "columns are 'file,class'; they are"),
+        (edit("train.csv", "1.png,n01532829", "1.png,"), "line 3: lacks a filename or a label"),
+        (edit("train.csv", "1.png,n01532829", "1.png,n01930112"),
+         "line 3: label n01930112 is no class of train; it is a class of test"),
+        (edit("train.csv", "1.png,n01532829", "1.png,robin"), "robin .* is in no split's list"),
+        (edit("train.csv", "n0153282900000001.png", "n0153282900000000.png"),
+         r"line 3: n0153282900000000\.png is listed a second time, after .*train\.csv: line 2"),
+        (edit("train.csv", "n0153282900000001.png", "../val.csv"), "is not in"),
+        (lambda root: (root / "test.csv").write_text("filename,label\n"),
+         r"mini_imagenet \(train.csv, val.csv, test.csv\): holds 0 of the 20 classes of test"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_with_tables_is_an_error_that_names_the_line(
+    tables_copy: Path, cache: Path, damage: Callable[[Path], None], message: str
+) -> None:
+    damage(tables_copy / "mini_imagenet")
+    with pytest.raises(DataError, match=message):
+        MiniImagenet(**FIELDS, data=tables_copy).sample("train", [0])
+    assert not list(cache.glob("*"))
+
+
+# --- what is wrong with the fields
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"ways": 1}, "MiniImagenet: ways=1; ways is a whole number of at least 2"),
+        ({"ways": 17}, "ways=17, .*train 64, validation 16, test 20; ways is at most 16"),
+        ({"queries": 600}, "need 601 images of every class, and a class has 600"),
+        ({"cache": "no"}, "cache='no'; cache is True or False"),
+        ({"seed": -1}, "seed=-1"),
+        ({"data": "/nonexistent/place"}, "data='/nonexistent/place': there is no such folder"),
+        ({"data": os.path.dirname(__file__)}, "no mini-ImageNet is there; data is a folder mini"),
+    ],
+)
+def test_a_bad_field_is_an_error_when_the_source_is_built(change: dict, message: str) -> None:
+    with pytest.raises(MetablocksError, match=message) as caught:
+        MiniImagenet(**{**FIELDS, **change})
+    assert isinstance(caught.value, DataError if "data" in change else TaskError)
+
+
+def test_a_class_with_too_few_images_is_named_at_first_use(folders_copy: Path) -> None:
+    for number in range(3):
+        (folders_copy / "mini_imagenet/n01930112" / f"n01930112{number:08d}.png").unlink()
+    left = counted("n01930112") - 3
+    source = MiniImagenet(**FIELDS, data=folders_copy)
+    message = rf"need 4 images of every class, and n01930112 \(test\) has {left}; .* at most {left}"
+    with pytest.raises(TaskError, match=message):
+        source.sample("train", [0])
