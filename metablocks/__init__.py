@@ -7,6 +7,7 @@ from metablocks.executors import Executor, Loop, RandomDrawsWarning, Vmap
 from metablocks.functional import FunctionalModule, ModuleState
 from metablocks.inner import Carry, InnerLoop, Trajectory, adapt
 from metablocks.learner import Evaluation, MetaGradient, MetaLearner
+from metablocks.maml import train_maml
 from metablocks.models import PerStepBatchNorm, norm_patterns, per_step_batch_norm
 from metablocks.order import AnnealedOrder, FirstOrder, Order, SecondOrder, TruncatedOrder
 from metablocks.rules import Chain, LearningRate, StepInfo, UpdateRule, lslr, meta_sgd
@@ -58,4 +59,5 @@ __all__ = [
     "norm_patterns",
     "per_step_batch_norm",
     "tasks",
+    "train_maml",
 ]

@@ -1,0 +1,290 @@
+"""One call that trains MAML, FOMAML or MAML++, for a first use; the blocks stay within reach.
+
+    learner, history = train_maml(model, tasks, first_order=…, plus_plus=…)
+
+What it does is an ordinary loop over `MetaLearner`, Adam and a progress bar. Whoever needs another
+optimiser, rule or schedule writes that loop (README), or a recipe.
+"""
+
+import math
+import operator
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim.lr_scheduler import CosineAnnealingLR
+from tqdm import tqdm
+
+from metablocks.batches import check_tasks, epoch_batches
+from metablocks.errors import BlockError, RunError, TaskError
+from metablocks.executors import Executor, Loop, TaskFunction, Tasks, Vmap
+from metablocks.learner import MetaGradient, MetaLearner
+from metablocks.models import norm_patterns, per_step_batch_norm
+from metablocks.order import AnnealedOrder, FirstOrder, Order, SecondOrder
+from metablocks.rules import LearningRate, lslr
+from metablocks.step_loss import AnnealedStepLoss, FinalStepLoss
+from metablocks.tasks.base import TaskSource
+from metablocks.types import Progress, TaskBatch, Tensors
+
+
+@dataclass(frozen=True)
+class History:
+    """What happened in training."""
+
+    losses: list[float] = field(default_factory=list)
+    """Per meta-step: the mean over tasks of the weighted query loss."""
+    outer_lrs: list[float] = field(default_factory=list)
+    """Per meta-step: the rate of the outer optimiser."""
+    validation_losses: list[float] = field(default_factory=list)
+    """Per epoch: the mean over validation tasks of the query loss after the last inner step."""
+    validation_accuracies: list[float] = field(default_factory=list)
+    """The same for the share of right answers; empty unless the default cross-entropy is the loss."""
+    seconds: list[float] = field(default_factory=list)
+    """Per epoch: its time, validation included."""
+
+
+class TrainedMAML(NamedTuple):
+    """What `train_maml` returns."""
+
+    learner: MetaLearner
+    history: History
+
+
+def train_maml(
+    model: nn.Module,
+    tasks: TaskSource | Iterable[Any],
+    *,
+    inner_lr: float = 0.01,
+    outer_lr: float = 0.001,
+    inner_steps: int = 5,
+    first_order: bool = False,
+    plus_plus: bool = False,
+    loss: Callable[[Any, Any], Tensor] | None = None,
+    adapt: str | Sequence[str] = "*",
+    epochs: int = 1,
+    iterations: int | None = None,
+    tasks_per_step: int = 25,
+    validation: TaskSource | Iterable[Any] | None = None,
+    executor: Executor | None = None,
+    device: torch.device | str | None = None,
+    progress: bool = True,
+) -> TrainedMAML:
+    """Train MAML with Adam; `first_order=True` makes it FOMAML, `plus_plus=True` MAML++.
+
+    - `tasks`: an iterable of batches of tasks, one a meta-step, or a `TaskSource`, of which each
+      meta-step takes the next `tasks_per_step` tasks. A batch is a `TaskBatch`; a pair
+      `(support, query)` or a dict with these keys, each a pair `(inputs, target)` of tensors
+      `[tasks, examples, ...]`, tuples or lists (what a `DataLoader` makes of a data set of
+      `(support, query)`); or a list of `Task`, of unequal size if need be. Tensors are moved to the
+      model's device, and those of floats to its dtype.
+    - `inner_lr`, `outer_lr`: α of the inner loop and the rate of Adam. `adapt`: see `MetaLearner`.
+    - `loss`: `(prediction, target) -> scalar`; by default `default_loss`, which is cross-entropy
+      where the target holds integers, and the mean squared error where it holds floats.
+    - `epochs`: passes over `tasks`. `iterations`: the most meta-steps of an epoch; needed with a
+      source, or a generator that is to last several epochs.
+    - `validation`: as `tasks`, evaluated after each epoch (the first 100 validation tasks of a source).
+    - `executor`: by default `Vmap()`, and `Loop()` for a batch of tasks of unequal size.
+    - `device`: where to train; the model is moved there. `progress`: show a bar.
+
+    MAML++ is made of learned rates per tensor and step that start at `inner_lr` (`lslr`), step losses
+    annealed over the first 10 epochs, or all if they are fewer (`AnnealedStepLoss`), first-order
+    gradients in the first 50 epochs, or the first half of them if they are fewer than 100
+    (`AnnealedOrder`), a cosine from `outer_lr` to a hundredth of it over the epochs, and, where the
+    model has batch norms, `per_step_batch_norm`, whose γ and β the outer loop alone learns. More
+    steps than trained go on with the last step's. Deviations:
+    (1) A single epoch anneals the step losses and the outer rate in ten equal parts, each standing
+        for an epoch, if its length is known (`iterations`, `len(tasks)`); else they stay as they
+        start. It is second-order throughout.
+    (2) With `first_order=True` every epoch is first-order.
+
+    The model is trained in place and is `learner.model`, except that MAML++ replaces batch norms in
+    a copy of it: then use `learner.model`. What ends training early (Ctrl-C, an error) is raised as
+    it is and carries all that was learned so far: `except KeyboardInterrupt as stop:
+    learner, history = stop.trained`.
+
+    Law: learner and losses are, bit for bit, those of the hand-written loop of `learner.backward`,
+    `optimizer.step()` and `optimizer.zero_grad()` over a `MetaLearner` of these blocks.
+
+    Source: Finn, Abbeel, Levine 2017; Antoniou, Edwards, Storkey 2018 (MAML++).
+
+    >>> from metablocks.tasks import Sinusoid
+    >>> source = Sinusoid(shots=5, queries=10)
+    >>> model = nn.Sequential(nn.Linear(1, 40), nn.ReLU(), nn.Linear(40, 1))
+    >>> learner, history = train_maml(model, source, iterations=3, progress=False)
+    >>> len(history.losses), learner.model is model
+    (3, True)
+    >>> task = source.sample("test", [0])[0]
+    >>> learner.adapt(task.support)(task.query[0]).shape
+    torch.Size([10, 1])
+
+    Raises `BlockError` for a value out of range, `TaskError` for tasks of another structure (with the
+    number of the batch), for none, and for a generator that is used up, `RunError` where the loss or
+    the meta-gradient is no longer finite (before it is applied), and what `MetaLearner` raises.
+    """
+    _check_values(model, inner_lr=inner_lr, outer_lr=outer_lr)
+    _check_counts(inner_steps=inner_steps, epochs=epochs, tasks_per_step=tasks_per_step)
+    if iterations is not None:
+        _check_counts(iterations=iterations)
+    check_tasks(tasks, "train", epochs=epochs, iterations=iterations)
+    if validation is not None:
+        check_tasks(validation, "validation", epochs=epochs, iterations=None)
+    if device is not None:
+        model.to(device)
+    if plus_plus:
+        model, adapt = _per_step_norms(model, inner_steps, adapt)
+    length = _length(tasks, iterations)
+    in_parts = epochs == 1 and length is not None  # a single epoch anneals in parts of itself
+    parts = 10 if in_parts else epochs
+    learner = MetaLearner(
+        model,
+        loss=loss or default_loss,
+        steps=inner_steps,
+        rule=lslr(inner_lr, beyond="last") if plus_plus else LearningRate(inner_lr),
+        order=_order(first_order, plus_plus, epochs),
+        step_loss=AnnealedStepLoss(epochs=min(parts, 10)) if plus_plus else FinalStepLoss(),
+        adapt=adapt,
+        executor=executor or VmapOrLoop(),
+    )
+    optimizer = torch.optim.Adam(learner.parameters(), lr=outer_lr)
+    cosine = CosineAnnealingLR(optimizer, parts, outer_lr / 100) if plus_plus else None
+    batches = partial(epoch_batches, like=next(model.parameters()), tasks_per_step=tasks_per_step)
+    history = History()
+    total = epochs * length if length else None
+    try:
+        with tqdm(total=total, desc="meta-training", unit="step", disable=not progress) as bar:
+            for epoch in range(epochs):
+                started = time.perf_counter()
+                given = batches(tasks, "train", epoch=epoch, iterations=iterations)
+                for index, batch in enumerate(given):
+                    now = parts * min(index, length) / length if in_parts and length else epoch
+                    while cosine and cosine.last_epoch < math.floor(now):
+                        cosine.step()
+                    optimizer.zero_grad()
+                    result = learner.backward(batch, progress=Progress(epoch=now))
+                    value = _finite(result, len(history.losses) + 1)
+                    optimizer.step()
+                    history.losses.append(value)
+                    history.outer_lrs.append(float(optimizer.param_groups[0]["lr"]))
+                    bar.update()
+                    bar.set_postfix(loss=f"{value:.3f}", refresh=False)
+                if validation is not None:
+                    _validate(learner, batches(validation, "validation", epoch=epoch), history)
+                history.seconds.append(time.perf_counter() - started)
+    except BaseException as error:
+        error.trained = TrainedMAML(learner, history)  # type: ignore[attr-defined]
+        raise
+    finally:
+        optimizer.zero_grad()
+    return TrainedMAML(learner, history)
+
+
+def default_loss(prediction: Any, target: Any) -> Tensor:
+    """Cross-entropy where the target holds integers, the mean squared error where it holds floats.
+
+    Shapes: prediction `[examples, classes, ...]` with target `[examples, ...]`, or two equal ones.
+
+    >>> default_loss(torch.zeros(4, 2), torch.tensor([0, 1, 1, 0]))
+    tensor(0.6931)
+    >>> default_loss(torch.zeros(4, 1), torch.ones(4, 1))
+    tensor(1.)
+
+    Raises `TaskError` where prediction or target is not one tensor, and for floats of unequal shape,
+    which would be broadcast.
+    """
+    if not isinstance(prediction, Tensor) or not isinstance(target, Tensor):
+        raise TaskError(
+            f"the prediction is a {type(prediction).__name__}, the target a {type(target).__name__}; "
+            "the default loss compares two tensors: give a loss=… of your own"
+        )
+    if not target.is_floating_point():
+        return F.cross_entropy(prediction, target.long())
+    if prediction.shape != target.shape:
+        raise TaskError(
+            f"the prediction has shape {list(prediction.shape)}, the target {list(target.shape)}; "
+            "the mean squared error takes equal shapes: reshape the target, or give a loss=… of your "
+            "own (class numbers are integers: target.long())"
+        )
+    return F.mse_loss(prediction, target)
+
+
+@dataclass(frozen=True)
+class VmapOrLoop:
+    """`Vmap()` for a `TaskBatch`, `Loop()` for a list of tasks, which may be of unequal size."""
+
+    def __call__(
+        self, fn: TaskFunction, meta: Tensors, buffers: Tensors, tasks: Tasks
+    ) -> tuple[Any, Any]:
+        executor = Vmap() if isinstance(tasks, TaskBatch) else Loop()
+        return executor(fn, meta, buffers, tasks)
+
+
+def _per_step_norms(
+    model: nn.Module, steps: int, adapt: str | Sequence[str]
+) -> tuple[nn.Module, list[str]]:
+    if any(isinstance(module, _BatchNorm) for module in model.modules()):
+        model = per_step_batch_norm(model, steps, beyond="last")
+    patterns = [adapt] if isinstance(adapt, str) else list(adapt)
+    return model, [*patterns, *norm_patterns(model)[1:]]
+
+
+def _length(tasks: Any, iterations: int | None) -> int | None:
+    """Meta-steps of an epoch, as far as they are known beforehand."""
+    known = 0 if isinstance(tasks, TaskSource) else operator.length_hint(tasks)
+    return min(filter(None, (known, iterations)), default=None)
+
+
+def _order(first_order: bool, plus_plus: bool, epochs: int) -> Order:
+    if first_order:
+        return FirstOrder()
+    return AnnealedOrder(first_order_epochs=min(epochs // 2, 50)) if plus_plus else SecondOrder()
+
+
+def _validate(learner: MetaLearner, batches: Iterable[Tasks], history: History) -> None:
+    losses, right = [], []
+    for tasks in batches:
+        target = tasks[0].query[1]
+        classes = isinstance(target, Tensor) and not target.is_floating_point()
+        metric = _accuracy if classes and learner.loss is default_loss else None
+        scores = learner.evaluate(tasks, metric=metric)
+        losses.append(scores.query_losses[:, -1])
+        if scores.metrics is not None:
+            right.append(scores.metrics[:, -1])
+    history.validation_losses.append(float(torch.cat(losses).mean()))
+    if right:
+        history.validation_accuracies.append(float(torch.cat(right).mean()))
+
+
+def _accuracy(prediction: Tensor, target: Tensor) -> Tensor:
+    return (prediction.argmax(1) == target).to(prediction.dtype).mean()
+
+
+def _finite(result: MetaGradient, step: int) -> float:
+    loss = float(result.loss)
+    if math.isfinite(loss) and nn.utils.get_total_norm(result.grads.values()).isfinite():
+        return loss
+    what = "meta-gradient is not finite" if math.isfinite(loss) else f"training loss is {loss}"
+    raise RunError(
+        f"the {what} at meta-step {step}, which was not taken. Training diverged, or the data is not "
+        "finite; a lower inner_lr or outer_lr, or fewer inner_steps, usually helps"
+    )
+
+
+def _check_values(model: Any, **rates: Any) -> None:
+    if not isinstance(model, nn.Module):
+        raise BlockError(f"model is {model!r}; it takes an nn.Module")
+    for name, rate in rates.items():
+        number = isinstance(rate, int | float) and not isinstance(rate, bool)
+        if not number or not 0 < rate < math.inf:
+            raise BlockError(f"{name} is {rate!r}; it takes a number above 0")
+
+
+def _check_counts(**counts: Any) -> None:
+    for name, count in counts.items():
+        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+            raise BlockError(f"{name} is {count!r}; it takes a whole number, 1 or more")
