@@ -13,8 +13,8 @@ ONE_ERROR = {
         ("seed: 0", "sede: 0"),
         "bad.yaml:1:1 seed: missing; it takes an integer of at least 0 and at most "
         "4294967295\n"
-        'bad.yaml:3:1 sede: unknown field; did you mean "seed"? It takes: name, cite, seed, tasks, model, '
-        "surgery, inner, outer, evaluation, hardware",
+        'bad.yaml:3:1 sede: unknown field; did you mean "seed"? It takes: name, cite, seed, tasks, '
+        "model, surgery, inner, outer, evaluation, hardware",
     ),
     "typo in a section": (
         ("  steps: 2", "  stesp: 2"),
@@ -127,7 +127,7 @@ ONE_ERROR = {
     ),
     "value for a section": (
         ("{tasks: 10, every: 1, inner_steps: 3}", "often"),
-        'bad.yaml:22:13 evaluation: takes a mapping of tasks, every, inner_steps, given "often"',
+        'bad.yaml:22:13 evaluation: takes a mapping of tasks, every, inner_steps, ensemble, given "often"',
     ),
     "anchor and alias": (
         ("shots: 5, queries: 5", "shots: &n 5, queries: *n"),
