@@ -12,7 +12,6 @@ from pathlib import Path
 
 import torch
 
-from metablocks.errors import TaskError
 from metablocks.tasks import mini_imagenet_files
 from metablocks.tasks.base import Kind, Split
 from metablocks.tasks.class_splits import MINI_IMAGENET
@@ -36,7 +35,8 @@ class MiniImagenet:
     The images are read at the first use of `sample`, `bank` or `checksum`, so that a source can be
     described and checked where there is no data. `data` is the folder that holds `mini_imagenet`,
     or that folder; without it `$METABLOCKS_DATA` and the cache folder are searched. There is no
-    download. `cache` keeps the decoded images, 1.3 GB of the whole data set, in the cache folder.
+    download. The decoded images, 1.3 GB of the whole data set, are kept in the cache folder, if it
+    can be written, so that the next start takes seconds.
 
     Raises, when built, `TaskError` for fields out of range (`ways` is at most 16, the classes of
     the validation split; shots + queries at most 600) and `DataError` for a `data` without
@@ -57,7 +57,6 @@ class MiniImagenet:
     ways: int
     shots: int
     queries: int
-    cache: bool = True
     seed: int = 0
     device: str | torch.device = "cpu"
     data: str | Path | None = None
@@ -72,8 +71,6 @@ class MiniImagenet:
             seed=self.seed,
             examples=EXAMPLES,
         )
-        if not isinstance(self.cache, bool):
-            raise TaskError(f"MiniImagenet: cache={self.cache!r}; cache is True or False")
         if self.data is not None:
             mini_imagenet_files.find(self.data)
 
@@ -121,6 +118,6 @@ class MiniImagenet:
     @cached_property
     def _loaded(self) -> tuple[ClassBank, str]:
         """The bank on the device, and its checksum, taken while the bank was on the host."""
-        bank = mini_imagenet_files.load(self.data, cache=self.cache)
+        bank = mini_imagenet_files.load(self.data)
         check_images("MiniImagenet", MINI_IMAGENET, bank, shots=self.shots, queries=self.queries)
         return bank.to(self.device), bank.checksum

@@ -53,13 +53,13 @@ _TABLES: dict[Split, str] = {"train": "train.csv", "validation": "val.csv", "tes
 _BELOW = ("", "train", "val", "test")
 
 
-def load(data: str | Path | None = None, *, cache: bool = True) -> ClassBank:
+def load(data: str | Path | None = None) -> ClassBank:
     """The bank of all 100 classes, uint8 `[100, images, 3, 84, 84]`, RGB, on the CPU.
 
     Classes stand in the order of the split's list: train, validation, test. `data` is the folder
     that holds `mini_imagenet`, or that folder; without it `$METABLOCKS_DATA` and the cache folder
-    are searched. With `cache`, the bank is kept in the cache folder (1.3 GB for the whole data
-    set), if that can be written, under a name made of the names, sizes and times of all files.
+    are searched. The bank is kept in the cache folder (1.3 GB of the whole data set), if that can
+    be written, under a name made of the names, sizes and times of change of all images.
 
     Raises `DataError` where the data is absent, incomplete or unreadable.
     """
@@ -68,8 +68,6 @@ def load(data: str | Path | None = None, *, cache: bool = True) -> ClassBank:
         why = "its images come under ImageNet's terms"
         raise absent("mini-ImageNet", why, "Get it, and pass", LAYOUT)
     images = listing(root)
-    if not cache:
-        return read(images)
     name = f"{FOLDER}-{FORMAT}-{_fingerprint(root, images)[:20]}"
     return kept(name, lambda: read(images))
 

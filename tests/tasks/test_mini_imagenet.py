@@ -185,10 +185,13 @@ def test_a_damaged_kept_bank_is_made_anew(folders: Path, cache: Path) -> None:
     assert not list(cache.glob("*.part"))
 
 
-def test_without_cache_nothing_is_kept(folders: Path, cache: Path) -> None:
-    kept_too = MiniImagenet(**FIELDS, data=folders, cache=False).checksum
-    assert not cache.exists()
-    assert MiniImagenet(**FIELDS, data=folders).checksum == kept_too
+def test_a_cache_folder_that_cannot_be_written_is_no_error(
+    folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = MiniImagenet(**FIELDS, data=folders).checksum
+    (tmp_path / "file").write_text("a file where the cache folder should be")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert MiniImagenet(**FIELDS, data=folders).checksum == expected
 
 
 def test_a_changed_image_and_a_moved_one_are_another_bank(folders_copy: Path) -> None:
@@ -315,7 +318,6 @@ def test_what_is_wrong_with_tables_is_an_error_that_names_the_line(
         ({"ways": 1}, "MiniImagenet: ways=1; ways is a whole number of at least 2"),
         ({"ways": 17}, "ways=17, .*train 64, validation 16, test 20; ways is at most 16"),
         ({"queries": 600}, "need 601 images of every class, and a class has 600"),
-        ({"cache": "no"}, "cache='no'; cache is True or False"),
         ({"seed": -1}, "seed=-1"),
         ({"data": "/nonexistent/place"}, "data='/nonexistent/place': there is no such folder"),
         ({"data": os.path.dirname(__file__)}, "no mini-ImageNet is there; data is a folder mini"),
