@@ -201,7 +201,7 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
     command("recipes", "list the recipes that ship")
     evaluate = command("eval", "evaluate a run's checkpoint on new tasks")
     evaluate.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="the folder of a run")
-    evaluate.add_argument("--checkpoint", choices=("best", "last"), default="best")
+    evaluate.add_argument("--checkpoint", choices=("best", "last", "ensemble"), default="best")
     evaluate.add_argument("--tasks", type=_at_least(1), metavar="N", help="how many tasks")
     evaluate.add_argument("--steps", type=_at_least(0), metavar="K", help="inner steps")
     evaluate.add_argument("--split", choices=("train", "validation", "test"), default="test")

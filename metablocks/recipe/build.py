@@ -41,6 +41,8 @@ class EvaluationPlan:
     tasks: int
     every: int
     inner_steps: int
+    ensemble: int = 1
+    """How many of the best checkpoints by validation are tested together; 1 for no ensemble."""
 
 
 @dataclass(frozen=True)
@@ -98,9 +100,8 @@ def build(
     except (TypeError, RuntimeError) as error:  # float64 on a device without it; no memory
         message = f"the model does not go to {found} in {dtype}: {error}"
         raise_problems([Problem(recipe.place("hardware.precision"), "hardware", message)])
-    plan = EvaluationPlan(
-        *(recipe.at(f"evaluation.{name}") for name in ("tasks", "every", "inner_steps"))
-    )
+    names = ("tasks", "every", "inner_steps", "ensemble")
+    plan = EvaluationPlan(*(recipe.at(f"evaluation.{name}") for name in names))
     _check_evaluation(recipe, learner, plan, problems)
     clip, optimizer, scheduler = _outer(recipe, learner, problems)
     raise_problems(problems)

@@ -53,11 +53,15 @@ class OuterSection:
 
 @dataclass(frozen=True)
 class EvaluationSection:
-    """On how many tasks, how often (in epochs), with how many inner steps."""
+    """On how many tasks, how often (in epochs), with how many inner steps.
+
+    `ensemble`: how many of the best checkpoints by validation are tested together, too.
+    """
 
     tasks: _Count
     every: _Count
     inner_steps: Annotated[int, Interval(at_least=0)]
+    ensemble: _Count = 1
 
 
 @dataclass(frozen=True)

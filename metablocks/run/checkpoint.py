@@ -52,6 +52,14 @@ def restore_learner(path: Path, experiment: Experiment) -> TrainingState:
     return TrainingState.from_dict(content["state"])
 
 
+def other_recipe(path: Path, its: str, given: str) -> str:
+    """What to say where a run's recipe is not the one at hand, by their hashes."""
+    return (
+        f"{path} was written with another recipe (hash {its[:12]}, this one is {given[:12]}); a run "
+        "goes on with the recipe it started with, and no --set"
+    )
+
+
 def _read(path: Path, experiment: Experiment) -> dict[str, Any]:
     if not path.is_file():
         raise RunError(f"{path}: no such checkpoint; the run stopped before it wrote one")
@@ -67,10 +75,7 @@ def _read(path: Path, experiment: Experiment) -> dict[str, Any]:
             f"format {FORMAT}. The version that wrote it is in {path.with_name('run.json')}"
         )
     if content["recipe"] != experiment.recipe.hash:
-        raise RunError(
-            f"{path} was written by another recipe (hash {content['recipe'][:12]}, not "
-            f"{experiment.recipe.hash[:12]}); a run goes on with the recipe it started with"
-        )
+        raise RunError(other_recipe(path, content["recipe"], experiment.recipe.hash))
     return content
 
 

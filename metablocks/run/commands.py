@@ -9,13 +9,14 @@ from typing import Any
 
 import torch
 
-from metablocks.errors import RecipeError, RunError
+from metablocks.errors import BlockError, RecipeError, RunError
 from metablocks.recipe import Experiment, Recipe, build, load
 from metablocks.run import checkpoint, plots
 from metablocks.run.directory import RunDirectory, create, environment, write_text
+from metablocks.run.ensemble import EnsembleScores, ensemble_scores
 from metablocks.run.scores import Scores
 from metablocks.run.state import TrainingState
-from metablocks.run.tables import table
+from metablocks.run.tables import tables
 from metablocks.run.train import Stopped, final_scores, train
 from metablocks.tasks.base import Split
 
@@ -49,10 +50,10 @@ def train_recipe(
             f"{_resume_command(directory, data)}"
         )
         return 130
-    scores = _test(experiment, directory)
+    scores, ensemble = _test(experiment, directory, state)
     for note in plots.draw(directory):
         print(note)
-    print(_summary(experiment, directory, state, scores, data))
+    print(_summary(experiment, directory, state, scores, ensemble, data))
     return 0
 
 
@@ -66,21 +67,30 @@ def evaluate_run(
     data: Path | None = None,
     device: str | None = None,
 ) -> int:
-    """Evaluate a checkpoint of a run on the fixed tasks of a split, and print the scores."""
+    """Evaluate a checkpoint of a run on the fixed tasks of a split, and print the scores.
+
+    `checkpoint` is `best`, `last`, or `ensemble`: the best ones together, where the run kept them.
+    """
     directory = RunDirectory(run_dir)
     record = _read_record(directory)
     recipe = load(str(directory.recipe), allow=record.get("allow", []))
     experiment = build(recipe, device=device, data=data or _data_of(record))
-    state = _restore(directory, checkpoint, experiment)
-    limit = experiment.learner.max_steps
-    if limit is not None and steps is not None and steps > limit:
-        raise RecipeError(
-            f"--steps {steps}: a per-step block of this run is made for {limit} inner steps; "
-            f"take at most {limit}"
-        )
-    scores = final_scores(experiment, split, tasks=tasks, steps=steps)
+    try:
+        if checkpoint == "ensemble":
+            members = _members(directory, experiment)
+            ensemble = ensemble_scores(
+                experiment, directory, members, split, tasks=tasks, steps=steps
+            )
+            print(f"{recipe.name}\n{tables(experiment, ensemble)}")
+            return 0
+        state = _restore(directory, checkpoint, experiment)
+        scores = final_scores(experiment, split, tasks=tasks, steps=steps)
+    except BlockError as error:
+        if steps is None:
+            raise
+        raise RecipeError(f"--steps {steps}: {error}") from error
     print(f"{recipe.name}, {checkpoint} checkpoint (epoch {state.epochs})")
-    print(table(experiment, scores))
+    print(tables(experiment, scores))
     return 0
 
 
@@ -106,17 +116,15 @@ def _open(
         return directory, TrainingState()
     directory = RunDirectory(resume)
     record = _read_record(directory)
+    last = directory.checkpoint("last")
+    state = checkpoint.restore(last, experiment) if last.is_file() else TrainingState()
     if record["recipe"] != recipe.hash:
-        raise RunError(
-            f"{resume} was started with another recipe (hash {record['recipe'][:12]}, this one is "
-            f"{recipe.hash[:12]}); --resume takes the recipe the run started with, and no --set"
-        )
+        raise RunError(checkpoint.other_recipe(resume, record["recipe"], recipe.hash))
     known, now = record["data"].get("checksum"), data.get("checksum")
     if known != now:
         raise RunError(f"{resume} was trained on other data: checksum {known}, here {now}")
-    last = directory.checkpoint("last")
-    state = checkpoint.restore(last, experiment) if last.is_file() else TrainingState()
     directory.keep_epochs(state.epochs)
+    directory.keep_members(state.members)
     return directory, state
 
 
@@ -124,12 +132,31 @@ def _restore(directory: RunDirectory, which: str, experiment: Experiment) -> Tra
     return checkpoint.restore_learner(directory.checkpoint(which), experiment)
 
 
-def _test(experiment: Experiment, directory: RunDirectory) -> Scores:
-    """Test the best checkpoint; the scores are the last line of the log."""
+def _members(directory: RunDirectory, experiment: Experiment) -> list[int]:
+    """The epochs of the ensemble, as the last checkpoint has them."""
+    if experiment.evaluation.ensemble == 1:
+        raise RecipeError(
+            f"--checkpoint ensemble: {directory.path} kept one checkpoint, the best; to keep more, "
+            "train with evaluation.ensemble above 1"
+        )
+    members = _restore(directory, "last", experiment).members
+    if not members:
+        raise RunError(f"{directory.path}: no epoch was validated yet; take --checkpoint last")
+    return members
+
+
+def _test(
+    experiment: Experiment, directory: RunDirectory, state: TrainingState
+) -> tuple[Scores, EnsembleScores | None]:
+    """Test the best checkpoint, and the best ones together; this is the last line of the log."""
     _restore(directory, "best", experiment)
-    scores = final_scores(experiment, "test")
-    directory.append(directory.metrics, {"test": scores.as_dict()})
-    return scores
+    scores, ensemble = final_scores(experiment, "test"), None
+    row = {"test": scores.as_dict()}
+    if experiment.evaluation.ensemble > 1:
+        ensemble = ensemble_scores(experiment, directory, state.members, "test")
+        row["ensemble"] = ensemble.as_dict()
+    directory.append(directory.metrics, row)
+    return scores, ensemble
 
 
 def _read_record(directory: RunDirectory) -> dict[str, Any]:
@@ -159,9 +186,10 @@ def _data_of(record: dict[str, Any]) -> Path | None:
 def _facts(experiment: Experiment) -> str:
     meta = sum(p.numel() for p in experiment.learner.parameters() if p.requires_grad)
     steps = experiment.epochs * experiment.steps_per_epoch
+    inner = experiment.learner.steps
     return (
         f"{meta:,} meta-parameters, {steps:,} meta-steps of {experiment.tasks_per_step} tasks, "
-        f"{experiment.learner.steps} inner steps, on {experiment.device}"
+        f"{inner} inner step{'s' * (inner != 1)}, on {experiment.device}"
     )
 
 
@@ -170,6 +198,7 @@ def _summary(
     directory: RunDirectory,
     state: TrainingState,
     scores: Scores,
+    ensemble: EnsembleScores | None,
     data: Path | None,
 ) -> str:
     more = f" --data {shlex.quote(str(data))}" if data else ""
@@ -179,7 +208,7 @@ def _summary(
         [
             "",
             f"best of {state.epochs} epochs by validation: epoch {state.best_epoch}",
-            table(experiment, scores),
+            tables(experiment, scores, ensemble),
             f"run directory: {directory.path}",
             "to try next:",
             f"  metablocks eval {path} --steps {2 * len(scores.mean) - 2}{more}    more inner steps"

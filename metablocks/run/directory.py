@@ -5,6 +5,7 @@
     metrics.jsonl   one line an epoch, then one for the test; nothing here depends on the clock
     times.jsonl     what each epoch cost: seconds, memory (see `usage`)
     checkpoint.pt   where training stands; best.pt: where validation was best
+    epoch-<n>.pt    the best epochs by validation, where the recipe asks for an ensemble
     *.png           plots, where matplotlib is installed
 
 A file is replaced in one go or only appended to, so that a killed run leaves nothing half-written
@@ -17,7 +18,7 @@ import platform
 import re
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,17 @@ class RunDirectory:
     def checkpoint(self, which: str) -> Path:
         """`last` is `checkpoint.pt`, `best` is `best.pt`."""
         return self.path / ("checkpoint.pt" if which == "last" else f"{which}.pt")
+
+    def member(self, epoch: int) -> Path:
+        """The checkpoint of an epoch that is kept for the ensemble."""
+        return self.path / f"epoch-{epoch}.pt"
+
+    def keep_members(self, epochs: Collection[int]) -> None:
+        """Delete the checkpoints of all other epochs."""
+        kept = {self.member(epoch) for epoch in epochs}
+        for path in self.path.glob("epoch-*.pt"):
+            if path not in kept:
+                path.unlink()
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """The complete lines of `metrics.jsonl`."""

@@ -18,7 +18,7 @@ def draw(directory: RunDirectory) -> list[str]:
     matplotlib.use("agg")
     rows = directory.read_metrics()
     _training(directory, [row for row in rows if "epoch" in row])
-    _adaptation(directory, [row["test"] for row in rows if "test" in row][-1])
+    _adaptation(directory, [row for row in rows if "test" in row][-1])
     return []
 
 
@@ -51,11 +51,12 @@ def _training(directory: RunDirectory, rows: list[dict[str, Any]]) -> None:
     plt.close(figure)
 
 
-def _adaptation(directory: RunDirectory, test: dict[str, Any]) -> None:
+def _adaptation(directory: RunDirectory, row: dict[str, Any]) -> None:
     from matplotlib import pyplot as plt
     from matplotlib.ticker import MaxNLocator
 
     figure, axes = plt.subplots(figsize=(5.0, 4.0), layout="constrained")
+    test, ensemble = row["test"], row.get("ensemble")
     scale, label = _scale(test)
     steps = range(len(test["mean"]))
     axes.errorbar(
@@ -74,6 +75,16 @@ def _adaptation(directory: RunDirectory, test: dict[str, Any]) -> None:
         marker="v",
         label="worst 10 % of tasks",
     )
+    if ensemble:
+        axes.plot(
+            ensemble["inner_steps"],
+            scale * ensemble["mean"][0],
+            color="tab:red",
+            linestyle="none",
+            marker="*",
+            markersize=10,
+            label=f"ensemble of {len(ensemble['members'])}",
+        )
     axes.set(xlabel="inner steps", ylabel=f"query {label}")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_title(f"adaptation, {test['tasks']} test tasks")

@@ -1,10 +1,12 @@
 """How well a learner adapts: a score for every inner step, over many tasks.
 
 Tasks are fixed: number 0 … n − 1 of a split, the same for every run with the same task source and
-seed. Batch norm uses batch statistics, query set included (the transductive convention).
+seed. Batch norm uses batch statistics, query set included (the transductive convention), but where a
+model's norms are made to use statistics that they keep.
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -13,6 +15,7 @@ from torch import Tensor
 
 from metablocks.learner import MetaLearner
 from metablocks.tasks.base import Split, TaskSource
+from metablocks.types import TaskBatch
 
 Measure = Literal["accuracy", "mse"]
 
@@ -54,13 +57,21 @@ class Scores:
         """The mean after the last step."""
         return self.mean[-1]
 
+    @property
+    def error(self) -> float:
+        """The final score as something to be small: nan counts as infinite.
+
+        >>> values = torch.tensor([[0.25]])
+        >>> summarise("test", "accuracy", values, values).error
+        0.75
+        """
+        if math.isnan(self.final):
+            return math.inf
+        return 1.0 - self.final if self.measure == "accuracy" else self.final
+
     def better_than(self, other: "Scores | None") -> bool:
-        """Whether the final score is strictly better; anything is better than none or nan."""
-        if other is None or math.isnan(other.final):
-            return True
-        if self.measure == "accuracy":
-            return self.final > other.final
-        return self.final < other.final
+        """Whether the final score is strictly better; anything is better than none."""
+        return other is None or self.error < other.error
 
     def text(self, step: int) -> str:
         """The score after `step` inner steps, as people write it.
@@ -99,15 +110,20 @@ def score(
     """Adapt to tasks 0 … `tasks` − 1 of a split by `steps` inner steps, `batch` tasks at a time."""
     metric = accuracy if source.kind == "classification" else None
     values, losses = [], []
-    for first in range(0, tasks, batch):
-        indices = range(first, min(first + batch, tasks))
-        result = learner.evaluate(
-            source.sample(split, indices).to(dtype), steps=steps, metric=metric
-        )
+    for some in task_batches(source, split, tasks, batch, dtype):
+        result = learner.evaluate(some, steps=steps, metric=metric)
         losses.append(result.query_losses.double().cpu())
         values.append(losses[-1] if result.metrics is None else result.metrics.double().cpu())
     measure: Measure = "accuracy" if source.kind == "classification" else "mse"
     return summarise(split, measure, torch.cat(values), torch.cat(losses))
+
+
+def task_batches(
+    source: TaskSource, split: Split, tasks: int, batch: int, dtype: torch.dtype
+) -> Iterator[TaskBatch]:
+    """Tasks 0 … `tasks` − 1 of a split, `batch` at a time."""
+    for first in range(0, tasks, batch):
+        yield source.sample(split, range(first, min(first + batch, tasks))).to(dtype)
 
 
 def summarise(split: Split, measure: Measure, values: Tensor, losses: Tensor) -> Scores:

@@ -19,6 +19,28 @@ class TrainingState:
     best: Scores | None = None
     """The best validation scores so far."""
     best_epoch: int | None = None
+    ranking: list[tuple[int, float]] = field(default_factory=list)
+    """The epochs kept, the best first, each with its validation error (see `Scores.error`)."""
+
+    @property
+    def members(self) -> list[int]:
+        """The epochs in the ranking: the members of the ensemble."""
+        return [epoch for epoch, _ in self.ranking]
+
+    def judge(self, epoch: int, scores: Scores, keep: int) -> None:
+        """Take an epoch's validation scores in; of epochs that score alike the earlier is better.
+
+        >>> state = TrainingState()
+        >>> for epoch, mse in enumerate([0.5, 0.2, 0.9, 0.2], 1):
+        ...     scores = Scores("validation", 1, "mse", [mse], [0.0], [0.0], [mse], [mse])
+        ...     state.judge(epoch, scores, keep=3)
+        >>> state.best_epoch, state.members
+        (2, [2, 4, 1])
+        """
+        ranking = [*self.ranking, (epoch, scores.error)]
+        self.ranking = sorted(ranking, key=lambda entry: entry[1])[:keep]
+        if scores.better_than(self.best):
+            self.best, self.best_epoch = scores, epoch
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values that `from_dict` takes back."""

@@ -120,7 +120,10 @@ def _validate(
 def _finish_epoch(
     experiment: Experiment, directory: RunDirectory, state: TrainingState, scores: Scores | None
 ) -> None:
-    """Log and checkpoint. The checkpoint comes last: it makes the epoch count."""
+    """Log and checkpoint. The last checkpoint makes the epoch count: what the one before it needs
+
+    is deleted only then, and what it needs itself is written before.
+    """
     epoch = state.epochs + 1
     row: dict[str, Any] = {
         "epoch": epoch,
@@ -132,14 +135,16 @@ def _finish_epoch(
         row["validation"] = scores.as_dict()
     if experiment.scheduler:
         experiment.scheduler.step()
-    better = scores is not None and scores.better_than(state.best)
-    if better:
-        state.best, state.best_epoch = scores, epoch
+    if scores is not None:
+        state.judge(epoch, scores, keep=experiment.evaluation.ensemble)
     state.epochs, state.losses = epoch, []
     directory.append(directory.metrics, row)
-    if better:
+    if state.best_epoch == epoch:
         checkpoint.save(directory.checkpoint("best"), experiment, state)
+    if experiment.evaluation.ensemble > 1 and epoch in state.members:
+        checkpoint.save(directory.member(epoch), experiment, state)
     checkpoint.save(directory.checkpoint("last"), experiment, state)
+    directory.keep_members(state.members)
 
 
 def _line(experiment: Experiment, state: TrainingState, scores: Scores) -> str:
