@@ -1,7 +1,7 @@
 """Small data sets in the layouts of mini-ImageNet and CIFAR-100, whose pixels say who they are.
 
-Every pixel of an image is (code of its class, 20 · its number in the class, 7 or 9): class number
-in the split's list, times two, and the position that the image should have in the bank.
+Every pixel of an image is (2 · the class's number in the split's list, STEP · the position that the
+image should have in the bank, 7 or 9). Classes hold 5 or 6 images, or as many as is asked for.
 """
 
 import pickle
@@ -15,6 +15,7 @@ from PIL import Image
 from metablocks.tasks.class_splits import CIFAR_FS, MINI_IMAGENET
 from metablocks.tasks.named_classes import class_names
 
+STEP = 12
 TABLES = {"train": "train.csv", "validation": "val.csv", "test": "test.csv"}
 
 
@@ -23,7 +24,7 @@ def counted(name: str) -> int:
     return 5 + sum(name.encode()) % 2
 
 
-def draw_mini_imagenet(parent: Path, layout: str = "folders") -> Path:
+def draw_mini_imagenet(parent: Path, layout: str = "folders", images: int | None = None) -> Path:
     """Write a `mini_imagenet`; its images are the same in every layout.
 
     `folders`: a folder a class; `splits`: those below train, val and test; `tables`: the CSV files
@@ -37,9 +38,9 @@ def draw_mini_imagenet(parent: Path, layout: str = "folders") -> Path:
             below = {"folders": name, "splits": f"{Path(table).stem}/{name}", "tables": "images"}
             folder = root / below[layout]
             folder.mkdir(parents=True, exist_ok=True)
-            for number in range(counted(name)):
+            for number in range(images or counted(name)):
                 file = f"{name}{number:08d}.png"
-                color = (2 * numbers[name], 20 * number, 7)
+                color = (2 * numbers[name], STEP * number, 7)
                 Image.new("RGB", (84, 84), color).save(folder / file, compress_level=1)
                 rows.append(f"{file},{name}")
         if layout == "tables":
@@ -47,21 +48,20 @@ def draw_mini_imagenet(parent: Path, layout: str = "folders") -> Path:
     return parent
 
 
-def cifar_parts() -> dict[str, dict[str, object]]:
+def cifar_parts(images: int | None = None) -> dict[str, dict[str, object]]:
     """The three pickles of a small CIFAR-100: three images a class in `train`, the rest in `test`."""
     order = class_names(CIFAR_FS)
     labels = sorted(order)  # numbered as CIFAR-100 numbers them, not as the bank does
     parts: dict[str, dict[str, object]] = {"meta": {"fine_label_names": labels}}
-    for part, blue in (("train", 7), ("test", 9)):
-        images, numbers = [], []
-        for position in range(3):
+    for part, blue, positions in (("train", 7, range(3)), ("test", 9, range(3, images or 6))):
+        rows, numbers = [], []
+        for position in positions:
             for label, name in enumerate(labels):
-                number = position + (3 if part == "test" else 0)
-                if number < counted(name):
-                    color = [2 * order.index(name), 20 * number, blue]
-                    images.append(np.repeat(np.array(color, dtype=np.uint8), 32 * 32))
+                if position < (images or counted(name)):
+                    color = [2 * order.index(name), STEP * position, blue]
+                    rows.append(np.repeat(np.array(color, dtype=np.uint8), 32 * 32))
                     numbers.append(label)
-        parts[part] = {"data": np.stack(images), "fine_labels": numbers}
+        parts[part] = {"data": np.stack(rows), "fine_labels": numbers}
     return parts
 
 

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from small_images import cifar_parts, counted, pack_cifar, python_2_pickle, write_cifar
+from small_images import STEP, cifar_parts, counted, pack_cifar, python_2_pickle, write_cifar
 
 from metablocks.errors import DataError, MetablocksError, TaskError
 from metablocks.tasks import CifarFS, cifar_fs_files
@@ -67,7 +67,7 @@ def test_every_image_stands_in_its_class_and_place(unpacked: Path) -> None:
         own = bank.images[number, :count]
         assert (own[:, 0] == 2 * number).all()
         for position in range(count):
-            assert (own[position, 1] == 20 * position).all()
+            assert (own[position, 1] == STEP * position).all()
             assert (own[position, 2] == (7 if position < 3 else 9)).all()  # train, then test
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from small_images import counted, draw_mini_imagenet
+from small_images import STEP, counted, draw_mini_imagenet
 
 from metablocks.errors import DataError, MetablocksError, TaskError
 from metablocks.tasks import MiniImagenet, mini_imagenet_files
@@ -61,7 +61,7 @@ def test_every_image_stands_in_its_class_and_place(drawn: Path, folders: Path) -
     assert bank.counts == tuple(counted(name) for name in bank.names)
     for number, count in enumerate(bank.counts):
         for position in range(count):
-            color = torch.tensor([2 * number, 20 * position, 7], dtype=torch.uint8)
+            color = torch.tensor([2 * number, STEP * position, 7], dtype=torch.uint8)
             assert (bank.images[number, position] == color[:, None, None]).all()
     assert source.checksum == MiniImagenet(**FIELDS, data=folders).checksum
 
