@@ -82,7 +82,9 @@ def _adaptation(directory: RunDirectory, row: dict[str, Any]) -> None:
             color="tab:red",
             linestyle="none",
             marker="*",
-            markersize=10,
+            markersize=11,
+            markeredgecolor="white",
+            zorder=5,  # above the mean, which may be close
             label=f"ensemble of {len(ensemble['members'])}",
         )
     axes.set(xlabel="inner steps", ylabel=f"query {label}")

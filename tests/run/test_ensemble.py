@@ -188,10 +188,13 @@ class Killed(KeyboardInterrupt):
     """Ends the command where it stands, as a kill does."""
 
 
-@pytest.mark.parametrize("epoch", [2, 5, 8])
+@pytest.mark.parametrize("epoch", [2, 4])
 @pytest.mark.parametrize("place", ["before the checkpoint counts", "before the deletion"])
 def test_a_kill_at_the_worst_moment_loses_no_member(place, epoch, sinusoid, tmp_path, monkeypatch):
+    """At epoch 4 the first drops out of the best three; at epoch 2 none does."""
     save, keep = checkpoint.save, RunDirectory.keep_members
+    mse = [row["validation"]["mean"][-1] for row in rows(sinusoid)[:-1]]
+    assert mse[0] > max(mse[1:4])
 
     def save_or_die(path, experiment, state):
         if path.name == "checkpoint.pt" and state.epochs == epoch:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from small_images import cifar_parts, draw_mini_imagenet, write_cifar
 from small_omniglot import draw_omniglot
 from small_runs import finish, only_run, start, wait_for_epochs
 
@@ -24,10 +25,12 @@ TINY = [
 
 
 @pytest.fixture(scope="session")
-def omniglot(tmp_path_factory):
-    """100 characters: enough for 20 ways in every split."""
+def data_sets(tmp_path_factory):
+    """A small one of each, with enough classes for 20 ways of Omniglot and images for 5 + 15."""
+    parent = tmp_path_factory.mktemp("data")
     halves = {"images_background": {"A": 30, "B": 30}, "images_evaluation": {"C": 40}}
-    return draw_omniglot(tmp_path_factory.mktemp("omniglot"), halves)
+    draw_omniglot(parent, halves)
+    return write_cifar(draw_mini_imagenet(parent, images=20), cifar_parts(images=20))
 
 
 @pytest.fixture
@@ -45,8 +48,11 @@ def undisturbed(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", [recipe.name for recipe in shipped()])
-def test_every_shipped_recipe_trains_one_step(name, tmp_path, omniglot, private_cache, capsys):
-    data = ["--data", str(omniglot)] if "omniglot" in name else []
+def test_every_shipped_recipe_trains_one_step(name, tmp_path, data_sets, private_cache, capsys):
+    source = load(name).at("tasks.block")
+    data = [] if source in ("sinusoid", "strokes") else ["--data", str(data_sets)]
+    if source == "mini_imagenet":  # 84 × 84 pixels: a minute with all the filters
+        data += ["--set", "model.filters=4"]
     assert main(["run", name, *TINY, *data, "--out", str(tmp_path / "runs"), "--quiet"]) == 0
     run = only_run(tmp_path / "runs")
     assert run.name.startswith(name)
