@@ -1,0 +1,1 @@
+"""Comparisons: several recipes under one budget, or finished runs, as a table that decides."""

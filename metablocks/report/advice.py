@@ -1,0 +1,188 @@
+"""Which recipe to use: a rule that anyone can follow with the table in hand.
+
+1. The best mean test score leads. A recipe is level with it where the difference is within
+   √(c₁² + c₂²), c being the half widths of the two 95 % intervals.
+2. Of the recipes that are level, the fastest in all is recommended; where times are within 20 % of
+   the fastest, the one of these whose memory beyond start peaks lowest; where that is not known or
+   equal, the better score.
+
+The intervals are over tasks. They say nothing about other seeds of training, other budgets or
+other settings, so the advice names what it rests on and where the evidence is thin.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from metablocks.report.summary import Row, Score
+from metablocks.report.table import (
+    NAMES,
+    measure_of,
+    memory_text,
+    score_text,
+    seconds_text,
+    share_text,
+)
+
+RULE = (
+    "the best test score leads; recipes whose difference from it lies within √(c₁² + c₂²) of the "
+    "95 % intervals are level; of those, the fastest in all, and where times are within 20 %, the "
+    "one with the lowest peak of memory beyond start"
+)
+_SAME_TIME = 1.2
+
+
+@dataclass(frozen=True)
+class Advice:
+    """What to use, why, on what evidence."""
+
+    recipe: str
+    reason: str
+    rests_on: str
+    thin: tuple[str, ...]
+    """Why the evidence is thin; empty where it is not."""
+
+    def __str__(self) -> str:
+        lines = [f"use {self.recipe}: {self.reason}", f"rests on: {self.rests_on}"]
+        lines += [f"thin evidence: {reason}" for reason in self.thin]
+        return "\n".join([*lines, f"rule: {RULE}"])
+
+
+def recommend(rows: Sequence[Row], budget: str = "") -> Advice | None:
+    """The advice that follows from the rows; None unless at least two have finite scores."""
+    measure = measure_of(rows)
+    scored = [(row, row.score) for row in rows if row.score and math.isfinite(row.score.mean)]
+    if len(scored) < 2:
+        return None
+    scored.sort(key=lambda pair: _goodness(pair[1], measure), reverse=True)
+    best, best_score = scored[0]
+    level = [row for row, score in scored if _level(score, best_score)]
+    chosen = _lightest_of_the_fastest(level)
+    return Advice(
+        recipe=chosen.recipe,
+        reason=_reason(chosen, best, level, scored, measure),
+        rests_on=_evidence([row for row, _ in scored], budget),
+        thin=tuple(_doubts(scored, level, measure)),
+    )
+
+
+def margin(one: Score, other: Score) -> float:
+    """Half the width of the 95 % interval of a difference, √(c₁² + c₂²)."""
+    return math.hypot(one.interval, other.interval)
+
+
+def _goodness(score: Score, measure: str) -> float:
+    return score.mean if measure == "accuracy" else -score.mean
+
+
+def _level(one: Score, other: Score) -> bool:
+    return abs(one.mean - other.mean) <= margin(one, other)
+
+
+def _lightest_of_the_fastest(level: Sequence[Row]) -> Row:
+    """`level` comes best score first, so a tie goes to the better score."""
+    fastest = min(_or_infinite(row.seconds) for row in level)
+    quick = [row for row in level if _or_infinite(row.seconds) <= _SAME_TIME * fastest]
+    return min(quick, key=lambda row: _or_infinite(row.memory_beyond_start))
+
+
+def _reason(
+    chosen: Row,
+    best: Row,
+    level: Sequence[Row],
+    scored: Sequence[tuple[Row, Score]],
+    measure: str,
+) -> str:
+    assert chosen.score is not None
+    assert best.score is not None
+    told = f"test {NAMES[measure]} {score_text(chosen.score, measure)}"
+    if len(level) == 1:
+        second, score = scored[1]
+        ahead = _gap(abs(score.mean - chosen.score.mean), measure)
+        limit = _gap(margin(score, chosen.score), measure)
+        return f"{told}, ahead of {second.recipe} by {ahead}, more than the ± {limit} of chance"
+    others = [row for row in level if row is not chosen]
+    if chosen is best:
+        told += f", the best, and level with {_names(others)}"
+    else:
+        behind = _gap(abs(best.score.mean - chosen.score.mean), measure)
+        limit = _gap(margin(best.score, chosen.score), measure)
+        told += f", level with the best ({best.recipe}): {behind} apart, within ± {limit}"
+    return f"{told}; {_economy(chosen, others)}"
+
+
+def _economy(chosen: Row, others: Sequence[Row]) -> str:
+    """In what the chosen row beats those that are level with it."""
+    if chosen.seconds is None or any(row.seconds is None for row in others):
+        return "times are not known for all"
+    slower = [row for row in others if (row.seconds or 0) > _SAME_TIME * chosen.seconds]
+    told = []
+    if slower:
+        times = ", ".join(f"{seconds_text(row.seconds or 0)} ({row.recipe})" for row in slower)
+        told.append(f"it trains in {seconds_text(chosen.seconds)} instead of {times}")
+    alike = [row for row in others if row not in slower]
+    if alike:
+        told.append(f"it takes about as long as {_names(alike)}{_memory(chosen, alike)}")
+    return " and ".join(told)
+
+
+def _memory(chosen: Row, alike: Sequence[Row]) -> str:
+    mine = chosen.memory_beyond_start
+    known = [(row.memory_beyond_start, row.recipe) for row in alike]
+    if mine is None or any(memory is None for memory, _ in known):
+        return ", and has the better score of these"
+    told = ", ".join(f"{memory_text(memory or 0)} ({name})" for memory, name in known)
+    return f", and needs {memory_text(mine)} beyond start beside {told}"
+
+
+def _evidence(rows: Sequence[Row], budget: str) -> str:
+    counts = sorted({row.score.tasks for row in rows if row.score})
+    tasks = _range([f"{count:,}" for count in counts])
+    seeds = sorted({len(row.seeds) for row in rows})
+    steps = sorted({row.meta_steps or 0 for row in rows})
+    told = [
+        f"{tasks} test tasks a recipe",
+        f"{_range([str(count) for count in seeds])} {'seed' if seeds == [1] else 'seeds'} each",
+        f"{_range([f'{count:,}' for count in steps])} meta-steps",
+    ]
+    return ", ".join([*told, budget] if budget else told)
+
+
+def _doubts(scored: Sequence[tuple[Row, Score]], level: Sequence[Row], measure: str) -> list[str]:
+    doubts = []
+    if len(level) > 1:
+        doubts.append(
+            f"the scores of {_names(level)} do not tell them apart; more tasks (--tasks) or seeds "
+            "(--seeds) narrow the intervals"
+        )
+    if any(len(row.seeds) == 1 for row, _ in scored):
+        doubts.append(
+            "one seed of training; another may turn the order round: --seeds 3 tells how much "
+            "they differ"
+        )
+    (_, one), (_, two) = scored[:2]
+    spread = max((score.seed_std or 0.0 for score in (one, two)), default=0.0)
+    if len(level) == 1 and abs(one.mean - two.mean) < 2 * spread:
+        doubts.append(
+            f"seeds alone move a score by {_gap(spread, measure)} (SD); the lead is less than twice that"
+        )
+    if any(row.failed for row, _ in scored):
+        doubts.append("some runs failed, and those that did not count alone")
+    return doubts
+
+
+def _gap(value: float, measure: str) -> str:
+    return f"{100 * value:.2f} points" if measure == "accuracy" else share_text(value, measure)
+
+
+def _names(rows: Sequence[Row]) -> str:
+    names = [row.recipe for row in rows]
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def _range(told: Sequence[str]) -> str:
+    return told[0] if len(told) == 1 else f"{told[0]} to {told[-1]}"
+
+
+def _or_infinite(value: float | None) -> float:
+    return math.inf if value is None else value

@@ -1,0 +1,52 @@
+"""Rows and runs with made-up numbers."""
+
+from pathlib import Path
+from typing import Any
+
+from metablocks.report.results import FinalScores, FinishedRun, Validated
+from metablocks.report.summary import Row, Score
+
+
+def score(mean: float, interval: float = 0.01, **more: Any) -> Score:
+    values = {"tasks": 600, "std": 0.1, "worst_decile": 0.5, "loss": 0.3, "seed_std": None}
+    return Score(mean=mean, interval=interval, **{**values, **more})
+
+
+def row(
+    recipe: str, mean: float, interval: float = 0.01, seconds: float = 60.0, **more: Any
+) -> Row:
+    values: dict[str, Any] = {
+        "title": recipe.upper(),
+        "seeds": (0, 1, 2),
+        "failed": 0,
+        "measure": "accuracy",
+        "inner_steps": 5,
+        "meta_steps": 2000,
+        "tasks_per_step": 8,
+        "seconds_per_step": seconds / 2000,
+        "peak_memory": 400 * 2**20,
+        "memory_beyond_start": 100 * 2**20,
+        "train_loss": 0.25,
+    }
+    return Row(recipe=recipe, score=score(mean, interval), seconds=seconds, **{**values, **more})
+
+
+def finished_run(seed: int = 0, **values: Any) -> FinishedRun:
+    test = FinalScores(100, "accuracy", 5, 0.9, 0.02, 0.1, 0.7, 0.3)
+    given: dict[str, Any] = {
+        "path": Path(f"runs/made-up-{seed}"),
+        "values": {"seed": seed, "name": "Made up", "outer": {"tasks_per_step": 8}},
+        "record": {"recipe": f"hash-{seed}", "device": "cpu"},
+        "steps": 20,
+        "training_seconds": 10.0,
+        "seconds": 12.0,
+        "peak_memory": None,
+        "memory_beyond_start": None,
+        "train_loss": 0.2,
+        "curve": (Validated(10, 5.0, 0.8), Validated(20, 10.0, 0.9)),
+        "test": test,
+        "ensemble": None,
+        "metrics": [],
+        "times": [],
+    }
+    return FinishedRun(**{**given, **values})

@@ -1,0 +1,117 @@
+"""Tables hold the numbers of their rows; means pool what the seeds say."""
+
+import csv
+import io
+
+import pytest
+import torch
+from made_up import finished_run, row, score
+
+from metablocks.report import picture, table
+from metablocks.report.results import FinalScores
+from metablocks.report.summary import Row, pool
+
+ROWS = [
+    row("maml", 0.95123456, 0.004),
+    row("fo|maml", 0.94, seconds=30.5, memory_beyond_start=None, seeds=(0,)),
+    Row("wild", "Wild", (), 2),
+]
+
+
+def test_csv_has_every_number_in_full():
+    read = list(csv.DictReader(io.StringIO(table.as_csv(ROWS))))
+    assert [each["recipe"] for each in read] == ["maml", "fo|maml", "wild"]
+    for each, given in zip(read[:2], ROWS[:2], strict=True):
+        assert float(each["mean"]) == given.score.mean
+        assert float(each["interval_95"]) == given.score.interval
+        assert float(each["std_over_tasks"]) == given.score.std
+        assert float(each["worst_decile"]) == given.score.worst_decile
+        assert float(each["seconds"]) == given.seconds
+        assert float(each["seconds_per_step"]) == given.seconds_per_step
+        assert int(each["peak_memory_bytes"]) == given.peak_memory
+        assert int(each["meta_steps"]) == given.meta_steps
+        assert each["seeds"] == " ".join(map(str, given.seeds))
+    assert float(read[1]["seconds_per_step_ratio"]) == pytest.approx(30.5 / 60, rel=1e-12)
+    assert float(read[1]["difference"]) == pytest.approx(-0.01123456, rel=1e-9)
+    assert read[1]["memory_beyond_start_bytes"] == ""
+    assert (read[2]["mean"], read[2]["failed_runs"]) == ("", "2")
+
+
+def test_markdown_has_the_numbers_rounded():
+    lines = table.markdown(table.cells(ROWS)).replace(r"\|", "/").splitlines()
+    header, rule, *body = [[c.strip() for c in line.strip("|").split("|")] for line in lines]
+    assert all(set(cell) <= set(":-") for cell in rule)
+    maml, fomaml, wild = (dict(zip(header, cells, strict=True)) for cells in body)
+    assert maml["test accuracy"] == "95.12 ± 0.40 %"
+    assert maml["worst decile"] == "50.00 %"
+    assert maml["beside the first"] == "–"
+    assert fomaml["recipe"] == "fo/maml"
+    assert fomaml["beside the first"] == "-1.12 points"
+    assert fomaml["time in all"] == "30.5 s (0.51×)"
+    assert fomaml["time a step"] == "15.2 ms (0.51×)"
+    assert maml["peak memory"] == "400 MiB (1.00×)"
+    assert fomaml["beyond start"] == "–"
+    assert wild["test accuracy"] == "failed"
+    assert wild["failed runs"] == "2"
+    assert "ensemble" not in header
+    assert "SD over seeds" not in header
+
+
+def test_an_ensemble_has_a_column_of_its_own():
+    rows = [row("maml", 0.95), row("maml_pp", 0.96, ensemble=score(0.97, 0.003, members=5))]
+    header, maml, maml_pp = table.cells(rows)
+    column = header.index("ensemble")
+    assert (maml[column], maml_pp[column]) == ("–", "97.00 ± 0.30 % (5 checkpoints)")
+
+
+def test_errors_compare_by_their_ratio():
+    rows = [row("maml", 0.5, measure="mse"), row("fomaml", 0.25, measure="mse")]
+    header, first, second = table.cells(rows)
+    assert header[1:3] == ["test MSE", "beside the first"]
+    assert (first[2], second[1], second[2]) == ("–", "0.2500 ± 0.0100", "0.50×")
+
+
+def test_ratios_are_to_the_first_row_that_has_numbers():
+    header, _, first, second = table.cells(
+        [Row("wild", "Wild", (), 1), row("a", 0.9), row("b", 0.8)]
+    )
+    column = header.index("beside the first")
+    assert (first[column], second[column]) == ("–", "-10.00 points")
+
+
+@pytest.mark.parametrize("width", [40, 60, 100, 400])
+def test_text_fits_the_terminal_and_loses_nothing(width):
+    cells = table.cells([row(name, 0.9) for name in ("one", "two", "three", "four")])
+    text = table.text(cells, width)
+    assert max(map(len, text.splitlines())) <= width
+    assert all(cell in text for line in cells for cell in line)
+
+
+def test_pooled_scores_are_those_of_all_tasks_together():
+    values = [torch.rand(30, dtype=torch.float64), torch.rand(50, dtype=torch.float64) + 1]
+    tests = [
+        FinalScores(
+            len(v), "accuracy", 1, float(v.mean()), 0.0, float(v.std()), 0.0, float(v.mean())
+        )
+        for v in values
+    ]
+    pooled, every = pool(tests), torch.cat(values)
+    assert pooled.tasks == 80
+    assert pooled.mean == pytest.approx(float(every.mean()), rel=1e-12)
+    assert pooled.std == pytest.approx(float(every.std()), rel=1e-12)
+    assert pooled.interval == pytest.approx(1.96 * float(every.std()) / 80**0.5, rel=1e-12)
+    means = torch.stack([v.mean() for v in values])
+    assert pooled.seed_std == pytest.approx(float(means.std()), rel=1e-12)
+
+
+def test_the_mean_curve_is_over_seeds():
+    slower = finished_run(
+        1,
+        curve=tuple(
+            type(point)(point.step, 3 * point.seconds, point.mean - 0.2)
+            for point in finished_run().curve
+        ),
+    )
+    curve = picture.mean_curve([finished_run(), slower])
+    assert [(p.step, p.seconds) for p in curve] == [(10, 10.0), (20, 20.0)]
+    assert [p.mean for p in curve] == pytest.approx([0.7, 0.8], abs=1e-12)
