@@ -1,0 +1,124 @@
+"""One budget for all: what is asked for is what the recipes then say."""
+
+import pytest
+
+from metablocks.errors import RecipeError
+from metablocks.recipe import build, load
+from metablocks.report import budgets, probe
+from metablocks.report.budgets import Length, Pace
+from metablocks.report.contenders import read_contenders
+from metablocks.report.request import Request, parse_seeds
+from metablocks.report.training import seeds_for, with_budget
+
+SINUSOIDS = ["maml_sinusoid", "fomaml_sinusoid"]
+
+
+def contenders(*names, overrides=("outer.epochs=10",)):
+    return read_contenders(names or SINUSOIDS, overrides)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "epochs", "lengths"),
+    [
+        (1000, [10, 10], [(10, 100), (10, 100)]),
+        (1000, [10, 20], [(10, 100), (20, 50)]),
+        (1000, [120, 50], [(120, 10), (50, 24)]),
+        (300, [120, 50], [(120, 2), (50, 6)]),
+        (12, [12], [(12, 1)]),
+    ],
+)
+def test_steps_are_divided_among_the_epochs(wanted, epochs, lengths):
+    given = [read_contenders(["maml_sinusoid"], [f"outer.epochs={count}"])[0] for count in epochs]
+    assert budgets.by_steps(wanted, given) == [Length(*each) for each in lengths]
+
+
+def test_fewer_steps_than_epochs_are_refused():
+    with pytest.raises(
+        RecipeError, match=r"maml_sinusoid has 10 epochs .* take --steps 10 or more"
+    ):
+        budgets.by_steps(9, contenders())
+
+
+def test_a_budget_changes_nothing_but_the_steps_of_an_epoch():
+    before = contenders()
+    after, told = with_budget(before, Request(("a",), steps=200))
+    for old, new in zip(before, after, strict=True):
+        changed = {
+            path for path in new.recipe.origins if new.recipe.at(path) != old.recipe.at(path)
+        }
+        assert changed == {"outer.steps_per_epoch"}
+        assert new.recipe.at("outer.steps_per_epoch") * new.recipe.at("outer.epochs") == 200
+    assert told[0] == "maml_sinusoid: 10 epochs × 20 = 200 meta-steps"
+
+
+@pytest.mark.parametrize(("minutes", "every"), [(1.0, 1), (1.0, 10), (0.5, 3), (30.0, 4)])
+def test_minutes_are_used_up_and_not_exceeded(minutes, every):
+    (contender,) = read_contenders(
+        ["maml_sinusoid"], ["outer.epochs=10", f"evaluation.every={every}"]
+    )
+    pace = Pace(step=0.02, validation=1.5)
+
+    def seconds(steps):
+        return steps * pace.step + budgets.count_validations(10, every) * pace.validation
+
+    length = budgets.by_minutes(minutes, contender, pace)
+    assert length.epochs == 10
+    assert seconds(length.steps) <= 60 * minutes < seconds(length.steps + length.epochs)
+
+
+def test_minutes_that_do_not_do_are_refused_with_what_would():
+    with pytest.raises(RecipeError, match=r"--minutes 0\.1: maml_sinusoid needs 0\.2\d* minutes"):
+        budgets.by_minutes(0.1, contenders()[0], Pace(step=0.02, validation=12.0))
+
+
+def test_recipes_of_one_budget_need_none():
+    given = contenders()
+    assert with_budget(given, Request(("a",))) == (given, [])
+
+
+@pytest.mark.parametrize("field", ["outer.epochs", "outer.steps_per_epoch", "outer.tasks_per_step"])
+def test_different_budgets_are_refused(field):
+    one, other = contenders()[0], read_contenders(["fomaml_sinusoid"], [f"{field}=7"])[0]
+    with pytest.raises(RecipeError, match=r"different budgets: maml_sinusoid trains .* --steps N"):
+        with_budget([one, other], Request(("a",)))
+
+
+def test_a_probe_looks_at_the_whole_training():
+    experiment = build(
+        load(
+            "maml_sinusoid",
+            [
+                "hardware.device=cpu",
+                "outer.epochs=8",
+                "outer.tasks_per_step=2",
+                "inner.order={block: annealed, first_order_epochs: 4}",
+                "evaluation.tasks=9",
+            ],
+        )
+    )
+    seen = []
+    backward = experiment.learner.backward
+
+    def noted(tasks, *, progress):
+        seen.append(progress.epoch)
+        return backward(tasks, progress=progress)
+
+    experiment.learner.backward = noted
+    timing = probe.measure(experiment, points=4, seconds=0.0)
+    assert list(dict.fromkeys(seen)) == [1.0, 3.0, 5.0, 7.0]
+    assert len(timing.steps) == 4
+    assert min(*timing.steps, timing.validation) > 0
+
+
+@pytest.mark.parametrize("wrong", ["", "0", "-1", "a", "1.5", "1,1", ",", "1,,2", "1,a"])
+def test_seeds_that_are_none_are_refused(wrong):
+    with pytest.raises(ValueError, match="takes how many seeds"):
+        parse_seeds(wrong)
+
+
+def test_all_recipes_are_trained_with_the_same_seeds():
+    one, other = contenders()[0], read_contenders(["fomaml_sinusoid"], ["seed=5"])[0]
+    seeds, notes = seeds_for([one, other], Request(("a",), seeds=3))
+    assert seeds == (0, 1, 2)
+    assert "fomaml_sinusoid 5" in notes[0]
+    assert seeds_for([one, other], Request(("a",), seeds=(7, 3))) == ((7, 3), [])
