@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from metablocks.errors import DataError, MetablocksError, RecipeError, suggest
+from metablocks.report import arguments as comparison
 
 _RECIPE = "a shipped recipe's name (see: metablocks recipes) or the path of a YAML file"
 _EXAMPLES = {
@@ -25,6 +26,7 @@ _EXAMPLES = {
     "blocks": "metablocks blocks\nmetablocks blocks rule",
     "recipes": "metablocks recipes",
     "eval": "metablocks eval runs/maml_sinusoid-20250101-120000 --steps 10 --tasks 1000",
+    "compare": comparison.EXAMPLES,
 }
 
 
@@ -130,6 +132,13 @@ def _eval(args: argparse.Namespace, argv: list[str]) -> int:
     )
 
 
+def _compare(args: argparse.Namespace, argv: list[str]) -> int:
+    from metablocks.report.compare import compare
+
+    _make_importable(args.allow)
+    return compare(comparison.to_request(args, argv))
+
+
 _COMMANDS: dict[str, Callable[[argparse.Namespace, list[str]], int]] = {
     "run": _run,
     "check": _check,
@@ -137,6 +146,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace, list[str]], int]] = {
     "blocks": _blocks,
     "recipes": _recipes,
     "eval": _eval,
+    "compare": _compare,
 }
 
 
@@ -176,12 +186,12 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
     sub = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=_Parser)
     commands: dict[str, _Parser] = {}
 
-    def command(name: str, about: str) -> _Parser:
+    def command(name: str, about: str, more: str = "") -> _Parser:
         examples = "".join(f"  {line}\n" for line in _EXAMPLES[name].splitlines())
         commands[name] = sub.add_parser(
             name,
             help=about,
-            description=f"{about[0].upper()}{about[1:]}.",
+            description=f"{about[0].upper()}{about[1:]}.{more}",
             epilog=f"examples:\n{examples}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
@@ -206,11 +216,19 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
     evaluate.add_argument("--steps", type=_at_least(0), metavar="K", help="inner steps")
     evaluate.add_argument("--split", choices=("train", "validation", "test"), default="test")
     _add_place(evaluate)
+    compare = command("compare", comparison.ABOUT, comparison.MORE)
+    comparison.add_arguments(compare)
+    _add_overrides(compare)
+    _add_place(compare)
     return parser, commands
 
 
 def _add_recipe(parser: argparse.ArgumentParser, *, optional: bool = False) -> None:
     parser.add_argument("recipe", nargs="?" if optional else None, metavar="RECIPE", help=_RECIPE)
+    _add_overrides(parser)
+
+
+def _add_overrides(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--set",
         action="append",
