@@ -51,11 +51,12 @@ def summary(experiment: Experiment) -> str:
     adapted = sum(parameters[name].numel() for name in learner.adapted)
     rules = " → ".join(entry["block"] for entry in recipe.at("inner.rule"))
     optimizer, schedule = recipe.at("outer.optimizer"), recipe.at("outer.schedule.block")
+    clip = recipe.at("outer.clip")
     steps = experiment.epochs * experiment.steps_per_epoch
     rows = {
         "tasks": [recipe.at("tasks.block"), *sizes, source.kind, f"{shape} → {source.outputs}"],
         "model": [
-            recipe.at("model.block"),
+            " → ".join(block["block"] for block in (recipe.at("model"), *recipe.at("surgery"))),
             f"{_count(learner.model):,} parameters",
             f"{adapted:,} adapt inside a task",
         ],
@@ -70,6 +71,7 @@ def summary(experiment: Experiment) -> str:
             recipe.at("outer.estimator.block"),
             f"{optimizer['block']} lr {optimizer['lr']:g}" if "lr" in optimizer else "",
             f"{schedule} schedule",
+            f"meta-gradient clipped by {clip['block']}" if clip else "",
         ],
         "training": [
             f"{_plural(experiment.epochs, 'epoch')} × {_plural(experiment.steps_per_epoch, 'step')}"
@@ -80,6 +82,7 @@ def summary(experiment: Experiment) -> str:
             _plural(plan.tasks, "task"),
             "every epoch" if plan.every == 1 else f"every {plan.every} epochs",
             _plural(plan.inner_steps, "inner step"),
+            f"and the {plan.ensemble} best checkpoints together" if plan.ensemble > 1 else "",
         ],
         "hardware": [
             str(experiment.device),

@@ -100,7 +100,7 @@ def shipped() -> list[Shipped]:
     """Name, title and citation of every shipped recipe.
 
     >>> [recipe.name for recipe in shipped() if recipe.name.startswith("fomaml_s")]
-    ['fomaml_sinusoid']
+    ['fomaml_sinusoid', 'fomaml_strokes']
     """
     return [_describe(path) for path in recipe_files()]
 
