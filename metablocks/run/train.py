@@ -56,9 +56,12 @@ def train(
                 signals.stop_if_wished()
                 if state.step < (state.epochs + 1) * experiment.steps_per_epoch:
                     with meter.training():
-                        _meta_step(experiment, state)
+                        epoch = state.step / experiment.steps_per_epoch
+                        loss = meta_step(experiment, state.step, Progress(epoch))
+                    state.losses.append(loss)
+                    state.step += 1
                     bar.update()
-                    bar.set_postfix(loss=f"{state.losses[-1]:.3f}", refresh=False)
+                    bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
                     continue
                 scores = _validate(experiment, state, signals)
                 _finish_epoch(experiment, directory, state, scores)
@@ -87,23 +90,26 @@ def final_scores(
     )
 
 
-def _meta_step(experiment: Experiment, state: TrainingState) -> None:
-    first = state.step * experiment.tasks_per_step
+def meta_step(experiment: Experiment, number: int, progress: Progress) -> float:
+    """Meta-step `number`, counted from 0: its tasks, their meta-gradient, a step of the optimiser.
+
+    Returns the loss. Raises `RunError`, before a parameter moves, where it is not finite.
+    """
+    first = number * experiment.tasks_per_step
     indices = range(first, first + experiment.tasks_per_step)
     tasks = experiment.source.sample("train", indices).to(experiment.dtype)
-    progress = Progress(epoch=state.step / experiment.steps_per_epoch)
     loss = float(experiment.learner.backward(tasks, progress=progress).loss)
     if not math.isfinite(loss):
         raise RunError(
-            f"the training loss is {loss} at meta-step {state.step + 1} of epoch {state.epochs + 1}: "
-            "training diverged. A lower inner.rule rate or outer.optimizer.lr usually helps"
+            f"the training loss is {loss} at meta-step {number + 1}, in epoch "
+            f"{math.floor(progress.epoch) + 1}: training diverged. A lower inner.rule rate or "
+            "outer.optimizer.lr usually helps"
         )
     if experiment.clip:
         experiment.clip()
     experiment.optimizer.step()
     experiment.optimizer.zero_grad()
-    state.losses.append(loss)
-    state.step += 1
+    return loss
 
 
 def _validate(
