@@ -6,7 +6,8 @@
    the fastest, the one of these whose memory beyond start peaks lowest; where that is not known or
    equal, the better score.
 
-The intervals are over tasks. They say nothing about other seeds of training, other budgets or
+All recipes meet the same tasks, which this margin does not make use of: it is a cautious one. The
+intervals are over tasks. They say nothing about other seeds of training, other budgets or
 other settings, so the advice names what it rests on and where the evidence is thin.
 """
 

@@ -3,17 +3,18 @@
 from collections.abc import Callable, Mapping, Sequence
 
 from metablocks.report.contenders import at
-from metablocks.report.processes import child_environment
+from metablocks.report.processes import child_environment, cores
 from metablocks.report.results import FinishedRun
 
 Runs = Mapping[str, Sequence[FinishedRun]]
 """Finished runs by the label of their row."""
 
 
-def caveats(runs: Runs, *, jobs: int) -> list[str]:
+def caveats(runs: Runs, *, jobs: int, load: float | None = None) -> list[str]:
     """What a reader of the table must know, a line each.
 
-    `jobs` is how many runs were trained side by side, 1 where none was trained.
+    `jobs` is how many runs were trained side by side, 1 where none was trained; `load` the highest
+    load of the machine meanwhile.
     """
     rows = {label: group for label, group in runs.items() if group}
     notes = [
@@ -28,14 +29,29 @@ def caveats(runs: Runs, *, jobs: int) -> list[str]:
     for what, tell in _CIRCUMSTANCES:
         notes.append(_unlike(rows, what, tell, "; times and memory may not compare"))
     notes.append(_unlike(rows, "the commit of metablocks", lambda run: _commit(run.record)))
+    members = sorted(
+        {run.ensemble.members for each in rows.values() for run in each if run.ensemble}
+    )
+    if members:
+        notes.append(
+            f"ensemble: {' or '.join(map(str, members))} checkpoints predict together, at as many "
+            "times the work; the recommendation goes by the best checkpoint alone"
+        )
     if jobs > 1:
         threads = child_environment(jobs)["OMP_NUM_THREADS"]
         notes.append(
             f"times were measured with {jobs} runs side by side, each on {threads} "
             f"{'thread' if threads == '1' else 'threads'}"
         )
+    if load is not None and load > cores() + _OWN_LOAD:
+        notes.append(
+            f"the machine was busy with other work meanwhile (a load of {load:.1f} on {cores()} "
+            "cores): times are longer than they need be, and not equally so"
+        )
     return [note for note in notes if note]
 
+
+_OWN_LOAD = 0.5  # beyond a thread on every core: this process, the system
 
 _CIRCUMSTANCES: list[tuple[str, Callable[[FinishedRun], str]]] = [
     ("the device", lambda run: str(run.record.get("device"))),

@@ -8,7 +8,6 @@ The directory of a comparison, `comparisons/<names>-<time>/`:
     table.csv        every number of the table in full
     comparison.json  all of it, with the logs of every run
     comparison.png   validation against time and meta-steps, where matplotlib is installed
-    training.png     the training loss of every epoch
     runs/            the runs that were trained here; recipes/, logs/: what they were, what they said
 """
 
@@ -156,11 +155,12 @@ def _gather(
         machine_line(here[0].record) if here else recorded_line(every),
         f"command: {shlex.join(['metablocks', *request.argv])}",
     ]
+    loads = [outcome.load for outcome in outcomes.values() if outcome.load is not None]
     said = [
         *notes,
-        *caveats(runs, jobs=request.jobs if here else 1),
+        *caveats(runs, jobs=request.jobs if here else 1, load=max(loads, default=None)),
         *_failure_notes(failures),
-        *(picture.draw(folder, finished) if finished else []),
+        *(picture.draw(folder / "comparison.png", finished) if finished else []),
     ]
     advised = advice.recommend(rows, budget_text(request) if here else "")
     return Comparison(rows, runs, failures, advised, said, facts, request)
@@ -208,7 +208,8 @@ def _how_to_go_on(
             lines.append(f"  {shlex.join(resume)}    # stopped")
         else:
             lines.append(f"  {planned.command(*place)}    # not begun")
-    lines.append(f"  metablocks compare {_run_arguments(contenders, folder)}")
+    out = _out(request)
+    lines.append(f"  metablocks compare {_run_arguments(contenders, folder)} {shlex.join(out)}")
     head = f"interrupted: {done} of {len(outcomes)} runs are finished, in {folder / 'runs'}"
     return "\n".join([f"{head}. Nothing is lost; to go on:", *lines])
 
@@ -236,7 +237,12 @@ def _same_terms(request: Request) -> list[str]:
             "--seeds",
             str(seeds) if isinstance(seeds, int) else f"{','.join(map(str, seeds))},",
         ]
-    return [*words, *request.place]
+    return [*words, *request.place, *_out(request)]
+
+
+def _out(request: Request) -> list[str]:
+    default = Request(()).out
+    return [] if request.out == default else ["--out", str(request.out)]
 
 
 def _print_lines(lines: Sequence[str], file: TextIO | None = None) -> None:

@@ -41,6 +41,8 @@ class Outcome:
     status: int | None
     """The exit status; None where it was not started before the interruption."""
     seconds: float = 0.0
+    load: float | None = None
+    """Processes that wanted a core in the last minute of the job, where that is known."""
 
     @property
     def error(self) -> str:
@@ -100,7 +102,8 @@ def run_jobs(jobs: Sequence[Job], *, side_by_side: int, watcher: Watcher) -> Res
                     status = process.poll()
                     if status is not None:
                         del running[index]
-                        ended[index] = Outcome(jobs[index], status, time.perf_counter() - started)
+                        seconds = time.perf_counter() - started
+                        ended[index] = Outcome(jobs[index], status, seconds, _load())
                         watcher.ended(ended[index])
                 watcher.tick()
         finally:
@@ -123,6 +126,13 @@ def cores() -> int:
         return len(os.sched_getaffinity(0))
     except AttributeError:  # not on this platform
         return os.cpu_count() or 1
+
+
+def _load() -> float | None:
+    try:
+        return os.getloadavg()[0]
+    except (AttributeError, OSError):  # not on this platform
+        return None
 
 
 def _start(job: Job, environment: dict[str, str]) -> "subprocess.Popen[bytes]":

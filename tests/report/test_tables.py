@@ -8,6 +8,8 @@ import torch
 from made_up import finished_run, row, score
 
 from metablocks.report import picture, table
+from metablocks.report.caveats import caveats
+from metablocks.report.processes import cores
 from metablocks.report.results import FinalScores
 from metablocks.report.summary import Row, pool
 
@@ -115,3 +117,24 @@ def test_the_mean_curve_is_over_seeds():
     curve = picture.mean_curve([finished_run(), slower])
     assert [(p.step, p.seconds) for p in curve] == [(10, 10.0), (20, 20.0)]
     assert [p.mean for p in curve] == pytest.approx([0.7, 0.8], abs=1e-12)
+
+
+def test_what_does_not_compare_is_said():
+    alike = {"a": [finished_run()], "b": [finished_run()]}
+    assert caveats(alike, jobs=1) == []
+    unlike = {
+        "a": [finished_run(), finished_run(1)],
+        "b": [finished_run(steps=30, record={"recipe": "x", "device": "cuda:0"})],
+    }
+    told = "\n".join(caveats(unlike, jobs=2, load=cores() + 3.0))
+    assert "meta-steps: a 20; b 30" in told
+    assert "seeds differ, and with them the test tasks: a 0, 1; b 0" in told
+    assert "the device: a cpu; b cuda:0; times and memory may not compare" in told
+    assert "with 2 runs side by side" in told
+    assert "busy with other work" in told
+
+
+def test_an_ensemble_is_said_not_to_count():
+    several = FinalScores(100, "accuracy", 5, 0.92, 0.02, 0.1, 0.7, 0.3, members=5)
+    (note,) = caveats({"a": [finished_run(ensemble=several)]}, jobs=1)
+    assert "ensemble: 5 checkpoints predict together" in note
