@@ -8,6 +8,7 @@ The directory of a comparison, `comparisons/<names>-<time>/`:
     table.csv        every number of the table in full
     comparison.json  all of it, with the logs of every run
     comparison.png   validation against time and meta-steps, where matplotlib is installed
+    training.png     the training loss of every epoch
     runs/            the runs that were trained here; recipes/, logs/: what they were, what they said
 """
 
@@ -160,7 +161,7 @@ def _gather(
         *notes,
         *caveats(runs, jobs=request.jobs if here else 1, load=max(loads, default=None)),
         *_failure_notes(failures),
-        *(picture.draw(folder / "comparison.png", finished) if finished else []),
+        *(picture.draw(folder, finished) if finished else []),
     ]
     advised = advice.recommend(rows, budget_text(request) if here else "")
     return Comparison(rows, runs, failures, advised, said, facts, request)

@@ -1,11 +1,10 @@
-"""The picture of a comparison: validation scores against training time and against meta-steps."""
+"""The pictures of a comparison: validation against time and meta-steps, and how training went."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, TypeAlias
 
 from metablocks.report.results import FinishedRun, Validated
 
@@ -22,16 +21,24 @@ _COLOURS = (  # Okabe and Ito's, which the colour-blind can tell apart
 _MARKERS = "osD^vPX*"
 
 
-def draw(path: Path, runs: Mapping[str, Sequence[FinishedRun]]) -> list[str]:
-    """Write the picture of the runs of each recipe; returns what there is to say about it.
+def draw(folder: Path, runs: Mapping[str, Sequence[FinishedRun]]) -> list[str]:
+    """Write `comparison.png` and `training.png` of the runs of each recipe.
 
-    A thick line is the mean over seeds, a thin one each seed. Without matplotlib nothing is drawn.
+    Returns what there is to say about it. A thick line is the mean over seeds, a thin one each seed.
+    Without matplotlib nothing is drawn.
     """
     try:
         import matplotlib
     except ImportError:
         return ["no picture: matplotlib is not installed (pip install 'metablocks[plot]')"]
     matplotlib.use("agg")
+    _validation(folder / "comparison.png", runs)
+    _training(folder / "training.png", runs)
+    return []
+
+
+def _validation(path: Path, runs: Mapping[str, Sequence[FinishedRun]]) -> None:
+    """Validation scores against the time in meta-steps, and against their number."""
     from matplotlib import pyplot as plt
 
     every = [run for each in runs.values() for run in each]
@@ -41,15 +48,12 @@ def draw(path: Path, runs: Mapping[str, Sequence[FinishedRun]]) -> list[str]:
     figure, (left, right) = plt.subplots(
         1, 2, figsize=(10.5, 4.6), sharey=True, layout="constrained"
     )
-    for index, (label, group) in enumerate(runs.items()):
-        look = Look(
-            colour=_COLOURS[index % len(_COLOURS)],
-            marker=_MARKERS[index // len(_COLOURS) % len(_MARKERS)],
-            label=label,
-            scale=100.0 if accuracy else 1.0,
-        )
-        _lines(left, group, look, lambda point: point.seconds / unit)
-        _lines(right, group, look, lambda point: float(point.step))
+    for (label, group), look in zip(runs.items(), _looks(), strict=False):
+        scale = 100.0 if accuracy else 1.0
+        for axes, where in ((left, _seconds(unit)), (right, _steps)):
+            curves = [_points(run.curve, where, scale) for run in group]
+            mean = _points(mean_curve(group), where, scale)
+            _lines(axes, curves, mean, look, label, markersize=4)
     after = sorted({run.test.inner_steps for run in every})
     steps = str(after[0]) if len(after) == 1 else f"{after[0]} to {after[-1]}"
     what = "validation accuracy, %" if accuracy else "validation MSE"
@@ -63,19 +67,34 @@ def draw(path: Path, runs: Mapping[str, Sequence[FinishedRun]]) -> list[str]:
     for axes in (left, right):
         axes.set_xlim(left=0)
         axes.grid(alpha=0.25, which="both")
-    handles, labels = right.get_legend_handles_labels()
-    several = any(len(group) > 1 for group in runs.values())
-    figure.legend(
-        handles,
-        labels,
-        loc="outside upper center",
-        ncols=min(4, len(labels)),
-        frameon=False,
-        title="mean over seeds; thin: each seed" if several else None,
-    )
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
-    return []
+    _save(figure, right, path, several=any(len(group) > 1 for group in runs.values()))
+
+
+def _training(path: Path, runs: Mapping[str, Sequence[FinishedRun]]) -> None:
+    """The training loss, epoch by epoch: whether it comes down smoothly."""
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(7.5, 4.6), layout="constrained")
+    lowest = math.inf
+    for (label, group), look in zip(runs.items(), _looks(), strict=False):
+        curves = [
+            [(row["step"], row["train_loss"]) for row in run.metrics if "train_loss" in row]
+            for run in group
+        ]
+        mean = [
+            (points[0][0], fmean(loss for _, loss in points))
+            for points in zip(*curves, strict=False)
+        ]
+        _lines(axes, curves, mean, look, label, markevery=0.1, markersize=4)
+        lowest = min([lowest, *(loss for curve in curves for _, loss in curve)])
+    axes.set(xlabel="meta-steps", ylabel="training loss (weighted query loss), mean of the epoch")
+    axes.set_xlim(left=0)
+    if lowest > 0:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter("{x:g}")
+    axes.grid(alpha=0.25, which="both")
+    _save(figure, axes, path, several=any(len(group) > 1 for group in runs.values()))
 
 
 def mean_curve(group: Sequence[FinishedRun]) -> list[Validated]:
@@ -86,25 +105,56 @@ def mean_curve(group: Sequence[FinishedRun]) -> list[Validated]:
     ]
 
 
-@dataclass(frozen=True)
-class Look:
-    """How a recipe is drawn."""
+_Points: TypeAlias = Sequence[tuple[float, float]]
 
-    colour: str
-    marker: str
-    label: str
-    scale: float
-    """Of the scores."""
+
+def _looks() -> Iterator[dict[str, str]]:
+    """Colours and markers, one pair for each recipe; enough for 64."""
+    for marker in _MARKERS:
+        for colour in _COLOURS:
+            yield {"color": colour, "marker": marker}
+
+
+def _seconds(unit: float) -> Callable[[Validated], float]:
+    return lambda point: point.seconds / unit
+
+
+def _steps(point: Validated) -> float:
+    return float(point.step)
+
+
+def _points(
+    curve: Sequence[Validated], where: Callable[[Validated], float], scale: float
+) -> _Points:
+    return [(where(point), scale * point.mean) for point in curve]
 
 
 def _lines(
-    axes: Any, group: Sequence[FinishedRun], look: Look, where: Callable[[Validated], float]
+    axes: Any,
+    curves: Sequence[_Points],
+    mean: _Points,
+    look: Mapping[str, str],
+    label: str,
+    **style: Any,
 ) -> None:
-    def plot(curve: Sequence[Validated], **style: Any) -> None:
-        scores = [look.scale * point.mean for point in curve]
-        axes.plot([where(point) for point in curve], scores, color=look.colour, **style)
+    """Each seed in a thin line, where there are several, and their mean in a thick one."""
+    if len(curves) > 1:
+        for curve in curves:
+            axes.plot(*zip(*curve, strict=True), color=look["color"], linewidth=0.8, alpha=0.4)
+    axes.plot(*zip(*mean, strict=True), linewidth=2.0, label=label, **look, **style)
 
-    if len(group) > 1:
-        for run in group:
-            plot(run.curve, linewidth=0.8, alpha=0.4)
-    plot(mean_curve(group), linewidth=2.0, marker=look.marker, markersize=4, label=look.label)
+
+def _save(figure: Any, axes: Any, path: Path, *, several: bool) -> None:
+    from matplotlib import pyplot as plt
+
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(
+        handles,
+        labels,
+        loc="outside upper center",
+        ncols=min(4, len(labels)),
+        frameon=False,
+        title="mean over seeds; thin: each seed" if several else None,
+    )
+    figure.savefig(path, dpi=130)
+    plt.close(figure)

@@ -15,7 +15,7 @@ from statistics import fmean, median
 
 from metablocks.recipe import Experiment, build, load
 from metablocks.report.budgets import Pace
-from metablocks.run import final_scores
+from metablocks.run.train import final_scores, meta_step
 from metablocks.types import Progress
 
 POINTS = 8
@@ -56,25 +56,14 @@ def combine(rounds: Sequence[Timing]) -> Pace:
 
 
 def _step_time(experiment: Experiment, epoch: float, least: float) -> float:
-    _meta_step(experiment, epoch, 0)
+    progress = Progress(epoch)
+    meta_step(experiment, 0, progress)
     times: list[float] = []
     while len(times) < _STEPS or sum(times) < least:
         started = time.perf_counter()
-        _meta_step(experiment, epoch, len(times) + 1)
+        meta_step(experiment, len(times) + 1, progress)
         times.append(time.perf_counter() - started)
     return median(times)
-
-
-def _meta_step(experiment: Experiment, epoch: float, number: int) -> None:
-    """As the training loop's, but at a progress of one's choice."""
-    first = number * experiment.tasks_per_step
-    indices = range(first, first + experiment.tasks_per_step)
-    tasks = experiment.source.sample("train", indices).to(experiment.dtype)
-    float(experiment.learner.backward(tasks, progress=Progress(epoch=epoch)).loss)
-    if experiment.clip:
-        experiment.clip()
-    experiment.optimizer.step()
-    experiment.optimizer.zero_grad()
 
 
 def _validation_time(experiment: Experiment) -> float:

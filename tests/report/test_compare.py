@@ -70,9 +70,10 @@ def runs(folder):
 def test_all_files_are_there(folder):
     assert folder.name.startswith("maml_sinusoid-fomaml_sinusoid-")
     names = {path.name for path in folder.iterdir()}
-    files = {"table.md", "table.csv", "comparison.json", "comparison.png"}
+    files = {"table.md", "table.csv", "comparison.json", "comparison.png", "training.png"}
     assert names == files | {"runs", "recipes", "logs"}
-    assert (folder / "comparison.png").read_bytes().startswith(b"\x89PNG")
+    for picture in ("comparison.png", "training.png"):
+        assert (folder / picture).read_bytes().startswith(b"\x89PNG")
 
 
 def test_the_table_has_its_columns_and_the_numbers_of_the_runs(folder):
