@@ -128,7 +128,7 @@ def assembled(parts):
         steps=3,
         adapt=["*", "!*.norm.*"],
         rule=mb.lslr(0.1, beyond="last") if "LSLR" in parts else mb.LearningRate(0.1),
-        order=mb.AnnealedOrder(first_order_epochs=6) if "DA" in parts else mb.SecondOrder(),
+        order=mb.AnnealedOrder(first_order_epochs=5) if "DA" in parts else mb.SecondOrder(),
         step_loss=mb.AnnealedStepLoss(epochs=4) if "MSL" in parts else mb.FinalStepLoss(),
         executor=mb.Vmap(),
     )
