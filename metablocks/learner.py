@@ -111,12 +111,14 @@ class MetaLearner(nn.Module):
         parameters = dict(model.named_parameters())
         rule.setup({name: parameters[name].detach() for name in self.adapted}, steps)
         self._functional_rule = FunctionalModule(rule)
-        self._collected = tuple(
+        collected = {
             f"{name}.{own}" if name else own
             for name, module in model.named_modules()
             if getattr(module, "collects_buffers", False)
             for own, _ in module.named_buffers()
-        )
+        }
+        # Of the model's state: not the buffers of batch norms, which nobody reads.
+        self._collected = tuple(n for n in self._functional_model.state().buffers if n in collected)
         self._connected: set[tuple[Any, ...]] = set()
         self._evaluation_steps(steps)
         for block in (rule, self.order, self.step_loss, self.estimator, self.executor):

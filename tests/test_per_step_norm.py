@@ -101,6 +101,22 @@ def test_the_original_is_left_alone_and_a_norm_used_twice_stays_one():
     assert isinstance(converted(norm), mb.PerStepBatchNorm)
 
 
+def test_parameters_that_norms_share_stay_shared():
+    first, second = nn.BatchNorm1d(3), nn.BatchNorm1d(3)
+    second.weight = first.weight
+    new = converted(nn.Sequential(first, nn.Linear(3, 3), second))
+    assert new[0].weight is new[2].weight
+    assert new[0].bias is not new[2].bias
+    assert first.weight is second.weight
+    assert first.weight.shape == (3,)
+
+
+def test_a_model_without_data_converts_too():
+    with torch.device("meta"):
+        model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+    assert {t.device.type for t in converted(model).state_dict().values()} == {"meta"}
+
+
 def test_frozen_norms_stay_frozen():
     model = small()
     model[1].requires_grad_(False)
@@ -279,6 +295,24 @@ def test_running_statistics_are_read_only_when_asked():
         outcomes[statistics] = before, learner.evaluate(tasks).query_losses
     assert torch.equal(*outcomes["batch"])
     assert not torch.allclose(*outcomes["running"])
+
+
+def test_batch_norms_inside_a_module_that_collects_keep_their_buffers():
+    class Counting(nn.Sequential):
+        collects_buffers = True
+
+        def __init__(self):
+            super().__init__(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+            self.register_buffer("passes", torch.zeros(()))
+
+        def forward(self, x):
+            self.passes += 1
+            return super().forward(x)
+
+    learner = learner_of(Counting(), steps=STEPS)
+    changes = learner.backward(tasks_of(3)).buffer_changes
+    assert {name: float(change) for name, change in changes.items()} == {"model.passes": STEPS + 1}
+    assert torch.equal(learner.model[1].running_mean, torch.zeros(4))
 
 
 def test_training_is_the_same_whatever_evaluation_reads():

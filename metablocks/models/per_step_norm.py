@@ -90,12 +90,15 @@ def per_step_batch_norm(
             f"per_step_batch_norm: {type(model).__name__} has no batch norm to convert; leave it out"
         )
 
+    tied: dict[nn.Parameter, nn.Parameter] = {}
+
     def convert(_: str, module: nn.Module) -> nn.Module | None:
         if not isinstance(module, _BatchNorm):
             return None
-        return PerStepBatchNorm(
-            module, steps, statistics=statistics, affine=affine, beyond=beyond
-        ).train(module.training)
+        new = PerStepBatchNorm(module, steps, statistics=statistics, affine=affine, beyond=beyond)
+        for name, own in module.named_parameters():
+            setattr(new, name, tied.setdefault(own, new.get_parameter(name)))
+        return new.train(module.training)
 
     return replace_modules(copy.deepcopy(model), convert)
 
@@ -169,14 +172,13 @@ class PerStepBatchNorm(nn.Module):
             values = rows(own) if affine == "per_step" else own.detach().clone()
             self.register_parameter(name, nn.Parameter(values, requires_grad=own.requires_grad))
         # A norm that keeps no statistics starts from those of a new one.
-        fresh = nn.BatchNorm1d(norm.num_features, affine=False)
-        if norm.running_mean is not None:
-            fresh.load_state_dict(norm.state_dict(), strict=False)
-        like = next((t for t in (norm.running_mean, norm.weight) if t is not None), None)
-        if like is not None:
-            fresh.to(like.device, like.dtype)
+        kept = dict(norm.named_buffers())
+        like = next((t for t in (norm.running_mean, norm.weight) if t is not None), torch.zeros(0))
+        fresh = nn.BatchNorm1d(
+            norm.num_features, affine=False, device=like.device, dtype=like.dtype
+        )
         for name, buffer in fresh.named_buffers():
-            self.register_buffer(name, rows(buffer))
+            self.register_buffer(name, rows(kept.get(name, buffer)))
 
     @property
     def max_steps(self) -> int | None:
