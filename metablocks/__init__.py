@@ -10,13 +10,23 @@ from metablocks.learner import Evaluation, MetaGradient, MetaLearner
 from metablocks.maml import train_maml
 from metablocks.models import PerStepBatchNorm, norm_patterns, per_step_batch_norm
 from metablocks.order import AnnealedOrder, FirstOrder, Order, SecondOrder, TruncatedOrder
-from metablocks.rules import Chain, LearningRate, StepInfo, UpdateRule, lslr, meta_sgd
+from metablocks.rules import (
+    KFO,
+    Chain,
+    LearningRate,
+    MetaCurvature,
+    StepInfo,
+    UpdateRule,
+    lslr,
+    meta_sgd,
+)
 from metablocks.step_loss import AnnealedStepLoss, FinalStepLoss, StepLoss, UniformStepLoss
 from metablocks.types import Batch, Progress, Task, TaskBatch, Tensors
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "KFO",
     "AnnealedOrder",
     "AnnealedStepLoss",
     "Batch",
@@ -31,6 +41,7 @@ __all__ = [
     "InnerLoop",
     "LearningRate",
     "Loop",
+    "MetaCurvature",
     "MetaGradient",
     "MetaLearner",
     "MetablocksError",

@@ -21,7 +21,7 @@ from metablocks.models import MLP, Conv4, per_step_batch_norm
 from metablocks.order import AnnealedOrder, FirstOrder, Order, SecondOrder, TruncatedOrder
 from metablocks.recipe.clipping import Clip, ClipNorm, ClipValue
 from metablocks.recipe.optimizers import adam, adamw, constant, cosine, sgd
-from metablocks.rules import LearningRate, UpdateRule, lslr, meta_sgd
+from metablocks.rules import KFO, LearningRate, MetaCurvature, UpdateRule, lslr, meta_sgd
 from metablocks.step_loss import AnnealedStepLoss, FinalStepLoss, StepLoss, UniformStepLoss
 from metablocks.tasks import CifarFS, Linear, MiniImagenet, Omniglot, Sinusoid, Strokes
 from metablocks.tasks.base import TaskSource
@@ -65,7 +65,13 @@ SURGERY = Slot(
 RULE = Slot(
     "rule",
     "how a gradient becomes an update",
-    {"learning_rate": LearningRate, "meta_sgd": meta_sgd, "lslr": lslr},
+    {
+        "learning_rate": LearningRate,
+        "meta_sgd": meta_sgd,
+        "lslr": lslr,
+        "kfo": KFO,
+        "meta_curvature": MetaCurvature,
+    },
     UpdateRule,
 )
 ORDER = Slot(

@@ -1,0 +1,238 @@
+"""KFO: a learned Kronecker-factored transform of the gradient.
+
+    U(G) = L G R + B,        vec U(G) = (Rᵀ ⊗ L) vec G + vec B
+
+Source: Arnold, Iqbal, Sha 2021, "When MAML can adapt fast and how to assist when it cannot".
+"""
+
+import math
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from einops import einsum
+from torch import Tensor
+from typing_extensions import Self
+
+from metablocks.errors import BlockError, RuleError
+from metablocks.functional import trainable
+from metablocks.models.layers import ACTIVATIONS, Activation, check_choice
+from metablocks.rules.base import Chain, NamedTensors, StepInfo, UpdateRule
+from metablocks.rules.factors import find, identity, once, read, sizes
+from metablocks.rules.rates import LearningRate
+from metablocks.types import Progress, Tensors
+
+if TYPE_CHECKING:
+    from metablocks.learner import MetaLearner
+
+_EPOCHS = 1000  # a learner's order is asked at each of these whether it is ever first-order
+
+
+class KFO(UpdateRule):
+    """Transform a gradient by learned Kronecker factors: U(G) = L G R + B.
+
+    Every adapted parameter has its own, and the result is still a gradient: a learning rate behind
+    it negates, `Chain(KFO(), LearningRate(0.1))`. By the shape of the parameter:
+
+    - linear `[out, in]`: left `[out, out]`, right `[in, in]`, B `[out, in]`;
+    - convolution `[C_out, C_in, *kernel]`, of 1 to 3 dimensions, k kernel positions: left
+      `[C_in, C_in]`, right `[k, k]`, B `[C_in, k]`, shared by the C_out filters;
+    - vector `[n]` (biases, norms) or a single number: left `[n, n]`, B `[n]`.
+
+    So many numbers, without B: out² + in², C_in² + k², n²; all of it (2 · `hidden` + 1) times.
+
+    `bias=False` leaves B out. `psd` puts LᵀL for L and RᵀR for R: a positive semi-definite
+    transform. `hidden` layers in front of the last transform make a network of it (the paper:
+    typically 2), each two transforms and `activation` σ: h ← K₋(h) + σ(K₊(h)) − σ(K₋(h)).
+
+    `adapt_transform`: the transform's own factors φ adapt inside a task too, from the second step
+    on, with `rate` α for θ and φ alike:
+
+        φ_k = φ_{k−1} − α ∂L_s(θ_k)/∂φ_{k−1},    θ_k = θ_{k−1} − α U(g_{k−1}; φ_{k−1})
+
+    The whole rule is then `Chain(KFO(adapt_transform=True, rate=α), LearningRate(α))`. What is
+    meta-learned is φ_0; a task's own φ_k live in the rule's state.
+
+    Factors are named after what they serve: `factors.left.conv.weight`, `factors.right.conv.weight`,
+    `factors.bias.conv.weight`, and `factors.hidden0.on.left.conv.weight` (K₊; `off` is K₋).
+
+    Law: L = R = I and B = 0 at first, so that `Chain(KFO(), r)` starts as `r`, to the last bit in
+    its first update, and every factor has a gradient from the first meta-step on. (With
+    `adapt_transform` the factors leave the identity within the task: it is `r` for one step.)
+
+    Source: Arnold, Iqbal, Sha 2021.
+
+    Deviations:
+
+    1. The paper's network σ(K(h)) cannot be the identity. A hidden layer here is: where
+       K₊ = K₋ = I, it is h + σ(h) − σ(h). With ReLU it takes the positive part of K₊(h) and the
+       negative part of K₋(h) (Balduzzi et al. 2017, "looks linear"), and with K₋ = 0, σ(0) = 0 it
+       is the paper's layer.
+    2. The release gives a vector a right factor `[1, 1]` too, a second scale of what the left one
+       scales already; here it has one side.
+    3. The release takes LᵀL, RᵀR and no B by default; here L G R + B is, and both are options.
+    4. `adapt_transform` takes second-order steps only: the release differentiates some of its
+       first-order steps all the same.
+
+    >>> params = {"w": torch.zeros(2, 3)}
+    >>> rule = KFO().setup(params, steps=1)
+    >>> {name: list(p.shape) for name, p in rule.named_parameters()}
+    {'factors.left.w': [2, 2], 'factors.right.w': [3, 3], 'factors.bias.w': [2, 3]}
+    >>> rule({"w": torch.ones(2, 3)}, rule.init(params), StepInfo(0, 1, params))[0]["w"].detach()
+    tensor([[1., 1., 1.],
+            [1., 1., 1.]])
+
+    Raises `RuleError` for negative `hidden`, for `rate` without `adapt_transform` and the reverse,
+    for parameters of more than 5 dimensions, and for a rule used before `setup` or set up twice;
+    `BlockError` for an unknown activation and, with `adapt_transform`, in a learner whose rule is
+    not the chain above or whose order is first-order at any step.
+    """
+
+    def __init__(
+        self,
+        *,
+        hidden: int = 0,
+        activation: Activation = "relu",
+        psd: bool = False,
+        bias: bool = True,
+        adapt_transform: bool = False,
+        rate: float | None = None,
+    ) -> None:
+        super().__init__()
+        if isinstance(hidden, bool) or not isinstance(hidden, int) or hidden < 0:
+            raise RuleError(f"KFO hidden is {hidden!r}; it takes a number of layers, 0 or more")
+        check_choice("activation", activation, ACTIVATIONS)
+        self.hidden = hidden
+        self.psd = psd
+        self.bias = bias
+        self.rate = _check_rate(adapt_transform, rate)
+        self.factors: NamedTensors | None = None
+        self.activation = ACTIVATIONS[activation]()
+
+    def extra_repr(self) -> str:
+        adapts = "" if self.rate is None else f", adapt_transform=True, rate={self.rate}"
+        return f"hidden={self.hidden}, psd={self.psd}, bias={self.bias}" + adapts
+
+    def setup(self, params: Tensors, steps: int) -> Self:
+        once("KFO", self.factors)
+        layers = [f"hidden{n}.{side}." for n in range(self.hidden) for side in ("on", "off")]
+        factors: Tensors = {}
+        for layer in [*layers, ""]:
+            for name, parameter in trainable(params).items():
+                axes = sizes("KFO", name, parameter.shape)
+                sides = axes[1:] if len(axes) == 3 else axes
+                for side, size in zip(("left", "right"), sides, strict=False):
+                    factors[f"{layer}{side}.{name}"] = identity(size, parameter)
+                if self.bias:
+                    factors[f"{layer}bias.{name}"] = parameter.new_zeros(sides)
+        self.factors = NamedTensors(factors, learn=True)
+        return self
+
+    def init(self, params: Tensors) -> Any:
+        if self.rate is None:
+            return ()
+        zeros = {name: torch.zeros_like(parameter) for name, parameter in params.items()}
+        return _Adapted(read("KFO", self.factors), zeros)
+
+    def forward(self, updates: Tensors, state: Any, step: StepInfo) -> tuple[Tensors, Any]:
+        if self.rate is None:
+            return self._transform(read("KFO", self.factors), updates), state
+        factors = state.factors
+        if step.index > 0:
+            slope = self._slope(factors, state.gradients, updates)
+            factors = {key: factor - self.rate * slope[key] for key, factor in factors.items()}
+        return self._transform(factors, updates), _Adapted(factors, updates)
+
+    def check(self, learner: "MetaLearner") -> None:
+        if self.rate is None:
+            return
+        own, *after = _flat(learner.rule)
+        if own is not self or len(after) != 1 or not _is_fixed(after[0], self.rate):
+            raise BlockError(
+                f"KFO with adapt_transform differentiates the update −{self.rate} U(G), so the rule "
+                f"must be Chain(KFO(adapt_transform=True, rate={self.rate}), "
+                f"LearningRate({self.rate})) and nothing else; given "
+                f"{', '.join(type(rule).__name__ for rule in (own, *after))}, or another rate"
+            )
+        for epoch in range(_EPOCHS):
+            for index in range(learner.steps):
+                if not learner.order(index, learner.steps, Progress(epoch=epoch)):
+                    raise BlockError(
+                        f"KFO with adapt_transform takes second-order steps only, and the order "
+                        f"{learner.order!r} is first-order at step {index} of epoch {epoch}; use "
+                        "SecondOrder(), or adapt_transform=False"
+                    )
+
+    def _slope(self, factors: Tensors, before: Tensors, gradients: Tensors) -> Tensors:
+        """∂L_s(θ_k)/∂φ at θ_k = θ_{k−1} − α U(g_{k−1}; φ): −α times a vector-Jacobian product."""
+        assert self.rate is not None
+        _, pull_back = torch.func.vjp(lambda own: self._transform(own, before), factors)
+        (product,) = pull_back(gradients)
+        return {key: -self.rate * term for key, term in product.items()}
+
+    def _transform(self, factors: Tensors, gradients: Tensors) -> Tensors:
+        return {name: self._network(factors, name, g) for name, g in gradients.items()}
+
+    def _network(self, factors: Tensors, name: str, gradient: Tensor) -> Tensor:
+        flow = gradient.reshape(sizes("KFO", name, gradient.shape))
+        with torch.autocast(gradient.device.type, enabled=False):  # updates keep the full precision
+            for layer in range(self.hidden):
+                on = self._kronecker(factors, f"hidden{layer}.on.", name, flow)
+                off = self._kronecker(factors, f"hidden{layer}.off.", name, flow)
+                flow = off + (self.activation(on) - self.activation(off))
+            return self._kronecker(factors, "", name, flow).reshape(gradient.shape)
+
+    def _kronecker(self, factors: Tensors, layer: str, name: str, flow: Tensor) -> Tensor:
+        """L G R + B of one layer, for a gradient `[n]`, `[out, in]` or `[C_out, C_in, k]`."""
+
+        def factor(side: str) -> Tensor:
+            given = find("KFO", factors, f"{layer}{side}.{name}", name)
+            return (
+                einsum(given, given, "inner row, inner column -> row column") if self.psd else given
+            )
+
+        if flow.ndim == 1:
+            flow = einsum(factor("left"), flow, "row r, r -> row")
+        elif flow.ndim == 2:
+            flow = einsum(
+                factor("left"), flow, factor("right"), "row r, r c, c column -> row column"
+            )
+        else:
+            flow = einsum(
+                factor("left"), flow, factor("right"), "row r, out r c, c column -> out row column"
+            )
+        return flow + factors[f"{layer}bias.{name}"] if self.bias else flow
+
+
+class _Adapted(NamedTuple):
+    """A task's own transform, and the gradients of the step before."""
+
+    factors: Tensors
+    gradients: Tensors
+
+
+def _check_rate(adapt_transform: bool, rate: float | None) -> float | None:
+    if not adapt_transform:
+        if rate is not None:
+            raise RuleError(
+                f"KFO rate is {rate!r}, which only adapt_transform=True reads; leave it out, and put "
+                "the learning rate behind: Chain(KFO(), LearningRate(0.1))"
+            )
+        return None
+    numeric = isinstance(rate, int | float) and not isinstance(rate, bool)
+    if rate is None or not numeric or not math.isfinite(rate):
+        raise RuleError(
+            f"KFO rate is {rate!r}; with adapt_transform it takes the inner learning rate, a finite "
+            "number"
+        )
+    return float(rate)
+
+
+def _flat(rule: UpdateRule) -> list[UpdateRule]:
+    """The rules of a chain, nested ones too, in order."""
+    if not isinstance(rule, Chain):
+        return [rule]
+    return [one for member in rule.rules if isinstance(member, UpdateRule) for one in _flat(member)]
+
+
+def _is_fixed(rule: UpdateRule, rate: float) -> bool:
+    return isinstance(rule, LearningRate) and not rule.learn and rule.value == rate

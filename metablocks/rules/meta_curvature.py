@@ -1,0 +1,88 @@
+"""Meta-Curvature: a learned curvature of the gradient, one matrix for each of its axes.
+
+    MC(G) = M_out G M_in,        MC(G) = G ×₁ M_out ×₂ M_in ×₃ M_f
+
+Source: Park, Oliva 2019.
+"""
+
+from typing import Any
+
+import torch
+from einops import einsum
+from torch import Tensor
+from typing_extensions import Self
+
+from metablocks.functional import trainable
+from metablocks.rules.base import NamedTensors, StepInfo, UpdateRule, full_like
+from metablocks.rules.factors import find, identity, once, read, sizes
+from metablocks.types import Tensors
+
+_AXES = {1: (), 2: ("out", "in"), 3: ("out", "in", "filter")}
+
+
+class MetaCurvature(UpdateRule):
+    """Transform a gradient by a learned matrix for each of its axes: MC(G) = M_out G M_in.
+
+    Every adapted parameter has its own, and the result is still a gradient: a learning rate behind
+    it negates, `Chain(MetaCurvature(), LearningRate(0.1))`. By the shape of the parameter:
+
+    - linear `[out, in]`: M_out `[out, out]`, M_in `[in, in]`, MC(G) = M_out G M_in;
+    - convolution `[C_out, C_in, *kernel]`, of 1 to 3 dimensions, k kernel positions: M_out
+      `[C_out, C_out]`, M_in `[C_in, C_in]`, M_f `[k, k]`, the mode products
+      MC(G)_{oif} = Σ_{pjs} M_out_{op} M_in_{ij} M_f_{fs} G_{pjs};
+    - vector `[n]` (biases, norms) or a single number: one number per entry, multiplied.
+
+    So many numbers: out² + in², C_out² + C_in² + k², n. They are unconstrained, and named after what
+    they serve: `factors.out.conv.weight`, `factors.in.conv.weight`, `factors.filter.conv.weight`,
+    `factors.scale.conv.bias`.
+
+    Law: identities and ones at first, so that `Chain(MetaCurvature(), r)` starts as `r`, to the last
+    bit in its first update.
+
+    Source: Park, Oliva 2019 (α fixed; one step).
+
+    >>> params = {"w": torch.zeros(2, 3), "b": torch.zeros(2)}
+    >>> rule = MetaCurvature().setup(params, steps=1)
+    >>> {name: list(p.shape) for name, p in rule.named_parameters()}
+    {'factors.out.w': [2, 2], 'factors.in.w': [3, 3], 'factors.scale.b': [2]}
+    >>> gradients = {"w": torch.ones(2, 3), "b": torch.ones(2)}
+    >>> rule(gradients, rule.init(params), StepInfo(0, 1, params))[0]["b"].detach()
+    tensor([1., 1.])
+
+    Raises `RuleError` for parameters of more than 5 dimensions, and for a rule used before `setup`
+    or set up twice.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.factors: NamedTensors | None = None
+
+    def setup(self, params: Tensors, steps: int) -> Self:
+        once("MetaCurvature", self.factors)
+        factors: Tensors = {}
+        for name, parameter in trainable(params).items():
+            axes = sizes("MetaCurvature", name, parameter.shape)
+            if len(axes) == 1:
+                factors[f"scale.{name}"] = full_like(parameter, tuple(parameter.shape), 1)
+            for axis, size in zip(_AXES[len(axes)], axes, strict=False):
+                factors[f"{axis}.{name}"] = identity(size, parameter)
+        self.factors = NamedTensors(factors, learn=True)
+        return self
+
+    def forward(self, updates: Tensors, state: Any, step: StepInfo) -> tuple[Tensors, Any]:
+        factors = read("MetaCurvature", self.factors)
+        return {name: _curved(factors, name, g) for name, g in updates.items()}, state
+
+
+def _curved(factors: Tensors, name: str, gradient: Tensor) -> Tensor:
+    axes = sizes("MetaCurvature", name, gradient.shape)
+    if len(axes) == 1:
+        return find("MetaCurvature", factors, f"scale.{name}", name) * gradient
+    curvature = [
+        find("MetaCurvature", factors, f"{axis}.{name}", name) for axis in _AXES[len(axes)]
+    ]
+    with torch.autocast(gradient.device.type, enabled=False):  # updates keep the full precision
+        if len(axes) == 2:
+            return einsum(gradient, *curvature, "p j, o p, j i -> o i")
+        curved = einsum(gradient.reshape(axes), *curvature, "p j s, o p, i j, f s -> o i f")
+        return curved.reshape(gradient.shape)

@@ -1,0 +1,546 @@
+"""KFO and Meta-Curvature: the identity, dense Kronecker products, and plain autograd as an oracle."""
+
+import dataclasses
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import metablocks as mb
+from metablocks import KFO, Chain, LearningRate, Loop, MetaCurvature, StepInfo, Vmap
+from metablocks.errors import BlockError, RuleError
+from metablocks.laws import gradients, problem, rules
+
+ACTIVATIONS = ["relu", "leaky_relu", "tanh", "gelu", "softplus"]
+RATE = 0.2
+ADAPTS = {"adapt_transform": True, "rate": RATE}
+TRANSFORMS = {
+    "kfo": KFO,
+    "kfo-no-bias": lambda: KFO(bias=False),
+    "kfo-psd": lambda: KFO(psd=True),
+    "kfo-hidden": lambda: KFO(hidden=2, activation="gelu"),
+    "kfo-hidden-psd": lambda: KFO(hidden=1, activation="tanh", psd=True, bias=False),
+    "meta_curvature": MetaCurvature,
+}
+ADAPTING = {
+    "kfo-adapt": lambda: KFO(**ADAPTS),
+    "kfo-adapt-hidden": lambda: KFO(hidden=1, activation="gelu", psd=True, **ADAPTS),
+}
+transforms = pytest.mark.parametrize("make", TRANSFORMS.values(), ids=TRANSFORMS.keys())
+all_transforms = pytest.mark.parametrize(
+    "make", (TRANSFORMS | ADAPTING).values(), ids=(TRANSFORMS | ADAPTING).keys()
+)
+problems = pytest.mark.parametrize("small", [problem.regression, problem.classification])
+
+SHAPES = {
+    "scale": (),
+    "norm.bias": (4,),
+    "head.weight": (2, 3),
+    "conv1.weight": (2, 3, 5),
+    "conv2.weight": (2, 3, 2, 2),
+    "conv3.weight": (2, 3, 1, 2, 2),
+}
+
+
+def tensors(device):
+    return {name: torch.randn(s, device=device, dtype=torch.float64) for name, s in SHAPES.items()}
+
+
+def perturb(rule, amount=0.2):
+    """Move every factor away from the identity, in place."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, p in rule.named_parameters():
+            if "factors." in name:
+                noise = torch.randn(p.shape, generator=generator, dtype=torch.float64)
+                p.add_((amount * noise).to(p))
+    return rule
+
+
+def apply(rule, gradients):
+    updates, _ = rule(gradients, rule.init(gradients), StepInfo(0, 1, gradients))
+    return {name: update.detach() for name, update in updates.items()}
+
+
+# ---- the protocol, and the identity
+
+
+@all_transforms
+def test_updates_fit_the_gradients(make, device):
+    rules.fits_the_gradients(make, tensors(device))
+
+
+@all_transforms
+def test_first_order_is_second_order_where_the_hessian_is_zero(make):
+    rules.zero_hessian(make)
+
+
+@transforms
+@problems
+def test_at_first_it_is_the_rule_behind_it(make, small, device):
+    rules.same_as_without(make, small(device=device))
+
+
+@problems
+def test_a_transform_that_adapts_is_the_rule_behind_it_for_one_step(small, device):
+    rules.same_as_without(lambda: KFO(hidden=1, **ADAPTS), small(steps=1, device=device), rate=RATE)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_at_first_the_transform_is_the_identity_to_the_last_bit(activation, device):
+    gradients = tensors(device)
+    for rule in (KFO(hidden=2, activation=activation), KFO(psd=True), MetaCurvature()):
+        updates = apply(rule.setup(gradients, 1), gradients)
+        assert all(torch.equal(updates[name], g) for name, g in gradients.items())
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_where_the_gradient_is_zero_its_derivative_is_still_the_identity(activation, device):
+    """A head of zeros sends exact zeros to the body: the kink of a ReLU must not cut them off."""
+    small = problem.regression(device=device)
+
+    def model():
+        net = small.model()
+        nn.init.zeros_(net.head.weight)
+        return net
+
+    rules.same_as_without(
+        lambda: KFO(hidden=2, activation=activation), dataclasses.replace(small, model=model)
+    )
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("psd", [False, True])
+def test_every_factor_has_a_gradient_from_the_first_meta_step_on(activation, psd, device):
+    small = problem.regression(device=device)
+    rule = Chain(KFO(hidden=2, activation=activation, psd=psd), LearningRate(RATE))
+    grads = small.learner(rule).meta_gradient(small.tasks).grads
+    flat = [name for name, g in grads.items() if float(g.abs().max()) < 1e-8]
+    assert not flat
+
+
+# ---- against dense matrices
+
+
+def column_major(matrix):
+    return matrix.mT.reshape(-1)
+
+
+@pytest.mark.parametrize("psd", [False, True])
+@pytest.mark.parametrize("name", SHAPES)
+def test_kfo_is_a_dense_kronecker_product(name, psd, device):
+    """vec(L G R + B) = (Rᵀ ⊗ L) vec G + vec B, for each filter of a convolution by itself."""
+    gradient = tensors(device)[name]
+    rule = perturb(KFO(psd=psd).setup({name: gradient}, 1))
+    factors = dict(rule.named_parameters())
+    left = factors[f"factors.left.{name}"].detach()
+    right = factors.get(f"factors.right.{name}", torch.ones(1, 1).to(left)).detach()
+    bias = factors[f"factors.bias.{name}"].detach()
+    if psd:
+        left, right = left.mT @ left, right.mT @ right
+    dense = torch.kron(right.mT.contiguous(), left)
+    rows = [gradient] if gradient.ndim < 3 else list(gradient.flatten(2))
+    bias = bias.reshape(len(left), len(right))
+    expected = torch.stack(
+        [dense @ column_major(g.reshape(bias.shape)) + column_major(bias) for g in rows]
+    )
+    got = apply(rule, {name: gradient})[name].reshape(len(rows), *bias.shape)
+    torch.testing.assert_close(got.mT.flatten(1), expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_meta_curvature_is_a_dense_kronecker_product(name, device):
+    """With entries row by row: (M_out ⊗ M_inᵀ) vec G; for a convolution (M_out ⊗ M_in ⊗ M_f) vec G."""
+    gradient = tensors(device)[name]
+    rule = perturb(MetaCurvature().setup({name: gradient}, 1))
+    factors = {key.split(".")[1]: p.detach() for key, p in rule.named_parameters()}
+    if gradient.ndim < 2:
+        dense = torch.diag(factors["scale"].reshape(-1))
+    elif gradient.ndim == 2:
+        dense = torch.kron(factors["out"], factors["in"].mT.contiguous())
+    else:
+        dense = torch.kron(factors["out"], torch.kron(factors["in"], factors["filter"]))
+    got = apply(rule, {name: gradient})[name]
+    expected = (dense @ gradient.reshape(-1)).reshape(gradient.shape)
+    torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_with_its_off_half_at_zero_a_hidden_layer_is_the_papers(device):
+    gradient = {"w": torch.randn(3, 4, device=device, dtype=torch.float64)}
+    rule = perturb(KFO(hidden=1).setup(gradient, 1))
+    own = {key.removeprefix("factors."): p for key, p in rule.named_parameters()}
+    with torch.no_grad():
+        for key in ("hidden0.off.left.w", "hidden0.off.right.w", "hidden0.off.bias.w"):
+            own[key].zero_()
+        on = (own[f"hidden0.on.{side}.w"] for side in ("left", "right", "bias"))
+        left, right, bias = on
+        hidden = F.relu(left @ gradient["w"] @ right + bias)
+        expected = own["left.w"] @ hidden @ own["right.w"] + own["bias.w"]
+    torch.testing.assert_close(apply(rule, gradient)["w"], expected)
+
+
+# ---- names, shapes, counts
+
+
+def count_kfo(shape, *, bias):
+    if len(shape) < 2:
+        n = shape[0] if shape else 1
+        return n**2 + bias * n
+    if len(shape) == 2:
+        return shape[0] ** 2 + shape[1] ** 2 + bias * shape[0] * shape[1]
+    k = torch.Size(shape[2:]).numel()
+    return shape[1] ** 2 + k**2 + bias * shape[1] * k
+
+
+def count_curvature(shape):
+    if len(shape) < 2:
+        return shape[0] if shape else 1
+    if len(shape) == 2:
+        return shape[0] ** 2 + shape[1] ** 2
+    return shape[0] ** 2 + shape[1] ** 2 + torch.Size(shape[2:]).numel() ** 2
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_there_are_as_many_numbers_as_the_docstrings_say(name, device):
+    shape, own = SHAPES[name], {name: tensors(device)[name]}
+
+    def count(rule):
+        return sum(p.numel() for p in rule.setup(own, 1).parameters())
+
+    assert count(MetaCurvature()) == count_curvature(shape)
+    for hidden, bias in itertools.product([0, 2], [False, True]):
+        expected = (2 * hidden + 1) * count_kfo(shape, bias=bias)
+        assert count(KFO(hidden=hidden, bias=bias)) == expected
+
+
+def test_factors_are_named_after_what_they_serve_and_only_adapted_parameters_have_some(device):
+    model = nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(12, 2))
+    blocks = {"loss": F.mse_loss, "steps": 1}
+    shapes = {
+        "rule.factors.left.0.weight": (2, 2),
+        "rule.factors.right.0.weight": (9, 9),
+        "rule.factors.bias.0.weight": (2, 9),
+        "rule.factors.left.1.weight": (3, 3),
+        "rule.factors.bias.1.weight": (3,),
+    }
+    learner = mb.MetaLearner(model.to(device), rule=KFO(), adapt=["0.weight", "1.weight"], **blocks)
+    own = {name: tuple(p.shape) for name, p in learner.named_parameters()}
+    assert {name: s for name, s in own.items() if name.startswith("rule.")} == shapes
+    learner = mb.MetaLearner(model.to(device), rule=MetaCurvature(), adapt="3.*", **blocks)
+    own = {name: tuple(p.shape) for name, p in learner.named_parameters()}
+    assert {name: s for name, s in own.items() if name.startswith("rule.")} == {
+        "rule.factors.out.3.weight": (2, 2),
+        "rule.factors.in.3.weight": (12, 12),
+        "rule.factors.scale.3.bias": (2,),
+    }
+
+
+@all_transforms
+def test_names_and_values_survive_a_state_dict(make, device):
+    small = problem.classification(device=device)
+    trained = perturb(small.learner(Chain(make(), LearningRate(RATE))))
+    fresh = small.learner(Chain(make(), LearningRate(RATE)))
+    fresh.load_state_dict(trained.state_dict())
+    got, expected = fresh.meta_gradient(small.tasks), trained.meta_gradient(small.tasks)
+    problem.hold("state dict", got.grads, expected.grads, within=0)
+
+
+def test_frozen_parameters_get_no_factors():
+    frozen = nn.Parameter(torch.ones(2), requires_grad=False)
+    for rule in (KFO(), MetaCurvature()):
+        assert not list(rule.setup({"w": frozen}, 1).parameters())
+
+
+def test_under_autocast_updates_keep_their_precision():
+    own = {"w": torch.randn(3, 3), "c": torch.randn(2, 3, 2, 2)}
+    for rule in (KFO(hidden=1), MetaCurvature()):
+        rule.setup(own, 1)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            updates = apply(rule, own)
+        assert all(torch.equal(updates[name], g) for name, g in own.items())
+
+
+# ---- gradients
+
+
+@all_transforms
+@problems
+def test_finite_differences_of_every_factor(make, small, device):
+    small = small(tasks=2, device=device)
+    learner = perturb(small.learner(Chain(make(), LearningRate(RATE))))
+    gradients.finite_differences(learner, small.tasks)
+
+
+ORDERS = [mb.SecondOrder(), mb.FirstOrder(), mb.TruncatedOrder(last=1)]
+
+
+@transforms
+@pytest.mark.parametrize("order", ORDERS, ids=repr)
+@pytest.mark.parametrize("behind", [mb.lslr, mb.meta_sgd])
+def test_every_executor_gives_the_loops_gradient(make, order, behind, device):
+    small = problem.classification(steps=2, device=device)
+
+    def learner(executor):
+        rule = Chain(make(), behind(RATE))
+        return perturb(small.learner(rule, order=order, executor=executor))
+
+    gradients.one_gradient(small, [Vmap(), Vmap(chunk=2)], learner)
+
+
+@pytest.mark.parametrize("make", ADAPTING.values(), ids=ADAPTING.keys())
+@problems
+def test_a_transform_that_adapts_is_the_same_on_every_executor(make, small, device):
+    small = small(device=device)
+
+    def learner(executor):
+        return perturb(small.learner(Chain(make(), LearningRate(RATE)), executor=executor))
+
+    gradients.one_gradient(small, [Vmap(), Vmap(chunk=2)], learner)
+
+
+# ---- the whole meta-gradient, written once more in plain autograd
+
+
+class LinearNet(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.one, self.norm, self.two = nn.Linear(3, 4), nn.LayerNorm(4), nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.two(self.norm(self.one(x)).tanh())
+
+
+class ConvNet(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.head = nn.Conv2d(2, 3, 3), nn.Linear(12, 2)
+
+    def forward(self, x):
+        return self.head(F.softplus(self.conv(x)).flatten(1))
+
+
+def linear_net(p, x):
+    h = x @ p["one.weight"].T + p["one.bias"]
+    h = (h - h.mean(1, keepdim=True)) / (h.var(1, unbiased=False, keepdim=True) + 1e-5).sqrt()
+    return (h * p["norm.weight"] + p["norm.bias"]).tanh() @ p["two.weight"].T + p["two.bias"]
+
+
+def conv_net(p, x):
+    patches = F.unfold(x, 3).transpose(1, 2)
+    h = patches @ p["conv.weight"].flatten(1).T + p["conv.bias"]
+    return (1 + h.transpose(1, 2).exp()).log().flatten(1) @ p["head.weight"].T + p["head.bias"]
+
+
+def plain_kfo(*, hidden=0, activation=None, psd=False):
+    def linear(f, prefix, name, g):
+        left, right = f[f"{prefix}left.{name}"], f.get(f"{prefix}right.{name}")
+        if psd:
+            left, right = left.T @ left, None if right is None else right.T @ right
+        h = left @ g if right is None else left @ g @ right
+        return h + f[f"{prefix}bias.{name}"]
+
+    def transform(f, name, g):
+        h = g.flatten(2) if g.ndim > 2 else g
+        for n in range(hidden):
+            on = linear(f, f"hidden{n}.on.", name, h)
+            off = linear(f, f"hidden{n}.off.", name, h)
+            h = activation(on) + off - activation(off)
+        return linear(f, "", name, h).view_as(g)
+
+    return transform
+
+
+def plain_curvature(f, name, g):
+    if g.ndim == 1:
+        return f[f"scale.{name}"] * g
+    out, inp = f[f"out.{name}"], f[f"in.{name}"]
+    if g.ndim == 2:
+        return out @ g @ inp
+    h = inp @ g.flatten(2) @ f[f"filter.{name}"].T  # each filter [C_in, k] by itself
+    return (out @ h.flatten(1)).view_as(g)
+
+
+def plain_meta_gradient(net, theta, factors, transform, tasks, *, steps, rate, adapts):
+    leaves = [*theta.values(), *factors.values()]
+    total = [torch.zeros_like(leaf) for leaf in leaves]
+    for task in (tasks[index] for index in range(len(tasks))):
+        fast, own = dict(theta), dict(factors)
+        for k in range(steps):
+            loss = F.mse_loss(net(fast, task.support[0]), task.support[1])
+            if adapts and k > 0:
+                slope = torch.autograd.grad(loss, list(own.values()), create_graph=True)
+            g = torch.autograd.grad(loss, list(fast.values()), create_graph=True)
+            if adapts and k > 0:
+                own = {key: f - rate * s for (key, f), s in zip(own.items(), slope, strict=True)}
+            fast = {
+                name: p - rate * transform(own, name, d)
+                for (name, p), d in zip(fast.items(), g, strict=True)
+            }
+        query = F.mse_loss(net(fast, task.query[0]), task.query[1])
+        for sum_, grad in zip(total, torch.autograd.grad(query, leaves), strict=True):
+            sum_ += grad / len(tasks)
+    return total
+
+
+@pytest.mark.parametrize("executor", [Loop(), Vmap()], ids=repr)
+@pytest.mark.parametrize(
+    ("module", "net", "shape"),
+    [(LinearNet, linear_net, (3,)), (ConvNet, conv_net, (2, 4, 4))],
+    ids=["linear", "conv"],
+)
+@pytest.mark.parametrize(
+    ("make", "transform"),
+    [
+        (KFO, plain_kfo()),
+        (lambda: KFO(psd=True), plain_kfo(psd=True)),
+        (lambda: KFO(hidden=2), plain_kfo(hidden=2, activation=torch.relu)),
+        (
+            lambda: KFO(hidden=1, activation="tanh", psd=True),
+            plain_kfo(hidden=1, activation=torch.tanh, psd=True),
+        ),
+        (lambda: KFO(**ADAPTS), plain_kfo()),
+        (
+            lambda: KFO(hidden=1, psd=True, activation="tanh", **ADAPTS),
+            plain_kfo(hidden=1, activation=torch.tanh, psd=True),
+        ),
+        (MetaCurvature, plain_curvature),
+    ],
+    ids=["kfo", "psd", "hidden", "hidden-psd", "adapt", "adapt-hidden-psd", "curvature"],
+)
+def test_meta_gradients_are_those_of_plain_autograd(
+    make, transform, module, net, shape, executor, device
+):
+    def draw(*size):
+        return torch.randn(3, *size, device=device, dtype=torch.float64)
+
+    tasks = mb.TaskBatch(support=(draw(5, *shape), draw(5, 2)), query=(draw(4, *shape), draw(4, 2)))
+    model = module().to(device, torch.float64)
+    transforming = make()
+    learner = mb.MetaLearner(
+        model,
+        loss=F.mse_loss,
+        steps=3,
+        rule=Chain(transforming, LearningRate(RATE)),
+        executor=executor,
+    )
+    perturb(learner)
+    got = learner.meta_gradient(tasks).grads
+    theta = dict(model.named_parameters())
+    factors = {name.removeprefix("factors."): p for name, p in transforming.named_parameters()}
+    total = plain_meta_gradient(
+        net,
+        theta,
+        factors,
+        transform,
+        tasks,
+        steps=3,
+        rate=RATE,
+        adapts=getattr(transforming, "rate", None) is not None,
+    )
+    names = [f"model.{n}" for n in theta] + [f"rule.rules.0.factors.{n}" for n in factors]
+    problem.hold("plain autograd", got, dict(zip(names, total, strict=True)), within=1e-10)
+
+
+# ---- errors
+
+
+def adapting(rule=None, **blocks):
+    own = KFO(**ADAPTS)
+    rule = rule(own) if rule else Chain(own, LearningRate(RATE))
+    return problem.regression().learner(rule, **blocks)
+
+
+def test_a_transform_that_adapts_takes_its_rate_in_nested_chains_too():
+    adapting(lambda own: Chain(Chain(own), Chain(LearningRate(RATE, granularity="tensor"))))
+
+
+@pytest.mark.parametrize(
+    ("error", "act", "message"),
+    [
+        (RuleError, lambda: KFO(hidden=-1), "KFO hidden is -1; it takes a number of layers"),
+        (RuleError, lambda: KFO(hidden=True), "KFO hidden is True"),
+        (BlockError, lambda: KFO(activation="rleu"), 'did you mean "relu"'),
+        (RuleError, lambda: KFO(rate=0.1), "which only adapt_transform=True reads"),
+        (RuleError, lambda: KFO(adapt_transform=True), "rate is None; with adapt_transform it"),
+        (RuleError, lambda: KFO(adapt_transform=True, rate=float("inf")), "rate is inf"),
+        (RuleError, lambda: KFO().setup({}, 1).setup({}, 1), "this KFO is set up already"),
+        (
+            RuleError,
+            lambda: MetaCurvature().setup({}, 1).setup({}, 1),
+            "this MetaCurvature is set up already",
+        ),
+        (
+            RuleError,
+            lambda: KFO().setup({"a.w": torch.ones((1,) * 6)}, 1),
+            "KFO has no factors for a.w, a tensor of shape [1, 1, 1, 1, 1, 1]",
+        ),
+        (
+            RuleError,
+            lambda: MetaCurvature().setup({"a.w": torch.ones((1,) * 6)}, 1),
+            "MetaCurvature has no factors for a.w",
+        ),
+        (RuleError, lambda: apply(KFO(), {"w": torch.ones(1)}), "KFO is not set up; call .setup"),
+        (RuleError, lambda: KFO(**ADAPTS).init({}), "KFO is not set up"),
+        (RuleError, lambda: apply(MetaCurvature(), {}), "MetaCurvature is not set up"),
+        (
+            RuleError,
+            lambda: apply(KFO().setup({"w": torch.ones(1)}, 1), {"v": torch.ones(1)}),
+            "KFO was set up without a transform for v",
+        ),
+        (
+            RuleError,
+            lambda: apply(MetaCurvature().setup({}, 1), {"v": torch.ones(1)}),
+            "MetaCurvature was set up without a transform for v",
+        ),
+        (BlockError, lambda: adapting(lambda own: own), "given KFO, or another rate"),
+        (
+            BlockError,
+            lambda: adapting(lambda own: Chain(own, LearningRate(0.3))),
+            "must be Chain(KFO(adapt_transform=True, rate=0.2), LearningRate(0.2)) and nothing else",
+        ),
+        (
+            BlockError,
+            lambda: adapting(lambda own: Chain(own, LearningRate(RATE, learn=True))),
+            "nothing else; given KFO, LearningRate",
+        ),
+        (
+            BlockError,
+            lambda: adapting(lambda own: Chain(MetaCurvature(), own, LearningRate(RATE))),
+            "given MetaCurvature, KFO, LearningRate",
+        ),
+        (
+            BlockError,
+            lambda: adapting(order=mb.FirstOrder()),
+            "the order FirstOrder() is first-order at step 0 of epoch 0",
+        ),
+        (
+            BlockError,
+            lambda: adapting(order=mb.TruncatedOrder(last=2)),
+            "TruncatedOrder(last=2) is first-order at step 0",
+        ),
+        (
+            BlockError,
+            lambda: adapting(order=mb.AnnealedOrder(first_order_epochs=3)),
+            "AnnealedOrder(first_order_epochs=3) is first-order at step 0 of epoch 0",
+        ),
+        (
+            BlockError,
+            lambda: adapting(order=lambda step, steps, progress: progress.epoch < 7),
+            "is first-order at step 0 of epoch 7",
+        ),
+    ],
+)
+def test_misuse_says_what_was_given_and_what_would_work(error, act, message):
+    with pytest.raises(error) as caught:
+        act()
+    assert message in str(caught.value)
+
+
+def test_a_transform_that_adapts_keeps_its_parameters_as_they_are():
+    learner = perturb(adapting())
+    before = problem.parameters(learner)
+    learner.evaluate(problem.regression().tasks)
+    learner.meta_gradient(problem.regression().tasks)
+    problem.hold("untouched", problem.parameters(learner), before, within=0)
