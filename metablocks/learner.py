@@ -3,6 +3,7 @@
 It holds the meta-parameters and hands each block what it needs; the mathematics is in the blocks.
 """
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -34,6 +35,14 @@ class MetaGradient(NamedTuple):
     """`[tasks, steps + 1]`: before adaptation, then after each step; nan where not computed."""
     buffer_changes: Tensors
     """Mean over tasks of the changes of the buffers that are collected (see `MetaLearner`)."""
+
+    @property
+    def trouble(self) -> str | None:
+        """What is not finite: the loss or the gradient; None where both are."""
+        if not math.isfinite(self.loss):
+            return f"training loss is {float(self.loss)}"
+        finite = nn.utils.get_total_norm(self.grads.values()).isfinite()
+        return None if finite else "meta-gradient is not finite"
 
 
 class Evaluation(NamedTuple):

@@ -265,14 +265,13 @@ def _accuracy(prediction: Tensor, target: Tensor) -> Tensor:
 
 
 def _finite(result: MetaGradient, step: int) -> float:
-    loss = float(result.loss)
-    if math.isfinite(loss) and nn.utils.get_total_norm(result.grads.values()).isfinite():
-        return loss
-    what = "meta-gradient is not finite" if math.isfinite(loss) else f"training loss is {loss}"
-    raise RunError(
-        f"the {what} at meta-step {step}, which was not taken. Training diverged, or the data is not "
-        "finite; a lower inner_lr or outer_lr, or fewer inner_steps, usually helps"
-    )
+    if result.trouble:
+        raise RunError(
+            f"the {result.trouble} at meta-step {step}, which was not taken. Training diverged, or "
+            "the data is not finite; a lower inner_lr or outer_lr, or fewer inner_steps, usually "
+            "helps"
+        )
+    return float(result.loss)
 
 
 def _check_values(model: Any, **rates: Any) -> None:

@@ -21,6 +21,8 @@ class TrainingState:
     best_epoch: int | None = None
     ranking: list[tuple[int, float]] = field(default_factory=list)
     """The epochs kept, the best first, each with its validation error (see `Scores.error`)."""
+    spent: dict[str, float] = field(default_factory=dict)
+    """What the epoch in progress has cost before a stop (see `usage.Meter`)."""
 
     @property
     def members(self) -> list[int]:

@@ -37,7 +37,7 @@ def train(
     """Train to the end of the recipe from `state`, which is brought up to date and returned.
 
     Raises `Stopped` after the first SIGINT or SIGTERM, with the checkpoint written, and `RunError`
-    where the loss is no longer finite.
+    where the loss or the meta-gradient is no longer finite.
     """
     total = experiment.epochs * experiment.steps_per_epoch
     bar = tqdm(
@@ -49,7 +49,7 @@ def train(
         mininterval=0.2 if sys.stderr.isatty() else 10.0,
         dynamic_ncols=True,
     )
-    meter = Meter(experiment.device)
+    meter = Meter(experiment.device, state.spent)
     with bar, _stop_signals() as signals:
         try:
             while state.epochs < experiment.epochs:
@@ -64,11 +64,11 @@ def train(
                     bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
                     continue
                 scores = _validate(experiment, state, signals)
-                _finish_epoch(experiment, directory, state, scores)
-                directory.append(directory.times, {"epoch": state.epochs, **meter.lap()})
+                _finish_epoch(experiment, directory, state, scores, meter)
                 if scores and not quiet:
                     bar.write(_line(experiment, state, scores), file=sys.stdout)
         except Stopped:
+            state.spent = meter.spent()
             checkpoint.save(directory.checkpoint("last"), experiment, state)
             raise
     return state
@@ -93,15 +93,16 @@ def final_scores(
 def meta_step(experiment: Experiment, number: int, progress: Progress) -> float:
     """Meta-step `number`, counted from 0: its tasks, their meta-gradient, a step of the optimiser.
 
-    Returns the loss. Raises `RunError`, before a parameter moves, where it is not finite.
+    Returns the loss. Raises `RunError`, before a parameter moves, where loss or meta-gradient is not
+    finite; clipping does not mend that.
     """
     first = number * experiment.tasks_per_step
     indices = range(first, first + experiment.tasks_per_step)
     tasks = experiment.source.sample("train", indices).to(experiment.dtype)
-    loss = float(experiment.learner.backward(tasks, progress=progress).loss)
-    if not math.isfinite(loss):
+    result = experiment.learner.backward(tasks, progress=progress)
+    if result.trouble:
         raise RunError(
-            f"the training loss is {loss} at meta-step {number + 1}, in epoch "
+            f"the {result.trouble} at meta-step {number + 1}, in epoch "
             f"{math.floor(progress.epoch) + 1}: training diverged. A lower inner.rule rate or "
             "outer.optimizer.lr usually helps"
         )
@@ -109,7 +110,7 @@ def meta_step(experiment: Experiment, number: int, progress: Progress) -> float:
         experiment.clip()
     experiment.optimizer.step()
     experiment.optimizer.zero_grad()
-    return loss
+    return float(result.loss)
 
 
 def _validate(
@@ -124,11 +125,15 @@ def _validate(
 
 
 def _finish_epoch(
-    experiment: Experiment, directory: RunDirectory, state: TrainingState, scores: Scores | None
+    experiment: Experiment,
+    directory: RunDirectory,
+    state: TrainingState,
+    scores: Scores | None,
+    meter: Meter,
 ) -> None:
     """Log and checkpoint. The last checkpoint makes the epoch count: what the one before it needs
 
-    is deleted only then, and what it needs itself is written before.
+    is deleted only then, and what it needs itself, the lines of both logs too, is written before.
     """
     epoch = state.epochs + 1
     row: dict[str, Any] = {
@@ -143,12 +148,13 @@ def _finish_epoch(
         experiment.scheduler.step()
     if scores is not None:
         state.judge(epoch, scores, keep=experiment.evaluation.ensemble)
-    state.epochs, state.losses = epoch, []
+    state.epochs, state.losses, state.spent = epoch, [], {}
     directory.append(directory.metrics, row)
     if state.best_epoch == epoch:
         checkpoint.save(directory.checkpoint("best"), experiment, state)
     if experiment.evaluation.ensemble > 1 and epoch in state.members:
         checkpoint.save(directory.member(epoch), experiment, state)
+    directory.append(directory.times, {"epoch": epoch, **meter.lap()})
     checkpoint.save(directory.checkpoint("last"), experiment, state)
     directory.keep_members(state.members)
 

@@ -1,7 +1,7 @@
 """What training costs, epoch by epoch: seconds and memory. Never part of a run's results."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -11,6 +11,8 @@ import torch
 class Meter:
     """Measures epochs, from the moment it is made: just before the first meta-step of a process.
 
+    `spent` is what another process has spent on the first epoch, until it was stopped.
+
     >>> meter = Meter(torch.device("cpu"))
     >>> with meter.training():
     ...     pass  # a meta-step
@@ -18,11 +20,13 @@ class Meter:
     ['memory_at_start', 'peak_memory', 'seconds', 'training_seconds']
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, spent: Mapping[str, float] | None = None) -> None:
+        spent = spent or {}
         self.device = device
+        forget_peak(device)
         self.memory_at_start = peak_memory(device)
-        self._started = time.perf_counter()
-        self._training = 0.0
+        self._started = time.perf_counter() - spent.get("seconds", 0.0)
+        self._training = spent.get("training_seconds", 0.0)
 
     @contextmanager
     def training(self) -> Iterator[None]:
@@ -31,23 +35,37 @@ class Meter:
         yield
         self._training += time.perf_counter() - started
 
+    def spent(self) -> dict[str, float]:
+        """The seconds of the epoch in progress so far, as in `lap`."""
+        seconds = time.perf_counter() - self._started
+        return {"seconds": round(seconds, 3), "training_seconds": round(self._training, 3)}
+
     def lap(self) -> dict[str, float | int | None]:
         """What the epoch cost that ends here; the next one begins.
 
         `seconds`: on the clock, everything included. `training_seconds`: of those, what meta-steps
         took, without validation, logs and checkpoints. `peak_memory`, `memory_at_start`: bytes, by
-        `peak_memory` now and when the meter was made. Where a run went on after a stop, its first
-        epoch counts from there.
+        `peak_memory`, now and when the meter was made: reading the data does not count where the
+        peak can be forgotten.
         """
-        seconds = time.perf_counter() - self._started
-        cost: dict[str, float | int | None] = {
-            "seconds": round(seconds, 3),
-            "training_seconds": round(self._training, 3),
+        memory = {
             "peak_memory": peak_memory(self.device),
             "memory_at_start": self.memory_at_start,
         }
+        cost = {**self.spent(), **memory}
         self._started, self._training = time.perf_counter(), 0.0
         return cost
+
+
+def forget_peak(device: torch.device) -> None:
+    """Let `peak_memory` count from now on: on Linux and on accelerators; elsewhere it goes on."""
+    try:
+        if device.type == "cpu":
+            Path("/proc/self/clear_refs").write_text("5")
+        else:
+            torch.get_device_module(device.type).reset_peak_memory_stats(device)
+    except (OSError, AttributeError, RuntimeError):  # another system, or it is not permitted
+        pass
 
 
 def peak_memory(device: torch.device) -> int | None:

@@ -153,6 +153,8 @@ def assert_same_run(one: Path, other: Path) -> None:
     names = sorted(path.name for path in other.iterdir())
     assert sorted(path.name for path in one.iterdir()) == names
     assert (one / "metrics.jsonl").read_bytes() == (other / "metrics.jsonl").read_bytes()
+    epochs = [json.loads(line)["epoch"] for line in (one / "times.jsonl").read_text().splitlines()]
+    assert epochs == list(range(1, len(epochs) + 1))
     for name in (name for name in names if name.endswith(".pt")):
         mine, reference = (torch.load(run / name, weights_only=True) for run in (one, other))
         assert_equal(mine, reference)

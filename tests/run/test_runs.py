@@ -1,5 +1,6 @@
 """Runs: every recipe trains, directories hold what they promise, and nothing is lost on the way."""
 
+import copy
 import json
 import signal
 from pathlib import Path
@@ -12,8 +13,11 @@ from small_runs import finish, only_run, start, wait_for_epochs
 
 import metablocks
 from metablocks.cli import main
-from metablocks.recipe import load, shipped
+from metablocks.errors import RunError
+from metablocks.recipe import build, load, shipped
 from metablocks.run import Scores
+from metablocks.run.train import meta_step
+from metablocks.types import Progress
 
 TINY = [
     *("--set", "outer.tasks_per_step=2"),
@@ -116,11 +120,16 @@ def test_ctrl_c_saves_and_says_how_to_go_on(number, undisturbed, tmp_path):
     assert status == 130
     assert f"To go on: metablocks run --resume {run}" in stdout.splitlines()[-1]
     assert "Traceback" not in stderr
-    assert torch.load(run / "checkpoint.pt", weights_only=True)["state"]["step"] > 0
+    state = torch.load(run / "checkpoint.pt", weights_only=True)["state"]
+    assert state["step"] > 0
     status, stdout, stderr = finish(start(tmp_path, resume=run))
     assert status == 0, stderr
     assert "going on after meta-step" in stdout
     assert (run / "metrics.jsonl").read_bytes() == (undisturbed / "metrics.jsonl").read_bytes()
+    times = [json.loads(line) for line in (run / "times.jsonl").read_text().splitlines()]
+    assert [row["epoch"] for row in times] == list(range(1, 9))
+    for name, seconds in state["spent"].items():  # the interrupted epoch costs its first part too
+        assert times[state["epochs"]][name] >= seconds
 
 
 def test_half_a_line_in_the_log_is_dropped_on_resume(undisturbed, tmp_path):
@@ -202,6 +211,19 @@ def test_what_cannot_be_done_is_said_without_a_traceback(
     printed = capsys.readouterr().err
     assert message in printed
     assert "Traceback" not in printed
+
+
+def test_a_gradient_that_is_not_finite_moves_nothing():
+    experiment = build(load("maml_sinusoid", ["inner.steps=0", "hardware.device=cpu"]))
+    learner = experiment.learner
+    before = copy.deepcopy(learner.state_dict())
+    learner.loss = lambda prediction, target: (0 * prediction).square().sum().sqrt()  # ∞ · 0
+    with pytest.raises(
+        RunError, match="the meta-gradient is not finite at meta-step 1, in epoch 1"
+    ):
+        meta_step(experiment, 0, Progress())
+    for name, tensor in learner.state_dict().items():
+        assert torch.equal(tensor, before[name])
 
 
 def test_per_step_rates_refuse_more_steps_than_trained(tmp_path, capsys):

@@ -2,6 +2,7 @@
 
 import json
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ import torch
 from metablocks.recipe import build, load
 from metablocks.run import Scores, accuracy, score
 from metablocks.run.scores import summarise
-from metablocks.run.usage import Meter, peak_memory
+from metablocks.run.usage import Meter, forget_peak, peak_memory
 
 
 def column(*values: float) -> torch.Tensor:
@@ -97,8 +98,34 @@ def test_a_lap_counts_training_apart_and_starts_anew():
     assert second["seconds"] < 0.02
 
 
+def test_a_meter_goes_on_where_a_stopped_one_was():
+    before = Meter(torch.device("cpu"), {"seconds": 100.0, "training_seconds": 90.0})
+    with before.training():
+        time.sleep(0.02)
+    spent = before.spent()
+    assert 100.02 <= spent["seconds"] < 101
+    assert 90.02 <= spent["training_seconds"] < 91
+    after = Meter(torch.device("cpu"), spent)
+    first, second = after.lap(), after.lap()
+    assert spent["training_seconds"] == first["training_seconds"]
+    assert spent["seconds"] <= first["seconds"] < 101
+    assert (second["training_seconds"], second["seconds"] < 1) == (0.0, True)
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's clear_refs")
+def test_what_was_held_before_training_does_not_hide_what_training_holds():
+    held = torch.ones(64, 2**20)  # 256 MiB, as of data while it is read
+    del held
+    meter = Meter(torch.device("cpu"))
+    held = torch.ones(32, 2**20)
+    cost = meter.lap()
+    beyond = cost["peak_memory"] - cost["memory_at_start"]
+    assert abs(beyond - held.nbytes) < 16 * 2**20
+
+
 def test_peak_memory_is_in_bytes_and_does_not_fall():
     cpu, slack = torch.device("cpu"), 4 * 2**20  # the kernel counts in batches of pages
+    forget_peak(cpu)
     before = peak_memory(cpu)
     held = torch.ones(64, 2**20)  # 256 MiB
     grown = peak_memory(cpu)
