@@ -121,6 +121,7 @@ def _eval(args: argparse.Namespace, argv: list[str]) -> int:
     from metablocks import run
 
     _recipe_of(args.run_dir)
+    _make_importable(run.allowed_packages(args.run_dir))
     return run.evaluate_run(
         args.run_dir,
         checkpoint=args.checkpoint,

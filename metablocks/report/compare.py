@@ -36,6 +36,7 @@ from metablocks.report.training import (
     PlannedRun,
     budget_text,
     check_arguments,
+    place,
     plan_runs,
     seeds_for,
     with_budget,
@@ -198,17 +199,16 @@ def _how_to_go_on(
     request: Request,
 ) -> str:
     """After an interruption: what is there, and the commands that finish the comparison."""
-    place = request.place
     lines, done = [], 0
     for planned, outcome in outcomes.items():
         started = planned.folder
         if outcome.status == 0 and started:
             done += 1
         elif started:
-            resume = ["metablocks", "run", "--resume", str(started), *place]
+            resume = ["metablocks", "run", "--resume", str(started), *place(request)]
             lines.append(f"  {shlex.join(resume)}    # stopped")
         else:
-            lines.append(f"  {planned.command(*place)}    # not begun")
+            lines.append(f"  {planned.command(*place(request))}    # not begun")
     out = _out(request)
     lines.append(f"  metablocks compare {_run_arguments(contenders, folder)} {shlex.join(out)}")
     head = f"interrupted: {done} of {len(outcomes)} runs are finished, in {folder / 'runs'}"
@@ -238,7 +238,7 @@ def _same_terms(request: Request) -> list[str]:
             "--seeds",
             str(seeds) if isinstance(seeds, int) else f"{','.join(map(str, seeds))},",
         ]
-    return [*words, *request.place, *_out(request)]
+    return [*words, *place(request), *_out(request)]
 
 
 def _out(request: Request) -> list[str]:

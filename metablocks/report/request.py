@@ -38,14 +38,6 @@ class Request:
         tasks = () if self.tasks is None else (f"evaluation.tasks={self.tasks}",)
         return (*self.overrides, *tasks)
 
-    @property
-    def place(self) -> tuple[str, ...]:
-        """The arguments that say where to compute, for a child process."""
-        allow = [word for package in self.allow for word in ("--allow", package)]
-        data = ["--data", str(self.data)] if self.data else []
-        device = ["--device", self.device] if self.device else []
-        return (*allow, *data, *device)
-
 
 def parse_seeds(text: str) -> Seeds:
     """`3`: three seeds, from the recipe's own on. `0,7` or `7,`: these. Raises `ValueError`.

@@ -20,6 +20,7 @@ from metablocks.report.progress import Display
 from metablocks.report.request import Request
 from metablocks.report.results import is_run
 from metablocks.report.table import seconds_text
+from metablocks.run.commands import place_arguments
 
 _ROUNDS = 2  # of timing
 
@@ -107,7 +108,7 @@ def measure_paces(trained: Sequence[Contender], request: Request) -> list[Pace]:
                 assert contender.recipe is not None
                 file = Path(folder) / f"{index}.yaml"
                 file.write_text(contender.recipe.to_yaml(), encoding="utf-8")
-                probe = ("-m", "metablocks.report.probe", str(file), *request.place)
+                probe = ("-m", "metablocks.report.probe", str(file), *place(request))
                 log = Path(folder) / f"{index}-{turn}"
                 jobs.append(Job(f"timing {contender.label}", (sys.executable, *probe), log))
         display = Display(jobs, quiet=request.quiet)
@@ -119,6 +120,11 @@ def measure_paces(trained: Sequence[Contender], request: Request) -> list[Pace]:
                 raise RunError(f"{outcome.job.title} failed: {outcome.error}")
         timings = [Timing(**json.loads(job.printed.read_text().splitlines()[-1])) for job in jobs]
         return [combine(timings[index :: len(trained)]) for index in range(len(trained))]
+
+
+def place(request: Request) -> tuple[str, ...]:
+    """The arguments that say where to compute, for a child process."""
+    return place_arguments(request.allow, request.data, request.device)
 
 
 def seeds_for(
@@ -159,7 +165,7 @@ def _plan(
     assert contender.recipe is not None
     set_seed = f"seed={seed}"
     recipe = _override(contender.recipe, set_seed)
-    where = ("--out", str(folder / "runs"), *request.place)
+    where = ("--out", str(folder / "runs"), *place(request))
     command = (sys.executable, "-m", "metablocks", "run", str(file), "--set", set_seed, *where)
     return PlannedRun(
         label=contender.label,

@@ -4,6 +4,7 @@ import json
 import shlex
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,15 +46,16 @@ def train_recipe(
     try:
         train(experiment, directory, state, quiet=quiet)
     except Stopped:
+        resume_it = ["metablocks", "run", "--resume", str(directory.path)]
         print(
             f"stopped after meta-step {state.step}; everything is saved. To go on: "
-            f"{_resume_command(directory, data)}"
+            f"{shlex.join([*resume_it, *place_arguments(recipe.allow, data, device)])}"
         )
         return 130
     scores, ensemble = _test(experiment, directory, state)
     for note in plots.draw(directory):
         print(note)
-    print(_summary(experiment, directory, state, scores, ensemble, data))
+    print(_summary(experiment, directory, state, scores, ensemble, data, device))
     return 0
 
 
@@ -73,7 +75,7 @@ def evaluate_run(
     """
     directory = RunDirectory(run_dir)
     record = _read_record(directory)
-    recipe = load(str(directory.recipe), allow=record.get("allow", []))
+    recipe = load(str(directory.recipe), allow=allowed_packages(run_dir))
     experiment = build(recipe, device=device, data=data or _data_of(record))
     try:
         if checkpoint == "ensemble":
@@ -92,6 +94,17 @@ def evaluate_run(
     print(f"{recipe.name}, {checkpoint} checkpoint (epoch {state.epochs})")
     print(tables(experiment, scores))
     return 0
+
+
+def allowed_packages(run_dir: Path) -> list[str]:
+    """The packages that a run was allowed to take blocks from."""
+    return list(_read_record(RunDirectory(run_dir)).get("allow", []))
+
+
+def place_arguments(allow: Sequence[str], data: Path | None, device: str | None) -> tuple[str, ...]:
+    """The arguments of the command that say where to find things, and where to compute."""
+    named = [("--data", data), ("--device", device), *(("--allow", package) for package in allow)]
+    return tuple(word for name, value in named if value for word in (name, str(value)))
 
 
 def _open(
@@ -166,6 +179,8 @@ def _read_record(directory: RunDirectory) -> dict[str, Any]:
         raise RunError(
             f"{directory.record}: not readable as the record of a run: {error}"
         ) from error
+    if not isinstance(record, dict) or not {"recipe", "data"} <= record.keys():
+        raise RunError(f"{directory.record}: not the record of a run; metablocks run writes one")
     return record
 
 
@@ -200,26 +215,30 @@ def _summary(
     scores: Scores,
     ensemble: EnsembleScores | None,
     data: Path | None,
+    device: str | None,
 ) -> str:
-    more = f" --data {shlex.quote(str(data))}" if data else ""
-    path = shlex.quote(str(directory.path))
-    recipe = shlex.quote(str(directory.recipe))
+    def command(what: str, *words: object, allow: Sequence[str] = ()) -> str:
+        where = place_arguments(allow, data, device)
+        return f"  {shlex.join(['metablocks', *map(str, words), *where])}    {what}"
+
+    recipe, path = experiment.recipe, directory.path
+    if experiment.learner.max_steps is None:
+        longer = 2 * experiment.evaluation.inner_steps
+        evaluate = command("more inner steps", "eval", path, "--steps", longer)
+    else:
+        evaluate = command("more tasks", "eval", path, "--tasks", 2000)
+    first = recipe.at("inner.order.block") == "first_order"
+    order = "second_order" if first else "first_order"
+    words = ("run", directory.recipe, "--set", f"inner.order.block={order}")
     return "\n".join(
         [
             "",
             f"best of {state.epochs} epochs by validation: epoch {state.best_epoch}",
             tables(experiment, scores, ensemble),
-            f"run directory: {directory.path}",
+            f"run directory: {path}",
             "to try next:",
-            f"  metablocks eval {path} --steps {2 * len(scores.mean) - 2}{more}    more inner steps"
-            if experiment.learner.max_steps is None
-            else f"  metablocks eval {path} --tasks 2000{more}    more tasks",
-            f"  metablocks run {recipe} --set inner.order.block=first_order{more}    FOMAML",
+            evaluate,
+            command(f"{order.replace('_', '-')} gradients", *words, allow=recipe.allow),
             "  metablocks recipes    what else there is",
         ]
     )
-
-
-def _resume_command(directory: RunDirectory, data: Path | None) -> str:
-    more = f" --data {shlex.quote(str(data))}" if data else ""
-    return f"metablocks run --resume {shlex.quote(str(directory.path))}{more}"
