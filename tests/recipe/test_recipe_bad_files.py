@@ -127,7 +127,8 @@ ONE_ERROR = {
     ),
     "value for a section": (
         ("{tasks: 10, every: 1, inner_steps: 3}", "often"),
-        'bad.yaml:22:13 evaluation: takes a mapping of tasks, every, inner_steps, ensemble, given "often"',
+        "bad.yaml:22:13 evaluation: takes a mapping of tasks, every, inner_steps, ensemble, "
+        'given "often"',
     ),
     "anchor and alias": (
         ("shots: 5, queries: 5", "shots: &n 5, queries: *n"),
