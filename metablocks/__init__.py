@@ -8,7 +8,14 @@ from metablocks.functional import FunctionalModule, ModuleState
 from metablocks.inner import Carry, InnerLoop, Trajectory, adapt
 from metablocks.learner import Evaluation, MetaGradient, MetaLearner
 from metablocks.maml import train_maml
-from metablocks.models import PerStepBatchNorm, norm_patterns, per_step_batch_norm
+from metablocks.models import (
+    PerStepBatchNorm,
+    fold_tnet,
+    insert_tnet,
+    norm_patterns,
+    per_step_batch_norm,
+    transform_patterns,
+)
 from metablocks.order import AnnealedOrder, FirstOrder, Order, SecondOrder, TruncatedOrder
 from metablocks.rules import (
     KFO,
@@ -64,6 +71,8 @@ __all__ = [
     "UpdateRule",
     "Vmap",
     "adapt",
+    "fold_tnet",
+    "insert_tnet",
     "laws",
     "lslr",
     "meta_sgd",
@@ -71,4 +80,5 @@ __all__ = [
     "per_step_batch_norm",
     "tasks",
     "train_maml",
+    "transform_patterns",
 ]

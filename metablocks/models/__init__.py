@@ -3,5 +3,15 @@
 from metablocks.models.conv4 import Conv4
 from metablocks.models.mlp import MLP
 from metablocks.models.per_step_norm import PerStepBatchNorm, norm_patterns, per_step_batch_norm
+from metablocks.models.tnet import fold_tnet, insert_tnet, transform_patterns
 
-__all__ = ["MLP", "Conv4", "PerStepBatchNorm", "norm_patterns", "per_step_batch_norm"]
+__all__ = [
+    "MLP",
+    "Conv4",
+    "PerStepBatchNorm",
+    "fold_tnet",
+    "insert_tnet",
+    "norm_patterns",
+    "per_step_batch_norm",
+    "transform_patterns",
+]

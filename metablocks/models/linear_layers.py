@@ -1,0 +1,79 @@
+"""Linear and convolutional layers as surgery sees them: which can be changed, and how.
+
+A layer is changed by one of another class with the same settings and the very same parameters, so
+names, ties and numbers stay. A layer that cannot be changed so is refused by name.
+"""
+
+from collections.abc import Collection
+from typing import Any
+
+from torch import nn
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.modules.lazy import LazyModuleMixin
+
+LINEAR_LIKE = (nn.Linear, nn.Bilinear, _ConvNd)
+"""Layers with a weight that multiplies: the ordinary ones, and the unusual that are refused."""
+
+_READ_THE_WEIGHTS = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
+"""Modules that hand their layers' weights to a kernel, and so would pass by what a layer adds."""
+
+
+def made_like(kind: type[Any], layer: nn.Module) -> Any:
+    """A layer of class `kind` with the settings of `layer`, and its parameters themselves.
+
+    `layer` is a linear layer or a convolution. No random number is drawn.
+
+    >>> layer = nn.Linear(3, 2)
+    >>> made_like(nn.Linear, layer).weight is layer.weight
+    True
+    """
+    settings: tuple[Any, ...]
+    if isinstance(layer, nn.Linear):
+        settings = (layer.in_features, layer.out_features, layer.bias is not None)
+    else:
+        assert isinstance(layer, _ConvNd)
+        settings = (
+            layer.in_channels,
+            layer.out_channels,
+            layer.kernel_size,
+            layer.stride,
+            layer.padding,
+            layer.dilation,
+            layer.groups,
+            layer.bias is not None,
+            layer.padding_mode,
+        )
+    new = kind(*settings, device="meta")
+    new.weight, new.bias = layer.weight, layer.bias
+    return new.train(layer.training)
+
+
+def why_not(
+    model: nn.Module, name: str, layer: nn.Module, kinds: Collection[type[nn.Module]]
+) -> str:
+    """Why a layer of `model` cannot be changed by a block that takes `kinds`; empty where it can.
+
+    >>> model = nn.Sequential(nn.ConvTranspose1d(1, 1, 2))
+    >>> why_not(model, "0", model[0], [nn.Conv1d])
+    'is a ConvTranspose1d; it takes Conv1d'
+    """
+    kind = type(layer).__name__
+    if isinstance(layer, LazyModuleMixin):
+        return f"is a {kind} that has no shape yet; run the model on one batch first"
+    if type(layer) not in kinds:
+        return f"is a {kind}; it takes {', '.join(known.__name__ for known in kinds)}"
+    owner = model.get_submodule(name.rpartition(".")[0])
+    if isinstance(owner, _READ_THE_WEIGHTS):
+        return f"belongs to a {type(owner).__name__}, which reads its weight and passes by the rest"
+    if layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks:
+        return "has hooks, which would be lost"
+    return ""
+
+
+def holders(model: nn.Module) -> dict[int, list[tuple[str, nn.Module]]]:
+    """For each parameter, by its id, the modules that hold it, with their names."""
+    found: dict[int, list[tuple[str, nn.Module]]] = {}
+    for name, module in model.named_modules():
+        for parameter in module.parameters(recurse=False):
+            found.setdefault(id(parameter), []).append((name, module))
+    return found

@@ -1,0 +1,208 @@
+"""T-net: a learned linear map behind every layer, which the inner loop leaves alone.
+
+    y = T (W x + b)        W, b move inside a task; T is meta-learned, and starts as the identity
+
+Seen from A = T W, a gradient step on W is A ← A − α T Tᵀ ∇_A L: T is a learned metric of the layer's
+activation space (Lee, Choi 2018).
+"""
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from metablocks.errors import BlockError
+from metablocks.models.linear_layers import LINEAR_LIKE, holders, made_like, why_not
+from metablocks.selection import select
+from metablocks.surgery import replace_modules
+
+
+class Transformed(nn.Module):
+    """What a layer with a T is, besides the layer it was: `transform` applied to its output."""
+
+    transform: nn.Module
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        output: Tensor = self.transform(super().forward(inputs))
+        return output
+
+
+class TransformedLinear(Transformed, nn.Linear):
+    """T (W x + b), T square `[out, out]`. `insert_tnet` makes it."""
+
+
+class TransformedConv1d(Transformed, nn.Conv1d):
+    """T (W ∗ x + b), T a convolution of width 1. `insert_tnet` makes it."""
+
+
+class TransformedConv2d(Transformed, nn.Conv2d):
+    """T (W ∗ x + b), T a 1×1 convolution. `insert_tnet` makes it."""
+
+
+class TransformedConv3d(Transformed, nn.Conv3d):
+    """T (W ∗ x + b), T a 1×1×1 convolution. `insert_tnet` makes it."""
+
+
+_TRANSFORMED: dict[type[nn.Module], type[nn.Module]] = {
+    nn.Linear: TransformedLinear,
+    nn.Conv1d: TransformedConv1d,
+    nn.Conv2d: TransformedConv2d,
+    nn.Conv3d: TransformedConv3d,
+}
+
+
+def insert_tnet(model: nn.Module, *, layers: str | Sequence[str] = "*") -> nn.Module:
+    """A copy of `model` in which every linear and convolutional layer is followed by its own T.
+
+        y = T (W x + b)
+
+    T is a square linear map without bias, or a 1×1 convolution; it comes right behind the layer,
+    before norm and activation, and starts as exactly the identity. The layer keeps its names,
+    `conv.weight` and `conv.bias`; its T is `conv.transform.weight`.
+
+    T is for the outer loop: leave it out of the inner one with `adapt=transform_patterns(model)`, or
+    in a recipe `adapt: ["*", "!*.transform.*"]`. `fold_tnet` gives the plain model back.
+
+    `layers` selects, by patterns over the names of their weights, which layers get a T; `"!head.*"`
+    is all but the head. Layers with a frozen weight get none: the inner loop leaves them alone.
+    Layers that share their weight share their T. The model is left as it is.
+
+    Law: with T = I, trajectory and meta-gradient of W, b are those of the model without. One step
+    moves A = T W by −α T Tᵀ ∇_A L.
+
+    Source: Lee, Choi 2018. Deviations: 1. the T of a grouped convolution is grouped alike, so that
+    it folds; the paper has no such layers.
+
+    >>> model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(4, 2))
+    >>> [name for name, _ in insert_tnet(model).named_parameters()]
+    ['0.weight', '0.bias', '0.transform.weight', '2.weight', '2.bias', '2.transform.weight']
+
+    Raises `BlockError` for a model without trainable layers of this kind, with transforms already,
+    and for selected layers that can have none: transposed convolutions, `Bilinear`, classes of one's
+    own, lazy layers before the first batch, layers whose weight is read past them (as in
+    `nn.MultiheadAttention`), with hooks, or tied to what gets no T. `SelectionError` for a pattern
+    that matches nothing.
+    """
+    kind = type(model).__name__
+    if any(isinstance(module, Transformed) for module in model.modules()):
+        raise BlockError(f"insert_tnet: {kind} has transforms already; insert them once")
+    candidates = {
+        f"{name}.weight" if name else "weight": name
+        for name, module in model.named_modules()
+        if isinstance(module, LINEAR_LIKE) and module.weight.requires_grad
+    }
+    if not candidates:
+        raise BlockError(
+            f"insert_tnet: {kind} has no linear or convolutional layer with a trainable weight"
+        )
+    chosen = [candidates[weight] for weight in select(layers, candidates)]
+    _check(model, chosen)
+    transforms: dict[int, nn.Module] = {}
+
+    def convert(name: str, layer: nn.Module) -> nn.Module | None:
+        if name not in chosen:
+            return None
+        new = made_like(_TRANSFORMED[type(layer)], layer)
+        new.transform = transforms.setdefault(id(layer.weight), _identity(layer))
+        return new  # type: ignore[no-any-return]
+
+    return replace_modules(copy.deepcopy(model), convert)
+
+
+@torch.no_grad()
+def fold_tnet(model: nn.Module) -> nn.Module:
+    """A copy of `model` without its transforms, which are folded into the layers: the same function.
+
+        W ← T W,  b ← T b
+
+    Every layer is of the class it was before `insert_tnet`, with its names and shapes, so that the
+    `state_dict` loads into the original model. Parameters are new leaves; no gradient flows back.
+
+    Law: outputs are equal up to rounding. Fold what `learner.adapt` returns to predict with it;
+    folding *before* adaptation loses the learned metric.
+
+    >>> model = nn.Linear(3, 2)
+    >>> fold_tnet(insert_tnet(model))
+    Linear(in_features=3, out_features=2, bias=True)
+
+    Raises `BlockError` for a model without transforms.
+    """
+    if not any(isinstance(module, Transformed) for module in model.modules()):
+        raise BlockError(
+            f"fold_tnet: {type(model).__name__} has no transform to fold; insert_tnet makes them"
+        )
+    plain = {transformed: kind for kind, transformed in _TRANSFORMED.items()}
+    folded: dict[int, nn.Parameter] = {}
+
+    def fold(layer: Any, parameter: nn.Parameter | None) -> nn.Parameter | None:
+        if parameter is None:
+            return None
+        if id(parameter) not in folded:  # tied parameters stay tied
+            groups = getattr(layer, "groups", 1)
+            rows = parameter.reshape(groups, len(parameter) // groups, -1)
+            transform = layer.transform.weight.reshape(groups, rows.shape[1], -1)
+            values = (transform @ rows).reshape(parameter.shape)
+            folded[id(parameter)] = nn.Parameter(values, parameter.requires_grad)
+        return folded[id(parameter)]
+
+    def convert(_: str, layer: nn.Module) -> nn.Module | None:
+        if not isinstance(layer, Transformed):
+            return None
+        new = made_like(plain[type(layer)], layer)
+        new.weight, new.bias = fold(layer, new.weight), fold(layer, new.bias)
+        return new  # type: ignore[no-any-return]
+
+    return replace_modules(copy.deepcopy(model), convert)
+
+
+def transform_patterns(model: nn.Module) -> list[str]:
+    """Patterns for `adapt` that leave every T to the outer loop.
+
+    >>> transform_patterns(insert_tnet(nn.Sequential(nn.Linear(3, 2))))
+    ['*', '!0.transform.weight']
+    """
+    names = [
+        f"{name}.transform.weight" if name else "transform.weight"
+        for name, module in model.named_modules(remove_duplicate=False)
+        if isinstance(module, Transformed)
+    ]
+    return ["*", *(f"!{name}" for name in names)]
+
+
+def _identity(layer: Any) -> nn.Module:
+    """The T of a layer, as it starts: of the layer's dtype, on its device."""
+    weight = layer.weight
+    count, groups = len(weight), getattr(layer, "groups", 1)
+    eye = torch.eye(count // groups, dtype=weight.dtype, device=weight.device)
+    if isinstance(layer, nn.Linear):
+        transform: Any = nn.Linear(count, count, bias=False, device="meta")
+    else:
+        transform = type(layer)(count, count, 1, groups=groups, bias=False, device="meta")
+    values = eye.repeat(groups, 1).reshape(transform.weight.shape)
+    transform.weight = nn.Parameter(values)
+    return transform.train(layer.training)  # type: ignore[no-any-return]
+
+
+def _check(model: nn.Module, chosen: Sequence[str]) -> None:
+    """Raise `BlockError` for the first chosen layer that cannot have a T."""
+    held = holders(model)
+    for name in chosen:
+        layer = model.get_submodule(name)
+        leave = f'; to leave it without a T: layers=["*", "!{name}.weight"]' if name else ""
+        reason = why_not(model, name, layer, _TRANSFORMED)
+        if reason:
+            raise BlockError(f"insert_tnet: {name or 'the model'} {reason}{leave}")
+        for parameter in layer.parameters(recurse=False):
+            for other, module in held[id(parameter)]:
+                if other not in chosen or not _share_a_transform(layer, module):
+                    raise BlockError(
+                        f"insert_tnet: {name} shares a parameter with {other}, and they could not "
+                        f"share a T: folded into the one, it would change the other{leave}"
+                    )
+
+
+def _share_a_transform(one: nn.Module, other: nn.Module) -> bool:
+    alike = type(one) is type(other) and one.weight is other.weight
+    return alike and getattr(one, "groups", 1) == getattr(other, "groups", 1)
