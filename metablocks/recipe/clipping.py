@@ -24,7 +24,22 @@ class Clip(Protocol):
         """Clip what stands in `.grad` now."""
 
 
-class ClipValue:
+class _Bound:
+    """A bound, and the parameters whose meta-gradient it is for."""
+
+    def __init__(
+        self,
+        parameters: NamedParameters,
+        *,
+        maximum: _Positive,
+        only: str | Sequence[str] = "*",
+    ) -> None:
+        self.maximum = maximum
+        named = {name: p for name, p in parameters if p.requires_grad}
+        self.chosen: list[nn.Parameter] = [named[name] for name in select(only, named)]
+
+
+class ClipValue(_Bound):
     """Clamp every entry of the meta-gradient: g ← min(max(g, −maximum), maximum).
 
     `only` are patterns over the learner's parameter names (`model.*`, `rule.*`).
@@ -41,21 +56,11 @@ class ClipValue:
     Raises `SelectionError` for a pattern that matches nothing.
     """
 
-    def __init__(
-        self,
-        parameters: NamedParameters,
-        *,
-        maximum: _Positive,
-        only: str | Sequence[str] = "*",
-    ) -> None:
-        self.maximum = maximum
-        self.chosen = _choose(parameters, only)
-
     def __call__(self) -> None:
         torch.nn.utils.clip_grad_value_(self.chosen, self.maximum)
 
 
-class ClipNorm:
+class ClipNorm(_Bound):
     """Scale the meta-gradient down to a norm: g ← g · min(1, maximum / ‖g‖), ‖g‖ over all of it.
 
     `only` are patterns over the learner's parameter names (`model.*`, `rule.*`).
@@ -71,20 +76,5 @@ class ClipNorm:
     Raises `SelectionError` for a pattern that matches nothing.
     """
 
-    def __init__(
-        self,
-        parameters: NamedParameters,
-        *,
-        maximum: _Positive,
-        only: str | Sequence[str] = "*",
-    ) -> None:
-        self.maximum = maximum
-        self.chosen = _choose(parameters, only)
-
     def __call__(self) -> None:
         torch.nn.utils.clip_grad_norm_(self.chosen, self.maximum)
-
-
-def _choose(parameters: NamedParameters, only: str | Sequence[str]) -> list[nn.Parameter]:
-    named = {name: p for name, p in parameters if p.requires_grad}
-    return [named[name] for name in select(only, named)]

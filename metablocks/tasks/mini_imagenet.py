@@ -5,27 +5,16 @@ The classes of train, validation and test are the published 64 / 16 / 20; see
 on disk.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path
-
-import torch
+from typing import ClassVar
 
 from metablocks.tasks import mini_imagenet_files
-from metablocks.tasks.base import Kind, Split
 from metablocks.tasks.class_splits import MINI_IMAGENET
-from metablocks.tasks.episodes import ClassBank, Ints, check_split, sample_episodes
-from metablocks.tasks.mini_imagenet_files import SIZE
-from metablocks.tasks.named_classes import check_fields, check_images, class_numbers
-from metablocks.types import TaskBatch
-
-EXAMPLES = 600
-"""Images of each class of the whole data set."""
+from metablocks.tasks.photographs import Files, Photographs
 
 
 @dataclass(frozen=True, kw_only=True)
-class MiniImagenet:
+class MiniImagenet(Photographs):
     """Tasks of mini-ImageNet photographs, of the published 64 / 16 / 20 classes.
 
     `sample` returns inputs float32 in [0, 1], RGB, `[tasks, ways * examples, 3, 84, 84]`, and
@@ -54,70 +43,6 @@ class MiniImagenet:
     validation 16, test 20; ways is at most 16
     """
 
-    ways: int
-    shots: int
-    queries: int
-    seed: int = 0
-    device: str | torch.device = "cpu"
-    data: str | Path | None = None
-
-    def __post_init__(self) -> None:
-        check_fields(
-            "MiniImagenet",
-            MINI_IMAGENET,
-            ways=self.ways,
-            shots=self.shots,
-            queries=self.queries,
-            seed=self.seed,
-            examples=EXAMPLES,
-        )
-        if self.data is not None:
-            mini_imagenet_files.find(self.data)
-
-    @property
-    def kind(self) -> Kind:
-        return "classification"
-
-    @property
-    def input_shape(self) -> tuple[int, ...]:
-        return (3, SIZE, SIZE)
-
-    @property
-    def outputs(self) -> int:
-        return self.ways
-
-    @property
-    def bank(self) -> ClassBank:
-        """All images by class, uint8 `[100, images, 3, 84, 84]`, RGB, on the device."""
-        return self._loaded[0]
-
-    @property
-    def checksum(self) -> str:
-        """SHA-256, in hex, of the bank: names, shape, numbers of images, images."""
-        return self._loaded[1]
-
-    @cached_property
-    def classes(self) -> dict[Split, Ints]:
-        """The classes of each split: numbers of classes of `bank`, ascending."""
-        return class_numbers(MINI_IMAGENET)
-
-    def sample(self, split: Split, indices: Sequence[int]) -> TaskBatch:
-        """Tasks number `indices` of a split."""
-        check_split(split)
-        return sample_episodes(
-            self.bank,
-            self.classes[split],
-            split,
-            indices,
-            ways=self.ways,
-            shots=self.shots,
-            queries=self.queries,
-            seed=self.seed,
-        )
-
-    @cached_property
-    def _loaded(self) -> tuple[ClassBank, str]:
-        """The bank on the device, and its checksum, taken while the bank was on the host."""
-        bank = mini_imagenet_files.load(self.data)
-        check_images("MiniImagenet", MINI_IMAGENET, bank, shots=self.shots, queries=self.queries)
-        return bank.to(self.device), bank.checksum
+    splits = MINI_IMAGENET
+    size = mini_imagenet_files.SIZE
+    files: ClassVar[Files] = mini_imagenet_files
