@@ -81,8 +81,9 @@ def train_maml(
       meta-step takes the next `tasks_per_step` tasks. A batch is a `TaskBatch`; a pair
       `(support, query)` or a dict with these keys, each a pair `(inputs, target)` of tensors
       `[tasks, examples, ...]`, tuples or lists (what a `DataLoader` makes of a data set of
-      `(support, query)`); or a list of `Task`, of unequal size if need be. Tensors are moved to the
-      model's device, and those of floats to its dtype.
+      `(support, query)`); or a list of `Task`, of unequal size if need be (a `DataLoader` of `Task`
+      with `collate_fn=list`). Tensors are moved to the model's device, and those of floats to its
+      dtype.
     - `inner_lr`, `outer_lr`: α of the inner loop and the rate of Adam. `adapt`: see `MetaLearner`.
     - `loss`: `(prediction, target) -> scalar`; by default `default_loss`, which is cross-entropy
       where the target holds integers, and the mean squared error where it holds floats.

@@ -36,6 +36,11 @@ def _dict_loader(batches):
     return DataLoader([{"support": t.support, "query": t.query} for t in tasks], batch_size=3)
 
 
+def _task_loader(batches):
+    tasks = [task for batch in batches for task in rows(batch)]
+    return DataLoader(tasks, batch_size=3, collate_fn=list)
+
+
 @pytest.mark.parametrize(
     "hold",
     [
@@ -47,6 +52,7 @@ def _dict_loader(batches):
         lambda batches: [batch.to(torch.float64) for batch in batches],
         _loader,
         _dict_loader,
+        _task_loader,
         lambda batches: mb.tasks.Sinusoid(shots=5, queries=6),
     ],
     ids=[
@@ -58,6 +64,7 @@ def _dict_loader(batches):
         "float64",
         "loader",
         "dict_loader",
+        "task_loader",
         "source",
     ],
 )
