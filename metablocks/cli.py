@@ -9,11 +9,14 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
 from metablocks.errors import DataError, MetablocksError, RecipeError, suggest
 from metablocks.report import arguments as comparison
+from metablocks.report.arguments import typed
+from metablocks.report.request import parse_count
 
 _RECIPE = "a shipped recipe's name (see: metablocks recipes) or the path of a YAML file"
 _EXAMPLES = {
@@ -210,11 +213,12 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
     blocks = command("blocks", "list the blocks of every slot: fields, defaults, equation, source")
     blocks.add_argument("slot", nargs="?", metavar="SLOT", help="one slot only, such as rule")
     command("recipes", "list the recipes that ship")
+    steps = typed(partial(parse_count, least=0))
     evaluate = command("eval", "evaluate a run's checkpoint on new tasks")
     evaluate.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="the folder of a run")
     evaluate.add_argument("--checkpoint", choices=("best", "last", "ensemble"), default="best")
-    evaluate.add_argument("--tasks", type=_at_least(1), metavar="N", help="how many tasks")
-    evaluate.add_argument("--steps", type=_at_least(0), metavar="K", help="inner steps")
+    evaluate.add_argument("--tasks", type=typed(parse_count), metavar="N", help="how many tasks")
+    evaluate.add_argument("--steps", type=steps, metavar="K", help="inner steps")
     evaluate.add_argument("--split", choices=("train", "validation", "test"), default="test")
     _add_place(evaluate)
     compare = command("compare", comparison.ABOUT, comparison.MORE)
@@ -257,17 +261,6 @@ def _folder(text: str) -> Path:
     if not Path(text).is_dir():
         raise argparse.ArgumentTypeError(f"{text} is no folder")
     return Path(text)
-
-
-def _at_least(minimum: int) -> Callable[[str], int]:
-    def integer(text: str) -> int:
-        if not re.fullmatch(r"[0-9]{1,18}", text) or int(text) < minimum:
-            raise argparse.ArgumentTypeError(
-                f"takes an integer of at least {minimum}, given {text}"
-            )
-        return int(text)
-
-    return integer
 
 
 def _recipe_of(run_dir: Path) -> Path:

@@ -3,8 +3,8 @@
 1. The best mean test score leads. A recipe is level with it where the difference is within
    √(c₁² + c₂²), c being the half widths of the two 95 % intervals.
 2. Of the recipes that are level, the fastest in all is recommended; where times are within 20 % of
-   the fastest, the one of these whose memory beyond start peaks lowest; where that is not known or
-   equal, the better score.
+   the fastest, the one of these whose memory beyond start peaks lowest; where that is not known of
+   all, or equal, the better score.
 
 All recipes meet the same tasks, which this margin does not make use of: it is a cautious one. The
 intervals are over tasks. They say nothing about other seeds of training, other budgets or
@@ -31,6 +31,8 @@ RULE = (
     "one with the lowest peak of memory beyond start"
 )
 _SAME_TIME = 1.2
+_MANY = 30
+"""From so many tasks on a mean is about normally distributed, and its interval means what it says."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,9 @@ def _lightest_of_the_fastest(level: Sequence[Row]) -> Row:
     """`level` comes best score first, so a tie goes to the better score."""
     fastest = min(_or_infinite(row.seconds) for row in level)
     quick = [row for row in level if _or_infinite(row.seconds) <= _SAME_TIME * fastest]
-    return min(quick, key=lambda row: _or_infinite(row.memory_beyond_start))
+    if any(row.memory_beyond_start is None for row in quick):
+        return quick[0]
+    return min(quick, key=lambda row: row.memory_beyond_start or 0)
 
 
 def _reason(
@@ -155,6 +159,11 @@ def _doubts(scored: Sequence[tuple[Row, Score]], level: Sequence[Row], measure: 
         doubts.append(
             f"the scores of {_names(level)} do not tell them apart; more tasks (--tasks) or seeds "
             "(--seeds) narrow the intervals"
+        )
+    fewest = min(score.tasks for _, score in scored)
+    if fewest < _MANY:
+        doubts.append(
+            f"{fewest} test tasks are few for an interval of ± 1.96 standard errors: --tasks 100 or more"
         )
     if any(len(row.seeds) == 1 for row, _ in scored):
         doubts.append(

@@ -29,26 +29,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     budget = parser.add_mutually_exclusive_group()
     budget.add_argument(
-        "--steps", type=_typed(parse_count), metavar="N", help="meta-steps of every run"
+        "--steps", type=typed(parse_count), metavar="N", help="meta-steps of every run"
     )
     budget.add_argument(
         "--minutes",
-        type=_typed(parse_minutes),
+        type=typed(parse_minutes),
         metavar="M",
         help="training time of every run, with its validations; the speed is measured first",
     )
     parser.add_argument(
         "--seeds",
-        type=_typed(parse_seeds),
+        type=typed(parse_seeds),
         default=1,
         metavar="N",
         help="how many seeds, from the recipe's own on (1); or which, as in 0,1,7",
     )
     parser.add_argument(
-        "--tasks", type=_typed(parse_count), metavar="N", help="evaluation tasks of every recipe"
+        "--tasks", type=typed(parse_count), metavar="N", help="evaluation tasks of every recipe"
     )
     parser.add_argument(
-        "--jobs", type=_typed(parse_count), default=1, metavar="J", help="runs side by side (1)"
+        "--jobs", type=typed(parse_count), default=1, metavar="J", help="runs side by side (1)"
     )
     parser.add_argument(
         "--out", type=Path, default=Path("comparisons"), help="folder of comparisons (comparisons)"
@@ -75,7 +75,7 @@ def to_request(args: argparse.Namespace, argv: Sequence[str]) -> Request:
     )
 
 
-def _typed(parse: Callable[[str], _T]) -> Callable[[str], _T]:
+def typed(parse: Callable[[str], _T]) -> Callable[[str], _T]:
     """A parser whose `ValueError` argparse shows with its message."""
 
     def typed(text: str) -> _T:

@@ -5,6 +5,7 @@ own finished runs. All contenders must be about the same problem: the same tasks
 number of evaluation tasks, the same data.
 """
 
+import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -140,9 +141,7 @@ def _add_run(found: list[Contender], run: FinishedRun) -> None:
     for index, contender in enumerate(found):
         if contender.recipe or _identity(contender.values) != _identity(run.values):
             continue
-        if any(
-            run.record.get("device") != other.record.get("device") for other in contender.finished
-        ):
+        if any(_made_on(run) != _made_on(other) for other in contender.finished):
             continue
         same = [other for other in contender.finished if other.seed == run.seed]
         if same:
@@ -156,6 +155,11 @@ def _add_run(found: list[Contender], run: FinishedRun) -> None:
     if stem in ("", "recipe"):  # of a run's own copy: its folder says more
         stem = run.path.name
     found.append(Contender(stem, stem, run.values, None, (run,)))
+
+
+def _made_on(run: FinishedRun) -> tuple[object, object]:
+    """Device and data: what runs of one recipe may differ in beside the seed."""
+    return run.record.get("device"), run.record.get("data", {}).get("checksum")
 
 
 def _identity(values: dict[str, Any]) -> dict[str, Any]:
@@ -175,9 +179,12 @@ def _refuse_folder(path: Path) -> None:
     runs = [each for each in sorted(path.glob("*")) if is_run(each)]
     below = path / "runs"
     if runs:
-        raise RecipeError(f"{path}: holds {len(runs)} runs; give the runs themselves: {path}/*")
+        raise RecipeError(
+            f"{path}: holds {len(runs)} runs; give the runs themselves: {shlex.quote(str(path))}/*"
+        )
     if below.is_dir():
-        raise RecipeError(f"{path}: not the folder of a run; its runs are {below}/*")
+        its = f"{shlex.quote(str(below))}/*"
+        raise RecipeError(f"{path}: not the folder of a run; its runs are {its}")
 
 
 def _distinctions(contender: Contender, twins: Iterable[Contender]) -> list[str]:

@@ -39,9 +39,10 @@ class Comparison:
     def legend(self) -> str:
         """How to read the scores."""
         measure = table.measure_of(self.rows)
+        several = any(len(row.seeds) > 1 for row in self.rows)
         return (
             f"test {table.NAMES[measure]}: mean ± 95 % confidence interval over the tasks of all seeds; "
-            f"{_LEGENDS[measure]}"
+            f"{_LEGENDS[measure]}" + "; worst decile: the mean of the seeds' own" * several
         )
 
 

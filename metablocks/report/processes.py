@@ -1,6 +1,7 @@
 """Jobs as processes of their own, a few side by side: started, watched, stopped cleanly."""
 
 import os
+import re
 import signal
 import subprocess
 import threading
@@ -43,6 +44,11 @@ class Outcome:
     seconds: float = 0.0
     load: float | None = None
     """Processes that wanted a core in the last minute of the job, where that is known."""
+
+    @property
+    def stopped(self) -> bool:
+        """Whether it ended as asked to by SIGINT: saved, or before it could begin."""
+        return self.status in (130, -signal.SIGINT)
 
     @property
     def error(self) -> str:
@@ -114,10 +120,15 @@ def run_jobs(jobs: Sequence[Job], *, side_by_side: int, watcher: Watcher) -> Res
 
 
 def child_environment(side_by_side: int) -> dict[str, str]:
-    """The environment of children: with J side by side, each computes on cores // J threads."""
+    """The environment of children: with J side by side, each computes on cores // J threads.
+
+    A smaller `OMP_NUM_THREADS` of the user's own stays.
+    """
     if side_by_side == 1:
         return dict(os.environ)
-    return {**os.environ, "OMP_NUM_THREADS": str(max(1, cores() // side_by_side))}
+    own = os.environ.get("OMP_NUM_THREADS", "")
+    most = int(own) if re.fullmatch("[1-9][0-9]{0,5}", own) else cores()
+    return {**os.environ, "OMP_NUM_THREADS": str(max(1, min(most, cores() // side_by_side)))}
 
 
 def cores() -> int:

@@ -51,7 +51,7 @@ class Display:
         self._done += self._steps(outcome.job)
         told = f"{self._name(outcome.job)}: {_ending(outcome)}"
         result = self._result(outcome.job) if outcome.status == 0 else ""
-        failed = outcome.status not in (0, 130)
+        failed = outcome.status != 0 and not outcome.stopped
         self._say(f"{told}, {result}" if result else told, always=failed)
         if failed:
             for line in outcome.error.splitlines():
@@ -90,4 +90,4 @@ def _ending(outcome: Outcome) -> str:
     took = seconds_text(outcome.seconds)
     if outcome.status == 0:
         return f"done in {took}"
-    return f"stopped after {took}" if outcome.status == 130 else f"FAILED after {took}"
+    return f"stopped after {took}" if outcome.stopped else f"FAILED after {took}"

@@ -53,10 +53,10 @@ def parse_seeds(text: str) -> Seeds:
     raise ValueError(f"takes how many seeds, or different ones as in 0,1,7; given {text}")
 
 
-def parse_count(text: str) -> int:
-    """An integer of at least 1. Raises `ValueError`."""
-    if not re.fullmatch(r"[0-9]{1,18}", text) or int(text) < 1:
-        raise ValueError(f"takes an integer of at least 1, given {text}")
+def parse_count(text: str, least: int = 1) -> int:
+    """An integer of at least `least`. Raises `ValueError`."""
+    if not re.fullmatch(r"[0-9]{1,18}", text) or int(text) < least:
+        raise ValueError(f"takes an integer of at least {least}, given {text}")
     return int(text)
 
 

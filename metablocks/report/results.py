@@ -5,7 +5,9 @@ the recipe's packages.
 """
 
 import json
+import shlex
 from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +60,7 @@ class FinishedRun:
     seconds: float
     """Of training with its validations and checkpoints, without the test."""
     peak_memory: int | None
-    """In bytes: of the process on a CPU, of its tensors on an accelerator."""
+    """In bytes, while it trained: of the process on a CPU, of its tensors on an accelerator."""
     memory_beyond_start: int | None
     """In bytes: by how much the peak lies above what was in use when training began."""
     train_loss: float
@@ -104,11 +106,12 @@ def read_run(path: Path) -> FinishedRun:
     epochs = [row for row in metrics if "epoch" in row]
     if not tests or not epochs:
         raise RecipeError(
-            f"{path}: this run is not finished; metablocks run --resume {path} goes on with it"
+            f"{path}: this run is not finished; metablocks run --resume {shlex.quote(str(path))} goes "
+            "on with it"
         )
-    times = _rows(directory.times)
+    times = directory.read_times()
     try:
-        training = _running_sum([row["training_seconds"] for row in times])
+        training = list(accumulate(row["training_seconds"] for row in times))
         begun = [row["memory_at_start"] for row in times]
         peaks = [row["peak_memory"] for row in times]
         spent = {row["epoch"]: seconds for row, seconds in zip(times, training, strict=True)}
@@ -158,13 +161,3 @@ def _tested(row: dict[str, Any]) -> FinalScores:
         loss=row["loss"][-1],
         members=len(row.get("members", [1])),
     )
-
-
-def _rows(path: Path) -> list[dict[str, Any]]:
-    """The complete lines of a log."""
-    whole = path.read_bytes().rpartition(b"\n")[0] if path.exists() else b""
-    return [json.loads(line) for line in whole.splitlines()]
-
-
-def _running_sum(values: list[float]) -> list[float]:
-    return [sum(values[: count + 1]) for count in range(len(values))]

@@ -5,8 +5,8 @@ and m the mean over all N = Σ n_s tasks,
 
     std² = Σ_s ((n_s − 1) s_s² + n_s (m_s − m)²) / (N − 1),    interval = 1.96 std / √N
 
-The interval is about tasks. How much the result depends on the seed of training is the spread of
-the m_s, which is told apart.
+A worst decile and a loss are the means of the seeds' own. The interval is about tasks. How much the
+result depends on the seed of training is the spread of the m_s, which is told apart.
 """
 
 import math
@@ -27,6 +27,7 @@ class Score:
     interval: float
     std: float
     worst_decile: float
+    """The mean over seeds of the mean of each seed's worst tenth of tasks."""
     loss: float
     seed_std: float | None
     """Of the means of the seeds; None with one seed."""

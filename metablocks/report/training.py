@@ -92,7 +92,21 @@ def with_budget(contenders: Sequence[Contender], request: Request) -> Told:
             recipe = _override(contender.recipe, chosen[contender.label].override)
             contender = replace(contender, recipe=recipe, values=recipe.values)
         result.append(contender)
+    _check_different(result)
     return result, told
+
+
+def _check_different(contenders: Sequence[Contender]) -> None:
+    """Raise `RecipeError` for recipes that differed in nothing but the budget."""
+    seen: dict[str, str] = {}
+    for contender in contenders:
+        if contender.recipe:
+            twin = seen.setdefault(contender.recipe.hash, contender.label)
+            if twin != contender.label:
+                raise RecipeError(
+                    f"{twin} and {contender.label} differ in nothing but the budget, which is one "
+                    "for all here; give one of them"
+                )
 
 
 def measure_paces(trained: Sequence[Contender], request: Request) -> list[Pace]:
@@ -219,8 +233,13 @@ def check_arguments(contenders: Sequence[Contender], request: Request) -> None:
         )
     given = [
         name
-        for name, value in (("--steps", request.steps), ("--minutes", request.minutes))
-        if value is not None
+        for name, asked in (
+            ("--steps", request.steps is not None),
+            ("--minutes", request.minutes is not None),
+            ("--seeds", several),
+            ("--set", request.overrides),
+        )
+        if asked
     ]
     if not trained and given:
         raise RecipeError(

@@ -71,6 +71,10 @@ class RunDirectory:
         """The complete lines of `metrics.jsonl`."""
         return _read_lines(self.metrics)
 
+    def read_times(self) -> list[dict[str, Any]]:
+        """The complete lines of `times.jsonl`."""
+        return _read_lines(self.times)
+
     def keep_epochs(self, epochs: int) -> None:
         """Drop log lines beyond a number of epochs: what a killed run did after its checkpoint."""
         for path in (self.metrics, self.times):

@@ -136,6 +136,7 @@ def test_eval_hands_over_its_arguments(monkeypatch, tmp_path):
         raising=False,
     )
     (tmp_path / "recipe.yaml").write_text("")
+    (tmp_path / "run.json").write_text('{"recipe": "", "data": {}}')
     assert main(["eval", str(tmp_path), "--steps", "0", "--tasks", "7"]) == 0
     assert calls == [
         (

@@ -1,6 +1,8 @@
 """Rows and runs with made-up numbers."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from metablocks.report.results import FinalScores, FinishedRun, Validated
@@ -13,7 +15,12 @@ def score(mean: float, interval: float = 0.01, **more: Any) -> Score:
 
 
 def row(
-    recipe: str, mean: float, interval: float = 0.01, seconds: float = 60.0, **more: Any
+    recipe: str,
+    mean: float,
+    interval: float = 0.01,
+    seconds: float = 60.0,
+    score_of: Mapping[str, Any] = MappingProxyType({}),
+    **more: Any,
 ) -> Row:
     values: dict[str, Any] = {
         "title": recipe.upper(),
@@ -28,7 +35,12 @@ def row(
         "memory_beyond_start": 100 * 2**20,
         "train_loss": 0.25,
     }
-    return Row(recipe=recipe, score=score(mean, interval), seconds=seconds, **{**values, **more})
+    return Row(
+        recipe=recipe,
+        score=score(mean, interval, **score_of),
+        seconds=seconds,
+        **{**values, **more},
+    )
 
 
 def finished_run(seed: int = 0, **values: Any) -> FinishedRun:

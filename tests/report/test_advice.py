@@ -111,6 +111,19 @@ def test_a_lead_smaller_than_what_seeds_differ_by_is_thin():
     assert "seeds alone move a score by 3.00 points" in recommend(rows).thin[0]
 
 
+def test_few_tasks_are_thin_evidence():
+    few = [row("maml", 0.95, score_of={"tasks": 10}), row("fomaml", 0.5)]
+    assert any("10 test tasks are few" in doubt for doubt in recommend(few).thin)
+    assert not any("are few" in doubt for doubt in recommend([row("a", 0.9), row("b", 0.5)]).thin)
+
+
+def test_memory_that_is_not_known_of_all_decides_nothing():
+    rows = [row("maml", 0.95, memory_beyond_start=None), row("lean", 0.945)]
+    advice = recommend(rows)
+    assert advice.recipe == "maml"
+    assert "has the better score of these" in advice.reason
+
+
 def test_it_says_what_it_rests_on():
     rows = [row("a", 0.95), row("b", 0.9, seeds=(0,), meta_steps=1000)]
     told = recommend(rows, "2 min of training a run").rests_on

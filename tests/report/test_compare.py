@@ -196,6 +196,14 @@ def test_a_failing_run_fails_its_row_alone(runs, tmp_path):
         (["{run}x"], "no such recipe or run; did you mean"),
         (["{run}", "fomaml_sinusoid", "--tasks", "9"], "is finished, tested on 4 tasks"),
         (["{run}", "{run2}", "--steps", "9"], "all that is given is trained already"),
+        (["{run}", "{run2}", "--seeds", "3"], "--seeds: all that is given is trained already"),
+        (["{run}", "--seeds", "3"], "--seeds: all that is given is trained already"),
+        (["{run}", "{run2}", "--set", "inner.steps=3"], "--set: all that is given is trained alre"),
+        (["{run}", "{elsewhere}"], "were made of other data: checksum aaaa, bbbb"),
+        (
+            ["maml_sinusoid", "{longer}", "--steps", "240"],
+            "maml_sinusoid and longer differ in noth",
+        ),
         (["{unfinished}", "{run}"], "this run is not finished; metablocks run --resume"),
         (["maml_sinusoid", "fomaml_sinusoid", "--device", "cuda:99"], "cuda:99"),
     ],
@@ -203,7 +211,11 @@ def test_a_failing_run_fails_its_row_alone(runs, tmp_path):
 def test_wrong_input_is_refused_before_anything_is_trained(
     arguments, message, folder, runs, tmp_path
 ):
-    variants = {"other": "tasks.shots=10", "fewer": "evaluation.tasks=50"}
+    variants = {
+        "other": "tasks.shots=10",
+        "fewer": "evaluation.tasks=50",
+        "longer": "outer.steps_per_epoch=300",
+    }
     for name, override in variants.items():
         (tmp_path / f"{name}.yaml").write_text(load("maml_sinusoid", [override]).to_yaml())
     shutil.copytree(runs[0], tmp_path / "unfinished")
@@ -212,6 +224,12 @@ def test_wrong_input_is_refused_before_anything_is_trained(
     places = {name: tmp_path / f"{name}.yaml" for name in variants}
     places |= {"run": runs[0], "run2": runs[1], "folder": folder}
     places |= {"unfinished": tmp_path / "unfinished"}
+    for name, checksum, run in (("run", "aaaa", runs[0]), ("elsewhere", "bbbb", runs[1])):
+        if "{elsewhere}" in arguments:  # another seed of the recipe, on other data
+            places[name] = shutil.copytree(run, tmp_path / name)
+            record = json.loads((tmp_path / name / "run.json").read_text())
+            record["data"] = {"checksum": checksum}
+            (tmp_path / name / "run.json").write_text(json.dumps(record))
     out = tmp_path / "out"
     given = [argument.format(**places) for argument in arguments]
     status, printed, err = compare(*given, "--out", str(out))

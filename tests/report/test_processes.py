@@ -7,7 +7,8 @@ import threading
 
 import pytest
 
-from metablocks.report.processes import Job, cores, run_jobs
+from metablocks.report.processes import Job, Outcome, child_environment, cores, run_jobs
+from metablocks.report.progress import Display
 
 
 class Watcher:
@@ -47,13 +48,22 @@ def test_one_after_the_other(job):
     assert result.outcomes[0].job.printed.read_text() == "1\n"
 
 
-def test_side_by_side_with_a_share_of_the_cores(job):
+def test_side_by_side_with_a_share_of_the_cores(job, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     watcher = Watcher()
     code = "import os, time; time.sleep(0.3); print(os.environ['OMP_NUM_THREADS'])"
     result = run_jobs([job(c, code) for c in "abc"], side_by_side=2, watcher=watcher)
     assert watcher.most == 2
     shares = {outcome.job.printed.read_text().strip() for outcome in result.outcomes}
     assert shares == {str(max(1, cores() // 2))}
+
+
+@pytest.mark.parametrize(("own", "share"), [("1", 1), ("999", 4), ("", 4), ("many", 4)])
+def test_fewer_threads_of_the_users_own_stay(own, share, monkeypatch):
+    monkeypatch.setattr("metablocks.report.processes.cores", lambda: 8)
+    monkeypatch.setenv("OMP_NUM_THREADS", own)
+    assert child_environment(2)["OMP_NUM_THREADS"] == str(share)
+    assert child_environment(1)["OMP_NUM_THREADS"] == own
 
 
 @pytest.mark.parametrize(
@@ -119,3 +129,22 @@ def test_a_second_signal_kills(job):
     watcher = Interrupter([stubborn], signal.SIGINT, times=2)
     (outcome,) = run_jobs([stubborn], side_by_side=1, watcher=watcher).outcomes
     assert outcome.status == -signal.SIGKILL
+
+
+@pytest.mark.parametrize(
+    ("status", "told"),
+    [
+        (0, "done in"),
+        (130, "stopped after"),
+        (-signal.SIGINT, "stopped after"),
+        (1, "FAILED after"),
+    ],
+)
+def test_a_job_that_was_stopped_before_it_began_has_not_failed(status, told, job, capsys):
+    only = job("a", "")
+    display = Display([only], quiet=False)
+    display.started(only)
+    display.ended(Outcome(only, status, 1.0))
+    said = capsys.readouterr().err
+    assert f"1 of 1, a: {told}" in said
+    assert ("exit status" in said or "ended by" in said) == (told == "FAILED after")
