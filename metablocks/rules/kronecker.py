@@ -163,11 +163,15 @@ class KFO(UpdateRule):
                     )
 
     def _slope(self, factors: Tensors, before: Tensors, gradients: Tensors) -> Tensors:
-        """∂L_s(θ_k)/∂φ at θ_k = θ_{k−1} − α U(g_{k−1}; φ): −α times a vector-Jacobian product."""
+        """∂L_s(θ_k)/∂φ = ∂⟨g_k, θ_k⟩/∂φ at θ_k = θ_{k−1} − α U(g_{k−1}; φ), g_k being a constant."""
         assert self.rate is not None
-        _, pull_back = torch.func.vjp(lambda own: self._transform(own, before), factors)
-        (product,) = pull_back(gradients)
-        return {key: -self.rate * term for key, term in product.items()}
+        rate = self.rate
+
+        def moved(factors: Tensors) -> Tensor:
+            updates = self._transform(factors, before)
+            return -rate * torch.stack([(updates[n] * g).sum() for n, g in gradients.items()]).sum()
+
+        return torch.func.grad(moved)(factors)
 
     def _transform(self, factors: Tensors, gradients: Tensors) -> Tensors:
         return {name: self._network(factors, name, g) for name, g in gradients.items()}

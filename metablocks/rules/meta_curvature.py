@@ -75,14 +75,18 @@ class MetaCurvature(UpdateRule):
 
 
 def _curved(factors: Tensors, name: str, gradient: Tensor) -> Tensor:
+    def factor(axis: str) -> Tensor:
+        return find("MetaCurvature", factors, f"{axis}.{name}", name)
+
     axes = sizes("MetaCurvature", name, gradient.shape)
-    if len(axes) == 1:
-        return find("MetaCurvature", factors, f"scale.{name}", name) * gradient
-    curvature = [
-        find("MetaCurvature", factors, f"{axis}.{name}", name) for axis in _AXES[len(axes)]
-    ]
+    flow = gradient.reshape(axes)
     with torch.autocast(gradient.device.type, enabled=False):  # updates keep the full precision
-        if len(axes) == 2:
-            return einsum(gradient, *curvature, "p j, o p, j i -> o i")
-        curved = einsum(gradient.reshape(axes), *curvature, "p j s, o p, i j, f s -> o i f")
-        return curved.reshape(gradient.shape)
+        if len(axes) == 1:
+            flow = einsum(factor("scale").reshape(axes), flow, "n, n -> n")
+        elif len(axes) == 2:
+            flow = einsum(factor("out"), flow, factor("in"), "o p, p j, j i -> o i")
+        else:
+            flow = einsum(
+                factor("out"), flow, factor("in"), factor("filter"), "o p, p j s, i j, f s -> o i f"
+            )
+    return flow.reshape(gradient.shape)

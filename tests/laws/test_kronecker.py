@@ -1,4 +1,4 @@
-"""KFO and Meta-Curvature: the identity, dense Kronecker products, and plain autograd as an oracle."""
+"""KFO and Meta-Curvature as transforms: the identity at first, dense Kronecker products, names."""
 
 import dataclasses
 import itertools
@@ -6,34 +6,15 @@ import itertools
 import pytest
 import torch
 import torch.nn.functional as F
+from small_transforms import ADAPTS, RATE, all_transforms, perturb, problems, transforms
 from torch import nn
 
 import metablocks as mb
-from metablocks import KFO, Chain, LearningRate, Loop, MetaCurvature, StepInfo, Vmap
+from metablocks import KFO, Chain, LearningRate, MetaCurvature, StepInfo
 from metablocks.errors import BlockError, RuleError
-from metablocks.laws import gradients, problem, rules
+from metablocks.laws import problem, rules
 
 ACTIVATIONS = ["relu", "leaky_relu", "tanh", "gelu", "softplus"]
-RATE = 0.2
-ADAPTS = {"adapt_transform": True, "rate": RATE}
-TRANSFORMS = {
-    "kfo": KFO,
-    "kfo-no-bias": lambda: KFO(bias=False),
-    "kfo-psd": lambda: KFO(psd=True),
-    "kfo-hidden": lambda: KFO(hidden=2, activation="gelu"),
-    "kfo-hidden-psd": lambda: KFO(hidden=1, activation="tanh", psd=True, bias=False),
-    "meta_curvature": MetaCurvature,
-}
-ADAPTING = {
-    "kfo-adapt": lambda: KFO(**ADAPTS),
-    "kfo-adapt-hidden": lambda: KFO(hidden=1, activation="gelu", psd=True, **ADAPTS),
-}
-transforms = pytest.mark.parametrize("make", TRANSFORMS.values(), ids=TRANSFORMS.keys())
-all_transforms = pytest.mark.parametrize(
-    "make", (TRANSFORMS | ADAPTING).values(), ids=(TRANSFORMS | ADAPTING).keys()
-)
-problems = pytest.mark.parametrize("small", [problem.regression, problem.classification])
-
 SHAPES = {
     "scale": (),
     "norm.bias": (4,),
@@ -46,17 +27,6 @@ SHAPES = {
 
 def tensors(device):
     return {name: torch.randn(s, device=device, dtype=torch.float64) for name, s in SHAPES.items()}
-
-
-def perturb(rule, amount=0.2):
-    """Move every factor away from the identity, in place."""
-    generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for name, p in rule.named_parameters():
-            if "factors." in name:
-                noise = torch.randn(p.shape, generator=generator, dtype=torch.float64)
-                p.add_((amount * noise).to(p))
-    return rule
 
 
 def apply(rule, gradients):
@@ -260,187 +230,6 @@ def test_under_autocast_updates_keep_their_precision():
         with torch.autocast("cpu", dtype=torch.bfloat16):
             updates = apply(rule, own)
         assert all(torch.equal(updates[name], g) for name, g in own.items())
-
-
-# ---- gradients
-
-
-@all_transforms
-@problems
-def test_finite_differences_of_every_factor(make, small, device):
-    small = small(tasks=2, device=device)
-    learner = perturb(small.learner(Chain(make(), LearningRate(RATE))))
-    gradients.finite_differences(learner, small.tasks)
-
-
-ORDERS = [mb.SecondOrder(), mb.FirstOrder(), mb.TruncatedOrder(last=1)]
-
-
-@transforms
-@pytest.mark.parametrize("order", ORDERS, ids=repr)
-@pytest.mark.parametrize("behind", [mb.lslr, mb.meta_sgd])
-def test_every_executor_gives_the_loops_gradient(make, order, behind, device):
-    small = problem.classification(steps=2, device=device)
-
-    def learner(executor):
-        rule = Chain(make(), behind(RATE))
-        return perturb(small.learner(rule, order=order, executor=executor))
-
-    gradients.one_gradient(small, [Vmap(), Vmap(chunk=2)], learner)
-
-
-@pytest.mark.parametrize("make", ADAPTING.values(), ids=ADAPTING.keys())
-@problems
-def test_a_transform_that_adapts_is_the_same_on_every_executor(make, small, device):
-    small = small(device=device)
-
-    def learner(executor):
-        return perturb(small.learner(Chain(make(), LearningRate(RATE)), executor=executor))
-
-    gradients.one_gradient(small, [Vmap(), Vmap(chunk=2)], learner)
-
-
-# ---- the whole meta-gradient, written once more in plain autograd
-
-
-class LinearNet(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.one, self.norm, self.two = nn.Linear(3, 4), nn.LayerNorm(4), nn.Linear(4, 2)
-
-    def forward(self, x):
-        return self.two(self.norm(self.one(x)).tanh())
-
-
-class ConvNet(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.conv, self.head = nn.Conv2d(2, 3, 3), nn.Linear(12, 2)
-
-    def forward(self, x):
-        return self.head(F.softplus(self.conv(x)).flatten(1))
-
-
-def linear_net(p, x):
-    h = x @ p["one.weight"].T + p["one.bias"]
-    h = (h - h.mean(1, keepdim=True)) / (h.var(1, unbiased=False, keepdim=True) + 1e-5).sqrt()
-    return (h * p["norm.weight"] + p["norm.bias"]).tanh() @ p["two.weight"].T + p["two.bias"]
-
-
-def conv_net(p, x):
-    patches = F.unfold(x, 3).transpose(1, 2)
-    h = patches @ p["conv.weight"].flatten(1).T + p["conv.bias"]
-    return (1 + h.transpose(1, 2).exp()).log().flatten(1) @ p["head.weight"].T + p["head.bias"]
-
-
-def plain_kfo(*, hidden=0, activation=None, psd=False):
-    def linear(f, prefix, name, g):
-        left, right = f[f"{prefix}left.{name}"], f.get(f"{prefix}right.{name}")
-        if psd:
-            left, right = left.T @ left, None if right is None else right.T @ right
-        h = left @ g if right is None else left @ g @ right
-        return h + f[f"{prefix}bias.{name}"]
-
-    def transform(f, name, g):
-        h = g.flatten(2) if g.ndim > 2 else g
-        for n in range(hidden):
-            on = linear(f, f"hidden{n}.on.", name, h)
-            off = linear(f, f"hidden{n}.off.", name, h)
-            h = activation(on) + off - activation(off)
-        return linear(f, "", name, h).view_as(g)
-
-    return transform
-
-
-def plain_curvature(f, name, g):
-    if g.ndim == 1:
-        return f[f"scale.{name}"] * g
-    out, inp = f[f"out.{name}"], f[f"in.{name}"]
-    if g.ndim == 2:
-        return out @ g @ inp
-    h = inp @ g.flatten(2) @ f[f"filter.{name}"].T  # each filter [C_in, k] by itself
-    return (out @ h.flatten(1)).view_as(g)
-
-
-def plain_meta_gradient(net, theta, factors, transform, tasks, *, steps, rate, adapts):
-    leaves = [*theta.values(), *factors.values()]
-    total = [torch.zeros_like(leaf) for leaf in leaves]
-    for task in (tasks[index] for index in range(len(tasks))):
-        fast, own = dict(theta), dict(factors)
-        for k in range(steps):
-            loss = F.mse_loss(net(fast, task.support[0]), task.support[1])
-            if adapts and k > 0:
-                slope = torch.autograd.grad(loss, list(own.values()), create_graph=True)
-            g = torch.autograd.grad(loss, list(fast.values()), create_graph=True)
-            if adapts and k > 0:
-                own = {key: f - rate * s for (key, f), s in zip(own.items(), slope, strict=True)}
-            fast = {
-                name: p - rate * transform(own, name, d)
-                for (name, p), d in zip(fast.items(), g, strict=True)
-            }
-        query = F.mse_loss(net(fast, task.query[0]), task.query[1])
-        for sum_, grad in zip(total, torch.autograd.grad(query, leaves), strict=True):
-            sum_ += grad / len(tasks)
-    return total
-
-
-@pytest.mark.parametrize("executor", [Loop(), Vmap()], ids=repr)
-@pytest.mark.parametrize(
-    ("module", "net", "shape"),
-    [(LinearNet, linear_net, (3,)), (ConvNet, conv_net, (2, 4, 4))],
-    ids=["linear", "conv"],
-)
-@pytest.mark.parametrize(
-    ("make", "transform"),
-    [
-        (KFO, plain_kfo()),
-        (lambda: KFO(psd=True), plain_kfo(psd=True)),
-        (lambda: KFO(hidden=2), plain_kfo(hidden=2, activation=torch.relu)),
-        (
-            lambda: KFO(hidden=1, activation="tanh", psd=True),
-            plain_kfo(hidden=1, activation=torch.tanh, psd=True),
-        ),
-        (lambda: KFO(**ADAPTS), plain_kfo()),
-        (
-            lambda: KFO(hidden=1, psd=True, activation="tanh", **ADAPTS),
-            plain_kfo(hidden=1, activation=torch.tanh, psd=True),
-        ),
-        (MetaCurvature, plain_curvature),
-    ],
-    ids=["kfo", "psd", "hidden", "hidden-psd", "adapt", "adapt-hidden-psd", "curvature"],
-)
-def test_meta_gradients_are_those_of_plain_autograd(
-    make, transform, module, net, shape, executor, device
-):
-    def draw(*size):
-        return torch.randn(3, *size, device=device, dtype=torch.float64)
-
-    tasks = mb.TaskBatch(support=(draw(5, *shape), draw(5, 2)), query=(draw(4, *shape), draw(4, 2)))
-    model = module().to(device, torch.float64)
-    transforming = make()
-    learner = mb.MetaLearner(
-        model,
-        loss=F.mse_loss,
-        steps=3,
-        rule=Chain(transforming, LearningRate(RATE)),
-        executor=executor,
-    )
-    perturb(learner)
-    got = learner.meta_gradient(tasks).grads
-    theta = dict(model.named_parameters())
-    factors = {name.removeprefix("factors."): p for name, p in transforming.named_parameters()}
-    total = plain_meta_gradient(
-        net,
-        theta,
-        factors,
-        transform,
-        tasks,
-        steps=3,
-        rate=RATE,
-        adapts=getattr(transforming, "rate", None) is not None,
-    )
-    names = [f"model.{n}" for n in theta] + [f"rule.rules.0.factors.{n}" for n in factors]
-    problem.hold("plain autograd", got, dict(zip(names, total, strict=True)), within=1e-10)
 
 
 # ---- errors
