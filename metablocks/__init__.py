@@ -10,6 +10,8 @@ from metablocks.learner import Evaluation, MetaGradient, MetaLearner
 from metablocks.maml import train_maml
 from metablocks.models import (
     PerStepBatchNorm,
+    append_linear,
+    collapse_linear,
     fold_tnet,
     insert_tnet,
     norm_patterns,
@@ -71,6 +73,8 @@ __all__ = [
     "UpdateRule",
     "Vmap",
     "adapt",
+    "append_linear",
+    "collapse_linear",
     "fold_tnet",
     "insert_tnet",
     "laws",

@@ -17,7 +17,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from metablocks.errors import RecipeError, suggest
 from metablocks.estimators import Estimator, Unrolled
 from metablocks.executors import Executor, Loop, Vmap
-from metablocks.models import MLP, Conv4, insert_tnet, per_step_batch_norm
+from metablocks.models import MLP, Conv4, append_linear, insert_tnet, per_step_batch_norm
 from metablocks.order import AnnealedOrder, FirstOrder, Order, SecondOrder, TruncatedOrder
 from metablocks.recipe.clipping import Clip, ClipNorm, ClipValue
 from metablocks.recipe.optimizers import adam, adamw, constant, cosine, sgd
@@ -58,7 +58,11 @@ MODEL = Slot(
 SURGERY = Slot(
     "surgery",
     "how the model is changed before it is learned, one block after another",
-    {"per_step_batch_norm": per_step_batch_norm, "insert_tnet": insert_tnet},
+    {
+        "per_step_batch_norm": per_step_batch_norm,
+        "insert_tnet": insert_tnet,
+        "append_linear": append_linear,
+    },
     nn.Module,
     ("model", "steps"),
 )

@@ -1,0 +1,230 @@
+"""LinNet: linear layers behind the last one, which change how fast a model adapts, not what it is.
+
+    y = W_L … W_1 (W x + b)        collapsed:  W ← W_L … W_1 W,   b ← Σ_i (Π_{j>i} W_j) b_i
+
+Without a non-linearity the extra layers add nothing that the model can express, but the gradient of
+the product is preconditioned by them: upper layers learn to be the step size of the lower ones. A
+shallow model may have no way to adapt fast, where a deep linear one adapts exactly (Arnold, Iqbal,
+Sha 2021).
+"""
+
+import copy
+from collections import OrderedDict
+from itertools import pairwise
+from typing import Literal, TypeAlias, get_args
+
+import torch
+from torch import Tensor, nn
+
+from metablocks.errors import BlockError, suggest
+from metablocks.models.layers import check_choice
+from metablocks.models.linear_layers import holders, made_like, why_not
+from metablocks.models.tnet import Transformed
+from metablocks.surgery import replace_modules
+
+Init: TypeAlias = Literal["identity", "random"]
+
+
+class DeepLinear(nn.Linear):
+    """A linear layer and the linear layers `appended` to it. `append_linear` makes it.
+
+    `weight` and `bias` are those of the layer that it was, `appended.0.weight`, … the others'.
+    """
+
+    appended: nn.Sequential
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        output: Tensor = self.appended(super().forward(inputs))
+        return output
+
+
+def append_linear(
+    model: nn.Module,
+    *,
+    depth: int,
+    width: int | None = None,
+    init: Init = "identity",
+    layer: str | None = None,
+    features: int | None = None,
+) -> nn.Module:
+    """A copy of `model` with `depth` linear layers more behind its last linear layer.
+
+        y = W_L … W_1 (W x + b)        L = depth
+
+    There is no non-linearity between them, so `collapse_linear` gives back a model of the original
+    size, class and names. They come right behind the last linear layer, whose outputs are taken to be
+    the model's: `head.weight` keeps its name, and `head.appended.0.weight`, … join it, with biases
+    where the head has one. `"head.*"` selects them all.
+
+    - `depth`: how many layers, 1 or more; from the layer's outputs F to F.
+    - `width`: of what lies between them, `[F → width → … → width → F]`; F unless given.
+    - `init`: `"identity"`: the function is unchanged, exactly, and `width` is at least F. Units
+      beyond F start with random weights in front (Xavier-uniform) and zeros behind: alive, but
+      unheard. `"random"`: Xavier-uniform, biases zero, any width.
+    - `layer`: the name of the layer to append to, where it is not the last linear one, in the order
+      in which the model registers its modules.
+    - `features`: for a model that does not end in a linear layer, how many outputs
+      `[..., features]` it has. The result is `nn.Sequential(model=…, linear=…)`, the first of the
+      `depth` layers being `linear` itself, with a bias; collapsed, that one linear layer stays.
+
+    Laws: collapsing keeps the function; collapsing after adaptation gives the adapted function, and
+    collapsing before loses the preconditioner, and so gives another one.
+
+    Source: Arnold, Iqbal, Sha 2021 (LinNet). Deviation: 1. the paper does not say how units beyond F
+    start; here they do not change the function.
+
+    >>> model = append_linear(nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)), depth=2)
+    >>> [name for name, _ in model.named_parameters() if "weight" in name]
+    ['0.weight', '2.weight', '2.appended.0.weight', '2.appended.1.weight']
+
+    Raises `BlockError` for sizes below 1, a `width` that cannot be the identity, a model whose last
+    linear layer is not to be found or not its end, for `layer` together with `features`, and for a
+    last layer that cannot be collapsed: a class of one's own, tied to another, with hooks or a T.
+    """
+    for field, value in (("depth", depth), ("width", width), ("features", features)):
+        if value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise BlockError(f"append_linear {field} is {value!r}; it takes 1 or more")
+    check_choice("init", init, get_args(Init))
+    kind = type(model).__name__
+    if any(isinstance(module, DeepLinear) for module in model.modules()):
+        raise BlockError(f"append_linear: {kind} has appended layers already; give one depth")
+    if features is not None and layer is not None:
+        raise BlockError(
+            "append_linear takes layer, for a model with that linear layer, or features, for one "
+            "without; given both"
+        )
+    if features is not None:
+        like = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(0))
+        first, *rest = _layers(features, depth, width, init, like, bias=True)
+        parts = {"model": copy.deepcopy(model), "linear": _deep(first, rest)}
+        return nn.Sequential(OrderedDict(parts)).train(model.training)
+    name = _last_linear(model) if layer is None else layer
+    _check(model, name)
+
+    def convert(own: str, module: nn.Module) -> nn.Module | None:
+        if own != name or not isinstance(module, nn.Linear):
+            return None
+        size, bias = module.out_features, module.bias is not None
+        return _deep(module, _layers(size, depth, width, init, module.weight, bias=bias))
+
+    return replace_modules(copy.deepcopy(model), convert)
+
+
+@torch.no_grad()
+def collapse_linear(model: nn.Module) -> nn.Module:
+    """A copy of `model` with its appended layers multiplied into the one before: the same function.
+
+        W ← W_L … W_1 W,    b ← Σ_i (Π_{j>i} W_j) b_i
+
+    The layer is an `nn.Linear` again, with its names and shapes, so that the `state_dict` loads into
+    the original model. Parameters are new leaves; no gradient flows back.
+
+    Law: outputs are equal up to rounding. Collapse what `learner.adapt` returns; collapsing before
+    adaptation keeps the function too, but not how it adapts.
+
+    >>> model = nn.Linear(3, 2)
+    >>> collapse_linear(append_linear(model, depth=3, width=8))
+    Linear(in_features=3, out_features=2, bias=True)
+
+    Raises `BlockError` for a model without appended layers.
+    """
+    if not any(isinstance(module, DeepLinear) for module in model.modules()):
+        raise BlockError(
+            f"collapse_linear: {type(model).__name__} has no appended layers; append_linear "
+            "appends them"
+        )
+
+    def convert(_: str, deep: nn.Module) -> nn.Module | None:
+        if not isinstance(deep, DeepLinear):
+            return None
+        layer: nn.Linear = made_like(nn.Linear, deep)
+        weight: Tensor = deep.weight
+        bias: Tensor | None = deep.bias
+        for factor in deep.appended:
+            assert isinstance(factor, nn.Linear)
+            weight = factor.weight @ weight
+            bias = None if bias is None else factor.weight @ bias + factor.bias
+        layer.weight = nn.Parameter(weight.clone(), deep.weight.requires_grad)
+        if bias is not None:
+            layer.bias = nn.Parameter(bias.clone(), deep.bias.requires_grad)
+        return layer
+
+    return replace_modules(copy.deepcopy(model), convert)
+
+
+def _layers(
+    size: int, depth: int, width: int | None, init: Init, like: Tensor, *, bias: bool
+) -> list[nn.Linear]:
+    """`depth` linear layers from `size` to `size`, of the dtype and on the device of `like`."""
+    width = size if width is None else width
+    if init == "identity" and depth > 1 and width < size:
+        raise BlockError(
+            f"append_linear width is {width}, narrower than the {size} outputs: no such layers are "
+            f'the identity; take {size} or more, or init="random"'
+        )
+    sizes = [size, *[width] * (depth - 1), size]
+    made = []
+    for index, (inputs, outputs) in enumerate(pairwise(sizes)):
+        layer = nn.Linear(inputs, outputs, bias=bias, device=like.device, dtype=like.dtype)
+        nn.init.xavier_uniform_(layer.weight)
+        if bias:
+            nn.init.zeros_(layer.bias)
+        if init == "identity":
+            # Only the first keeps random rows, for units beyond `size`; the last does not hear them.
+            rows = size if index == 0 else outputs
+            with torch.no_grad():
+                nn.init.eye_(layer.weight[:rows])
+        made.append(layer)
+    return made
+
+
+def _deep(layer: nn.Linear, appended: list[nn.Linear]) -> DeepLinear:
+    deep: DeepLinear = made_like(DeepLinear, layer)
+    deep.appended = nn.Sequential(*appended)
+    return deep.train(layer.training)
+
+
+def _last_linear(model: nn.Module) -> str:
+    """The name of the linear layer that the model ends in, as far as its modules tell."""
+    end, path = model, ""
+    while isinstance(end, nn.Sequential) and len(end):
+        leaf, end = list(end.named_children())[-1]
+        path = f"{path}.{leaf}" if path else leaf
+    transforms = [m.transform for m in end.modules() if isinstance(m, Transformed)]
+    names = [
+        name
+        for name, module in end.named_modules()
+        if isinstance(module, nn.Linear) and not any(module is t for t in transforms)
+    ]
+    if not names:
+        raise BlockError(
+            f"append_linear: {type(model).__name__} ends in a {type(end).__name__}, which has no "
+            "linear layer to append to; say how many features it gives, features=…, or which linear "
+            "layer it is, layer=…"
+        )
+    return ".".join(filter(None, [path, names[-1]]))
+
+
+def _check(model: nn.Module, name: str) -> None:
+    """Raise `BlockError` unless layers can be appended to this one."""
+    modules = dict(model.named_modules(remove_duplicate=False))
+    if name not in modules:
+        linear = [n for n, module in modules.items() if isinstance(module, nn.Linear)]
+        raise BlockError(
+            f'append_linear: layer is "{name}"{suggest(name, linear)}; the linear layers are '
+            f"{', '.join(linear) or 'none'}"
+        )
+    layer, called = modules[name], name or "the model"
+    reason = why_not(model, name, layer, [nn.Linear])
+    if reason:
+        raise BlockError(f"append_linear: {called} {reason}")
+    held = holders(model)
+    for parameter in layer.parameters(recurse=False):
+        for other, module in held[id(parameter)]:
+            if module is not layer:
+                raise BlockError(
+                    f"append_linear: {called} shares a parameter with {other}, which collapsing "
+                    "the one would change"
+                )

@@ -1,0 +1,288 @@
+"""LinNet: appending and collapsing, its laws, and what it refuses."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from small_learners import EXECUTORS, learner_of, small, tasks_of
+from torch import nn
+
+import metablocks as mb
+from metablocks.errors import BlockError, LawError
+from metablocks.laws import gradients, linnet, problem
+from metablocks.models import MLP, Conv4
+
+STEPS = 3
+
+
+@pytest.fixture(autouse=True)
+def _float64():
+    torch.manual_seed(0)
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def shaken(model):
+    """The same model with appended layers away from the identity."""
+    generator = torch.Generator().manual_seed(1)
+    for name, parameter in model.named_parameters():
+        if "appended" in name:
+            noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+            parameter.data.add_(0.3 * noise.to(parameter))
+    return model
+
+
+def deep_problem(make=problem.regression, depth=2, width=5, device="cpu", **options):
+    plain = make(steps=STEPS, device=device)
+
+    def model():
+        torch.manual_seed(2)
+        return shaken(mb.append_linear(plain.model(), depth=depth, width=width, **options))
+
+    return problem.Problem(model, plain.loss, plain.tasks, STEPS)
+
+
+MODELS = [
+    lambda: nn.Linear(3, 4),
+    lambda: nn.Linear(3, 4, bias=False),
+    lambda: MLP(input_shape=(3,), outputs=2, hidden=(5,)),
+    lambda: nn.Sequential(small(), nn.Sequential(nn.Tanh(), nn.Linear(2, 3))),
+]
+
+
+# ---- appending and collapsing
+
+
+@pytest.mark.parametrize("make", MODELS)
+@pytest.mark.parametrize("depth", [1, 2, 4])
+@pytest.mark.parametrize("width", [None, 4, 9])
+def test_identity_leaves_the_function_exactly(make, depth, width):
+    model, x = make(), torch.randn(6, 3)
+    before = copy.deepcopy(model.state_dict())
+    deep = mb.append_linear(model, depth=depth, width=width)
+    assert torch.equal(deep.eval()(x), model.eval()(x))
+    assert all(torch.equal(before[n], t) for n, t in model.state_dict().items())
+    added = [m for n, m in deep.named_modules() if n.rpartition(".")[0].endswith("appended")]
+    outputs = model(x).shape[-1]
+    assert len(added) == depth
+    width = width or outputs
+    assert [layer.out_features for layer in added] == [width] * (depth - 1) + [outputs]
+
+
+@pytest.mark.parametrize("make", MODELS)
+@pytest.mark.parametrize(
+    ("depth", "width", "init"), [(1, None, "identity"), (3, 7, "identity"), (3, 2, "random")]
+)
+def test_collapse_gives_a_model_of_the_original_names_and_classes(make, depth, width, init):
+    model, x = make(), torch.randn(6, 3)
+    deep = shaken(mb.append_linear(model, depth=depth, width=width, init=init))
+    flat = mb.collapse_linear(deep)
+    assert repr(flat) == repr(model)
+    assert {n: p.shape for n, p in flat.named_parameters()} == {
+        n: p.shape for n, p in model.named_parameters()
+    }
+    model.load_state_dict(flat.state_dict())
+    assert not torch.allclose(deep.eval()(x), make().eval()(x), atol=1e-2)
+    for same in (model, flat):
+        torch.testing.assert_close(same.eval()(x), deep.eval()(x), rtol=0, atol=1e-12)
+
+
+def test_collapse_is_the_formula():
+    """W = W_2 W_1 W, b = W_2 W_1 b + W_2 b_1 + b_2."""
+    deep = shaken(mb.append_linear(nn.Linear(3, 2), depth=2, width=4))
+    one, two = deep.appended
+    flat = mb.collapse_linear(deep)
+    expected = two.weight @ one.weight @ deep.weight
+    torch.testing.assert_close(flat.weight, expected, rtol=0, atol=1e-14)
+    expected = two.weight @ one.weight @ deep.bias + two.weight @ one.bias + two.bias
+    torch.testing.assert_close(flat.bias, expected, rtol=0, atol=1e-14)
+
+
+def test_names_and_state_dict_round_trip():
+    model = MLP(input_shape=(3,), outputs=2, hidden=(5,))
+    deep = shaken(mb.append_linear(model, depth=2, width=4))
+    assert [name for name in deep.state_dict() if "head" in name] == [
+        "head.weight",
+        "head.bias",
+        "head.appended.0.weight",
+        "head.appended.0.bias",
+        "head.appended.1.weight",
+        "head.appended.1.bias",
+    ]
+    again = mb.append_linear(MLP(input_shape=(3,), outputs=2, hidden=(5,)), depth=2, width=4)
+    again.load_state_dict(deep.state_dict())
+    x = torch.randn(4, 3)
+    assert torch.equal(again(x), deep(x))
+
+
+def test_units_beyond_the_outputs_are_alive():
+    """Wider than the outputs, every unit moves: random weights in front, zeros behind."""
+    deep = mb.append_linear(nn.Linear(3, 2), depth=2, width=5)
+    deep(torch.randn(6, 3)).square().sum().backward()
+    assert (deep.appended[1].weight.grad.abs().sum(0) > 0).all()
+    assert torch.equal(deep.appended[1].weight[:, 2:], torch.zeros(2, 3))
+    assert (deep.appended[0].weight[2:].abs().sum(1) > 0).all()
+
+
+def test_a_model_that_ends_elsewhere_says_how_many_features_it_has():
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Tanh(), nn.Flatten())
+    x = torch.randn(5, 1, 4, 4)
+    for depth in (1, 3):
+        deep = mb.append_linear(model, depth=depth, features=16)
+        assert torch.equal(deep(x), model(x))
+        flat = mb.collapse_linear(shaken(deep))
+        torch.testing.assert_close(flat(x), deep(x), rtol=0, atol=1e-12)
+        assert list(flat.state_dict()) == [
+            "model.0.weight",
+            "model.0.bias",
+            "linear.weight",
+            "linear.bias",
+        ]
+
+
+def test_a_layer_is_named_and_a_frozen_one_stays_frozen():
+    model = MLP(input_shape=(3,), outputs=2, hidden=(5,))
+    model.body.linear0.requires_grad_(False)
+    deep = mb.append_linear(model, depth=1, layer="body.linear0")
+    assert type(deep.head) is nn.Linear
+    assert deep.body.linear0.appended[0].weight.requires_grad
+    assert not mb.collapse_linear(deep).body.linear0.weight.requires_grad
+
+
+def test_with_transforms_elsewhere_in_the_model():
+    model = MLP(input_shape=(3,), outputs=2, hidden=(5,))
+    tnet = mb.insert_tnet(mb.append_linear(model, depth=2), layers=["*", "!head.*"])
+    other = mb.append_linear(mb.insert_tnet(model, layers=["*", "!head.*"]), depth=2)
+    assert list(tnet.state_dict()) == list(other.state_dict())
+    x = torch.randn(4, 3)
+    assert torch.equal(mb.collapse_linear(mb.fold_tnet(tnet))(x), model(x))
+
+
+class _OwnLinear(nn.Linear):
+    pass
+
+
+def _tied():
+    model = nn.Sequential(nn.Embedding(3, 2), nn.Linear(2, 3))
+    model[1].weight = model[0].weight
+    return model
+
+
+def _mlp():
+    return MLP(input_shape=(3,), outputs=2)
+
+
+@pytest.mark.parametrize(
+    ("act", "message"),
+    [
+        (lambda: mb.append_linear(_mlp(), depth=0), "depth is 0; it takes 1 or more"),
+        (lambda: mb.append_linear(_mlp(), depth=True), "depth is True"),
+        (lambda: mb.append_linear(_mlp(), depth=2, width=0), "width is 0"),
+        (lambda: mb.append_linear(_mlp(), depth=2, width=1), "width is 1, narrower than the 2"),
+        (lambda: mb.append_linear(_mlp(), depth=1, init="identty"), 'did you mean "identity"?'),
+        (lambda: mb.append_linear(nn.Tanh(), depth=1), "Tanh ends in a Tanh, which has no linear"),
+        (
+            lambda: mb.append_linear(nn.Sequential(nn.Linear(1, 1), nn.ReLU()), depth=1),
+            "Sequential ends in a ReLU, which has no linear layer to append to; say how many",
+        ),
+        (lambda: mb.append_linear(_mlp(), depth=1, layer="hed"), 'did you mean "head"?'),
+        (lambda: mb.append_linear(_mlp(), depth=1, layer="body"), "body is a Sequential"),
+        (
+            lambda: mb.append_linear(_mlp(), depth=1, layer="head", features=2),
+            "takes layer, for a model with that linear layer, or features",
+        ),
+        (
+            lambda: mb.append_linear(mb.append_linear(_mlp(), depth=1), depth=1),
+            "MLP has appended layers already",
+        ),
+        (lambda: mb.append_linear(nn.LazyLinear(2), depth=1), "run the model on one batch first"),
+        (lambda: mb.append_linear(_OwnLinear(1, 1), depth=1), "the model is a _OwnLinear"),
+        (lambda: mb.append_linear(mb.insert_tnet(_mlp()), depth=1), "head is a TransformedLinear"),
+        (lambda: mb.insert_tnet(mb.append_linear(_mlp(), depth=1)), "head is a DeepLinear"),
+        (lambda: mb.append_linear(_tied(), depth=1), "1 shares a parameter with 0"),
+        (lambda: mb.collapse_linear(_mlp()), "MLP has no appended layers; append_linear"),
+    ],
+)
+def test_misuse_is_refused(act, message):
+    with pytest.raises(BlockError) as caught:
+        act()
+    assert message in str(caught.value)
+
+
+# ---- the laws
+
+
+@pytest.mark.parametrize("make", [problem.regression, problem.classification])
+@pytest.mark.parametrize("options", [{}, {"width": 2, "init": "random"}, {"depth": 1}])
+def test_collapse_keeps_the_function_and_comes_after_adaptation(make, options, device):
+    deep = deep_problem(make, device=device, **options)
+    linnet.collapse_keeps_the_function(deep)
+    linnet.collapse_after_adaptation(deep)
+
+
+def test_the_law_notices_where_collapse_does_not_matter():
+    """With a rate of zero nothing adapts, and collapsing before is collapsing after."""
+    with pytest.raises(LawError, match="collapse before adaptation: the adapted functions differ"):
+        linnet.collapse_after_adaptation(deep_problem(), rate=0.0)
+
+
+@pytest.mark.parametrize("adapt", ["*", "head.*", "!head.*", "!*.appended.*"])
+def test_finite_differences_of_every_meta_parameter(adapt):
+    deep = deep_problem()
+    learner = deep.learner(
+        mb.lslr(0.1), adapt=adapt, step_loss=mb.UniformStepLoss(), executor=mb.Vmap()
+    )
+    gradients.finite_differences(learner, deep.tasks)
+
+
+@pytest.mark.parametrize("order", [mb.SecondOrder(), mb.FirstOrder()], ids=repr)
+def test_every_executor_gives_the_loops_gradient(order, device):
+    deep = deep_problem(problem.classification, device=device)
+    gradients.one_gradient(
+        deep,
+        [mb.Vmap(), mb.Vmap(chunk=1), mb.Vmap(chunk=2)],
+        lambda executor: deep.learner(order=order, executor=executor),
+    )
+
+
+def _forward(p, x):
+    x = torch.tanh(x @ p["0.weight"].T + p["0.bias"])
+    x = x @ p["2.weight"].T + p["2.bias"]
+    x = x @ p["2.appended.0.weight"].T + p["2.appended.0.bias"]
+    return x @ p["2.appended.1.weight"].T + p["2.appended.1.bias"]
+
+
+@pytest.mark.parametrize("second", [True, False])
+@EXECUTORS
+def test_gradient_of_a_plain_autograd_loop(executor, second):
+    """An independent implementation: no code shared, `torch.autograd` through three steps."""
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+    model = shaken(mb.append_linear(model, depth=2, width=3))
+    tasks = tasks_of(3)
+    order = mb.SecondOrder() if second else mb.FirstOrder()
+    learner = learner_of(model, steps=3, order=order, executor=executor)
+    params = {n: p.detach().clone().requires_grad_() for n, p in model.named_parameters()}
+    total = 0
+    for task in (tasks[index] for index in range(len(tasks))):
+        fast = dict(params)
+        for _ in range(3):
+            loss = F.mse_loss(_forward(fast, task.support[0]), task.support[1])
+            grads = torch.autograd.grad(loss, list(fast.values()), create_graph=second)
+            fast = {n: p - 0.1 * g for (n, p), g in zip(fast.items(), grads, strict=True)}
+        total = total + F.mse_loss(_forward(fast, task.query[0]), task.query[1]) / len(tasks)
+    grads = torch.autograd.grad(total, list(params.values()))
+    expected = {f"model.{n}": g for n, g in zip(params, grads, strict=True)}
+    problem.hold("autograd", learner.meta_gradient(tasks).grads, expected, within=1e-10)
+
+
+def test_on_images_head_and_appended_layers_adapt_alone():
+    model = Conv4(input_shape=(1, 8, 8), outputs=3, filters=3, layers=2)
+    learner = learner_of(mb.append_linear(model, depth=2), loss=F.cross_entropy, adapt="head.*")
+    tasks = problem.classification().tasks
+    adapted = learner.adapt(tasks[0].support)
+    flat = mb.collapse_linear(adapted)
+    x = tasks[0].query[0]
+    torch.testing.assert_close(flat(x), adapted(x), rtol=0, atol=1e-12)
+    model.load_state_dict(flat.state_dict())
