@@ -21,7 +21,7 @@ from metablocks.models import MLP, Conv4, append_linear, insert_tnet, per_step_b
 from metablocks.order import AnnealedOrder, FirstOrder, Order, SecondOrder, TruncatedOrder
 from metablocks.recipe.clipping import Clip, ClipNorm, ClipValue
 from metablocks.recipe.optimizers import adam, adamw, constant, cosine, sgd
-from metablocks.rules import KFO, LearningRate, MetaCurvature, UpdateRule, lslr, meta_sgd
+from metablocks.rules import KFO, LearningRate, MetaCurvature, MTMask, UpdateRule, lslr, meta_sgd
 from metablocks.step_loss import AnnealedStepLoss, FinalStepLoss, StepLoss, UniformStepLoss
 from metablocks.tasks import CifarFS, Linear, MiniImagenet, Omniglot, Sinusoid, Strokes
 from metablocks.tasks.base import TaskSource
@@ -75,6 +75,7 @@ RULE = Slot(
         "lslr": lslr,
         "kfo": KFO,
         "meta_curvature": MetaCurvature,
+        "mt_mask": MTMask,
     },
     UpdateRule,
 )

@@ -2,6 +2,7 @@
 
 from metablocks.rules.base import Chain, NamedTensors, StepInfo, UpdateRule
 from metablocks.rules.kronecker import KFO
+from metablocks.rules.mask import MTMask
 from metablocks.rules.meta_curvature import MetaCurvature
 from metablocks.rules.rates import Granularity, LearningRate, lslr, meta_sgd
 
@@ -10,6 +11,7 @@ __all__ = [
     "Chain",
     "Granularity",
     "LearningRate",
+    "MTMask",
     "MetaCurvature",
     "NamedTensors",
     "StepInfo",

@@ -1,0 +1,156 @@
+"""MT-net's mask: which units of each layer move inside a task, by learned chance.
+
+    u = M ∘ g        M ∈ {0, 1}, one entry for each output unit, drawn once a task
+
+P(M_j = 1) = σ(ζ_j), with a learned logit ζ: the inner loop moves in a subspace that the outer loop
+learns (Lee, Choi 2018).
+"""
+
+import math
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.nn.modules.conv import _ConvTransposeNd
+from typing_extensions import Self
+
+from metablocks.errors import BlockError, RuleError
+from metablocks.functional import trainable
+from metablocks.rules.base import NamedTensors, StepInfo, UpdateRule, full_like
+from metablocks.types import Tensors
+
+if TYPE_CHECKING:
+    from metablocks.learner import MetaLearner
+
+
+class MTMask(UpdateRule):
+    """Let through the gradients of units drawn by learned chance: u = M ∘ g.
+
+    M has one entry for each output unit of a layer, shared by its weight and its bias: the rows of a
+    linear weight, the output channels of a convolution, the channels of a norm. It is drawn when a
+    task starts and kept to its end, by the straight-through hard Gumbel-softmax of (ζ, 0):
+
+        M = 1[s > ½],  ∂M/∂ζ := ∂s/∂ζ = s (1 − s) / temperature,
+        s = σ((ζ + log u − log(1 − u)) / temperature),  u ~ U(0, 1)
+
+    so that P(M = 1) = σ(ζ), whatever the temperature. ζ starts as `init` and is meta-learned. It is
+    named after what it serves: `logit.conv1.*` for `conv1.weight` and `conv1.bias`. A mask goes with
+    a rate, which negates: `Chain(MTMask(), LearningRate(0.4))`; with `insert_tnet`, it is MT-net.
+
+    Draws follow from torch's global generator, are independent between tasks under every executor,
+    and `Vmap`'s are not those of `Loop`, as its `RandomDrawsWarning` says.
+
+    Laws: with all masks on it is the identity; an `init` of 50 is that for certain in float32 and
+    float64, since |log u − log(1 − u)| is below 37 there. Whoever wants to know that a learner with
+    `MTMask(init=50.0)` is the learner without can run `laws.rules.same_as_without`.
+
+    Source: Lee, Choi 2018, and its released code. Notes and deviations:
+    1. At evaluation a mask is drawn just as in training: one graph serves both in the released code.
+    2. Norms get a mask over their channels; in the paper only layers have one. To leave them
+       without, leave them out of the inner loop.
+    3. A tensor of no such form gets a mask over its first dimension (a scalar: one entry), and where
+       weight and bias have one shape (a norm over several dimensions), entry by entry.
+
+    >>> params = {"fc.weight": torch.zeros(3, 2), "fc.bias": torch.zeros(3)}
+    >>> rule = MTMask(init=50.0).setup(params, steps=1)
+    >>> [(name, tuple(p.shape)) for name, p in rule.named_parameters()]
+    [('logit.fc.*', (3,))]
+    >>> ones = {name: torch.ones_like(p) for name, p in params.items()}
+    >>> updates, state = rule(ones, rule.init(params), StepInfo(0, 1, params))
+    >>> updates["fc.bias"].tolist()
+    [1.0, 1.0, 1.0]
+
+    Raises `RuleError` for a `temperature` that is not above 0, an `init` that is not finite, a rule
+    used before `setup` or set up twice, and a weight and bias that disagree on the units;
+    `BlockError` for a transposed convolution among what adapts, whose units are no first dimension.
+    """
+
+    def __init__(self, *, temperature: float = 1.0, init: float = 0.0) -> None:
+        super().__init__()
+        if not _is_number(temperature) or temperature <= 0:
+            raise RuleError(f"MTMask temperature is {temperature!r}; it takes a number above 0")
+        if not _is_number(init):
+            raise RuleError(f"MTMask init is {init!r}; it takes a finite number")
+        self.temperature = float(temperature)
+        self.value = float(init)
+        self.logit: NamedTensors | None = None
+        self._units: dict[str, tuple[int, ...]] = {}
+
+    def extra_repr(self) -> str:
+        return f"temperature={self.temperature}, init={self.value}"
+
+    def setup(self, params: Tensors, steps: int) -> Self:
+        if self.logit is not None:
+            raise RuleError("this MTMask is set up already; make a new one for each learner")
+        layers: dict[str, Tensors] = {}
+        for name, parameter in trainable(params).items():
+            layers.setdefault(_key(name), {})[name] = parameter
+        self._units = {key: _units(layer) for key, layer in layers.items()}
+        logits = {
+            key: full_like(next(iter(layers[key].values())), units, self.value)
+            for key, units in self._units.items()
+        }
+        self.logit = NamedTensors(logits, learn=True)
+        return self
+
+    def init(self, params: Tensors) -> Tensors:
+        """The masks of a new task, `{"conv1.*": [units]}`: the one place where they are drawn."""
+        if self.logit is None:
+            raise RuleError(
+                "MTMask is not set up; call .setup(params, steps) first, or hand the rule to "
+                "MetaLearner, which does"
+            )
+        return {key: self._draw(self.logit[key]) for key in self._units}
+
+    def forward(self, updates: Tensors, state: Tensors, step: StepInfo) -> tuple[Tensors, Tensors]:
+        masked = {}
+        for name, update in updates.items():
+            if _key(name) not in state:
+                raise RuleError(f"MTMask was set up without a mask for {name}")
+            mask = state[_key(name)]
+            masked[name] = mask.reshape(mask.shape + (1,) * (update.ndim - mask.ndim)) * update
+        return masked, state
+
+    def check(self, learner: "MetaLearner") -> None:
+        for name in learner.adapted:
+            owner = learner.model.get_submodule(name.rpartition(".")[0])
+            if isinstance(owner, _ConvTransposeNd):
+                raise BlockError(
+                    f"MTMask: {name} belongs to a {type(owner).__name__}, whose output units are "
+                    f'not its first dimension; leave it out of the inner loop: adapt=["*", "!{name}"]'
+                )
+
+    def _draw(self, logit: Tensor) -> Tensor:
+        precise = torch.promote_types(logit.dtype, torch.float32)
+        smallest = torch.finfo(precise).eps / 2
+        uniform = torch.rand_like(logit, dtype=precise).clamp(smallest, 1 - smallest)
+        noisy = logit + uniform.log() - (-uniform).log1p()
+        soft = torch.sigmoid(noisy / self.temperature)
+        # The difference is exactly 0, and so the mask exactly 0 or 1.
+        mask = (noisy > 0).to(soft) + (soft - soft.detach())
+        return mask.to(logit.dtype)
+
+
+def _key(name: str) -> str:
+    """What shares a mask: a module's weight and bias, `conv1.*`; in an RNN `weight_ih_l0` alike."""
+    module, _, own = name.rpartition(".")
+    shared = own.replace("weight", "*").replace("bias", "*")
+    return f"{module}.{shared}" if module else shared
+
+
+def _units(layer: Tensors) -> tuple[int, ...]:
+    """The shape of a layer's mask: that of its smallest tensor, if it leads all the others'."""
+    shapes = {name: tuple(p.shape) for name, p in layer.items()}
+    units = min(shapes.values(), key=len) if len(shapes) > 1 else next(iter(shapes.values()))[:1]
+    for name, shape in shapes.items():
+        if shape[: len(units)] != units:
+            shown = ", ".join(f"{n} {list(s)}" for n, s in shapes.items())
+            raise RuleError(
+                f"MTMask: {shown} share a mask, but disagree on the number of output units, the "
+                f"first dimension; leave {name} out of the inner loop"
+            )
+    return units
+
+
+def _is_number(value: object) -> bool:
+    return not isinstance(value, bool) and isinstance(value, int | float) and math.isfinite(value)

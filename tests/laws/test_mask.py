@@ -1,0 +1,333 @@
+"""MT-net's mask: its draws, its straight-through gradient, and the laws of rules and learners."""
+
+import warnings
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import metablocks as mb
+from metablocks.errors import BlockError, RuleError
+from metablocks.laws import gradients, problem, purity, rules
+from metablocks.models import MLP, Conv4
+
+STEPS = 3
+ON = 50.0
+
+
+@pytest.fixture(autouse=True)
+def _float64():
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def params(device="cpu"):
+    return {
+        "body.weight": torch.randn(3, 2, device=device),
+        "body.bias": torch.randn(3, device=device),
+        "norm.weight": torch.randn(4, device=device),
+        "scale": torch.randn((), device=device),
+    }
+
+
+def on():
+    return mb.MTMask(init=ON)
+
+
+def masked(small, *, mask=None, rate=0.1, **blocks):
+    """A learner with a mask whose logits differ from unit to unit."""
+    learner = small.learner(mb.Chain(mask or mb.MTMask(), mb.LearningRate(rate)), **blocks)
+    generator = torch.Generator().manual_seed(3)
+    for parameter in learner.rule.parameters():
+        parameter.data += torch.randn(parameter.shape, generator=generator).to(parameter)
+    return learner
+
+
+def quietly(call):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", mb.RandomDrawsWarning)
+        return call()
+
+
+# ---- laws of rules
+
+
+def test_updates_fit_the_gradients(device):
+    rules.fits_the_gradients(mb.MTMask, params(device))
+
+
+@pytest.mark.parametrize("steps", [1, 4])
+def test_first_order_is_second_order_where_the_hessian_is_zero(steps):
+    rules.zero_hessian(lambda: mb.Chain(on(), mb.LearningRate(0.1)), steps=steps)
+
+
+@pytest.mark.parametrize("make", [problem.regression, problem.classification])
+def test_all_masks_on_is_the_learner_without(make, device):
+    rules.same_as_without(on, make(device=device))
+    rules.same_as_without(on, make(device=device, dtype=torch.float32))
+
+
+def test_all_masks_off_does_not_adapt():
+    small = problem.regression()
+    learner = small.learner(mb.Chain(mb.MTMask(init=-ON), mb.LearningRate(0.1)))
+    losses = learner.evaluate(small.tasks).query_losses
+    assert torch.equal(losses, losses[:, :1].expand(-1, STEPS + 1))
+
+
+def test_adapt_is_its_loop_for_the_same_draws():
+    x, start = torch.randn(4, 2), params()
+
+    def loss(p, batch):
+        out = batch @ p["body.weight"].T + p["body.bias"]
+        return out.tanh().square().sum() * p["scale"] + p["norm.weight"].square().sum()
+
+    rule = mb.Chain(mb.MTMask(), mb.LearningRate(0.1)).setup(start, STEPS)
+    torch.manual_seed(1)
+    got = mb.adapt(loss, start, x, rule=rule, steps=STEPS).params
+    torch.manual_seed(1)
+    state, theta = rule.init(start), dict(start)
+    for index in range(STEPS):
+        leaves = {name: p.detach().requires_grad_() for name, p in theta.items()}
+        grads = torch.autograd.grad(loss(leaves, x), list(leaves.values()))
+        info = mb.StepInfo(index, STEPS, theta)
+        updates, state = rule(dict(zip(theta, grads, strict=True)), state, info)
+        theta = {name: p + updates[name] for name, p in theta.items()}
+        problem.hold("adapt", {n: p.detach() for n, p in got[index + 1].items()}, theta, 1e-12)
+
+
+# ---- the mask
+
+
+def test_one_entry_for_each_unit_shared_by_weight_and_bias():
+    conv = Conv4(input_shape=(1, 8, 8), outputs=3, filters=4, layers=1)
+    rule = mb.MTMask().setup(dict(conv.named_parameters()), STEPS)
+    assert {name: tuple(p.shape) for name, p in rule.named_parameters()} == {
+        "logit.body.0.conv.*": (4,),
+        "logit.body.0.norm.*": (4,),
+        "logit.head.*": (3,),
+    }
+    state = rule.init({})
+    ones = {name: torch.ones_like(p) for name, p in conv.named_parameters()}
+    updates, _ = rule(ones, state, mb.StepInfo(0, STEPS, {}))
+    for layer in ("body.0.conv", "body.0.norm", "head"):
+        mask = state[f"{layer}.*"]
+        assert set(mask.tolist()) <= {0.0, 1.0}
+        assert torch.equal(updates[f"{layer}.bias"], mask)
+        rows = updates[f"{layer}.weight"].flatten(1) if "norm" not in layer else mask[:, None]
+        assert torch.equal(rows, mask[:, None].expand_as(rows))
+
+
+def test_other_tensors_have_units_too():
+    tensors = {
+        "scale": torch.zeros(()),
+        "table.weight": torch.zeros(7, 2),
+        "norm.weight": torch.zeros(4, 5),
+        "norm.bias": torch.zeros(4, 5),
+        "rnn.weight_ih_l0": torch.zeros(6, 2),
+        "rnn.weight_hh_l0": torch.zeros(6, 3),
+        "rnn.bias_ih_l0": torch.zeros(6),
+    }
+    rule = mb.MTMask().setup(tensors, STEPS)
+    assert {name: tuple(p.shape) for name, p in rule.named_parameters()} == {
+        "logit.scale": (),
+        "logit.table.*": (7,),
+        "logit.norm.*": (4, 5),
+        "logit.rnn.*_ih_l0": (6,),
+        "logit.rnn.*_hh_l0": (6,),
+    }
+
+
+@pytest.mark.parametrize("temperature", [0.3, 1.0, 4.0])
+@pytest.mark.parametrize("logit", [-1.5, 0.0, 0.7])
+def test_masks_are_on_with_the_stated_chance(temperature, logit):
+    """10 000 draws: four standard errors of a coin's mean are 0.02."""
+    rule = mb.MTMask(temperature=temperature, init=logit).setup({"b": torch.zeros(10_000)}, 1)
+    mask = rule.init({})["b"]
+    chance = torch.sigmoid(torch.tensor(logit))
+    assert abs(mask.mean() - chance) < 0.02
+
+
+def test_the_gradient_is_the_soft_ones_at_the_same_draws(monkeypatch):
+    """By hand: u fixed, s = σ((ζ + log u − log(1 − u)) / T), ∂M/∂ζ = s (1 − s) / T."""
+    uniform = torch.tensor([0.1, 0.4, 0.6, 0.95])
+    logit = torch.tensor([0.5, -0.2, 1.0, -4.0])
+    monkeypatch.setattr(torch, "rand_like", lambda tensor, dtype: uniform.clone())
+    rule = mb.MTMask(temperature=0.7).setup({"fc.weight": torch.zeros(4, 2)}, 1)
+    rule.logit["fc.*"].data.copy_(logit)
+    mask = rule.init({})["fc.*"]
+    soft = torch.sigmoid((logit + torch.log(uniform / (1 - uniform))) / 0.7)
+    assert mask.tolist() == [0.0, 0.0, 1.0, 0.0]
+    (got,) = torch.autograd.grad(mask @ torch.tensor([1.0, 2.0, 3.0, 4.0]), rule.logit["fc.*"])
+    expected = torch.tensor([1.0, 2.0, 3.0, 4.0]) * soft * (1 - soft) / 0.7
+    torch.testing.assert_close(got, expected, rtol=1e-13, atol=0)
+
+
+def test_low_precision_draws_are_as_fine_as_float32s():
+    rule = mb.MTMask(init=-4.0).setup({"w": torch.zeros(20_000, dtype=torch.bfloat16)}, 1)
+    mask = rule.init({})["w"]
+    assert mask.dtype == torch.bfloat16
+    assert abs(mask.double().mean() - torch.sigmoid(torch.tensor(-4.0))) < 0.004
+
+
+# ---- the laws of learners
+
+
+def _forward(p, x):
+    return torch.tanh(x @ p["body.linear0.weight"].T + p["body.linear0.bias"]) @ p["head.weight"].T
+
+
+@pytest.mark.parametrize("order", [mb.SecondOrder(), mb.FirstOrder()], ids=repr)
+def test_gradient_of_a_plain_autograd_loop_and_one_draw_a_task(order, monkeypatch):
+    """An independent implementation, given the draws: three steps with one mask for each task."""
+    torch.manual_seed(0)
+    second = isinstance(order, mb.SecondOrder)
+    small = problem.regression(hidden=(4,))
+    learner = masked(small, mask=mb.MTMask(temperature=0.8), order=order)
+    learner.meta_gradient(small.tasks)  # the check of the first call draws too
+    draws, rand_like = [], torch.rand_like
+
+    def record(tensor, dtype):
+        draws.append(rand_like(tensor, dtype=dtype))
+        return draws[-1]
+
+    monkeypatch.setattr(torch, "rand_like", record)
+    got = learner.meta_gradient(small.tasks)
+    layers = ["body.linear0", "head"]
+    assert [len(u) for u in draws] == [4, 2] * len(small.tasks)
+
+    meta = {n: p.detach().clone().requires_grad_() for n, p in learner.named_parameters()}
+    total = 0
+    for index in range(len(small.tasks)):
+        masks = {}
+        for layer, u in zip(layers, draws[2 * index : 2 * index + 2], strict=True):
+            noisy = meta[f"rule.rules.0.logit.{layer}.*"] + torch.log(u) - torch.log(1 - u)
+            soft = torch.sigmoid(noisy / 0.8)
+            masks[layer] = soft + ((noisy > 0).double() - soft).detach()
+        fast = {n.removeprefix("model."): p for n, p in meta.items() if n.startswith("model.")}
+
+        def loss(batch, fast):
+            return F.mse_loss(_forward(fast, batch[0]) + fast["head.bias"], batch[1])
+
+        task = small.tasks[index]
+        for _ in range(STEPS):
+            value = loss(task.support, fast)
+            grads = torch.autograd.grad(value, list(fast.values()), create_graph=second)
+            for name, grad in zip(list(fast), grads, strict=True):
+                mask = masks[name.rpartition(".")[0]]
+                mask = mask[:, None] if grad.ndim == 2 else mask
+                fast[name] = fast[name] - 0.1 * mask * grad
+        total = total + loss(task.query, fast) / len(small.tasks)
+    grads = torch.autograd.grad(total, list(meta.values()))
+    problem.hold("autograd", got.grads, dict(zip(meta, grads, strict=True)), within=1e-10)
+    assert all(g.abs().max() > 0 for n, g in got.grads.items() if "logit" in n)
+
+
+@pytest.mark.parametrize("executor", [mb.Loop(), mb.Vmap(), mb.Vmap(chunk=2)], ids=repr)
+def test_tasks_draw_independently_and_the_seed_reproduces(executor):
+    """Six copies of one task: what differs between their losses is their masks."""
+    small = problem.regression(hidden=(16,))
+    tasks = mb.TaskBatch.stack([small.tasks[0]] * 6)
+    learner = masked(small, executor=executor)
+
+    def losses(seed):
+        torch.manual_seed(seed)
+        return quietly(lambda: learner.meta_gradient(tasks)).query_losses[:, -1]
+
+    assert len(set(losses(0).tolist())) == 6
+    assert torch.equal(losses(0), losses(0))
+    assert not torch.equal(losses(0), losses(1))
+    torch.manual_seed(0)
+    again = [quietly(lambda: learner.evaluate(tasks)).query_losses for _ in range(2)]
+    assert len(set(again[0][:, -1].tolist())) == 6
+    assert torch.equal(*again)
+
+
+def test_vmap_says_that_its_draws_are_its_own():
+    small = problem.regression()
+    with pytest.warns(mb.RandomDrawsWarning):
+        masked(small, executor=mb.Vmap()).meta_gradient(small.tasks)
+
+
+def test_every_executor_gives_the_loops_gradient_where_nothing_is_left_to_chance(device):
+    small = problem.classification(device=device)
+
+    def learner(executor):
+        rule = mb.Chain(on(), mb.LearningRate(0.1))
+        return small.learner(rule, executor=executor)
+
+    executors = [mb.Vmap(), mb.Vmap(chunk=2)]
+    quietly(lambda: gradients.one_gradient(small, executors, learner))
+
+
+def test_mt_net_is_a_tnet_with_a_mask():
+    small = problem.classification()
+    model = mb.insert_tnet(small.model())
+    learner = mb.MetaLearner(
+        model,
+        loss=small.loss,
+        steps=STEPS,
+        rule=mb.Chain(mb.MTMask(), mb.LearningRate(0.1)),
+        adapt=mb.transform_patterns(model),
+    )
+    grads = learner.meta_gradient(small.tasks).grads
+    assert all(g.isfinite().all() for g in grads.values())
+    assert not any("transform" in name for name in grads if "logit" in name)
+    folded = mb.fold_tnet(learner.adapt(small.tasks[0].support))
+    assert folded(small.tasks[0].query[0]).isfinite().all()
+
+
+def test_learners_leave_everything_as_it_was():
+    small = problem.regression()
+    learner = masked(small)
+    purity.leaves_no_trace(learner, lambda learner: learner.evaluate(small.tasks))
+    purity.leaves_no_trace(learner, lambda learner: learner.adapt(small.tasks[0].support))
+
+
+def _transposed():
+    model = nn.Sequential(nn.ConvTranspose1d(2, 2, 1))
+    return mb.MetaLearner(model, loss=F.mse_loss, steps=1, rule=mb.MTMask())
+
+
+def _twice():
+    rule = mb.MTMask().setup({}, 1)
+    rule.setup({}, 1)
+
+
+@pytest.mark.parametrize(
+    ("act", "kind", "message"),
+    [
+        (lambda: mb.MTMask(temperature=0), RuleError, "temperature is 0; it takes a number above"),
+        (lambda: mb.MTMask(temperature=True), RuleError, "temperature is True"),
+        (lambda: mb.MTMask(init=float("inf")), RuleError, "init is inf; it takes a finite"),
+        (lambda: mb.MTMask().init({}), RuleError, "MTMask is not set up; call .setup"),
+        (_twice, RuleError, "is set up already"),
+        (
+            lambda: mb.MTMask().setup({}, 1)({"w": torch.ones(1)}, {}, mb.StepInfo(0, 1, {})),
+            RuleError,
+            "set up without a mask for w",
+        ),
+        (
+            lambda: mb.MTMask().setup({"a.weight": torch.zeros(2, 3), "a.bias": torch.zeros(3)}, 1),
+            RuleError,
+            "a.weight [2, 3], a.bias [3] share a mask, but disagree",
+        ),
+        (_transposed, BlockError, "0.weight belongs to a ConvTranspose1d, whose output units"),
+    ],
+)
+def test_misuse_is_refused(act, kind, message):
+    with pytest.raises(kind) as caught:
+        act()
+    assert message in str(caught.value)
+
+
+def test_anil_learns_logits_for_the_head_alone():
+    learner = mb.MetaLearner(
+        MLP(input_shape=(3,), outputs=2),
+        loss=F.mse_loss,
+        steps=1,
+        rule=mb.Chain(mb.MTMask(), mb.LearningRate(0.1)),
+        adapt="head.*",
+    )
+    assert [name for name, _ in learner.rule.named_parameters()] == ["rules.0.logit.head.*"]
