@@ -171,7 +171,8 @@ class KFO(UpdateRule):
             updates = self._transform(factors, before)
             return -rate * torch.stack([(updates[n] * g).sum() for n, g in gradients.items()]).sum()
 
-        return torch.func.grad(moved)(factors)
+        slope: Tensors = torch.func.grad(moved)(factors)
+        return slope
 
     def _transform(self, factors: Tensors, gradients: Tensors) -> Tensors:
         return {name: self._network(factors, name, g) for name, g in gradients.items()}
