@@ -340,6 +340,17 @@ def test_an_adapted_model_folds_to_a_plain_one_that_predicts_the_same(adapt):
     torch.testing.assert_close(folded.train()(task.query[0]), prediction, rtol=0, atol=1e-12)
 
 
+def test_with_per_step_batch_norm():
+    plain = problem.classification(steps=STEPS)
+    model = perturbed(mb.insert_tnet(mb.per_step_batch_norm(plain.model(), STEPS)))
+    adapt = [*mb.transform_patterns(model), *mb.norm_patterns(model)[1:]]
+    learner = learner_of(model, loss=plain.loss, steps=STEPS, adapt=adapt, executor=mb.Vmap())
+    gradients.finite_differences(learner, plain.tasks)
+    adapted = learner.adapt(plain.tasks[0].support)
+    x = plain.tasks[0].query[0]
+    torch.testing.assert_close(mb.fold_tnet(adapted)(x), adapted(x), rtol=0, atol=1e-12)
+
+
 def test_folding_before_adaptation_loses_the_metric():
     small = tnet_problem(problem.regression)
     task = small.tasks[0]

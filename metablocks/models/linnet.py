@@ -70,8 +70,8 @@ def append_linear(
     Laws: collapsing keeps the function; collapsing after adaptation gives the adapted function, and
     collapsing before loses the preconditioner, and so gives another one.
 
-    Source: Arnold, Iqbal, Sha 2021 (LinNet). Deviation: 1. the paper does not say how units beyond F
-    start; here they do not change the function.
+    Source: Arnold, Iqbal, Sha 2021 (LinNet). Note: 1. how units beyond F start is our choice, not
+    the paper's.
 
     >>> model = append_linear(nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)), depth=2)
     >>> [name for name, _ in model.named_parameters() if "weight" in name]

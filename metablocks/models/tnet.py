@@ -72,8 +72,8 @@ def insert_tnet(model: nn.Module, *, layers: str | Sequence[str] = "*") -> nn.Mo
     Law: with T = I, trajectory and meta-gradient of W, b are those of the model without. One step
     moves A = T W by −α T Tᵀ ∇_A L.
 
-    Source: Lee, Choi 2018. Deviations: 1. the T of a grouped convolution is grouped alike, so that
-    it folds; the paper has no such layers.
+    Source: Lee, Choi 2018, and its released code (T behind the bias, on the logits too). Deviation:
+    1. the T of a grouped convolution, of which the code has none, is grouped alike, so that it folds.
 
     >>> model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(4, 2))
     >>> [name for name, _ in insert_tnet(model).named_parameters()]

@@ -46,8 +46,8 @@ class MTMask(UpdateRule):
 
     Source: Lee, Choi 2018, and its released code. Notes and deviations:
     1. At evaluation a mask is drawn just as in training: one graph serves both in the released code.
-    2. Norms get a mask over their channels; in the paper only layers have one. To leave them
-       without, leave them out of the inner loop.
+    2. Norms that adapt get a mask over their channels; in the released code norms do not adapt. To
+       leave them out of the inner loop, select so: `adapt=["*", "!*.norm.*"]`.
     3. A tensor of no such form gets a mask over its first dimension (a scalar: one entry), and where
        weight and bias have one shape (a norm over several dimensions), entry by entry.
 
