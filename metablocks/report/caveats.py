@@ -62,9 +62,9 @@ _CIRCUMSTANCES: list[tuple[str, Callable[[FinishedRun], str]]] = [
 
 
 def _unlike(rows: Runs, what: str, tell: Callable[[FinishedRun], str], so: str = "") -> str:
-    """A note where the rows differ in something, or nothing."""
+    """A note where runs, of one row too, differ in something; or nothing."""
     told = {label: ", ".join(sorted({tell(run) for run in group})) for label, group in rows.items()}
-    if len(set(told.values())) < 2:
+    if len({tell(run) for group in rows.values() for run in group}) < 2:
         return ""
     return f"{what}: {'; '.join(f'{label} {value}' for label, value in told.items())}{so}"
 

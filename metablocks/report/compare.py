@@ -209,8 +209,8 @@ def _how_to_go_on(
             lines.append(f"  {shlex.join(resume)}    # stopped")
         else:
             lines.append(f"  {planned.command(*place(request))}    # not begun")
-    out = _out(request)
-    lines.append(f"  metablocks compare {_run_arguments(contenders, folder)} {shlex.join(out)}")
+    again = [_run_arguments(contenders, folder), *map(shlex.quote, _out(request))]
+    lines.append(f"  metablocks compare {' '.join(again)}")
     head = f"interrupted: {done} of {len(outcomes)} runs are finished, in {folder / 'runs'}"
     return "\n".join([f"{head}. Nothing is lost; to go on:", *lines])
 

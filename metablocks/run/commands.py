@@ -45,14 +45,18 @@ def train_recipe(
     sys.stdout.flush()
     try:
         train(experiment, directory, state, quiet=quiet)
-    except Stopped:
-        resume_it = ["metablocks", "run", "--resume", str(directory.path)]
+        scores, ensemble = _test(experiment, directory, state)
+    except (Stopped, KeyboardInterrupt) as stop:
+        trained = state.epochs == experiment.epochs
+        if not trained and not isinstance(stop, Stopped):
+            raise
+        words = ["metablocks", "run", "--resume", str(directory.path)]
         print(
-            f"stopped after meta-step {state.step}; everything is saved. To go on: "
-            f"{shlex.join([*resume_it, *place_arguments(recipe.allow, data, device)])}"
+            f"stopped {'before the test' if trained else f'after meta-step {state.step}'}; "
+            "everything is saved. To go on: "
+            f"{shlex.join([*words, *place_arguments(recipe.allow, data, device)])}"
         )
         return 130
-    scores, ensemble = _test(experiment, directory, state)
     for note in plots.draw(directory):
         print(note)
     print(_summary(experiment, directory, state, scores, ensemble, data, device))

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import sys
 
 import pytest
 import torch
@@ -9,9 +10,13 @@ from made_up import finished_run, row, score
 
 from metablocks.report import picture, table
 from metablocks.report.caveats import caveats
+from metablocks.report.files import Comparison
 from metablocks.report.processes import cores
+from metablocks.report.request import Request
 from metablocks.report.results import FinalScores
 from metablocks.report.summary import Row, pool
+from metablocks.run import plots
+from metablocks.run.directory import RunDirectory
 
 ROWS = [
     row("maml", 0.95123456, 0.004),
@@ -132,6 +137,32 @@ def test_what_does_not_compare_is_said():
     assert "the device: a cpu; b cuda:0; times and memory may not compare" in told
     assert "with 2 runs side by side" in told
     assert "busy with other work" in told
+
+
+def test_runs_of_one_row_that_do_not_compare_are_said():
+    elsewhere = finished_run(1, record={"recipe": "x", "device": "cuda:0"})
+    (note,) = caveats({"a": [finished_run(), elsewhere]}, jobs=1)
+    assert note == "the device: a cpu, cuda:0; times and memory may not compare"
+
+
+def test_without_matplotlib_a_note_says_how_to_get_it(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    for notes in (
+        picture.draw(tmp_path, {"a": [finished_run()]}),
+        plots.draw(RunDirectory(tmp_path)),
+    ):
+        assert len(notes) == 1
+        assert "matplotlib is not installed (pip install 'metablocks[plot]')" in notes[0]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_how_a_worst_decile_is_pooled_is_said_where_it_is():
+    def legend(*seeds):
+        rows = [row("a", 0.9, seeds=seeds)]
+        return Comparison(rows, {}, {}, None, (), (), Request(())).legend
+
+    assert "worst decile" not in legend(0)
+    assert legend(0, 1).endswith("worst decile: the mean of the seeds' own")
 
 
 def test_an_ensemble_is_said_not_to_count():

@@ -59,14 +59,21 @@ def test_what_a_run_says_to_try_next_can_be_done(beside, capsys):
     assert len(list((beside / "runs").iterdir())) == 2
 
 
-def test_a_stopped_run_says_all_that_it_needs_to_go_on(beside, capsys, monkeypatch):
+@pytest.mark.parametrize(
+    ("where", "how", "said"),
+    [("train", Stopped, "after meta-step 0"), ("_test", KeyboardInterrupt, "before the test")],
+)
+def test_a_stopped_run_says_all_that_it_needs_to_go_on(
+    where, how, said, beside, capsys, monkeypatch
+):
     def stop(*_, **__):
-        raise Stopped
+        raise how
 
     with monkeypatch.context() as patch:
-        patch.setattr("metablocks.run.commands.train", stop)
+        patch.setattr(f"metablocks.run.commands.{where}", stop)
         assert main(["run", *TINY, "--out", str(beside / "runs")]) == 130
     line = capsys.readouterr().out.splitlines()[-1]
+    assert line.startswith(f"stopped {said}; everything is saved. To go on: metablocks run")
     forget()
     assert main([*shlex.split(line.partition("metablocks ")[2]), "--quiet"]) == 0
 
