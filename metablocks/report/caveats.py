@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from metablocks.report.contenders import at
 from metablocks.report.processes import child_environment, cores
 from metablocks.report.results import FinishedRun
+from metablocks.run.tables import TRANSDUCTIVE
 
 Runs = Mapping[str, Sequence[FinishedRun]]
 """Finished runs by the label of their row."""
@@ -29,6 +30,9 @@ def caveats(runs: Runs, *, jobs: int, load: float | None = None) -> list[str]:
     for what, tell in _CIRCUMSTANCES:
         notes.append(_unlike(rows, what, tell, "; times and memory may not compare"))
     notes.append(_unlike(rows, "the commit of metablocks", lambda run: _commit(run.record)))
+    norms = [label for label, group in rows.items() if any(map(_transductive, group))]
+    if norms:
+        notes.append(TRANSDUCTIVE + f" (in {', '.join(norms)})" * (len(norms) < len(rows)))
     members = sorted(
         {run.ensemble.members for each in rows.values() for run in each if run.ensemble}
     )
@@ -67,6 +71,10 @@ def _unlike(rows: Runs, what: str, tell: Callable[[FinishedRun], str], so: str =
     if len({tell(run) for group in rows.values() for run in group}) < 2:
         return ""
     return f"{what}: {'; '.join(f'{label} {value}' for label, value in told.items())}{so}"
+
+
+def _transductive(run: FinishedRun) -> bool:
+    return bool(run.record.get("transductive"))
 
 
 def _commit(record: Mapping[str, object]) -> str:

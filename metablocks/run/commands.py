@@ -17,7 +17,7 @@ from metablocks.run.directory import RunDirectory, create, environment, write_te
 from metablocks.run.ensemble import EnsembleScores, ensemble_scores
 from metablocks.run.scores import Scores
 from metablocks.run.state import TrainingState
-from metablocks.run.tables import tables
+from metablocks.run.tables import tables, transductive
 from metablocks.run.train import Stopped, final_scores, train
 from metablocks.tasks.base import Split
 
@@ -125,6 +125,7 @@ def _open(
             "argv": argv,
             "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             "data": data,
+            "transductive": transductive(experiment),
             **environment(experiment.device),
         }
         directory = create(out, Path(recipe.source).stem)

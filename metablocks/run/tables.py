@@ -7,6 +7,8 @@ from metablocks.recipe import Experiment
 from metablocks.run.ensemble import EnsembleScores
 from metablocks.run.scores import Scores
 
+TRANSDUCTIVE = "transductive: batch norm uses the statistics of the query set it predicts on"
+
 
 def tables(experiment: Experiment, *results: Scores | EnsembleScores | None) -> str:
     """A table for each result that there is, and how the predictions are meant."""
@@ -16,10 +18,8 @@ def tables(experiment: Experiment, *results: Scores | EnsembleScores | None) -> 
             lines += _each_step(experiment, result)
         elif result:
             lines += _last_step(experiment, result)
-    if _transductive(experiment):
-        lines.append(
-            "  transductive: batch norm uses the statistics of the query set it predicts on"
-        )
+    if transductive(experiment):
+        lines.append(f"  {TRANSDUCTIVE}")
     return "\n".join(lines)
 
 
@@ -68,7 +68,7 @@ def _aligned(rows: list[list[str]], marks: list[str]) -> list[str]:
     ]
 
 
-def _transductive(experiment: Experiment) -> bool:
+def transductive(experiment: Experiment) -> bool:
     """Whether a batch norm predicts on the query set by the query set's own statistics."""
     return any(
         isinstance(module, _BatchNorm)

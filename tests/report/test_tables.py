@@ -145,6 +145,15 @@ def test_runs_of_one_row_that_do_not_compare_are_said():
     assert note == "the device: a cpu, cuda:0; times and memory may not compare"
 
 
+def test_the_transductive_convention_is_said():
+    ours = finished_run(record={"device": "cpu", "transductive": True})
+    plain = finished_run(record={"device": "cpu", "transductive": False})
+    told = "transductive: batch norm uses the statistics of the query set it predicts on"
+    assert caveats({"a": [ours], "b": [ours]}, jobs=1) == [told]
+    assert caveats({"a": [ours], "b": [plain]}, jobs=1) == [f"{told} (in a)"]
+    assert caveats({"a": [plain]}, jobs=1) == []
+
+
 def test_without_matplotlib_a_note_says_how_to_get_it(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     for notes in (

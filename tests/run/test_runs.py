@@ -83,6 +83,7 @@ def test_every_shipped_recipe_trains_one_step(name, tmp_path, data_sets, private
     assert str(run) in printed
     assert "std  worst 10 %" in printed
     assert ("transductive" in printed) == ("sinusoid" not in name)
+    assert record["transductive"] == ("sinusoid" not in name)
 
 
 def test_the_best_checkpoint_is_what_is_tested_and_evaluated_later(undisturbed, capsys):
