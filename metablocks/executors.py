@@ -134,11 +134,18 @@ def _vmap(one: Callable[..., tuple[Any, Any]], *args: Any) -> tuple[Any, Any]:
     except MetablocksError:
         raise
     except RuntimeError as error:
-        if not any(word in str(error) for word in ("vmap", "batching rule", "functorch")):
+        words = ["vmap", "batching rule", "functorch"]
+        if any(map(torch.is_autocast_enabled, _device_types(args))):
+            words += ["expected scalar type"]  # batch norm's derivatives in mixed precision
+        if not any(word in str(error) for word in words):
             raise
         raise ExecutorError(
             f"Vmap cannot run this model or loss: {str(error).splitlines()[0]} Use executor=Loop()"
         ) from error
+
+
+def _device_types(tree: Any) -> set[str]:
+    return {leaf.device.type for leaf in pytree.tree_leaves(tree) if isinstance(leaf, Tensor)}
 
 
 def _random_states(meta: Tensors) -> list[Tensor]:

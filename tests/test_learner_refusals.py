@@ -98,3 +98,12 @@ def test_what_makes_no_sense_is_refused_by_name(build, kind, message):
         build()
     assert isinstance(caught.value, MetablocksError)
     assert message in str(caught.value)
+
+
+def test_batch_norm_in_mixed_precision_under_vmap_names_the_loop():
+    model = nn.Sequential(nn.Conv1d(3, 4, 1), nn.BatchNorm1d(4), nn.Flatten(), nn.Linear(8, 2))
+    tasks = tasks_of(3, 2)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        with pytest.raises(ExecutorError, match=r"expected scalar type .*Use executor=Loop"):
+            learner_of(model, executor=mb.Vmap()).meta_gradient(tasks)
+        assert learner_of(model, executor=mb.Loop()).meta_gradient(tasks).loss.isfinite()
