@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from metablocks.errors import BlockError, ExecutorError, MetablocksError
+from metablocks.errors import BlockError, ExecutorError, MetablocksError, TaskError
 from metablocks.types import Task, TaskBatch, Tensors
 
 TaskFunction: TypeAlias = Callable[[Tensors, Tensors, Task], tuple[Any, Any]]
@@ -126,6 +126,25 @@ class Vmap:
                 stacklevel=2,
             )
         return total, pytree.tree_map(lambda *leaves: torch.cat(leaves), *rows)
+
+
+def count_tasks(tasks: Tasks) -> int:
+    """How many tasks there are.
+
+    Raises `TaskError` for what is no `TaskBatch` and no list of `Task`, and for none.
+    """
+    if not isinstance(tasks, TaskBatch | Sequence) or isinstance(tasks, str):
+        raise TaskError(
+            f"tasks is a {type(tasks).__name__}; it takes a TaskBatch or a list of Task"
+        )
+    if not len(tasks):
+        raise TaskError("an empty list of tasks; at least one task is needed")
+    for index, task in enumerate(tasks if isinstance(tasks, Sequence) else ()):
+        if not isinstance(task, Task):
+            raise TaskError(
+                f"tasks[{index}] is a {type(task).__name__}; it takes Task(support, query)"
+            )
+    return len(tasks)
 
 
 def _vmap(one: Callable[..., tuple[Any, Any]], *args: Any) -> tuple[Any, Any]:

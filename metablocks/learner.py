@@ -12,16 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from metablocks.adapted import adapted_model
-from metablocks.errors import BlockError, GradientError, TaskError
+from metablocks.errors import BlockError, GradientError
 from metablocks.estimators import Estimator, Unrolled
-from metablocks.executors import Executor, Loop, Tasks
+from metablocks.executors import Executor, Loop, Tasks, count_tasks
 from metablocks.functional import FunctionalModule, detach
 from metablocks.inner import InnerLoop, check_steps
 from metablocks.order import Order, SecondOrder
 from metablocks.rules.base import UpdateRule
 from metablocks.selection import select_parameters
-from metablocks.step_loss import FinalStepLoss, StepLoss
-from metablocks.types import Batch, Progress, Task, TaskBatch, Tensors
+from metablocks.step_loss import FinalStepLoss, StepLoss, step_weights
+from metablocks.types import Batch, Progress, Task, Tensors
 
 
 class MetaGradient(NamedTuple):
@@ -80,6 +80,7 @@ class MetaLearner(nn.Module):
     tasks', whatever their order and the executor.
 
     >>> from metablocks.rules import LearningRate
+    >>> from metablocks.types import TaskBatch
     >>> learner = MetaLearner(
     ...     nn.Linear(1, 1), loss=nn.functional.mse_loss, steps=1, rule=LearningRate(0.1)
     ... )
@@ -218,14 +219,14 @@ class MetaLearner(nn.Module):
 
     def _meta_gradient(self, tasks: Tasks, progress: Progress) -> MetaGradient:
         through = tuple(self.order(k, self.steps, progress) for k in range(self.steps))
-        weights = _check_weights(self.step_loss, self.step_loss(self.steps, progress), self.steps)
+        weights = step_weights(self.step_loss, self.steps, progress)
         inner = self._inner(self.steps, through, weights)
 
         def estimate(meta: Tensors, buffers: Tensors, task: Task) -> tuple[Any, Any]:
             result = self.estimator(inner, meta, buffers, task)
             return (result.grads, result.changes, result.loss), result.query_losses
 
-        count = _check_tasks(tasks)
+        count = count_tasks(tasks)
         self._check_connected(inner, tasks[0])
         (grads, changes, loss), query_losses = self._execute(estimate, tasks)
         grads = {name: grad / count for name, grad in grads.items()}
@@ -233,7 +234,7 @@ class MetaLearner(nn.Module):
         return MetaGradient(loss / count, grads, query_losses, changes)
 
     def _execute(self, fn: Any, tasks: Tasks) -> tuple[Any, Any]:
-        _check_tasks(tasks)
+        count_tasks(tasks)
         with torch.no_grad():  # torch.func keeps its own graph; autograd's would be waste
             return self.executor(fn, detach(self._meta_parameters()), self._model_buffers(), tasks)
 
@@ -320,34 +321,6 @@ def _check_types(learner: MetaLearner) -> None:
             f"the loss {type(learner.loss).__name__} has trainable parameters, which no gradient "
             "would reach; put them into the model, or freeze them with requires_grad_(False)"
         )
-
-
-def _check_weights(block: StepLoss, weights: Tensor, steps: int) -> tuple[float, ...]:
-    name = type(block).__name__
-    if weights.shape != (steps + 1,):
-        raise BlockError(
-            f"{name} gave weights of shape {list(weights.shape)} for {steps} steps; it must give "
-            f"[steps + 1] = [{steps + 1}]"
-        )
-    values = tuple(float(weight) for weight in weights)
-    if not all(value >= 0 for value in values) or abs(sum(values) - 1) > 1e-6:
-        raise BlockError(f"{name} gave weights {list(values)}; they must be ≥ 0 and sum to 1")
-    return values
-
-
-def _check_tasks(tasks: Tasks) -> int:
-    if not isinstance(tasks, TaskBatch | Sequence) or isinstance(tasks, str):
-        raise TaskError(
-            f"tasks is a {type(tasks).__name__}; it takes a TaskBatch or a list of Task"
-        )
-    if not len(tasks):
-        raise TaskError("an empty list of tasks; at least one task is needed")
-    for index, task in enumerate(tasks if isinstance(tasks, Sequence) else ()):
-        if not isinstance(task, Task):
-            raise TaskError(
-                f"tasks[{index}] is a {type(task).__name__}; it takes Task(support, query)"
-            )
-    return len(tasks)
 
 
 def _mean(total: Tensor, count: int) -> Tensor:

@@ -87,5 +87,26 @@ class AnnealedStepLoss:
         return _weights([0.0] + [early] * (steps - 1) + [1 - (steps - 1) * early])
 
 
+def step_weights(block: StepLoss, steps: int, progress: Progress) -> tuple[float, ...]:
+    """The weights that a step loss gives, as numbers.
+
+    >>> step_weights(UniformStepLoss(), 2, Progress())
+    (0.0, 0.5, 0.5)
+
+    Raises `BlockError` where there are not `steps` + 1 of them, ≥ 0, with the sum 1.
+    """
+    name = type(block).__name__
+    weights = block(steps, progress)
+    if weights.shape != (steps + 1,):
+        raise BlockError(
+            f"{name} gave weights of shape {list(weights.shape)} for {steps} steps; it must give "
+            f"[steps + 1] = [{steps + 1}]"
+        )
+    values = tuple(float(weight) for weight in weights)
+    if not all(value >= 0 for value in values) or abs(sum(values) - 1) > 1e-6:
+        raise BlockError(f"{name} gave weights {list(values)}; they must be ≥ 0 and sum to 1")
+    return values
+
+
 def _weights(values: list[float]) -> Tensor:
     return torch.tensor(values, dtype=torch.float64)
