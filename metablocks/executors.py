@@ -120,8 +120,8 @@ class Vmap:
             rows.append(to_stack)
         if not all(map(torch.equal, before, _random_states(meta))):
             warnings.warn(
-                "the model draws random numbers (dropout?). Under Vmap they are independent between "
-                "tasks and follow from the seed, but they are not the draws of Loop",
+                "the model or the rule draws random numbers (dropout, a mask?). Under Vmap they are "
+                "independent between tasks and follow from the seed, but they are not the draws of Loop",
                 RandomDrawsWarning,
                 stacklevel=2,
             )
