@@ -26,3 +26,13 @@ def small(dropout=0.0):
     return nn.Sequential(
         nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Tanh(), nn.Dropout(dropout), nn.Linear(4, 2)
     )
+
+
+def perturbed(model, part, scale=0.3):
+    """The same model, its parameters with `part` in their names moved by noise."""
+    generator = torch.Generator().manual_seed(1)
+    for name, parameter in model.named_parameters():
+        if part in name:
+            noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+            parameter.data.add_(scale * noise.to(parameter))
+    return model

@@ -8,18 +8,13 @@ from torch import nn
 import metablocks as mb
 from metablocks.tasks import Linear
 
+pytestmark = pytest.mark.usefixtures("float64")
+
 RATE, SIGMA = 0.2, 1.5
 
 
 def half_square(prediction, target):
     return F.mse_loss(prediction, target) / 2
-
-
-@pytest.fixture(autouse=True)
-def _float64():
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
 
 
 def one_dimensional(model):

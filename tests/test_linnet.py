@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from small_learners import EXECUTORS, learner_of, small, tasks_of
+from small_learners import EXECUTORS, learner_of, perturbed, small, tasks_of
 from torch import nn
 
 import metablocks as mb
@@ -13,25 +13,14 @@ from metablocks.errors import BlockError, LawError
 from metablocks.laws import gradients, linnet, problem
 from metablocks.models import MLP, Conv4
 
+pytestmark = pytest.mark.usefixtures("float64")
+
 STEPS = 3
-
-
-@pytest.fixture(autouse=True)
-def _float64():
-    torch.manual_seed(0)
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
 
 
 def shaken(model):
     """The same model with appended layers away from the identity."""
-    generator = torch.Generator().manual_seed(1)
-    for name, parameter in model.named_parameters():
-        if "appended" in name:
-            noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
-            parameter.data.add_(0.3 * noise.to(parameter))
-    return model
+    return perturbed(model, "appended")
 
 
 def deep_problem(make=problem.regression, depth=2, width=5, device="cpu", **options):

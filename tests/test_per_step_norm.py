@@ -6,7 +6,7 @@ import itertools
 import pytest
 import torch
 import torch.nn.functional as F
-from small_learners import EXECUTORS, learner_of, small, tasks_of
+from small_learners import EXECUTORS, learner_of, perturbed, small, tasks_of
 from torch import nn
 
 import metablocks as mb
@@ -14,15 +14,9 @@ from metablocks.errors import BlockError
 from metablocks.laws import gradients, problem, purity
 from metablocks.models import Conv4
 
+pytestmark = pytest.mark.usefixtures("float64")
+
 STEPS = 3
-
-
-@pytest.fixture(autouse=True)
-def _float64(monkeypatch):
-    torch.manual_seed(0)
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
 
 
 def converted(model=None, steps=STEPS, **options):
@@ -34,13 +28,7 @@ def conv_problem(device="cpu", steps=STEPS, **options):
     small = problem.classification(steps=steps, device=device)
 
     def model():
-        model = mb.per_step_batch_norm(small.model(), steps, **options)
-        generator = torch.Generator().manual_seed(1)
-        for name, parameter in model.named_parameters():
-            if ".norm." in name:
-                noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
-                parameter.data.add_(0.3 * noise.to(parameter))
-        return model
+        return perturbed(mb.per_step_batch_norm(small.model(), steps, **options), ".norm.")
 
     return problem.Problem(model, small.loss, small.tasks, steps)
 

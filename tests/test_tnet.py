@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from small_learners import EXECUTORS, learner_of, small, tasks_of
+from small_learners import EXECUTORS, learner_of, perturbed, small, tasks_of
 from torch import nn
 
 import metablocks as mb
@@ -13,33 +13,22 @@ from metablocks.errors import BlockError, SelectionError
 from metablocks.laws import gradients, problem, purity
 from metablocks.models import MLP, Conv4
 
+pytestmark = pytest.mark.usefixtures("float64")
+
 STEPS = 3
 WITHOUT = ["*", "!*.transform.*"]
 
 
-@pytest.fixture(autouse=True)
-def _float64():
-    torch.manual_seed(0)
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
-
-
-def perturbed(model, scale=0.3):
+def shaken(model):
     """The same model with transforms away from the identity."""
-    generator = torch.Generator().manual_seed(1)
-    for name, parameter in model.named_parameters():
-        if "transform" in name:
-            noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
-            parameter.data.add_(scale * noise.to(parameter))
-    return model
+    return perturbed(model, "transform")
 
 
 def tnet_problem(make=problem.classification, **options):
     """A smooth problem whose model has transforms away from the identity."""
     plain = make(steps=STEPS, **options)
     return problem.Problem(
-        lambda: perturbed(mb.insert_tnet(plain.model())), plain.loss, plain.tasks, STEPS
+        lambda: shaken(mb.insert_tnet(plain.model())), plain.loss, plain.tasks, STEPS
     )
 
 
@@ -69,7 +58,7 @@ def test_identity_changes_nothing_and_folding_is_exact(make, shape):
     new = mb.insert_tnet(layer)
     assert torch.equal(new(x), layer(x))
     assert isinstance(new, type(layer))
-    perturbed(new)
+    shaken(new)
     assert not torch.allclose(new(x), layer(x), atol=1e-3)
     torch.testing.assert_close(new(x), new.transform(layer(x)), rtol=0, atol=1e-13)
     folded = mb.fold_tnet(new)
@@ -99,7 +88,7 @@ def test_names_shapes_and_counts(make):
     assert count(new) == count(model) + sum(n * n for n in outputs)
 
     again = mb.insert_tnet(make())
-    again.load_state_dict(perturbed(new).state_dict())
+    again.load_state_dict(shaken(new).state_dict())
     folded = mb.fold_tnet(again)
     assert count(folded) == count(model)
     assert {n: p.shape for n, p in folded.named_parameters()} == {
@@ -124,7 +113,7 @@ def test_layers_are_selected_by_the_names_of_their_weights():
 def test_tied_layers_share_a_transform_and_stay_tied_when_folded():
     model = nn.Sequential(nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 3))
     model[2].weight = model[0].weight
-    new = perturbed(mb.insert_tnet(model))
+    new = shaken(mb.insert_tnet(model))
     assert new[0].weight is new[2].weight
     assert new[0].transform is new[2].transform
     x = torch.randn(4, 3)
@@ -142,7 +131,7 @@ def test_a_layer_used_twice_stays_one():
     new = mb.insert_tnet(model)
     assert new[0] is new[2]
     assert mb.transform_patterns(new) == ["*", "!0.transform.weight", "!2.transform.weight"]
-    folded = mb.fold_tnet(perturbed(new))
+    folded = mb.fold_tnet(shaken(new))
     assert folded[0] is folded[2]
 
 
@@ -250,7 +239,7 @@ def test_identity_is_the_learner_without(make, executor, order):
 def test_one_step_moves_the_folded_layer_by_its_metric():
     """A = T W ← A − α T Tᵀ ∇_A L, and T b alike: the gradient at A by `torch.autograd` alone."""
     rate, layer = 0.1, nn.Linear(3, 4)
-    new = perturbed(mb.insert_tnet(layer))
+    new = shaken(mb.insert_tnet(layer))
     x, y = torch.randn(6, 3), torch.randn(6, 4)
     before = mb.fold_tnet(new)
     grads = torch.autograd.grad(F.mse_loss(before(x), y), [before.weight, before.bias])
@@ -296,7 +285,7 @@ def test_gradient_of_a_plain_autograd_loop(executor, second):
     model = nn.Sequential(
         nn.Conv2d(1, 3, 3, stride=2, padding=1), nn.Softplus(), nn.Flatten(), nn.Linear(27, 2)
     )
-    model = perturbed(mb.insert_tnet(model))
+    model = shaken(mb.insert_tnet(model))
     tasks = tasks_of(1, 6, 6)
     learner = learner_of(
         model,
@@ -342,7 +331,7 @@ def test_an_adapted_model_folds_to_a_plain_one_that_predicts_the_same(adapt):
 
 def test_with_per_step_batch_norm():
     plain = problem.classification(steps=STEPS)
-    model = perturbed(mb.insert_tnet(mb.per_step_batch_norm(plain.model(), STEPS)))
+    model = shaken(mb.insert_tnet(mb.per_step_batch_norm(plain.model(), STEPS)))
     adapt = [*mb.transform_patterns(model), *mb.norm_patterns(model)[1:]]
     learner = learner_of(model, loss=plain.loss, steps=STEPS, adapt=adapt, executor=mb.Vmap())
     gradients.finite_differences(learner, plain.tasks)

@@ -12,15 +12,10 @@ from metablocks.errors import BlockError, RuleError
 from metablocks.laws import gradients, problem, purity, rules
 from metablocks.models import MLP, Conv4
 
+pytestmark = pytest.mark.usefixtures("float64")
+
 STEPS = 3
 ON = 50.0
-
-
-@pytest.fixture(autouse=True)
-def _float64():
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
 
 
 def params(device="cpu"):
