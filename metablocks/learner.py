@@ -198,6 +198,7 @@ class MetaLearner(nn.Module):
                     scores.append(metric(prediction, task.query[1]))
             return (), (torch.stack(losses), prediction, torch.stack(scores) if scores else ())
 
+        count_tasks(tasks)
         with self._preserve_random_state():
             _, (losses, predictions, scores) = self._execute(judge, tasks)
         return Evaluation(losses, predictions, scores if metric is not None else None)
@@ -234,7 +235,6 @@ class MetaLearner(nn.Module):
         return MetaGradient(loss / count, grads, query_losses, changes)
 
     def _execute(self, fn: Any, tasks: Tasks) -> tuple[Any, Any]:
-        count_tasks(tasks)
         with torch.no_grad():  # torch.func keeps its own graph; autograd's would be waste
             return self.executor(fn, detach(self._meta_parameters()), self._model_buffers(), tasks)
 
