@@ -9,6 +9,7 @@ from metablocks.models.layers import ACTIVATIONS, Activation, check_choice, xavi
 
 Downsample = Literal["stride", "pool"]
 Norm = Literal["batch", "none"]
+Features = Literal["flat", "mean"]
 
 
 class Conv4(nn.Module):
@@ -16,8 +17,9 @@ class Conv4(nn.Module):
 
     `downsample="stride"` halves by stride 2 (Omniglot in MAML), `"pool"` by 2×2 max-pooling after
     the activation (mini-ImageNet in MAML, and MAML++). Input `[examples, *input_shape]` with
-    `input_shape = (channels, height, width)`; output `[examples, outputs]`. The feature map is
-    flattened. Weights start Xavier-uniform, biases zero. Parameters are named `body.…` and `head.…`.
+    `input_shape = (channels, height, width)`; output `[examples, outputs]`. `features="flat"`
+    flattens the feature map for the head, `"mean"` takes its mean over the image's places, so that
+    the head has `filters` inputs whatever the size of the image. Weights start Xavier-uniform, biases zero. Parameters are named `body.…` and `head.…`.
 
     Source: Vinyals et al. 2016; Finn, Abbeel, Levine 2017; initialisation as in Antoniou, Edwards,
     Storkey 2018.
@@ -26,6 +28,8 @@ class Conv4(nn.Module):
     >>> model = Conv4(input_shape=(1, 28, 28), outputs=5, filters=8)
     >>> model(torch.zeros(2, 1, 28, 28)).shape
     torch.Size([2, 5])
+    >>> Conv4(input_shape=(1, 28, 28), outputs=5, filters=8, layers=2, features="mean").head
+    Linear(in_features=8, out_features=5, bias=True)
 
     Raises `BlockError` for sizes below 1, for an input that is no image, and for an image too small
     for so many layers.
@@ -41,6 +45,7 @@ class Conv4(nn.Module):
         downsample: Downsample = "stride",
         norm: Norm = "batch",
         activation: Activation = "relu",
+        features: Features = "flat",
     ) -> None:
         super().__init__()
         for name, value in (("filters", filters), ("layers", layers), ("outputs", outputs)):
@@ -49,6 +54,7 @@ class Conv4(nn.Module):
         check_choice("downsample", downsample, get_args(Downsample))
         check_choice("norm", norm, get_args(Norm))
         check_choice("activation", activation, ACTIVATIONS)
+        check_choice("features", features, get_args(Features))
         if len(input_shape) != 3:
             raise BlockError(
                 f"Conv4 takes images (channels, height, width); the tasks have inputs of shape "
@@ -66,12 +72,15 @@ class Conv4(nn.Module):
             blocks.append(_block(channels, filters, downsample, norm, activation))
             channels = filters
         self.body = nn.Sequential(*blocks)
-        self.head = nn.Linear(filters * height * width, outputs)
+        places = height * width if features == "flat" else 1
+        self.head = nn.Linear(filters * places, outputs)
+        self.features = features
         xavier(self)
 
     def forward(self, images: Tensor) -> Tensor:
-        features: Tensor = self.body(images)
-        output: Tensor = self.head(features.flatten(1))
+        maps: Tensor = self.body(images)
+        features = maps.flatten(1) if self.features == "flat" else maps.mean((2, 3))
+        output: Tensor = self.head(features)
         return output
 
 
