@@ -19,7 +19,8 @@ class Conv4(nn.Module):
     the activation (mini-ImageNet in MAML, and MAML++). Input `[examples, *input_shape]` with
     `input_shape = (channels, height, width)`; output `[examples, outputs]`. `features="flat"`
     flattens the feature map for the head, `"mean"` takes its mean over the image's places, so that
-    the head has `filters` inputs whatever the size of the image. Weights start Xavier-uniform, biases zero. Parameters are named `body.…` and `head.…`.
+    the head has `filters` inputs whatever the size of the image. Weights start Xavier-uniform, biases
+    zero. Parameters are named `body.…` and `head.…`.
 
     Source: Vinyals et al. 2016; Finn, Abbeel, Levine 2017; initialisation as in Antoniou, Edwards,
     Storkey 2018.
