@@ -13,14 +13,16 @@ class MLP(nn.Module):
     """Linear layers of the `hidden` widths with an activation after each, then a linear head.
 
     Inputs `[examples, *input_shape]` are flattened; output `[examples, outputs]`. `hidden=()` is a
-    linear model. Weights start Xavier-uniform, biases zero. Parameters are named `body.…` and
-    `head.…`.
+    linear model. `bias=False` leaves out the bias of every layer. Weights start Xavier-uniform,
+    biases zero. Parameters are named `body.…` and `head.…`.
 
     Source: Finn, Abbeel, Levine 2017 (sinusoid: two hidden layers of 40, ReLU).
 
     >>> import torch
     >>> MLP(input_shape=(1,), outputs=1)(torch.zeros(5, 1)).shape
     torch.Size([5, 1])
+    >>> list(MLP(input_shape=(3,), outputs=2, hidden=(4,), bias=False).state_dict())
+    ['body.linear0.weight', 'head.weight']
 
     Raises `BlockError` for a width below 1 or an unknown activation.
     """
@@ -32,6 +34,7 @@ class MLP(nn.Module):
         outputs: int,
         hidden: tuple[int, ...] = (40, 40),
         activation: Activation = "relu",
+        bias: bool = True,
     ) -> None:
         super().__init__()
         if any(width < 1 for width in hidden):
@@ -42,9 +45,9 @@ class MLP(nn.Module):
         widths = [math.prod(input_shape), *hidden]
         self.body = nn.Sequential()
         for index, (inputs, width) in enumerate(pairwise(widths)):
-            self.body.add_module(f"linear{index}", nn.Linear(inputs, width))
+            self.body.add_module(f"linear{index}", nn.Linear(inputs, width, bias=bias))
             self.body.add_module(f"activation{index}", ACTIVATIONS[activation]())
-        self.head = nn.Linear(widths[-1], outputs)
+        self.head = nn.Linear(widths[-1], outputs, bias=bias)
         xavier(self)
 
     def forward(self, inputs: Tensor) -> Tensor:
