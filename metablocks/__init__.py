@@ -21,12 +21,16 @@ from metablocks.models import (
 from metablocks.order import AnnealedOrder, FirstOrder, Order, SecondOrder, TruncatedOrder
 from metablocks.rules import (
     KFO,
+    Adam,
     Chain,
+    ClipNorm,
     LearningRate,
     MetaCurvature,
+    Momentum,
     MTMask,
     StepInfo,
     UpdateRule,
+    WeightDecay,
     lslr,
     meta_sgd,
 )
@@ -37,11 +41,13 @@ __version__ = "0.1.0"
 
 __all__ = [
     "KFO",
+    "Adam",
     "AnnealedOrder",
     "AnnealedStepLoss",
     "Batch",
     "Carry",
     "Chain",
+    "ClipNorm",
     "Estimator",
     "Evaluation",
     "Executor",
@@ -57,6 +63,7 @@ __all__ = [
     "MetaLearner",
     "MetablocksError",
     "ModuleState",
+    "Momentum",
     "Order",
     "PerStepBatchNorm",
     "Progress",
@@ -74,6 +81,7 @@ __all__ = [
     "Unrolled",
     "UpdateRule",
     "Vmap",
+    "WeightDecay",
     "adapt",
     "append_linear",
     "collapse_linear",

@@ -14,6 +14,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from metablocks import rules
 from metablocks.errors import RecipeError, suggest
 from metablocks.estimators import Estimator, Unrolled
 from metablocks.executors import Executor, Loop, Vmap
@@ -21,7 +22,18 @@ from metablocks.models import MLP, Conv4, append_linear, insert_tnet, per_step_b
 from metablocks.order import AnnealedOrder, FirstOrder, Order, SecondOrder, TruncatedOrder
 from metablocks.recipe.clipping import Clip, ClipNorm, ClipValue
 from metablocks.recipe.optimizers import adam, adamw, constant, cosine, sgd
-from metablocks.rules import KFO, LearningRate, MetaCurvature, MTMask, UpdateRule, lslr, meta_sgd
+from metablocks.rules import (
+    KFO,
+    Adam,
+    LearningRate,
+    MetaCurvature,
+    Momentum,
+    MTMask,
+    UpdateRule,
+    WeightDecay,
+    lslr,
+    meta_sgd,
+)
 from metablocks.step_loss import AnnealedStepLoss, FinalStepLoss, StepLoss, UniformStepLoss
 from metablocks.tasks import CifarFS, Linear, MiniImagenet, Omniglot, Sinusoid, Strokes
 from metablocks.tasks.base import TaskSource
@@ -76,6 +88,10 @@ RULE = Slot(
         "kfo": KFO,
         "meta_curvature": MetaCurvature,
         "mt_mask": MTMask,
+        "momentum": Momentum,
+        "adam": Adam,
+        "clip_norm": rules.ClipNorm,
+        "weight_decay": WeightDecay,
     },
     UpdateRule,
 )

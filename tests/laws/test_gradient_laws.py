@@ -11,19 +11,26 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from metablocks import (
+    KFO,
+    Adam,
     AnnealedStepLoss,
     Chain,
+    ClipNorm,
     FinalStepLoss,
     FirstOrder,
     LearningRate,
     Loop,
+    MetaCurvature,
     MetaLearner,
+    Momentum,
+    MTMask,
     Progress,
     SecondOrder,
     TaskBatch,
     TruncatedOrder,
     UniformStepLoss,
     Vmap,
+    WeightDecay,
     lslr,
     meta_sgd,
 )
@@ -31,13 +38,26 @@ from metablocks.laws import gradients, problem
 from metablocks.models import Conv4
 
 EXECUTORS = [Vmap(), Vmap(chunk=1), Vmap(chunk=2)]
-RULES = [
+RATES = [
     lambda: LearningRate(0.1),
     lambda: LearningRate(0.1, granularity="layer", learn=True),
     lambda: lslr(0.1),
     lambda: meta_sgd(0.1),
     lambda: Chain(meta_sgd(-1.0), lslr(0.1)),
 ]
+RULES = {
+    **{f"rate{number}": rate for number, rate in enumerate(RATES)},
+    "kfo": lambda: Chain(KFO(), lslr(0.1)),
+    "meta_curvature": lambda: Chain(MetaCurvature(), LearningRate(0.1, learn=True)),
+    "mt_mask": lambda: Chain(MTMask(init=50.0), lslr(0.1)),  # all on, whatever is drawn
+    "momentum": lambda: Chain(Momentum(), lslr(0.1)),
+    "nesterov": lambda: Chain(Momentum(0.5, nesterov=True), lslr(0.1)),
+    "adam": lambda: Chain(Adam(eps=0.1), lslr(0.1)),  # smooth on the scale of a finite difference
+    "adam-beta1=0": lambda: Chain(Adam(beta1=0.0, beta2=0.5, eps=0.1), lslr(0.1)),
+    "clip_norm": lambda: Chain(ClipNorm(0.3), lslr(0.1)),
+    "weight_decay": lambda: Chain(WeightDecay(0.1), lslr(0.1)),
+    "all": lambda: Chain(ClipNorm(0.3), Momentum(0.5), Adam(eps=0.1), WeightDecay(0.1), lslr(0.1)),
+}
 STEP_LOSSES = [FinalStepLoss(), UniformStepLoss(), AnnealedStepLoss(epochs=5)]
 
 
@@ -61,7 +81,7 @@ def test_first_order_on_quadratics_has_its_closed_form(seed, steps, device):
 
 @pytest.mark.parametrize("make", [problem.regression, problem.classification])
 @pytest.mark.parametrize("adapt", ["*", "head.*", "!head.*"])
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", RATES)
 @pytest.mark.parametrize("step_loss", STEP_LOSSES, ids=repr)
 def test_finite_differences_of_every_meta_parameter(make, adapt, rule, step_loss, device):
     small = make(tasks=2, steps=2, device=device)
@@ -69,13 +89,23 @@ def test_finite_differences_of_every_meta_parameter(make, adapt, rule, step_loss
     gradients.finite_differences(learner, small.tasks, progress=Progress(2))
 
 
+@pytest.mark.filterwarnings("ignore::metablocks.RandomDrawsWarning")
+@pytest.mark.parametrize("make", [problem.regression, problem.classification])
+@pytest.mark.parametrize("rule", RULES.values(), ids=RULES.keys())
+def test_finite_differences_through_every_rule(make, rule, device):
+    small = make(tasks=2, steps=3, device=device)
+    learner = small.learner(rule(), step_loss=UniformStepLoss(), executor=Vmap())
+    gradients.finite_differences(learner, small.tasks)
+
+
+@pytest.mark.filterwarnings("ignore::metablocks.RandomDrawsWarning")
 @pytest.mark.parametrize("make", [problem.regression, problem.classification])
 @pytest.mark.parametrize(
     ("rule", "order", "step_loss"),
     [
-        pytest.param(rule, order, step_loss, id=f"rule{number}-{order}-{step_loss}")
-        for (number, rule), (order, step_loss) in itertools.product(
-            enumerate(RULES),
+        pytest.param(rule, order, step_loss, id=f"{name}-{order}-{step_loss}")
+        for (name, rule), (order, step_loss) in itertools.product(
+            RULES.items(),
             zip([SecondOrder(), FirstOrder(), TruncatedOrder(last=1)], STEP_LOSSES, strict=True),
         )
     ],

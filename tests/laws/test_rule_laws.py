@@ -8,7 +8,20 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from metablocks import Chain, LearningRate, StepInfo, lslr, meta_sgd
+from metablocks import (
+    KFO,
+    Adam,
+    Chain,
+    ClipNorm,
+    LearningRate,
+    MetaCurvature,
+    Momentum,
+    MTMask,
+    StepInfo,
+    WeightDecay,
+    lslr,
+    meta_sgd,
+)
 from metablocks.errors import RuleError
 from metablocks.laws import problem, rules
 from metablocks.rules import Granularity
@@ -27,6 +40,17 @@ RULES = {
     "meta_sgd": lambda: meta_sgd(0.3),
     "lslr": lambda: lslr(0.3),
     "chain": lambda: Chain(LearningRate(-0.5), lslr(0.3), Chain(meta_sgd(-1.0))),
+    "kfo": KFO,
+    "kfo-hidden": lambda: KFO(hidden=1, activation="tanh", psd=True),
+    "meta_curvature": MetaCurvature,
+    "mt_mask": lambda: MTMask(init=50.0),  # all on: these laws start from no fixed random state
+    "momentum": Momentum,
+    "nesterov": lambda: Momentum(0.5, nesterov=True),
+    "adam": Adam,
+    "adam-beta1=0": lambda: Adam(beta1=0.0),
+    "clip_norm": lambda: ClipNorm(0.5),
+    "weight_decay": lambda: WeightDecay(0.1),
+    "adamw": lambda: Chain(ClipNorm(1.0), Adam(), WeightDecay(0.1), LearningRate(0.3)),
 }
 rule_blocks = pytest.mark.parametrize("rule", RULES.values(), ids=RULES.keys())
 

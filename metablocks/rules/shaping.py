@@ -1,0 +1,84 @@
+"""Rules that bound a gradient or pull the parameters somewhere: what else an inner loss may hold.
+
+All give what is still a gradient; a learning rate behind them negates it.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from metablocks.rules.base import StepInfo, UpdateRule, check_number
+from metablocks.types import Tensors
+
+
+class ClipNorm(UpdateRule):
+    """Scale the gradient down to a norm: g · min(1, max_norm / ‖g‖), ‖g‖ over all that adapts.
+
+    The norm is of one task's gradient at one inner step. What is shorter than `max_norm` goes
+    through unchanged, bit for bit; the derivative is finite everywhere, at zero gradients too.
+
+    Law: a `max_norm` that no gradient reaches is the identity.
+
+    Source: Pascanu, Mikolov, Bengio 2013 (torch.nn.utils.clip_grad_norm_, but for the 1e-6 that it
+    adds to the norm).
+
+    >>> rule = ClipNorm(1.0)
+    >>> updates, _ = rule({"w": torch.tensor([3.0, 4.0])}, (), StepInfo(0, 1, {}))
+    >>> updates["w"]
+    tensor([0.6000, 0.8000])
+
+    Raises `RuleError` for a `max_norm` that is not above 0.
+    """
+
+    def __init__(self, max_norm: float) -> None:
+        super().__init__()
+        self.max_norm = check_number("ClipNorm", "max_norm", max_norm, above=0)
+
+    def extra_repr(self) -> str:
+        return f"{self.max_norm}"
+
+    def forward(self, updates: Tensors, state: Any, step: StepInfo) -> tuple[Tensors, Any]:
+        scale = self._scale(updates)
+        return {name: g * scale.to(g.dtype) for name, g in updates.items()}, state
+
+    def _scale(self, updates: Tensors) -> Tensor:
+        squares = [
+            g.square().sum().to(torch.promote_types(g.dtype, torch.float32))
+            for g in updates.values()
+        ]
+        square = torch.stack(squares).sum()
+        longer = square > self.max_norm**2
+        # The root is taken of what is not zero only, so that no branch has a nan for a derivative.
+        norm = torch.where(longer, square, torch.ones_like(square)).sqrt()
+        return torch.where(longer, self.max_norm / norm, torch.ones_like(square))
+
+
+class WeightDecay(UpdateRule):
+    """Add the gradient of an L2 penalty on the fast weights: g + decay · θ_k.
+
+    With a learning rate behind it, the inner loss is L_s(θ) + (decay / 2) ‖θ‖². Behind `Adam` it is
+    AdamW's decoupled decay.
+
+    Law: `Chain(WeightDecay(d), LearningRate(α))` takes the steps of `torch.optim.SGD(lr=α,
+    weight_decay=d)`; `WeightDecay(0.0)` is the identity.
+
+    Source: Krogh, Hertz 1991 (torch.optim.SGD).
+
+    >>> rule = WeightDecay(0.1)
+    >>> where = StepInfo(0, 1, {"w": torch.tensor([5.0])})
+    >>> rule({"w": torch.tensor([1.0])}, (), where)[0]["w"]
+    tensor([1.5000])
+
+    Raises `RuleError` for a negative `decay`.
+    """
+
+    def __init__(self, decay: float) -> None:
+        super().__init__()
+        self.decay = check_number("WeightDecay", "decay", decay, at_least=0)
+
+    def extra_repr(self) -> str:
+        return f"{self.decay}"
+
+    def forward(self, updates: Tensors, state: Any, step: StepInfo) -> tuple[Tensors, Any]:
+        return {name: g + self.decay * step.params[name] for name, g in updates.items()}, state

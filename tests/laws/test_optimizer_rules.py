@@ -1,0 +1,197 @@
+"""Momentum, Adam, clipping and decay: the steps of `torch.optim`, and finite slopes at zero."""
+
+import pytest
+import torch
+
+from metablocks import (
+    Adam,
+    Chain,
+    ClipNorm,
+    LearningRate,
+    Momentum,
+    StepInfo,
+    Vmap,
+    WeightDecay,
+    adapt,
+)
+from metablocks.errors import RuleError
+from metablocks.laws import gradients, problem, rules
+
+STEPS, RATE = 6, 0.1
+
+
+def loss(params, batch):
+    hidden = (batch @ params["one"]).tanh()
+    return (hidden @ params["two"]).square().mean() + params["two"].exp().mean()
+
+
+def start():
+    draw = torch.Generator().manual_seed(0)
+    return {
+        "one": torch.randn(3, 4, generator=draw, dtype=torch.float64),
+        "two": torch.randn(4, 2, generator=draw, dtype=torch.float64),
+    }
+
+
+BATCH = torch.randn(5, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+
+def by_rule(rule):
+    rule = Chain(*rule, LearningRate(RATE)).setup(start(), STEPS)
+    return adapt(loss, start(), BATCH, rule=rule, steps=STEPS).params
+
+
+def by_torch(make, clip=None):
+    params = {name: torch.nn.Parameter(p) for name, p in start().items()}
+    optimizer, rows = make(params.values(), lr=RATE), [start()]
+    for _ in range(STEPS):
+        optimizer.zero_grad()
+        loss(params, BATCH).backward()
+        if clip:
+            torch.nn.utils.clip_grad_norm_(params.values(), clip)
+        optimizer.step()
+        rows.append({name: p.detach().clone() for name, p in params.items()})
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("rule", "optimizer", "clip", "within"),
+    [
+        ([Momentum(0.9)], {"momentum": 0.9}, None, 1e-14),
+        ([Momentum(0.0)], {}, None, 1e-14),
+        ([Momentum(0.5, nesterov=True)], {"momentum": 0.5, "nesterov": True}, None, 1e-14),
+        ([WeightDecay(0.3)], {"weight_decay": 0.3}, None, 1e-14),
+        ([WeightDecay(0.3), Momentum(0.8)], {"weight_decay": 0.3, "momentum": 0.8}, None, 1e-14),
+        ([ClipNorm(0.2)], {}, 0.2, 1e-6),  # torch adds 1e-6 to the norm
+        ([ClipNorm(1e3)], {}, 1e3, 1e-14),
+    ],
+)
+def test_sgd_takes_the_steps_of_torch(rule, optimizer, clip, within):
+    expected = by_torch(lambda params, lr: torch.optim.SGD(params, lr=lr, **optimizer), clip)
+    for got, due in zip(by_rule(rule), expected, strict=True):
+        problem.hold("torch.optim.SGD", got, due, within)
+
+
+@pytest.mark.parametrize(
+    ("rule", "optimizer", "options"),
+    [
+        ([Adam()], torch.optim.Adam, {}),
+        ([Adam(beta1=0.0)], torch.optim.Adam, {"betas": (0.0, 0.999)}),
+        ([Adam(beta1=0.5, beta2=0.9)], torch.optim.Adam, {"betas": (0.5, 0.9)}),
+        ([Adam(), WeightDecay(0.3)], torch.optim.AdamW, {"weight_decay": 0.3}),
+    ],
+)
+def test_adam_takes_the_steps_of_torch_where_eps_is_small(rule, optimizer, options):
+    expected = by_torch(lambda params, lr: optimizer(params, lr=lr, eps=1e-10, **options))
+    rule[0].eps = 1e-10
+    for got, due in zip(by_rule(rule), expected, strict=True):
+        problem.hold("torch.optim.Adam", got, due, 1e-8)
+
+
+def test_adam_differs_from_torch_by_its_eps_alone():
+    """m̂ / √(v̂ + eps²), written once more, at an eps that counts."""
+    eps, (beta1, beta2), theta = 0.1, (0.9, 0.999), start()
+    first = {name: torch.zeros_like(p) for name, p in theta.items()}
+    second = {name: torch.zeros_like(p) for name, p in theta.items()}
+    got = by_rule([Adam(eps=eps)])
+    for count in range(1, STEPS + 1):
+        leaves = {name: p.detach().requires_grad_() for name, p in theta.items()}
+        loss(leaves, BATCH).backward()
+        for name, leaf in leaves.items():
+            first[name] = first[name].lerp(leaf.grad, 1 - beta1)
+            second[name] = second[name].lerp(leaf.grad**2, 1 - beta2)
+            root = (second[name] / (1 - beta2**count) + eps**2) ** 0.5
+            theta[name] = theta[name] - RATE * first[name] / (1 - beta1**count) / root
+        problem.hold("Adam", got[count], theta, 1e-14)
+
+
+STATEFUL = {
+    "momentum": lambda: Momentum(),
+    "nesterov": lambda: Momentum(nesterov=True),
+    "adam": lambda: Adam(),
+    "adam-beta1=0": lambda: Adam(beta1=0.0),
+    "clip_norm": lambda: ClipNorm(0.1),
+    "weight_decay": lambda: WeightDecay(0.1),
+}
+all_rules = pytest.mark.parametrize("make", STATEFUL.values(), ids=STATEFUL.keys())
+
+
+@all_rules
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_slopes_are_finite_at_gradients_of_exactly_zero(make, dtype):
+    """Second order through a step at which a gradient vanishes and its Hessian does not."""
+    rule = Chain(make(), LearningRate(RATE)).setup({"w": torch.zeros(3, dtype=dtype)}, 2)
+
+    def outcome(w):
+        trajectory = adapt(
+            lambda params, batch: params["w"].square().sum(), {"w": w}, (), rule=rule, steps=2
+        )
+        return (trajectory.params[-1]["w"] - 1).square().sum()
+
+    for w in (torch.zeros(3, dtype=dtype), torch.tensor([0.0, 1.0, -2.0], dtype=dtype)):
+        slope = torch.func.grad(outcome)(w)
+        assert slope.isfinite().all()
+        assert (slope != 0).all()
+
+
+@all_rules
+def test_a_net_with_a_dead_parameter_has_a_finite_meta_gradient(make):
+    """Behind a zero head, the body's gradient is exactly zero at first."""
+    small = problem.regression(dtype=torch.float64)
+    learner = small.learner(Chain(make(), LearningRate(0.01)), executor=Vmap())
+    with torch.no_grad():
+        for name, p in learner.model.named_parameters():
+            if name.startswith("head"):
+                p.zero_()
+    result = learner.meta_gradient(small.tasks)
+    assert result.trouble is None
+    assert any(bool(grad.any()) for grad in result.grads.values())
+
+
+def test_the_norm_is_of_all_parameters_together():
+    gradients = {"a": torch.full((3,), 2.0), "b": torch.full((), 2.0)}
+    updates, _ = ClipNorm(1.0)(gradients, (), StepInfo(0, 1, {}))
+    for update in updates.values():
+        assert torch.allclose(update, torch.full_like(update, 0.5))
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: Momentum(0.0), lambda: ClipNorm(1e9), lambda: WeightDecay(0.0)]
+)
+def test_at_their_identity_they_are_the_learner_without(make, device):
+    rules.same_as_without(make, problem.classification(device=device))
+
+
+def test_a_task_starts_with_moments_of_its_own():
+    rule = Chain(Momentum(), Adam(eps=0.1), LearningRate(0.1))
+    gradients.mean_of_tasks(problem.regression(), [2, 0, 1], rule=rule)
+
+
+@pytest.mark.parametrize(
+    ("act", "message"),
+    [
+        (
+            lambda: Momentum(1.0),
+            "Momentum momentum is 1.0; it takes a finite number at least 0 and",
+        ),
+        (lambda: Momentum("fast"), "Momentum momentum is 'fast'"),
+        (lambda: Momentum(0.0, nesterov=True), "nesterov is True, but momentum is 0"),
+        (
+            lambda: Adam(beta1=-0.1),
+            "Adam beta1 is -0.1; it takes a finite number at least 0 and be",
+        ),
+        (lambda: Adam(beta2=1), "Adam beta2 is 1;"),
+        (lambda: Adam(eps=0.0), "Adam eps is 0.0; it takes a finite number at least 1e-12"),
+        (lambda: ClipNorm(0), "ClipNorm max_norm is 0; it takes a finite number above 0"),
+        (lambda: ClipNorm(True), "ClipNorm max_norm is True"),
+        (
+            lambda: WeightDecay(-1.0),
+            "WeightDecay decay is -1.0; it takes a finite number at least 0",
+        ),
+        (lambda: WeightDecay(float("inf")), "WeightDecay decay is inf"),
+    ],
+)
+def test_misuse_says_what_was_given_and_what_would_work(act, message):
+    with pytest.raises(RuleError) as caught:
+        act()
+    assert message in str(caught.value)
