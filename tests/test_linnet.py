@@ -118,10 +118,11 @@ def test_units_beyond_the_outputs_are_alive():
 def test_a_model_that_ends_elsewhere_says_how_many_features_it_has():
     model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Tanh(), nn.Flatten())
     x = torch.randn(5, 1, 4, 4)
-    for depth in (1, 3):
-        deep = mb.append_linear(model, depth=depth, features=16)
-        assert torch.equal(deep(x), model(x))
+    for depth, width in ((1, None), (3, None), (2, 20)):
+        deep = mb.append_linear(model, depth=depth, width=width, features=16)
+        torch.testing.assert_close(deep(x), model(x), rtol=0, atol=1e-14)
         flat = mb.collapse_linear(shaken(deep))
+        assert repr(flat.linear) == repr(nn.Linear(16, 16))
         torch.testing.assert_close(flat(x), deep(x), rtol=0, atol=1e-12)
         assert list(flat.state_dict()) == [
             "model.0.weight",

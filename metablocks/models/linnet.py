@@ -147,6 +147,7 @@ def collapse_linear(model: nn.Module) -> nn.Module:
             weight = factor.weight @ weight
             bias = None if bias is None else factor.weight @ bias + factor.bias
         layer.weight = nn.Parameter(weight.clone(), deep.weight.requires_grad)
+        layer.out_features = len(weight)
         if bias is not None:
             layer.bias = nn.Parameter(bias.clone(), deep.bias.requires_grad)
         return layer
