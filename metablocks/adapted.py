@@ -46,6 +46,15 @@ def _at(model: nn.Module, carry: Carry, index: int) -> nn.Module:
         own[name].copy_(tensor)
     for module in step_aware_modules(model):
         module.inner_step = index  # type: ignore[assignment]
+    return fixed_at_step(model, index)
+
+
+def fixed_at_step(model: nn.Module, index: int) -> nn.Module:
+    """The model, in place, with plain modules for those that know what they are at an inner step.
+
+    >>> fixed_at_step(nn.Tanh(), 0)
+    Tanh()
+    """
 
     def plain(_: str, module: nn.Module) -> nn.Module | None:
         at_step: Callable[[int], nn.Module] | None = getattr(module, "at_step", None)

@@ -28,7 +28,7 @@ from metablocks.recipe.construct import NEED_THE_LEARNER, block_paths, construct
 from metablocks.recipe.parse import Place, Problem, raise_problems
 from metablocks.recipe.record import Recipe
 from metablocks.recipe.schema import INVALID
-from metablocks.rules import Chain
+from metablocks.rules import Chain, UpdateRule
 from metablocks.tasks.base import TaskSource
 
 LOSSES = {"classification": F.cross_entropy, "regression": F.mse_loss}
@@ -121,6 +121,20 @@ def build(
     )
 
 
+def build_rule(recipe: Recipe) -> UpdateRule:
+    """The recipe's update rule by itself, not set up for any parameters yet.
+
+    >>> from metablocks.recipe import load
+    >>> build_rule(load("maml_sinusoid"))
+    LearningRate(0.01, granularity='scalar', per_step=False, learn=False)
+    """
+    problems: list[Problem] = []
+    paths = [(path, slot) for path, slot in block_paths(recipe) if slot.name == "rule"]
+    rules = [construct(recipe, path, slot, {}, problems) for path, slot in paths]
+    raise_problems(problems)
+    return _chained(rules)
+
+
 def _device(name: str, place: Place, problems: list[Problem]) -> torch.device:
     """The device that a recipe's word means; a problem where it is not here."""
     here = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
@@ -180,7 +194,7 @@ def _learner(recipe: Recipe, blocks: dict[str, Any], loss: Any) -> MetaLearner:
             blocks["model"],
             loss=loss,
             steps=recipe.at("inner.steps"),
-            rule=rules[0] if len(rules) == 1 else Chain(*rules),
+            rule=_chained(rules),
             order=blocks["inner.order"],
             step_loss=blocks["outer.step_loss"],
             adapt=recipe.at("inner.adapt"),
@@ -189,6 +203,10 @@ def _learner(recipe: Recipe, blocks: dict[str, Any], loss: Any) -> MetaLearner:
         )
     except MetablocksError as error:
         raise RecipeError(str(_locate(recipe, blocks, error))) from error
+
+
+def _chained(rules: list[UpdateRule]) -> UpdateRule:
+    return rules[0] if len(rules) == 1 else Chain(*rules)
 
 
 def _locate(recipe: Recipe, blocks: dict[str, Any], error: MetablocksError) -> Problem:

@@ -13,12 +13,13 @@ import torch
 from metablocks.errors import BlockError, RecipeError, RunError
 from metablocks.recipe import Experiment, Recipe, build, load
 from metablocks.run import checkpoint, plots
+from metablocks.run.deployment import Deployment, deployment
 from metablocks.run.directory import RunDirectory, create, environment, write_text
 from metablocks.run.ensemble import EnsembleScores, ensemble_scores
-from metablocks.run.scores import Scores
+from metablocks.run.scores import Scores, summarise
 from metablocks.run.state import TrainingState
-from metablocks.run.tables import tables, transductive
-from metablocks.run.train import Stopped, final_scores, train
+from metablocks.run.tables import deployment_text, tables, transductive
+from metablocks.run.train import Stopped, final_task_scores, train
 from metablocks.tasks.base import Split
 
 
@@ -45,7 +46,7 @@ def train_recipe(
     sys.stdout.flush()
     try:
         train(experiment, directory, state, quiet=quiet)
-        scores, ensemble = _test(experiment, directory, state)
+        scores, deployed, ensemble = _test(experiment, directory, state)
     except (Stopped, KeyboardInterrupt) as stop:
         trained = state.epochs == experiment.epochs
         if not trained and not isinstance(stop, Stopped):
@@ -59,7 +60,8 @@ def train_recipe(
         return 130
     for note in plots.draw(directory):
         print(note)
-    print(_summary(experiment, directory, state, scores, ensemble, data, device))
+    report = _report(experiment, scores, deployed, ensemble)
+    print(_summary(experiment, directory, state, report, data, device))
     return 0
 
 
@@ -90,13 +92,13 @@ def evaluate_run(
             print(f"{recipe.name}\n{tables(experiment, ensemble)}")
             return 0
         state = _restore(directory, checkpoint, experiment)
-        scores = final_scores(experiment, split, tasks=tasks, steps=steps)
+        each = final_task_scores(experiment, split, tasks=tasks, steps=steps)
     except BlockError as error:
         if steps is None:
             raise
         raise RecipeError(f"--steps {steps}: {error}") from error
     print(f"{recipe.name}, {checkpoint} checkpoint (epoch {state.epochs})")
-    print(tables(experiment, scores))
+    print(_report(experiment, summarise(split, *each), deployment(experiment, split, each)))
     return 0
 
 
@@ -165,16 +167,20 @@ def _members(directory: RunDirectory, experiment: Experiment) -> list[int]:
 
 def _test(
     experiment: Experiment, directory: RunDirectory, state: TrainingState
-) -> tuple[Scores, EnsembleScores | None]:
+) -> tuple[Scores, Deployment | None, EnsembleScores | None]:
     """Test the best checkpoint, and the best ones together; this is the last line of the log."""
     _restore(directory, "best", experiment)
-    scores, ensemble = final_scores(experiment, "test"), None
+    each = final_task_scores(experiment, "test")
+    scores, ensemble = summarise("test", *each), None
     row = {"test": scores.as_dict()}
+    deployed = deployment(experiment, "test", each)  # of the best one: the ensemble restores others
+    if deployed and deployed.reductions:
+        row["deployment"] = deployed.as_dict()
     if experiment.evaluation.ensemble > 1:
         ensemble = ensemble_scores(experiment, directory, state.members, "test")
         row["ensemble"] = ensemble.as_dict()
     directory.append(directory.metrics, row)
-    return scores, ensemble
+    return scores, deployed, ensemble
 
 
 def _read_record(directory: RunDirectory) -> dict[str, Any]:
@@ -213,12 +219,21 @@ def _facts(experiment: Experiment) -> str:
     )
 
 
+def _report(
+    experiment: Experiment,
+    scores: Scores,
+    deployed: Deployment | None,
+    ensemble: EnsembleScores | None = None,
+) -> str:
+    lines = [tables(experiment, scores, ensemble)]
+    return "\n".join([*lines, deployment_text(deployed, scores)] if deployed else lines)
+
+
 def _summary(
     experiment: Experiment,
     directory: RunDirectory,
     state: TrainingState,
-    scores: Scores,
-    ensemble: EnsembleScores | None,
+    report: str,
     data: Path | None,
     device: str | None,
 ) -> str:
@@ -239,7 +254,7 @@ def _summary(
         [
             "",
             f"best of {state.epochs} epochs by validation: epoch {state.best_epoch}",
-            tables(experiment, scores, ensemble),
+            report,
             f"run directory: {path}",
             "to try next:",
             evaluate,

@@ -2,7 +2,8 @@
 
     recipe.yaml     the resolved recipe, runnable as it is
     run.json        where, when and with what: recipe hash, commit, versions, device, argv, data
-    metrics.jsonl   one line an epoch, then one for the test; nothing here depends on the clock
+    metrics.jsonl   one line an epoch, then one for the test, with what is deployed where layers are
+                    taken out for that (see `deployment`); nothing here depends on the clock
     times.jsonl     what each epoch cost: seconds, memory (see `usage`)
     checkpoint.pt   where training stands; best.pt: where validation was best
     epoch-<n>.pt    the best epochs by validation, where the recipe asks for an ensemble

@@ -8,7 +8,7 @@ model's norms are made to use statistics that they keep.
 import math
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -97,6 +97,14 @@ class Scores:
         return asdict(self)
 
 
+class TaskScores(NamedTuple):
+    """What each task scores: `values` and query `losses`, both `[tasks, steps + 1]`, float64."""
+
+    measure: Measure
+    values: Tensor
+    losses: Tensor
+
+
 def score(
     learner: MetaLearner,
     source: TaskSource,
@@ -108,6 +116,21 @@ def score(
     dtype: torch.dtype = torch.float32,
 ) -> Scores:
     """Adapt to tasks 0 … `tasks` − 1 of a split by `steps` inner steps, `batch` tasks at a time."""
+    each = score_tasks(learner, source, split, tasks=tasks, steps=steps, batch=batch, dtype=dtype)
+    return summarise(split, *each)
+
+
+def score_tasks(
+    learner: MetaLearner,
+    source: TaskSource,
+    split: Split,
+    *,
+    tasks: int,
+    steps: int,
+    batch: int = 32,
+    dtype: torch.dtype = torch.float32,
+) -> TaskScores:
+    """The same, task by task."""
     metric = accuracy if source.kind == "classification" else None
     values, losses = [], []
     for some in task_batches(source, split, tasks, batch, dtype):
@@ -115,7 +138,7 @@ def score(
         losses.append(result.query_losses.double().cpu())
         values.append(losses[-1] if result.metrics is None else result.metrics.double().cpu())
     measure: Measure = "accuracy" if source.kind == "classification" else "mse"
-    return summarise(split, measure, torch.cat(values), torch.cat(losses))
+    return TaskScores(measure, torch.cat(values), torch.cat(losses))
 
 
 def task_batches(

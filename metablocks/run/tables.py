@@ -1,11 +1,14 @@
-"""Scores as text: the tables that `run` and `eval` print."""
+"""Scores as text: what `run` and `eval` print of them, and of what is deployed."""
 
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from metablocks.models import PerStepBatchNorm
 from metablocks.recipe import Experiment
+from metablocks.run.deployment import Deployment
 from metablocks.run.ensemble import EnsembleScores
 from metablocks.run.scores import Scores
+
+_DONE = {"fold_tnet": "folded", "collapse_linear": "collapsed"}
 
 TRANSDUCTIVE = "transductive: batch norm uses the statistics of the query set it predicts on"
 
@@ -20,6 +23,46 @@ def tables(experiment: Experiment, *results: Scores | EnsembleScores | None) -> 
             lines += _last_step(experiment, result)
     if transductive(experiment):
         lines.append(f"  {TRANSDUCTIVE}")
+    return "\n".join(lines)
+
+
+def deployment_text(found: Deployment, scores: Scores) -> str:
+    """What is deployed, in a few lines; `scores` are those of the learner that it comes from.
+
+    >>> scores = Scores("test", 9, "accuracy", [0.7], [0.1], [0.1], [0.6], [0.5])
+    >>> print(deployment_text(Deployment(1200, 1000, 1000), scores))
+    deployed: 1,000 parameters; 1,200 meta-parameters were trained
+    >>> print(deployment_text(Deployment(1200, 1120, 1000, ["fold_tnet"], 4, 2e-16), scores))
+    deployed: 1,120 → 1,000 parameters by fold_tnet; 1,200 meta-parameters were trained
+      adapted, then folded: the same predictions up to 2.0e-16, relatively (4 tasks, float64)
+    """
+    trained = f"{found.meta_parameters:,} meta-parameters were trained"
+    if not found.reductions:
+        return f"deployed: {found.parameters:,} parameters; {trained}"
+    done = " and ".join(_DONE[name] for name in found.reductions)
+    lines = [
+        f"deployed: {found.parameters:,} → {found.reduced_parameters:,} parameters by "
+        f"{' and '.join(found.reductions)}; {trained}"
+    ]
+    after, before = f"  adapted, then {done}:", f"  {done}, then adapted:"
+    if found.difference is not None:
+        lines.append(
+            f"{after} the same predictions up to {found.difference:.1e}, relatively "
+            f"({found.tasks} task{'s' * (found.tasks != 1)}, float64)"
+        )
+    if found.reduced_first is not None:
+        first = found.reduced_first
+        percent = scores.measure == "accuracy"
+        unit, scale = (" points", 100) if percent else ("", 1)
+        digits = 2 if percent else 4
+        change = round(scale * first.change, digits) + 0.0  # no −0
+        lines.append(
+            f"{before} {first.scores.text(-1)} in place of {scores.text(-1)}; task by task "
+            f"{change:+.{digits}f} ± {scale * first.interval:.{digits}f}{unit}, "
+            f"{first.verdict}"
+        )
+    reasons = {"difference": after, "reduced_first": before}
+    lines += [f"{reasons[name]} left out: {why}" for name, why in found.left_out.items()]
     return "\n".join(lines)
 
 

@@ -20,7 +20,7 @@ from metablocks.errors import RunError
 from metablocks.recipe import Experiment
 from metablocks.run import checkpoint
 from metablocks.run.directory import RunDirectory
-from metablocks.run.scores import Scores, score
+from metablocks.run.scores import Scores, TaskScores, score_tasks, summarise
 from metablocks.run.state import TrainingState
 from metablocks.run.usage import Meter
 from metablocks.tasks.base import Split
@@ -78,8 +78,15 @@ def final_scores(
     experiment: Experiment, split: Split, *, tasks: int | None = None, steps: int | None = None
 ) -> Scores:
     """Scores on the fixed tasks of a split, by the recipe's evaluation plan unless overridden."""
+    return summarise(split, *final_task_scores(experiment, split, tasks=tasks, steps=steps))
+
+
+def final_task_scores(
+    experiment: Experiment, split: Split, *, tasks: int | None = None, steps: int | None = None
+) -> TaskScores:
+    """The same, task by task."""
     plan = experiment.evaluation
-    return score(
+    return score_tasks(
         experiment.learner,
         experiment.source,
         split,

@@ -1,0 +1,232 @@
+"""What is left of a learner where it is deployed: a plain model, often smaller than what was trained.
+
+    reduce(adapt(θ)) = adapt(θ)        equal predictions, fewer parameters
+    adapt(reduce(θ)) ≠ adapt(θ)        the same function to start from, which adapts otherwise
+
+What `learner.adapt` returns needs nothing of the rule any more, so learned rates and gradient
+transforms (KFO, Meta-Curvature) stay behind. Layers that are there for adaptation alone are taken
+out of it: a T is folded into the layer in front of it, appended linear layers are collapsed into the
+last one. Taken out before adaptation, they take the learned preconditioner with them, which the
+score of that order tells. Source: Lee, Choi 2018 (T-net); Arnold, Iqbal, Sha 2021 (LinNet).
+"""
+
+import copy
+import glob
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from metablocks.adapted import fixed_at_step
+from metablocks.errors import BlockError, MetablocksError
+from metablocks.functional import module_arguments
+from metablocks.laws.problem import relative_error
+from metablocks.learner import MetaLearner
+from metablocks.models import collapse_linear, fold_tnet
+from metablocks.models.linnet import DeepLinear
+from metablocks.models.tnet import Transformed
+from metablocks.recipe import Experiment
+from metablocks.recipe.build import build_rule
+from metablocks.run.scores import Scores, TaskScores, summarise
+from metablocks.run.train import final_task_scores
+from metablocks.tasks.base import Split
+
+CHECKED_TASKS = 4
+"""On how many tasks, at most, predictions are compared."""
+
+T = TypeVar("T")
+
+_REDUCTIONS: dict[type[nn.Module], Callable[[nn.Module], nn.Module]] = {
+    Transformed: fold_tnet,
+    DeepLinear: collapse_linear,
+}
+"""Layers that are there for adaptation alone, and what takes them out."""
+
+
+@dataclass(frozen=True)
+class ReducedFirst:
+    """How the model does that is reduced before it adapts, by the same rule and steps.
+
+    `change` is its final score less the learner's, the mean over tasks, and `interval` half the width
+    of the 95 % confidence interval of that mean: both adapt to the same tasks, and differ task by
+    task.
+    """
+
+    scores: Scores
+    change: float
+    interval: float
+
+    @property
+    def verdict(self) -> str:
+        """Whether zero is in the interval of the change; one task has none."""
+        if self.scores.tasks == 1 or not abs(self.change) > self.interval:
+            return "no measurable difference"
+        better = (self.change > 0) == (self.scores.measure == "accuracy")
+        return f"measurably {'better' if better else 'worse'}"
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """Sizes of a learner and of what it leaves, and what comes of the two orders of reduction.
+
+    Law: adapted, then reduced is adapted: `difference` is rounding, 1e-12 at the most.
+    """
+
+    meta_parameters: int
+    """All that the outer loop learns, the rule's included."""
+    parameters: int
+    """Of the adapted model."""
+    reduced_parameters: int
+    """Of the adapted model after `reductions`."""
+    reductions: list[str] = field(default_factory=list)
+    """Names of the functions that take layers out, in order; none where nothing is to be reduced."""
+    tasks: int = 0
+    """How many tasks `difference` is over."""
+    difference: float | None = None
+    """‖reduced − adapted‖ / ‖adapted‖ of the query predictions, in float64: the largest over tasks."""
+    reduced_first: ReducedFirst | None = None
+    left_out: dict[str, str] = field(default_factory=dict)
+    """Why a number is missing, under the number's name."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return asdict(self)
+
+
+def deployment(experiment: Experiment, split: Split, own: TaskScores) -> Deployment | None:
+    """What the experiment's learner leaves; None where that is its meta-parameters as they stand.
+
+    `own` are the learner's scores on the first tasks of a split: reduced first, it is judged on the
+    same tasks, after as many steps. Where there is nothing to reduce, parameters are counted, no more.
+
+    Raises nothing for a model or a rule that cannot be compared: `left_out` says why.
+    """
+    adapted = fixed_at_step(copy.deepcopy(experiment.learner.model), 0)
+    meta = sum(p.numel() for p in experiment.learner.parameters() if p.requires_grad)
+    sizes = (meta, _count(adapted), _count(reduce(adapted)))
+    found = [take_out.__name__ for take_out in _found(adapted)]
+    if not found:
+        return Deployment(*sizes) if meta != sizes[1] else None
+    count, steps = len(own.values), own.values.shape[1] - 1
+    tasks, left_out = min(CHECKED_TASKS, count), {}
+
+    def attempt(name: str, compute: Callable[[], T]) -> T | None:
+        """A number beyond those that a run is for: no model or rule may end the run over it."""
+        try:
+            return compute()
+        except MetablocksError as error:
+            left_out[name] = str(error)
+        except Exception as error:
+            left_out[name] = f"{type(error).__name__}: {error}"
+        return None
+
+    def reduce_first() -> ReducedFirst:
+        first = replace(experiment, learner=reduced_learner(experiment))
+        each = final_task_scores(first, split, tasks=count, steps=steps)
+        change = summarise(split, each.measure, each.values - own.values, each.losses)
+        return ReducedFirst(summarise(split, *each), change.final, change.interval[-1])
+
+    return Deployment(
+        *sizes,
+        reductions=found,
+        tasks=tasks,
+        difference=attempt("difference", lambda: reduction_error(experiment, split, tasks, steps)),
+        reduced_first=attempt("reduced_first", reduce_first),
+        left_out=left_out,
+    )
+
+
+def reduce(model: nn.Module) -> nn.Module:
+    """The model without layers that are there for adaptation alone: the same function.
+
+    Every T is folded into its layer, every appended layer collapsed into the one before. A model
+    without such layers is returned as it is.
+
+    >>> from metablocks.models import append_linear, insert_tnet
+    >>> reduce(append_linear(insert_tnet(nn.Sequential(nn.Linear(3, 2))), depth=2, features=2))
+    Sequential(
+      (model): Sequential(
+        (0): Linear(in_features=3, out_features=2, bias=True)
+      )
+      (linear): Linear(in_features=2, out_features=2, bias=True)
+    )
+    """
+    for take_out in _found(model):
+        model = take_out(model)
+    return model
+
+
+def reduction_error(experiment: Experiment, split: Split, tasks: int, steps: int) -> float:
+    """‖reduce(adapted) − adapted‖ / ‖adapted‖ of the query predictions, the largest over tasks.
+
+    Adapted and predicted in float64 on the CPU, in a copy of the learner.
+    """
+    precise = copy.deepcopy(experiment.learner).to("cpu", torch.float64)
+    some = experiment.source.sample(split, range(tasks)).to("cpu").to(torch.float64)
+    errors = []
+    for task in (some[index] for index in range(len(some))):
+        adapted = precise.adapt(task.support, steps=steps)
+        args, kwargs = module_arguments(task.query[0])
+        with torch.no_grad():
+            expected, got = adapted(*args, **kwargs), reduce(adapted)(*args, **kwargs)
+        errors.append(relative_error({"": got}, {"": expected}))
+    return max(errors)
+
+
+def reduced_learner(experiment: Experiment) -> MetaLearner:
+    """The experiment's learner, its model reduced before it ever adapts; all else as trained.
+
+    What adapted goes on adapting, as far as it is still there, and the rule keeps what it has learned
+    for that: rates, transforms, masks. What it has learned for layers that are gone, goes.
+
+    Raises `BlockError` where nothing that adapts is left, and where what the rule has learned does
+    not fit the reduced model.
+    """
+    learner = experiment.learner
+    model = reduce(learner.model)
+    before = dict(learner.model.named_parameters(remove_duplicate=False))
+    moving = {id(before[name]) for name in learner.adapted}
+    adapt = [
+        glob.escape(name)
+        for name, _ in model.named_parameters(remove_duplicate=False)
+        if id(before[name]) in moving
+    ]
+    if not adapt:
+        raise BlockError("only layers that are taken out adapt")
+    reduced = MetaLearner(
+        model,
+        loss=learner.loss,
+        steps=learner.steps,
+        rule=build_rule(experiment.recipe),
+        order=learner.order,
+        step_loss=learner.step_loss,
+        adapt=adapt,
+        estimator=learner.estimator,
+        executor=learner.executor,
+    ).to(experiment.device, experiment.dtype)
+    trained, fresh = learner.rule.state_dict(), reduced.rule.state_dict()
+    for name, tensor in fresh.items():
+        if name not in trained or trained[name].shape != tensor.shape:
+            shape = list(trained[name].shape) if name in trained else "not"
+            raise BlockError(
+                f"what the rule has learned does not fit the reduced model: {name} is {shape} there "
+                f"and {list(tensor.shape)} here"
+            )
+    reduced.rule.load_state_dict({name: trained[name] for name in fresh})
+    return reduced
+
+
+def _found(model: nn.Module) -> list[Callable[[nn.Module], nn.Module]]:
+    """The reductions that a model has layers for."""
+    members = list(model.modules())
+    return [
+        take_out
+        for layer, take_out in _REDUCTIONS.items()
+        if any(isinstance(module, layer) for module in members)
+    ]
+
+
+def _count(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
