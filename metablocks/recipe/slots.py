@@ -35,7 +35,7 @@ from metablocks.rules import (
     meta_sgd,
 )
 from metablocks.step_loss import AnnealedStepLoss, FinalStepLoss, StepLoss, UniformStepLoss
-from metablocks.tasks import CifarFS, Linear, MiniImagenet, Omniglot, Sinusoid, Strokes
+from metablocks.tasks import CifarFS, Linear, Logistic, MiniImagenet, Omniglot, Sinusoid, Strokes
 from metablocks.tasks.base import TaskSource
 
 
@@ -56,6 +56,7 @@ TASKS = Slot(
     {
         "sinusoid": Sinusoid,
         "linear": Linear,
+        "logistic": Logistic,
         "strokes": Strokes,
         "omniglot": Omniglot,
         "mini_imagenet": MiniImagenet,

@@ -4,6 +4,7 @@ from metablocks.tasks.base import Split, TaskSource
 from metablocks.tasks.cifar_fs import CifarFS
 from metablocks.tasks.episodes import ClassBank
 from metablocks.tasks.linear import Linear
+from metablocks.tasks.logistic import Logistic
 from metablocks.tasks.mini_imagenet import MiniImagenet
 from metablocks.tasks.omniglot import Omniglot
 from metablocks.tasks.sinusoid import Sinusoid
@@ -13,6 +14,7 @@ __all__ = [
     "CifarFS",
     "ClassBank",
     "Linear",
+    "Logistic",
     "MiniImagenet",
     "Omniglot",
     "Sinusoid",

@@ -1,4 +1,4 @@
-"""Sinusoid and linear tasks: the formula, the ranges, the errors."""
+"""Sinusoid, linear and logistic tasks: the formula, the ranges, the errors."""
 
 import math
 import time
@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from metablocks.errors import TaskError
-from metablocks.tasks import Linear, Sinusoid
+from metablocks.tasks import Linear, Logistic, Sinusoid
 
 
 def joined(batch):
@@ -73,6 +73,41 @@ def test_linear_slopes_and_inputs_have_the_stated_spread() -> None:
     assert abs(x.var() - 1) < 5 * math.sqrt(2 / 10_000)
 
 
+def test_logistic_labels_follow_a_logistic_model_of_each_task(device) -> None:
+    """Weights fitted to the support set, by Newton's method, give the chances of the query labels.
+
+    1000 examples fit a weight up to about 0.1, which averages out over 500 tasks: the labels of ten
+    bins of chances are held to five standard errors, and so is the weights' spread, which is sigma.
+    """
+    source = Logistic(shots=1000, queries=1000, dim=2, sigma=2.0, device=device)
+    batch = source.sample("train", range(500))
+    (x, y), (others, labels) = (
+        (a.double().cpu(), b.double().cpu()) for a, b in (batch.support, batch.query)
+    )
+    weights = torch.zeros(500, 2, 1, dtype=torch.float64)
+    for _ in range(12):
+        chance = torch.sigmoid(x @ weights)
+        hessian = x.mT @ (chance * (1 - chance) * x)
+        weights += torch.linalg.solve(hessian, x.mT @ (y[..., None] - chance))
+    chance = torch.sigmoid(others @ weights)[..., 0]
+    for low in torch.arange(0, 1, 0.1):
+        here = (chance >= low) & (chance < low + 0.1)
+        p, count = chance[here], int(here.sum())
+        assert count > 1000
+        error = (p * (1 - p)).sum().sqrt() / count
+        assert abs(labels[here].mean() - p.mean()) < 5 * error
+    assert abs(weights.mean()) < 5 * math.sqrt(4 / 1000)
+    assert abs(weights.var() - 4) < 5 * 4 * math.sqrt(2 / 1000)
+    assert abs(x.mean()) < 5 * math.sqrt(1 / 1e6)
+    assert abs(x.var() - 1) < 5 * math.sqrt(2 / 1e6)
+
+
+def test_logistic_labels_of_steep_tasks_are_the_side_of_the_boundary() -> None:
+    x, y = Logistic(shots=20, queries=1, sigma=1e6).sample("test", range(50)).support
+    side = torch.where(y == 1, x[..., 0], -x[..., 0])
+    assert bool(((side > 0).all(1) | (side < 0).all(1)).all())
+
+
 @pytest.mark.parametrize(
     ("build", "message"),
     [
@@ -88,6 +123,9 @@ def test_linear_slopes_and_inputs_have_the_stated_spread() -> None:
         (lambda: Linear(shots=0, queries=1), "Linear: shots=0"),
         (lambda: Linear(shots=1, queries=1, sigma=0.0), "sigma=0.0; sigma is a finite number abo"),
         (lambda: Linear(shots=1, queries=1, sigma=math.nan), "sigma=nan"),
+        (lambda: Logistic(shots=0, queries=1), "Logistic: shots=0"),
+        (lambda: Logistic(shots=1, queries=1, dim=0), "dim=0; dim is a whole number of at least 1"),
+        (lambda: Logistic(shots=1, queries=1, sigma=-1.0), "sigma=-1.0; sigma is a finite number"),
     ],
 )
 def test_a_field_out_of_range_is_named_with_what_would_work(build, message: str) -> None:

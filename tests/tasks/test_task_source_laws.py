@@ -20,6 +20,7 @@ from metablocks.laws import sources
 from metablocks.tasks import (
     CifarFS,
     Linear,
+    Logistic,
     MiniImagenet,
     Omniglot,
     Sinusoid,
@@ -32,6 +33,9 @@ from metablocks.types import TaskBatch
 MAKERS = {
     "sinusoid": lambda seed, device, data: Sinusoid(seed=seed, device=device),
     "linear": lambda seed, device, data: Linear(shots=2, queries=3, seed=seed, device=device),
+    "logistic": lambda seed, device, data: Logistic(
+        shots=2, queries=3, dim=2, seed=seed, device=device
+    ),
     "strokes": lambda seed, device, data: Strokes(
         ways=3, shots=1, queries=2, seed=seed, device=device
     ),
@@ -128,13 +132,14 @@ def test_a_source_says_what_its_tasks_are(make: Make, device: torch.device) -> N
         assert inputs.device.type == target.device.type == device.type
         if source.kind == "classification":
             assert target.ndim == 2
+        else:
+            assert target.dtype == torch.float32
+        if inputs.ndim == 5:  # images, in episodes of as many examples of each class
             counts = [(target == way).sum(dim=1) for way in range(source.outputs)]
             assert all(
                 int(count) * source.outputs == target.shape[1] for c in counts for count in c
             )
             assert 0 <= inputs.min() < inputs.max() <= 1
-        else:
-            assert target.dtype == torch.float32
 
 
 def test_a_source_is_a_value(make: Make) -> None:
