@@ -29,6 +29,7 @@ from metablocks.rules import (
     MetaCurvature,
     Momentum,
     MTMask,
+    Proximal,
     UpdateRule,
     WeightDecay,
     lslr,
@@ -93,6 +94,7 @@ RULE = Slot(
         "adam": Adam,
         "clip_norm": rules.ClipNorm,
         "weight_decay": WeightDecay,
+        "proximal": Proximal,
     },
     UpdateRule,
 )

@@ -6,7 +6,7 @@ from metablocks.rules.mask import MTMask
 from metablocks.rules.meta_curvature import MetaCurvature
 from metablocks.rules.optimizers import Adam, Momentum
 from metablocks.rules.rates import Granularity, LearningRate, lslr, meta_sgd
-from metablocks.rules.shaping import ClipNorm, WeightDecay
+from metablocks.rules.shaping import ClipNorm, Proximal, WeightDecay
 
 __all__ = [
     "KFO",
@@ -19,6 +19,7 @@ __all__ = [
     "MetaCurvature",
     "Momentum",
     "NamedTensors",
+    "Proximal",
     "StepInfo",
     "UpdateRule",
     "WeightDecay",

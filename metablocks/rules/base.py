@@ -125,6 +125,18 @@ class Chain(UpdateRule):
             rule.check(learner)
 
 
+def members(rule: UpdateRule) -> list[UpdateRule]:
+    """The rules of a chain, those of nested ones too, in order; of another rule, itself.
+
+    >>> from metablocks.rules import LearningRate
+    >>> [one.value for one in members(Chain(LearningRate(1.0), Chain(LearningRate(2.0))))]
+    [1.0, 2.0]
+    """
+    if not isinstance(rule, Chain):
+        return [rule]
+    return [one for member in rule._members for one in members(member)]
+
+
 class NamedTensors(nn.Module):
     """Tensors under the dotted names of a model, as parameters (learned) or buffers (fixed).
 

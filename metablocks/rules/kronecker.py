@@ -16,7 +16,7 @@ from typing_extensions import Self
 from metablocks.errors import BlockError, RuleError
 from metablocks.functional import trainable
 from metablocks.models.layers import ACTIVATIONS, Activation, check_choice
-from metablocks.rules.base import Chain, NamedTensors, StepInfo, UpdateRule
+from metablocks.rules.base import NamedTensors, StepInfo, UpdateRule, members
 from metablocks.rules.factors import find, identity, once, read, sizes
 from metablocks.rules.rates import LearningRate
 from metablocks.types import Progress, Tensors
@@ -145,7 +145,7 @@ class KFO(UpdateRule):
     def check(self, learner: "MetaLearner") -> None:
         if self.rate is None:
             return
-        own, *after = _flat(learner.rule)
+        own, *after = members(learner.rule)
         if own is not self or len(after) != 1 or not _is_fixed(after[0], self.rate):
             raise BlockError(
                 f"KFO with adapt_transform differentiates the update −{self.rate} U(G), so the rule "
@@ -230,13 +230,6 @@ def _check_rate(adapt_transform: bool, rate: float | None) -> float | None:
             "number"
         )
     return float(rate)
-
-
-def _flat(rule: UpdateRule) -> list[UpdateRule]:
-    """The rules of a chain, nested ones too, in order."""
-    if not isinstance(rule, Chain):
-        return [rule]
-    return [one for member in rule.rules if isinstance(member, UpdateRule) for one in _flat(member)]
 
 
 def _is_fixed(rule: UpdateRule, rate: float) -> bool:

@@ -25,6 +25,7 @@ from metablocks import (
     Momentum,
     MTMask,
     Progress,
+    Proximal,
     SecondOrder,
     TaskBatch,
     TruncatedOrder,
@@ -56,6 +57,7 @@ RULES = {
     "adam-beta1=0": lambda: Chain(Adam(beta1=0.0, beta2=0.5, eps=0.1), lslr(0.1)),
     "clip_norm": lambda: Chain(ClipNorm(0.3), lslr(0.1)),
     "weight_decay": lambda: Chain(WeightDecay(0.1), lslr(0.1)),
+    "proximal": lambda: Chain(Proximal(2.0), lslr(0.1)),
     "all": lambda: Chain(ClipNorm(0.3), Momentum(0.5), Adam(eps=0.1), WeightDecay(0.1), lslr(0.1)),
 }
 STEP_LOSSES = [FinalStepLoss(), UniformStepLoss(), AnnealedStepLoss(epochs=5)]

@@ -9,6 +9,7 @@ from metablocks import (
     ClipNorm,
     LearningRate,
     Momentum,
+    Proximal,
     StepInfo,
     Vmap,
     WeightDecay,
@@ -72,6 +73,17 @@ def test_sgd_takes_the_steps_of_torch(rule, optimizer, clip, within):
         problem.hold("torch.optim.SGD", got, due, within)
 
 
+def test_proximal_minimises_the_loss_and_the_distance_to_the_start():
+    def penalised(params, batch):
+        gaps = [(params[name] - p).square().sum() for name, p in start().items()]
+        return loss(params, batch) + 0.7 / 2 * sum(gaps)
+
+    rate = LearningRate(RATE).setup(start(), STEPS)
+    due = adapt(penalised, start(), BATCH, rule=rate, steps=STEPS).params
+    for got, expected in zip(by_rule([Proximal(0.7)]), due, strict=True):
+        problem.hold("proximal", got, expected, 1e-14)
+
+
 @pytest.mark.parametrize(
     ("rule", "optimizer", "options"),
     [
@@ -112,6 +124,7 @@ STATEFUL = {
     "adam-beta1=0": lambda: Adam(beta1=0.0),
     "clip_norm": lambda: ClipNorm(0.1),
     "weight_decay": lambda: WeightDecay(0.1),
+    "proximal": lambda: Proximal(0.5),
 }
 all_rules = pytest.mark.parametrize("make", STATEFUL.values(), ids=STATEFUL.keys())
 
@@ -156,7 +169,13 @@ def test_the_norm_is_of_all_parameters_together():
 
 
 @pytest.mark.parametrize(
-    "make", [lambda: Momentum(0.0), lambda: ClipNorm(1e9), lambda: WeightDecay(0.0)]
+    "make",
+    [
+        lambda: Momentum(0.0),
+        lambda: ClipNorm(1e9),
+        lambda: WeightDecay(0.0),
+        lambda: Proximal(0.0),
+    ],
 )
 def test_at_their_identity_they_are_the_learner_without(make, device):
     rules.same_as_without(make, problem.classification(device=device))
@@ -189,6 +208,7 @@ def test_a_task_starts_with_moments_of_its_own():
             "WeightDecay decay is -1.0; it takes a finite number at least 0",
         ),
         (lambda: WeightDecay(float("inf")), "WeightDecay decay is inf"),
+        (lambda: Proximal(-2.0), "Proximal strength is -2.0; it takes a finite number at least 0"),
     ],
 )
 def test_misuse_says_what_was_given_and_what_would_work(act, message):

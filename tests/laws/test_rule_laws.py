@@ -17,6 +17,7 @@ from metablocks import (
     MetaCurvature,
     Momentum,
     MTMask,
+    Proximal,
     StepInfo,
     WeightDecay,
     lslr,
@@ -50,6 +51,7 @@ RULES = {
     "adam-beta1=0": lambda: Adam(beta1=0.0),
     "clip_norm": lambda: ClipNorm(0.5),
     "weight_decay": lambda: WeightDecay(0.1),
+    "proximal": lambda: Proximal(0.5),
     "adamw": lambda: Chain(ClipNorm(1.0), Adam(), WeightDecay(0.1), LearningRate(0.3)),
 }
 rule_blocks = pytest.mark.parametrize("rule", RULES.values(), ids=RULES.keys())
