@@ -35,6 +35,8 @@ class MetaGradient(NamedTuple):
     """`[tasks, steps + 1]`: before adaptation, then after each step; nan where not computed."""
     buffer_changes: Tensors
     """Mean over tasks of the changes of the buffers that are collected (see `MetaLearner`)."""
+    metrics: Tensors = {}  # noqa: RUF012  (nobody writes into it)
+    """Mean over tasks of what the estimator says of its own work: scalars by name."""
 
     @property
     def trouble(self) -> str | None:
@@ -116,6 +118,8 @@ class MetaLearner(nn.Module):
         self.estimator = estimator or Unrolled()
         self.executor = executor or Loop()
         _check_types(self)
+        if hasattr(self.estimator, "inner_rule"):
+            rule = self.rule = self.estimator.inner_rule(rule)
         self._functional_model = FunctionalModule(model, batch_statistics=True)
         self.adapted = select_parameters(adapt, model)
         parameters = dict(model.named_parameters())
@@ -225,14 +229,16 @@ class MetaLearner(nn.Module):
 
         def estimate(meta: Tensors, buffers: Tensors, task: Task) -> tuple[Any, Any]:
             result = self.estimator(inner, meta, buffers, task)
-            return (result.grads, result.changes, result.loss), result.query_losses
+            totals = (result.grads, result.changes, result.metrics, result.loss)
+            return totals, result.query_losses
 
         count = count_tasks(tasks)
         self._check_connected(inner, tasks[0])
-        (grads, changes, loss), query_losses = self._execute(estimate, tasks)
+        (grads, changes, metrics, loss), query_losses = self._execute(estimate, tasks)
         grads = {name: grad / count for name, grad in grads.items()}
         changes = {f"model.{name}": _mean(change, count) for name, change in changes.items()}
-        return MetaGradient(loss / count, grads, query_losses, changes)
+        metrics = {name: total / count for name, total in metrics.items()}
+        return MetaGradient(loss / count, grads, query_losses, changes, metrics)
 
     def _execute(self, fn: Any, tasks: Tasks) -> tuple[Any, Any]:
         with torch.no_grad():  # torch.func keeps its own graph; autograd's would be waste

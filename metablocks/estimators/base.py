@@ -19,6 +19,8 @@ class TaskGradient(NamedTuple):
     """`[steps + 1]`; nan where the step loss gives no weight."""
     changes: Tensors = {}  # noqa: RUF012  (nobody writes into it)
     """By how much the task's passes moved the buffers that are collected (`InnerLoop.changes`)."""
+    metrics: Tensors = {}  # noqa: RUF012
+    """What the estimator has to say of its own work: scalars by name, the same names for each task."""
 
 
 @runtime_checkable
@@ -27,6 +29,10 @@ class Estimator(Protocol):
 
     Law: a pure function of its arguments that composes with `torch.func.vmap`; an estimator that
     claims exactness equals `Unrolled`.
+
+    An estimator may have two methods more: `check(learner)`, as other blocks, and
+    `inner_rule(rule) -> rule`, the update rule that a learner with this estimator goes by, in
+    training and at evaluation alike.
     """
 
     def __call__(

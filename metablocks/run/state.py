@@ -3,6 +3,7 @@
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from metablocks.learner import MetaGradient
 from metablocks.run.scores import Scores
 
 
@@ -16,6 +17,8 @@ class TrainingState:
     """Epochs finished."""
     losses: list[float] = field(default_factory=list)
     """Loss of each meta-step of the epoch in progress."""
+    metrics: dict[str, list[float]] = field(default_factory=dict)
+    """What the estimator said at each of them, by name (`MetaGradient.metrics`)."""
     best: Scores | None = None
     """The best validation scores so far."""
     best_epoch: int | None = None
@@ -28,6 +31,21 @@ class TrainingState:
     def members(self) -> list[int]:
         """The epochs in the ranking: the members of the ensemble."""
         return [epoch for epoch, _ in self.ranking]
+
+    def record(self, result: MetaGradient) -> None:
+        """Take a meta-step in.
+
+        >>> import torch
+        >>> state = TrainingState()
+        >>> for loss in (3.0, 2.0):
+        ...     state.record(MetaGradient(torch.tensor(loss), {}, torch.zeros(1, 1), {}))
+        >>> state.step, state.losses
+        (2, [3.0, 2.0])
+        """
+        self.step += 1
+        self.losses.append(float(result.loss))
+        for name, value in result.metrics.items():
+            self.metrics.setdefault(name, []).append(float(value))
 
     def judge(self, epoch: int, scores: Scores, keep: int) -> None:
         """Take an epoch's validation scores in; of epochs that score alike the earlier is better.

@@ -17,6 +17,7 @@ from typing import Any
 from tqdm import tqdm
 
 from metablocks.errors import RunError
+from metablocks.learner import MetaGradient
 from metablocks.recipe import Experiment
 from metablocks.run import checkpoint
 from metablocks.run.directory import RunDirectory
@@ -57,11 +58,9 @@ def train(
                 if state.step < (state.epochs + 1) * experiment.steps_per_epoch:
                     with meter.training():
                         epoch = state.step / experiment.steps_per_epoch
-                        loss = meta_step(experiment, state.step, Progress(epoch))
-                    state.losses.append(loss)
-                    state.step += 1
+                        state.record(meta_step(experiment, state.step, Progress(epoch)))
                     bar.update()
-                    bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
+                    bar.set_postfix(loss=f"{state.losses[-1]:.3f}", refresh=False)
                     continue
                 scores = _validate(experiment, state, signals)
                 _finish_epoch(experiment, directory, state, scores, meter)
@@ -97,11 +96,11 @@ def final_task_scores(
     )
 
 
-def meta_step(experiment: Experiment, number: int, progress: Progress) -> float:
+def meta_step(experiment: Experiment, number: int, progress: Progress) -> MetaGradient:
     """Meta-step `number`, counted from 0: its tasks, their meta-gradient, a step of the optimiser.
 
-    Returns the loss. Raises `RunError`, before a parameter moves, where loss or meta-gradient is not
-    finite; clipping does not mend that.
+    Returns what the optimiser was given. Raises `RunError`, before a parameter moves, where loss or
+    meta-gradient is not finite; clipping does not mend that.
     """
     first = number * experiment.tasks_per_step
     indices = range(first, first + experiment.tasks_per_step)
@@ -117,7 +116,7 @@ def meta_step(experiment: Experiment, number: int, progress: Progress) -> float:
         experiment.clip()
     experiment.optimizer.step()
     experiment.optimizer.zero_grad()
-    return float(result.loss)
+    return result
 
 
 def _validate(
@@ -149,13 +148,15 @@ def _finish_epoch(
         "lr": [group["lr"] for group in experiment.optimizer.param_groups],
         "train_loss": sum(state.losses) / len(state.losses),
     }
+    if state.metrics:
+        row["metrics"] = {name: sum(each) / len(each) for name, each in state.metrics.items()}
     if scores is not None:
         row["validation"] = scores.as_dict()
     if experiment.scheduler:
         experiment.scheduler.step()
     if scores is not None:
         state.judge(epoch, scores, keep=experiment.evaluation.ensemble)
-    state.epochs, state.losses, state.spent = epoch, [], {}
+    state.epochs, state.losses, state.metrics, state.spent = epoch, [], {}, {}
     directory.append(directory.metrics, row)
     if state.best_epoch == epoch:
         checkpoint.save(directory.checkpoint("best"), experiment, state)
