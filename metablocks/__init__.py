@@ -2,7 +2,7 @@
 
 from metablocks import laws, tasks
 from metablocks.errors import MetablocksError
-from metablocks.estimators import Estimator, TaskGradient, Unrolled
+from metablocks.estimators import Estimator, Implicit, Reptile, TaskGradient, Unrolled
 from metablocks.executors import Executor, Loop, RandomDrawsWarning, Vmap
 from metablocks.functional import FunctionalModule, ModuleState
 from metablocks.inner import Carry, InnerLoop, Trajectory, adapt
@@ -55,6 +55,7 @@ __all__ = [
     "FinalStepLoss",
     "FirstOrder",
     "FunctionalModule",
+    "Implicit",
     "InnerLoop",
     "LearningRate",
     "Loop",
@@ -70,6 +71,7 @@ __all__ = [
     "Progress",
     "Proximal",
     "RandomDrawsWarning",
+    "Reptile",
     "SecondOrder",
     "StepInfo",
     "StepLoss",

@@ -14,6 +14,26 @@ Traceback (most recent call last):
 metablocks.errors.LawError: identity, loss: relative error ...
 """
 
-from metablocks.laws import gradients, linnet, orders, problem, purity, rules, sources, step_losses
+from metablocks.laws import (
+    estimators,
+    gradients,
+    linnet,
+    orders,
+    problem,
+    purity,
+    rules,
+    sources,
+    step_losses,
+)
 
-__all__ = ["gradients", "linnet", "orders", "problem", "purity", "rules", "sources", "step_losses"]
+__all__ = [
+    "estimators",
+    "gradients",
+    "linnet",
+    "orders",
+    "problem",
+    "purity",
+    "rules",
+    "sources",
+    "step_losses",
+]

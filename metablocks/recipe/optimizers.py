@@ -6,14 +6,14 @@ shell patterns over their names (`model.*`, `rule.*`):
     optimizer: {block: adam, lr: 1e-3, groups: {"rule.*": {lr: 1e-4}}}
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from fnmatch import fnmatchcase
 from typing import Annotated, Any, TypeAlias
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
+from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler
 
 from metablocks.errors import BlockError, suggest
 from metablocks.recipe.schema import GroupOptions, Interval
@@ -116,10 +116,37 @@ def cosine(optimizer: Optimizer, *, final: _NonNegative, epochs: int) -> LRSched
 
     Raises `BlockError` where `final` is above a rate of the optimiser.
     """
+    _check_final(optimizer, final)
+    return CosineAnnealingLR(optimizer, T_max=epochs, eta_min=final)
+
+
+def linear(optimizer: Optimizer, *, final: _NonNegative, epochs: int) -> LRScheduler | None:
+    """A straight line, per epoch e: lr(e) = lr + (final − lr) e / epochs.
+
+    Every group of the optimiser goes from its own rate to `final`.
+
+    Source: Nichol, Achiam, Schulman 2018 (Reptile's ε, from 1 to 0) (torch.optim.lr_scheduler.LambdaLR).
+
+    >>> optimizer = torch.optim.SGD(nn.Linear(1, 1).parameters(), lr=1.0)
+    >>> schedule = linear(optimizer, final=0.0, epochs=4)
+    >>> optimizer.step(), schedule.step(), optimizer.param_groups[0]["lr"]
+    (None, None, 0.75)
+
+    Raises `BlockError` where `final` is above a rate of the optimiser.
+    """
+    _check_final(optimizer, final)
+
+    def factor(rate: float) -> Callable[[int], float]:
+        ratio = final / rate if rate else 1.0
+        return lambda epoch: 1 + (ratio - 1) * min(epoch / epochs, 1)
+
+    return LambdaLR(optimizer, [factor(float(group["lr"])) for group in optimizer.param_groups])
+
+
+def _check_final(optimizer: Optimizer, final: float) -> None:
     lowest = min(float(group["lr"]) for group in optimizer.param_groups)
     if final > lowest:
         raise BlockError(f"final is {final}, above the optimiser's rate {lowest}; it takes less")
-    return CosineAnnealingLR(optimizer, T_max=epochs, eta_min=final)
 
 
 def split(

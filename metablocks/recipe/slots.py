@@ -16,12 +16,12 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from metablocks import rules
 from metablocks.errors import RecipeError, suggest
-from metablocks.estimators import Estimator, Unrolled
+from metablocks.estimators import Estimator, Implicit, Reptile, Unrolled
 from metablocks.executors import Executor, Loop, Vmap
 from metablocks.models import MLP, Conv4, append_linear, insert_tnet, per_step_batch_norm
 from metablocks.order import AnnealedOrder, FirstOrder, Order, SecondOrder, TruncatedOrder
 from metablocks.recipe.clipping import Clip, ClipNorm, ClipValue
-from metablocks.recipe.optimizers import adam, adamw, constant, cosine, sgd
+from metablocks.recipe.optimizers import adam, adamw, constant, cosine, linear, sgd
 from metablocks.rules import (
     KFO,
     Adam,
@@ -116,7 +116,10 @@ STEP_LOSS = Slot(
     StepLoss,
 )
 ESTIMATOR = Slot(
-    "estimator", "how the meta-gradient is computed", {"unrolled": Unrolled}, Estimator
+    "estimator",
+    "how the meta-gradient is computed",
+    {"unrolled": Unrolled, "reptile": Reptile, "implicit": Implicit},
+    Estimator,
 )
 CLIP = Slot(
     "clip",
@@ -135,7 +138,7 @@ OPTIMIZER = Slot(
 SCHEDULE = Slot(
     "schedule",
     "how the meta rate changes with the epoch",
-    {"constant": constant, "cosine": cosine},
+    {"constant": constant, "cosine": cosine, "linear": linear},
     LRScheduler | None,
     ("optimizer", "epochs"),
 )

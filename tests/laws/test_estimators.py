@@ -1,0 +1,404 @@
+"""Reptile and the implicit gradient: their laws, their closed forms, and what they refuse."""
+
+import weakref
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+import metablocks as mb
+from metablocks.errors import BlockError, GradientError, TaskError
+from metablocks.estimators.conjugate_gradient import conjugate_gradient
+from metablocks.laws import estimators, gradients, problem, purity
+
+EXECUTORS = [mb.Vmap(), mb.Vmap(chunk=2)]
+executors = pytest.mark.parametrize("executor", [mb.Loop(), *EXECUTORS], ids=repr)
+problems = pytest.mark.parametrize("make", [problem.regression, problem.classification])
+REPTILES = {
+    "all": lambda: mb.Reptile(),
+    "support": lambda: mb.Reptile(examples="support"),
+}
+reptiles = pytest.mark.parametrize("reptile", REPTILES.values(), ids=REPTILES.keys())
+
+
+# ---- Reptile
+
+
+@executors
+@problems
+def test_reptile_in_one_step_is_joint_training(make, executor, device):
+    estimators.reptile_is_joint_training(make(device=device), executor=executor)
+
+
+@executors
+@problems
+def test_reptile_under_plain_descent_is_interpolation(make, executor, device):
+    estimators.reptile_is_interpolation(make(device=device), executor=executor)
+
+
+@problems
+@reptiles
+@pytest.mark.parametrize("direction", [mb.Adam(beta1=0.0, eps=1e-3), mb.Momentum()], ids=repr)
+def test_reptile_is_the_same_on_every_executor(make, reptile, direction, device):
+    small = make(device=device)
+
+    def learner(executor):
+        rule = mb.Chain(direction, mb.LearningRate(0.01))
+        return small.learner(rule, estimator=reptile(), executor=executor)
+
+    gradients.one_gradient(small, EXECUTORS, learner)
+    gradients.mean_of_tasks(small, [2, 0, 1], estimator=reptile(), executor=mb.Vmap())
+
+
+@reptiles
+def test_reptile_is_its_hand_written_loop(reptile, float64):
+    small = problem.regression(tasks=1)
+    task = small.tasks[0]
+    joined = tuple(torch.cat(pair) for pair in zip(task.support, task.query, strict=True))
+    examples = joined if reptile().examples == "all" else task.support
+    model = small.model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    for _ in range(small.steps):
+        optimizer.zero_grad()
+        small.loss(model(examples[0]), examples[1]).backward()
+        optimizer.step()
+    start, end = small.model().state_dict(), model.state_dict()
+    expected = {f"model.{name}": start[name] - end[name] for name in end}
+    rule = mb.Chain(mb.Momentum(0.9), mb.LearningRate(0.1))
+    result = small.learner(rule, estimator=reptile()).meta_gradient(small.tasks)
+    problem.hold("Reptile", result.grads, expected, 1e-12)
+    loss = small.loss(model(task.query[0]), task.query[1]).detach()
+    torch.testing.assert_close(result.loss, loss)
+    assert result.query_losses.isnan().tolist() == [[True] * small.steps + [False]]
+
+
+@pytest.mark.filterwarnings("ignore::metablocks.RandomDrawsWarning")
+@executors
+def test_batches_are_shuffled_passes_through_the_examples(executor, float64):
+    tasks, count = 4, 6
+    x = (10.0 ** torch.arange(count)).expand(tasks, count)
+    batch = mb.TaskBatch((x[:, :4], x[:, :4]), (x[:, 4:], x[:, 4:]))
+
+    class Sum(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.w = nn.Parameter(torch.zeros(()))
+
+        def forward(self, x):
+            return self.w * x
+
+    def seen(steps, size):
+        learner = mb.MetaLearner(
+            Sum(),
+            loss=lambda prediction, target: prediction.sum(),
+            steps=steps,
+            rule=mb.LearningRate(1.0),
+            estimator=mb.Reptile(batch=size),
+            executor=executor,
+        )
+        # Each digit says how often its example was seen.
+        total = learner.meta_gradient([batch[0]]).grads["model.w"]
+        return [int(digit) for digit in f"{int(total):0{count}d}"[::-1]]
+
+    assert seen(steps=3, size=2) == [1] * count
+    assert seen(steps=4, size=3) == [2] * count
+    assert sorted(seen(steps=2, size=4)) == [1] * 4 + [2] * 2
+    assert sorted(seen(steps=1, size=2)) == [0] * 4 + [1] * 2
+
+
+@pytest.mark.filterwarnings("ignore::metablocks.RandomDrawsWarning")
+def test_batches_differ_from_task_to_task_and_from_call_to_call():
+    small = problem.regression(tasks=2)
+    twins = mb.TaskBatch.stack([small.tasks[0]] * 8)
+    for executor in (mb.Loop(), mb.Vmap()):
+        learner = small.learner(estimator=mb.Reptile(batch=2), executor=executor)
+        losses = learner.meta_gradient(twins).query_losses[:, -1]
+        assert len(losses.unique()) > 1
+        assert torch.equal(learner.meta_gradient(twins).query_losses[:, -1], losses)
+        learner.backward(twins)
+        assert not torch.equal(learner.meta_gradient(twins).query_losses[:, -1], losses)
+
+
+def test_all_examples_in_one_batch_are_the_examples_without(float64):
+    small = problem.regression()
+    whole = small.learner(estimator=mb.Reptile()).meta_gradient(small.tasks)
+    batch = small.learner(estimator=mb.Reptile(batch=9)).meta_gradient(small.tasks)
+    problem.hold("batch", batch.grads, whole.grads, 1e-12)
+
+
+def test_support_and_query_that_cannot_be_joined_are_refused():
+    x = torch.ones(2, 3, 1)
+    tasks = mb.TaskBatch(((x, x), x), (x, x))
+
+    class Two(nn.Linear):
+        def forward(self, one, other=0):
+            return super().forward(one) + other
+
+    learner = mb.MetaLearner(
+        Two(1, 1), loss=F.mse_loss, steps=1, rule=mb.LearningRate(0.1), estimator=mb.Reptile()
+    )
+    with pytest.raises(TaskError, match=r'differ in form.*use examples="support"'):
+        learner.meta_gradient(tasks)
+
+
+# ---- the implicit gradient
+
+
+@given(seed=st.integers(0, 1000), proximal=st.floats(0.5, 4.0))
+@pytest.mark.parametrize("executor", [mb.Loop(), mb.Vmap()], ids=repr)
+def test_on_quadratics_the_implicit_gradient_has_its_closed_form(executor, seed, proximal, device):
+    small = problem.quadratic(seed=seed, steps=600, device=device)
+    estimators.implicit_quadratic(small, proximal=proximal, executor=executor)
+
+
+@executors
+@problems
+def test_the_implicit_gradient_tends_to_the_plain_one(make, executor, device):
+    estimators.implicit_tends_to_the_plain_gradient(make(device=device), executor=executor)
+
+
+@problems
+def test_the_implicit_gradient_is_the_same_on_every_executor(make, device):
+    small = make(device=device)
+
+    def learner(executor):
+        return small.learner(estimator=mb.Implicit(), executor=executor)
+
+    gradients.one_gradient(small, EXECUTORS, learner)
+    gradients.mean_of_tasks(small, [2, 0, 1], estimator=mb.Implicit(), executor=mb.Vmap())
+
+
+@pytest.mark.parametrize("make", [problem.regression, problem.classification])
+@pytest.mark.parametrize("adapt", ["head.*", ["head.weight"]], ids=str)
+def test_where_the_inner_loop_converges_it_is_the_slope_of_the_loss(make, adapt, device):
+    """Convex in the head; the body does not adapt, and its gradient is implicit too."""
+    size = {"hidden": (3,)} if make is problem.regression else {"layers": 1, "filters": 2}
+    small = make(tasks=2, steps=300, device=device, **size)
+    learner = small.learner(
+        mb.LearningRate(0.2),
+        adapt=adapt,
+        estimator=mb.Implicit(proximal=0.5, cg_steps=40),
+        executor=mb.Vmap(),
+    )
+    gradients.finite_differences(learner, small.tasks)
+    metrics = learner.meta_gradient(small.tasks).metrics
+    assert float(metrics["cg_residual"]) < 1e-9
+    assert float(metrics["inner_gradient"]) < 1e-8
+
+
+@pytest.mark.parametrize("direction", [mb.Momentum(0.5), mb.Adam(eps=1e-2)], ids=repr)
+def test_the_way_to_the_minimum_does_not_matter(direction):
+    small = problem.quadratic(steps=2000)
+    expected = small.learner(estimator=mb.Implicit()).meta_gradient(small.tasks).grads
+    rule = mb.Chain(direction, mb.LearningRate(0.01))
+    got = small.learner(rule, estimator=mb.Implicit()).meta_gradient(small.tasks)
+    problem.hold("another way", got.grads, expected, 1e-8)
+
+
+def test_training_and_evaluation_adapt_with_the_same_proximal_term():
+    small = problem.regression()
+    implicit = small.learner(estimator=mb.Implicit(proximal=3.0))
+    stated = small.learner(mb.Chain(mb.Proximal(3.0), mb.LearningRate(0.1)))
+    named = small.learner(
+        mb.Chain(mb.Proximal(3.0), mb.LearningRate(0.1)), estimator=mb.Implicit(proximal=3.0)
+    )
+    losses = stated.evaluate(small.tasks).query_losses
+    for learner in (implicit, named):
+        assert torch.equal(learner.evaluate(small.tasks).query_losses, losses)
+        trained = learner.meta_gradient(small.tasks).query_losses
+        torch.testing.assert_close(trained[:, -1], losses[:, -1])
+    assert implicit.steps == named.steps
+    assert [type(rule).__name__ for rule in implicit.rule.rules] == ["Proximal", "LearningRate"]
+
+
+@pytest.mark.parametrize("estimator", [mb.Reptile(), mb.Implicit()], ids=repr)
+def test_the_fast_weights_of_earlier_steps_are_not_kept(estimator):
+    class Watch(mb.UpdateRule):
+        def forward(self, updates, state, step):
+            watched.append(weakref.ref(step.params["head.weight"]))
+            return updates, state
+
+    def loss(prediction, target):
+        alive.append(sum(reference() is not None for reference in watched))
+        return F.mse_loss(prediction, target)
+
+    small = problem.regression(tasks=1, steps=6)
+    learner = small.learner(mb.Chain(Watch(), mb.LearningRate(0.1)), estimator=estimator, loss=loss)
+    watched, alive = [], []
+    learner.meta_gradient(small.tasks)
+    assert len(watched) == small.steps
+    assert max(alive) <= 3
+
+
+# ---- conjugate gradients
+
+
+@given(seed=st.integers(0, 10_000), size=st.integers(1, 6))
+def test_conjugate_gradients_solve_within_their_dimension(seed, size):
+    draw = torch.Generator().manual_seed(seed)
+    factor = torch.randn(size, size, generator=draw, dtype=torch.float64)
+    matrix = factor @ factor.T + torch.eye(size, dtype=torch.float64)
+    target = torch.randn(size, generator=draw, dtype=torch.float64)
+    got = conjugate_gradient(
+        lambda x: {"x": matrix @ x["x"]}, {"x": target}, steps=size + 2, tolerance=0.0
+    )
+    torch.testing.assert_close(
+        got.vector["x"], torch.linalg.solve(matrix, target), rtol=1e-8, atol=1e-8
+    )
+    assert float(got.residual) < 1e-8
+
+
+def test_conjugate_gradients_stay_where_the_tolerance_is_reached():
+    matrix = torch.diag(torch.tensor([1.0, 2.0, 50.0], dtype=torch.float64))
+    target = {"x": torch.ones(3, dtype=torch.float64)}
+    calls = []
+
+    def product(x):
+        calls.append(x["x"])
+        return {"x": matrix @ x["x"]}
+
+    exact, loose, steps = (
+        conjugate_gradient(product, target, steps=steps, tolerance=tolerance)
+        for steps, tolerance in ((9, 0.0), (9, 0.5), (1, 0.0))
+    )
+    assert float(exact.residual) < 1e-12 < float(loose.residual) <= 0.5
+    assert not torch.equal(loose.vector["x"], exact.vector["x"])
+    assert len(calls) == 19
+    assert float(steps.residual) > 0
+
+
+def test_conjugate_gradients_stop_at_negative_curvature_and_at_nothing():
+    target = {"x": torch.tensor([1.0, 2.0])}
+    got = conjugate_gradient(lambda x: {"x": -x["x"]}, target, steps=3, tolerance=0.0)
+    assert torch.equal(got.vector["x"], target["x"])
+    assert float(got.residual) == 2.0
+    nothing = conjugate_gradient(lambda x: x, {"x": torch.zeros(2)}, steps=3, tolerance=0.0)
+    assert not nothing.vector["x"].any()
+    assert float(nothing.residual) == 0.0
+
+
+def test_tasks_under_vmap_stop_each_for_itself():
+    matrices = torch.stack([torch.eye(3), torch.diag(torch.tensor([1.0, 2.0, 3.0]))])
+    targets = torch.ones(2, 3)
+
+    def solve(matrix, target):
+        return conjugate_gradient(
+            lambda x: {"x": matrix @ x["x"]}, {"x": target}, steps=3, tolerance=1e-6
+        )
+
+    together = torch.func.vmap(solve)(matrices, targets)
+    for row in range(2):
+        alone = solve(matrices[row], targets[row])
+        torch.testing.assert_close(together.vector["x"][row], alone.vector["x"])
+
+
+# ---- both
+
+
+@pytest.mark.parametrize("estimator", [mb.Reptile(), mb.Implicit()], ids=repr)
+@executors
+def test_they_leave_no_trace(estimator, executor):
+    small = problem.classification()
+    learner = small.learner(estimator=estimator, executor=executor)
+    purity.leaves_no_trace(learner, lambda learner: learner.meta_gradient(small.tasks))
+
+
+@pytest.mark.parametrize("estimator", [mb.Reptile(), mb.Implicit()], ids=repr)
+def test_parameters_that_no_loss_reaches_are_named(estimator):
+    class Idle(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.used, self.idle = nn.Linear(3, 2), nn.Linear(1, 1)
+
+        def forward(self, x):
+            return self.used(x)
+
+    small = problem.regression(dtype=torch.float32)
+    learner = mb.MetaLearner(
+        Idle(), loss=F.mse_loss, steps=1, rule=mb.LearningRate(0.1), estimator=estimator
+    )
+    with pytest.raises(GradientError, match=r"depend on model\.idle\.weight, model\.idle\.bias:"):
+        learner.meta_gradient(small.tasks)
+
+
+def test_what_is_frozen_needs_no_gradient():
+    small = problem.regression()
+    for estimator in (mb.Reptile(), mb.Implicit()):
+        model = small.model()
+        model.head.requires_grad_(False)
+        learner = mb.MetaLearner(
+            model, loss=small.loss, steps=2, rule=mb.LearningRate(0.1), estimator=estimator
+        )
+        grads = learner.meta_gradient(small.tasks).grads
+        assert not any(name.startswith("model.head") for name in grads)
+
+
+def make(estimator, rule=None, *, model=None, **blocks):
+    small = problem.regression()
+    blocks = {"steps": 2, "loss": small.loss, **blocks}
+    rule = rule or mb.LearningRate(0.1)
+    return mb.MetaLearner(model or small.model(), rule=rule, estimator=estimator, **blocks)
+
+
+def per_step_norms():
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+    return mb.per_step_batch_norm(model, steps=2)
+
+
+@pytest.mark.parametrize(
+    ("act", "message"),
+    [
+        (lambda: mb.Reptile(examples="query"), "examples is 'query'; it is one of all, support"),
+        (lambda: mb.Reptile(batch=0), "Reptile batch is 0; it takes 1 or more, or None"),
+        (lambda: mb.Implicit(proximal=0.0), "Implicit proximal is 0.0; it takes a number above 0"),
+        (lambda: mb.Implicit(cg_steps=0), "Implicit cg_steps is 0; it takes 1 or more"),
+        (lambda: mb.Implicit(tolerance=-1.0), "Implicit tolerance is -1.0"),
+        (lambda: make(mb.Reptile(), steps=0), "Reptile goes by where the inner loop ends"),
+        (lambda: make(mb.Implicit(), steps=0), "Implicit goes by where the inner loop ends"),
+        (
+            lambda: make(mb.Reptile(), step_loss=mb.UniformStepLoss()),
+            "UniformStepLoss() would say nothing; use FinalStepLoss()",
+        ),
+        (
+            lambda: make(mb.Implicit(), order=mb.TruncatedOrder(last=1)),
+            "TruncatedOrder(last=1) would say nothing; use FirstOrder()",
+        ),
+        (
+            lambda: make(mb.Reptile(), adapt="head.*"),
+            "model.body.linear0.weight does not; let it adapt",
+        ),
+        (
+            lambda: make(mb.Reptile(), mb.lslr(0.1)),
+            "rule.rate.body.linear0.weight does not; use a rule that learns nothing",
+        ),
+        (
+            lambda: make(mb.Implicit(), mb.meta_sgd(0.1)),
+            "Implicit has no gradient for rule.rules.1.rate.body.linear0.weight, since where",
+        ),
+        (
+            lambda: make(
+                mb.Implicit(proximal=2.0), mb.Chain(mb.Proximal(1.0), mb.LearningRate(0.1))
+            ),
+            "Implicit proximal is 2.0, but the rule starts with Proximal(1.0)",
+        ),
+        (
+            lambda: make(mb.Implicit(), mb.Chain(mb.WeightDecay(0.1), mb.LearningRate(0.1))),
+            "WeightDecay(0.1) adds to the inner loss",
+        ),
+        (
+            lambda: make(mb.Implicit(), mb.Chain(mb.LearningRate(-1.0), mb.Proximal(2.0))),
+            "Proximal(2.0) adds to the inner loss",
+        ),
+        (
+            lambda: make(mb.Implicit(), model=per_step_norms(), adapt=["*", "!1.*"]),
+            "a PerStepBatchNorm of the model differs from step to step; use Unrolled()",
+        ),
+    ],
+)
+def test_what_makes_no_sense_is_refused_by_name(act, message):
+    with pytest.raises(BlockError) as caught:
+        act()
+    assert message in str(caught.value)
