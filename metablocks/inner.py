@@ -2,9 +2,9 @@
 
     g_k = ∇L_s(θ_k),    θ_{k+1} = θ_k + rule(g_k)
 
-`step` is the only place where fast weights are made. Everything above is written in terms of it:
-`adapt` for a loss function of one's own, `InnerLoop` for a whole learner, and every estimator on
-top of `InnerLoop`.
+`support_pass` is the left half, `step` the right one, and the only place where fast weights are
+made. Everything above is written in terms of them: `adapt` for a loss function of one's own,
+`InnerLoop` for a whole learner, and every estimator on top of `InnerLoop`.
 """
 
 from collections.abc import Callable, Iterator
@@ -37,39 +37,46 @@ class Carry(NamedTuple):
     """The model's buffers, as the last support pass left them."""
 
 
-def step(
-    loss: StatefulLoss,
-    carry: Carry,
-    rest: Tensors,
-    rule: Rule,
-    *,
-    index: int,
-    steps: int,
-    through: bool,
-) -> tuple[Carry, Tensor]:
-    """θ_{k+1} = θ_k + rule(∇L_s(θ_k)): inner step `index` of `steps`.
+class SupportPass(NamedTuple):
+    """What a carry makes of the support batch."""
+
+    gradients: Tensors
+    """∇L_s(θ_k), by the names of the fast weights."""
+    loss: Tensor
+    """L_s(θ_k), a constant scalar."""
+    buffers: Tensors
+    """The model's buffers as this pass left them."""
+
+
+def support_pass(loss: StatefulLoss, carry: Carry, rest: Tensors, *, through: bool) -> SupportPass:
+    """g_k = ∇L_s(θ_k): the gradient that an inner step goes by.
 
     `rest` holds the parameters that the loss needs and the step leaves alone. `through` says whether
     derivatives flow through the gradient; where not, it is taken at detached parameters, which is
     the same as detaching it and builds no graph.
-
-    Returns the next carry and the support loss at θ_k, a constant scalar.
     """
     fast, fixed = carry.params, rest
     if not through:
         fast, fixed = detach(fast), detach(fixed)
 
-    def support_loss(fast: Tensors) -> tuple[Tensor, tuple[Tensor, Tensors]]:
+    def support_loss(fast: Tensors) -> tuple[Tensor, Tensors]:
         value, buffers = loss({**fixed, **fast}, carry.buffers)
-        return check_scalar(value), (value, buffers)
+        return check_scalar(value), buffers
 
-    gradients, (value, buffers) = torch.func.grad(support_loss, has_aux=True)(fast)
-    if not through:
-        gradients = detach(gradients)
-    updates, state = rule(gradients, carry.rule, StepInfo(index, steps, carry.params))
+    # torch.func.grad would make the graph of the gradient even where nobody asks for one.
+    vjp: Any = torch.func.vjp
+    value, pull, buffers = vjp(support_loss, fast, has_aux=True)
+    with torch.set_grad_enabled(through and torch.is_grad_enabled()):
+        (gradients,) = pull(torch.ones_like(value))
+    return SupportPass(gradients if through else detach(gradients), value.detach(), buffers)
+
+
+def step(carry: Carry, support: SupportPass, rule: Rule, *, index: int, steps: int) -> Carry:
+    """θ_{k+1} = θ_k + rule(g_k): inner step `index` of `steps`, on what the support pass gave."""
+    updates, state = rule(support.gradients, carry.rule, StepInfo(index, steps, carry.params))
     check_updates(updates, carry.params)
     params = {name: parameter + updates[name] for name, parameter in carry.params.items()}
-    return Carry(params, state, buffers), value.detach()
+    return Carry(params, state, support.buffers)
 
 
 class QueryPass(NamedTuple):
@@ -132,8 +139,8 @@ def adapt(
         return loss_fn(params, batch), buffers
 
     def take(carry: Carry, index: int) -> tuple[Carry, Tensor]:
-        through = order(index, steps, progress)
-        return step(loss, carry, rest, rule, index=index, steps=steps, through=through)
+        support = support_pass(loss, carry, rest, through=order(index, steps, progress))
+        return step(carry, support, rule, index=index, steps=steps), support.loss
 
     states, losses = [], []
     for carry, value in rollout(take, Carry(fast, rule.init(fast), {}), steps):
@@ -186,10 +193,20 @@ class InnerLoop:
 
     def step(self, meta: Tensors, carry: Carry, support: Batch, index: int) -> tuple[Carry, Tensor]:
         """Inner step `index` on the support batch: the next carry and the support loss before it."""
+        passed = self.support(meta, carry, support, index)
+        return self.update(meta, carry, passed, index), passed.loss
+
+    def support(self, meta: Tensors, carry: Carry, support: Batch, index: int) -> SupportPass:
+        """The first half of inner step `index`: the gradient on the support batch."""
 
         def loss(params: Tensors, buffers: Tensors) -> tuple[Tensor, Tensors]:
             value, _, buffers = self._forward(params, buffers, support, index)
             return value, buffers
+
+        return support_pass(loss, carry, self._rest(meta), through=self.through[index])
+
+    def update(self, meta: Tensors, carry: Carry, support: SupportPass, index: int) -> Carry:
+        """The second half: the rule turns the gradient into the next carry."""
 
         def rule(gradients: Tensors, state: Any, info: StepInfo) -> tuple[Tensors, Any]:
             (updates, state), _ = self.rule.call(
@@ -197,9 +214,7 @@ class InnerLoop:
             )
             return updates, state
 
-        rest = self._rest(meta)
-        through = self.through[index]
-        return step(loss, carry, rest, rule, index=index, steps=self.steps, through=through)
+        return step(carry, support, rule, index=index, steps=self.steps)
 
     def query(self, meta: Tensors, carry: Carry, query: Batch, index: int) -> QueryPass:
         """The query pass at carry `index`; it belongs to the step that led there."""
