@@ -2,7 +2,7 @@
 
 from metablocks import laws, tasks
 from metablocks.errors import MetablocksError
-from metablocks.estimators import Estimator, Implicit, Reptile, TaskGradient, Unrolled
+from metablocks.estimators import Adjoint, Estimator, Implicit, Reptile, TaskGradient, Unrolled
 from metablocks.executors import Executor, Loop, RandomDrawsWarning, Vmap
 from metablocks.functional import FunctionalModule, ModuleState
 from metablocks.inner import Carry, InnerLoop, Trajectory, adapt
@@ -43,6 +43,7 @@ __version__ = "0.1.0"
 __all__ = [
     "KFO",
     "Adam",
+    "Adjoint",
     "AnnealedOrder",
     "AnnealedStepLoss",
     "Batch",

@@ -56,7 +56,6 @@ def weighted_query_loss(
     What has no weight is not computed: its loss is nan.
     """
     counted = [index for index, weight in enumerate(inner.weights) if weight]
-    terms: list[Tensor] = []
     losses: dict[int, Tensor] = {}
     passes: list[tuple[Tensors, Tensors]] = []
     last = buffers
@@ -64,9 +63,13 @@ def weighted_query_loss(
         last = carry.buffers
         if index in counted:
             losses[index], _, after = inner.query(meta, carry, task.query, index)
-            terms.append(inner.weights[index] * losses[index])
             passes.append((carry.buffers, after))
-    loss = torch.stack(terms).sum()
+    return *weigh(inner, losses), inner.changes((buffers, last), *passes)
+
+
+def weigh(inner: InnerLoop, losses: dict[int, Tensor]) -> tuple[Tensor, Tensor]:
+    """Σ_k v_k L_q(θ_k), and the losses `[steps + 1]`, nan where there is none."""
+    loss = torch.stack([inner.weights[index] * value for index, value in losses.items()]).sum()
     nan = torch.full_like(loss.detach(), torch.nan)
     values = [losses[k].detach() if k in losses else nan for k in range(inner.steps + 1)]
-    return loss, torch.stack(values), inner.changes((buffers, last), *passes)
+    return loss, torch.stack(values)

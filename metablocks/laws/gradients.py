@@ -6,9 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from metablocks.estimators import Estimator, Unrolled
 from metablocks.executors import Executor, Loop
 from metablocks.laws.problem import Problem, hold, parameters, tolerance
-from metablocks.learner import MetaLearner
+from metablocks.learner import MetaGradient, MetaLearner
 from metablocks.rules import LearningRate
 from metablocks.types import Progress, TaskBatch, Tensors
 
@@ -110,20 +111,46 @@ def one_gradient(
     problem: Problem, executors: Iterable[Executor], make: Callable[[Executor], MetaLearner]
 ) -> None:
     """Law 8: every executor gives the loop's loss, query losses, meta-gradient and buffers."""
-    within = tolerance(problem, float64=1e-10)
     expected = make(Loop()).meta_gradient(problem.tasks)
     for executor in executors:
         got = make(executor).meta_gradient(problem.tasks)
-        hold(f"{executor!r} = Loop, loss", {"loss": got.loss}, {"loss": expected.loss}, within)
-        hold(f"{executor!r} = Loop, gradient", got.grads, expected.grads, within)
-        hold(f"{executor!r} = Loop, buffers", got.buffer_changes, expected.buffer_changes, within)
-        losses = {"losses": got.query_losses.nan_to_num(-1)}
-        hold(
-            f"{executor!r} = Loop, query losses",
-            losses,
-            {"losses": expected.query_losses.nan_to_num(-1)},
-            within,
-        )
+        _hold_alike(f"{executor!r} = Loop", problem, got, expected)
+
+
+def one_estimator(
+    problem: Problem,
+    estimators: Iterable[Estimator],
+    make: Callable[[Estimator], MetaLearner],
+    *,
+    progress: Progress | None = None,
+) -> None:
+    """Law 8: an estimator that claims exactness gives `Unrolled`'s loss, gradient and buffers.
+
+    It does so from the same random draws, and leaves the generators where `Unrolled` leaves them.
+    """
+
+    def run(estimator: Estimator) -> tuple[MetaGradient, Tensors]:
+        learner = make(estimator)
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            result = learner.backward(problem.tasks, progress=progress)
+            return result, {"draws": torch.rand(4, device=result.loss.device)}
+
+    expected, next_draws = run(Unrolled())
+    for estimator in estimators:
+        law = f"{estimator!r} = Unrolled"
+        got, draws = run(estimator)
+        _hold_alike(law, problem, got, expected)
+        hold(f"{law}, what is drawn next", draws, next_draws, within=0)
+
+
+def _hold_alike(law: str, problem: Problem, got: MetaGradient, expected: MetaGradient) -> None:
+    within = tolerance(problem, float64=1e-10)
+    hold(f"{law}, loss", {"loss": got.loss}, {"loss": expected.loss}, within)
+    hold(f"{law}, gradient", got.grads, expected.grads, within)
+    hold(f"{law}, buffers", got.buffer_changes, expected.buffer_changes, within)
+    each, due = ({"losses": r.query_losses.nan_to_num(-1)} for r in (got, expected))
+    hold(f"{law}, query losses", each, due, within)
 
 
 def mean_of_tasks(problem: Problem, order: Sequence[int], **blocks: Any) -> None:

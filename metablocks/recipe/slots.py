@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from metablocks import rules
 from metablocks.errors import RecipeError, suggest
-from metablocks.estimators import Estimator, Implicit, Reptile, Unrolled
+from metablocks.estimators import Adjoint, Estimator, Implicit, Reptile, Unrolled
 from metablocks.executors import Executor, Loop, Vmap
 from metablocks.models import MLP, Conv4, append_linear, insert_tnet, per_step_batch_norm
 from metablocks.order import AnnealedOrder, FirstOrder, Order, SecondOrder, TruncatedOrder
@@ -118,7 +118,7 @@ STEP_LOSS = Slot(
 ESTIMATOR = Slot(
     "estimator",
     "how the meta-gradient is computed",
-    {"unrolled": Unrolled, "reptile": Reptile, "implicit": Implicit},
+    {"unrolled": Unrolled, "adjoint": Adjoint, "reptile": Reptile, "implicit": Implicit},
     Estimator,
 )
 CLIP = Slot(

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from metablocks import (
     KFO,
     Adam,
+    Adjoint,
     AnnealedStepLoss,
     Chain,
     ClipNorm,
@@ -30,6 +31,7 @@ from metablocks import (
     TaskBatch,
     TruncatedOrder,
     UniformStepLoss,
+    Unrolled,
     Vmap,
     WeightDecay,
     lslr,
@@ -126,9 +128,21 @@ def test_a_batch_is_the_mean_of_its_tasks_in_any_order(executor, device):
     gradients.mean_of_tasks(problem.classification(device=device), [2, 0, 1], executor=executor)
 
 
-@pytest.mark.parametrize("executor", [Loop(), Vmap(), Vmap(chunk=3)], ids=repr)
+@pytest.mark.parametrize(
+    ("estimator", "executor"),
+    [
+        (Unrolled(), Loop()),
+        (Unrolled(), Vmap()),
+        (Unrolled(), Vmap(chunk=3)),
+        (Adjoint(), Loop()),
+        (Adjoint(), Vmap(chunk=2)),
+    ],
+    ids=repr,
+)
 @pytest.mark.parametrize("order", [SecondOrder(), FirstOrder()], ids=repr)
-def test_conv_net_with_batch_norm_and_five_steps_agrees_with_higher(executor, order, device):
+def test_conv_net_with_batch_norm_and_five_steps_agrees_with_higher(
+    estimator, executor, order, device
+):
     model = Conv4(input_shape=(1, 28, 28), outputs=5, filters=8).to(device, torch.float64)
     target = torch.arange(5, device=device)
     images = torch.rand(4, 20, 1, 28, 28, device=device, dtype=torch.float64)
@@ -137,7 +151,13 @@ def test_conv_net_with_batch_norm_and_five_steps_agrees_with_higher(executor, or
         query=(images[:, 5:], target.repeat(3).expand(4, 15)),
     )
     learner = MetaLearner(
-        model, loss=F.cross_entropy, steps=5, rule=LearningRate(0.1), order=order, executor=executor
+        model,
+        loss=F.cross_entropy,
+        steps=5,
+        rule=LearningRate(0.1),
+        order=order,
+        estimator=estimator,
+        executor=executor,
     )
     got = learner.meta_gradient(tasks).grads
     expected = _higher(model, tasks, steps=5, rate=0.1, second=order == SecondOrder())

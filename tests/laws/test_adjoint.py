@@ -1,0 +1,356 @@
+"""The adjoint: `Unrolled`'s gradient for every block, from the same draws, at flat memory."""
+
+import gc
+import warnings
+
+import pytest
+import torch
+import torch.nn.functional as F
+from small_learners import learner_of, perturbed, tasks_of
+from small_learners import small as small_net
+from small_transforms import perturb
+from torch import nn
+
+import metablocks as mb
+from metablocks.errors import BlockError, GradientError
+from metablocks.laws import gradients, problem, purity
+from metablocks.recipe import build, load
+
+ADJOINTS = [mb.Adjoint(), mb.Adjoint(keep_every=2, offload=True)]
+EXECUTORS = pytest.mark.parametrize("executor", [mb.Loop(), mb.Vmap()], ids=repr)
+problems = pytest.mark.parametrize("make", [problem.regression, problem.classification])
+rates = mb.LearningRate
+RULES = {
+    "rate": lambda: rates(0.1),
+    "lslr": lambda: mb.lslr(0.1),
+    "meta_sgd": lambda: mb.meta_sgd(0.1),
+    "momentum": lambda: mb.Chain(mb.Momentum(), mb.lslr(0.1)),
+    "adam": lambda: mb.Chain(mb.Adam(eps=1e-3), rates(0.05, learn=True)),
+    "proximal": lambda: mb.Chain(
+        mb.ClipNorm(0.5), mb.Proximal(0.3), mb.WeightDecay(0.1), rates(0.1)
+    ),
+    "mask": lambda: mb.Chain(mb.MTMask(), mb.lslr(0.1)),
+    "kfo": lambda: mb.Chain(mb.KFO(hidden=1, activation="tanh"), mb.lslr(0.1)),
+    "kfo-adapt": lambda: mb.Chain(mb.KFO(adapt_transform=True, rate=0.1), rates(0.1)),
+    "meta_curvature": lambda: mb.Chain(mb.MetaCurvature(), mb.meta_sgd(0.1)),
+}
+
+
+class MixedOrder:
+    """Second order at every other step, from the first on."""
+
+    def __call__(self, step, steps, progress):
+        return step % 2 == 0
+
+
+ORDERS = [mb.SecondOrder(), mb.FirstOrder(), mb.TruncatedOrder(last=1), MixedOrder()]
+STEP_LOSSES = [mb.FinalStepLoss(), mb.UniformStepLoss(), mb.AnnealedStepLoss(epochs=5)]
+
+
+@pytest.fixture(autouse=True)
+def _draws_under_vmap():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", mb.RandomDrawsWarning)
+        yield
+
+
+# ---- one gradient
+
+
+def same_gradient(small, rule, **blocks):
+    """`ADJOINTS` give what `Unrolled` gives, learned transforms being off the identity."""
+
+    def learner(estimator):
+        return perturb(small.learner(rule(), estimator=estimator, **blocks))
+
+    gradients.one_estimator(small, ADJOINTS, learner, progress=mb.Progress(2))
+
+
+@pytest.mark.parametrize(
+    ("make", "executor"), [(problem.regression, mb.Loop()), (problem.classification, mb.Vmap())]
+)
+@pytest.mark.parametrize("rule", RULES.values(), ids=RULES.keys())
+def test_it_is_the_unrolled_gradient_for_every_rule(make, executor, rule, device):
+    small = make(tasks=2, steps=3, device=device)
+    orders = ORDERS[:1] if rule is RULES["kfo-adapt"] else ORDERS
+    step_losses, adapts = [*STEP_LOSSES, mb.UniformStepLoss()], ["*", "head.*", "!head.*", "*"]
+    for order, step_loss, adapt in zip(orders, step_losses, adapts, strict=False):
+        blocks = {"order": order, "step_loss": step_loss, "adapt": adapt}
+        same_gradient(small, rule, executor=executor, **blocks)
+
+
+@pytest.mark.parametrize("order", ORDERS, ids=lambda order: type(order).__name__)
+@pytest.mark.parametrize("step_loss", STEP_LOSSES, ids=repr)
+@pytest.mark.parametrize("adapt", ["*", "head.*", "!head.*"])
+def test_it_is_the_unrolled_gradient_for_every_order_step_loss_and_selection(
+    order, step_loss, adapt, device
+):
+    small = problem.regression(tasks=1, device=device)
+    same_gradient(small, RULES["lslr"], order=order, step_loss=step_loss, adapt=adapt)
+
+
+@pytest.mark.parametrize("steps", [0, 1, 5])
+@pytest.mark.parametrize("every", [1, 2, 3, 9])
+def test_it_is_the_unrolled_gradient_for_any_number_of_steps_and_carries(steps, every):
+    small = problem.regression(tasks=1, steps=steps)
+
+    def learner(estimator):
+        rule = mb.Chain(mb.MTMask(), mb.Momentum(), rates(0.1)) if steps else rates(0.1)
+        blocks = {"order": MixedOrder(), "step_loss": mb.UniformStepLoss()}
+        return small.learner(rule, estimator=estimator, **blocks)
+
+    gradients.one_estimator(small, [mb.Adjoint(keep_every=every)], learner)
+
+
+@EXECUTORS
+@pytest.mark.parametrize("adapt", ["*", "!*.norm.*"])
+def test_per_step_batch_norm_and_tnet_give_the_same_gradient_and_buffers(executor, adapt, device):
+    small = problem.classification(tasks=2, steps=3, device=device)
+
+    def model():
+        norms = mb.per_step_batch_norm(small.model(), 3, statistics="running")
+        return perturbed(mb.insert_tnet(norms), ".norm.")
+
+    both = problem.Problem(model, small.loss, small.tasks, 3)
+    for order, step_loss in zip(ORDERS, [*STEP_LOSSES, mb.UniformStepLoss()], strict=True):
+        blocks = {"order": order, "step_loss": step_loss, "executor": executor}
+
+        def learner(estimator, blocks=blocks):
+            selected = [adapt, "!*.transform.*"]
+            return both.learner(mb.lslr(0.1), adapt=selected, estimator=estimator, **blocks)
+
+        gradients.one_estimator(both, ADJOINTS, learner)
+    assert learner(mb.Adjoint()).backward(small.tasks).buffer_changes
+
+
+class Tracing(nn.Module):
+    """A net whose buffer depends on its parameters, step after step, and is read by the next pass."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = nn.Linear(3, 4), nn.Linear(4, 2)
+        self.register_buffer("trace", torch.zeros(4))
+        self.register_buffer("count", torch.zeros((), dtype=torch.long))
+
+    def forward(self, x):
+        hidden = torch.tanh(self.one(x) + self.trace)
+        self.trace = 0.5 * self.trace + hidden.mean(0)
+        self.count += 1
+        return self.two(hidden)
+
+
+class Counting(mb.UpdateRule):
+    """A state of everything: a number, nothing, whole numbers, and a tensor that is learned."""
+
+    def setup(self, params, steps):
+        self.slope = nn.Parameter(torch.ones((), dtype=torch.float64))
+        return self
+
+    def init(self, params):
+        first = next(iter(params.values()))
+        return {"times": 0, "none": None, "whole": first.new_ones((), dtype=torch.long),
+                "scale": self.slope.square() + first.mean()}  # fmt: skip
+
+    def forward(self, updates, state, step):
+        scale = state["scale"] * state["whole"] / (1 + state["times"])
+        mean = torch.stack([u.square().mean() for u in updates.values()]).sum()
+        new = {**state, "times": state["times"] + 1, "whole": state["whole"] + 1}
+        new["scale"] = state["scale"] * 0.9 + 0.1 * mean
+        return {name: -0.1 * scale * u for name, u in updates.items()}, new
+
+
+@EXECUTORS
+@pytest.mark.parametrize("order", ORDERS, ids=lambda order: type(order).__name__)
+def test_buffers_that_carry_gradients_and_states_of_any_kind(executor, order, float64):
+    tasks = tasks_of(3, tasks=2)
+
+    def learner(estimator):
+        torch.manual_seed(0)
+        blocks = {"order": order, "executor": executor, "steps": 4, "rule": Counting()}
+        return learner_of(Tracing(), step_loss=mb.UniformStepLoss(), estimator=estimator, **blocks)
+
+    own = problem.Problem(Tracing, F.mse_loss, tasks, 4)
+    gradients.one_estimator(own, ADJOINTS, learner)
+    if isinstance(order, mb.SecondOrder):
+        gradients.finite_differences(learner(mb.Adjoint()), tasks)
+
+
+class Noise(mb.UpdateRule):
+    """Draws in the update, after the draws of the support pass."""
+
+    def forward(self, updates, state, step):
+        return {name: u * (1 + 0.3 * torch.randn_like(u)) for name, u in updates.items()}, state
+
+
+@EXECUTORS
+@pytest.mark.parametrize(
+    ("order", "step_loss"),
+    [
+        (mb.SecondOrder(), mb.FinalStepLoss()),
+        (mb.SecondOrder(), mb.UniformStepLoss()),
+        (mb.FirstOrder(), mb.UniformStepLoss()),
+        (MixedOrder(), mb.UniformStepLoss()),
+    ],
+)
+def test_recomputation_sees_the_same_draws(executor, order, step_loss, float64):
+    """Dropout in support and query passes, a mask at the start, noise in the rule."""
+    tasks = tasks_of(3, tasks=2)
+
+    def learner(estimator):
+        torch.manual_seed(0)
+        rule = mb.Chain(mb.MTMask(), Noise(), rates(0.1, learn=True))
+        blocks = {"order": order, "step_loss": step_loss, "executor": executor, "steps": 5}
+        return learner_of(small_net(dropout=0.4), rule=rule, estimator=estimator, **blocks)
+
+    own = problem.Problem(small_net, F.mse_loss, tasks, 5)
+    gradients.one_estimator(own, [*ADJOINTS, mb.Adjoint(keep_every=3)], learner)
+
+
+@problems
+@pytest.mark.parametrize("rule", ["lslr", "momentum"])
+@pytest.mark.parametrize("adapt", ["*", "head.*"])
+def test_finite_differences_of_every_meta_parameter(make, rule, adapt, device):
+    small = make(tasks=1, steps=2, device=device)
+    blocks = {"step_loss": mb.UniformStepLoss(), "estimator": mb.Adjoint(), "adapt": adapt}
+    gradients.finite_differences(small.learner(RULES[rule](), **blocks), small.tasks)
+
+
+@pytest.mark.parametrize("rate", [-0.2, 0.1])
+def test_quadratics_have_the_closed_form(rate, device):
+    small = problem.quadratic(steps=5, device=device)
+    gradients.quadratic(small, rate=rate, estimator=mb.Adjoint())
+    first_order = {"order_two": False, "order": mb.FirstOrder()}
+    gradients.quadratic(small, rate=rate, estimator=mb.Adjoint(), **first_order)
+
+
+# ---- cost
+
+
+def passes(estimator, order, step_loss=None, steps=6):
+    """Forward passes of the model in one meta-gradient."""
+    count = [0]
+
+    def loss(prediction, target):
+        count[0] += 1
+        return F.mse_loss(prediction, target)
+
+    blocks = {"estimator": estimator, "order": order, "step_loss": step_loss, "steps": steps}
+    learner, tasks = learner_of(small_net(), loss=loss, **blocks), tasks_of(3, tasks=1)
+    learner.meta_gradient(tasks)  # the check of the first call passes through too
+    count[0] = 0
+    learner.meta_gradient(tasks)
+    return count[0]
+
+
+def test_a_first_order_step_is_taken_once_and_a_second_order_one_twice():
+    assert passes(mb.Adjoint(), mb.FirstOrder()) == 6 + 1
+    assert passes(mb.Adjoint(), mb.SecondOrder()) == 6 + 6 + 1
+    assert passes(mb.Adjoint(), mb.TruncatedOrder(last=2)) == 6 + 2 + 1
+    assert passes(mb.Adjoint(), mb.SecondOrder(), mb.UniformStepLoss()) == 6 + 6 + 6
+    assert passes(mb.Adjoint(keep_every=3), mb.SecondOrder()) == 6 + 4 + 6 + 1
+
+
+def peak(estimator, steps):
+    """Bytes allocated at the same time by the first meta-gradient, and those left behind."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 2))
+    learner = learner_of(model, steps=steps, estimator=estimator)
+    x = torch.randn(1, 4000, 3)
+    tasks = mb.TaskBatch((x, x[..., :2]), (x, x[..., 1:]))
+    gc.collect()
+    gc.disable()  # what only the collector frees counts as used
+    try:
+        with torch.autograd.profiler.profile(profile_memory=True) as profiler:
+            result = learner.meta_gradient(tasks)
+    finally:
+        gc.enable()
+    assert result.loss.isfinite()
+    used = most = 0
+    for event in profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            used += event.nbytes()
+            most = max(most, used)
+    return most, used
+
+
+def test_memory_does_not_grow_with_the_graph_of_a_step():
+    """Of 64 steps, 63 more copies of the fast weights and of the generator's state: some 350 kB.
+
+    The check that every meta-parameter is connected is part of what is measured.
+    """
+    one, _ = peak(mb.Adjoint(), steps=1)
+    for estimator in (mb.Adjoint(), mb.Adjoint(keep_every=8)):
+        many, left = peak(estimator, steps=64)
+        assert many < 1.4 * one
+        assert left < 0.01 * one
+    assert peak(mb.Unrolled(), steps=8)[0] > 4 * one
+
+
+# ---- connection, purity, misuse
+
+
+class Unused(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.used, self.idle = nn.Linear(3, 2), nn.Linear(3, 2)
+
+    def forward(self, x):
+        return self.used(x)
+
+
+@pytest.mark.parametrize(
+    ("model", "blocks"),
+    [
+        (Unused, {}),
+        (Unused, {"adapt": "used.*"}),
+        (lambda: nn.Linear(3, 2), {"steps": 0, "rule": mb.meta_sgd}),
+        (lambda: nn.Linear(3, 2), {"order": mb.FirstOrder(), "rule": mb.lslr}),
+        (small_net, {"rule": lambda rate: mb.Chain(mb.MTMask(), mb.lslr(rate))}),
+        (small_net, {"rule": lambda rate: mb.Chain(mb.Momentum(), mb.Adam(), mb.lslr(rate))}),
+    ],
+)
+def test_disconnected_parameters_are_those_of_unrolled(model, blocks):
+    torch.manual_seed(0)
+    model, tasks = model(), tasks_of(3)
+    messages = []
+    for estimator in (mb.Unrolled(), *ADJOINTS):
+        rule = blocks.get("rule", mb.LearningRate)(0.1)
+        learner = learner_of(model, **{**blocks, "rule": rule, "estimator": estimator})
+        try:
+            messages.append(str(learner.meta_gradient(tasks).loss.isfinite()))
+        except GradientError as error:
+            messages.append(str(error))
+    assert messages == messages[:1] * 3
+    assert ("does not depend on" in messages[0]) == (isinstance(model, Unused) or "steps" in blocks)
+
+
+@EXECUTORS
+@pytest.mark.parametrize("calls", [1, 3, 5, 100])
+def test_looking_leaves_no_trace_even_where_the_loss_raises(executor, calls):
+    left = [1000]
+
+    def loss(prediction, target):
+        left[0] -= 1
+        if left[0] < 0:
+            raise ZeroDivisionError("the loss gave up")
+        return F.mse_loss(prediction, target)
+
+    learner = learner_of(small_net(0.3), loss=loss, executor=executor, estimator=mb.Adjoint())
+    tasks = tasks_of(3)
+    learner.backward(tasks)
+    left[0] = calls
+    try:
+        purity.leaves_no_trace(learner, lambda learner: learner.meta_gradient(tasks))
+    except ZeroDivisionError:
+        assert calls < 100
+
+
+def test_a_recipe_takes_it():
+    experiment = build(load("maml_sinusoid", ["outer.estimator.block=adjoint"]))
+    assert experiment.learner.estimator == mb.Adjoint()
+
+
+@pytest.mark.parametrize("every", [0, -1, True, 1.5])
+def test_misuse_is_refused(every):
+    with pytest.raises(BlockError, match=r"keep_every is .*it takes a number of inner steps, 1 or"):
+        mb.Adjoint(keep_every=every)
