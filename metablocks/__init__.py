@@ -1,6 +1,7 @@
 """metablocks: small interchangeable blocks for gradient-based meta-learning in PyTorch."""
 
 from metablocks import laws, tasks
+from metablocks.compiled import CompileWarning
 from metablocks.errors import MetablocksError
 from metablocks.estimators import Adjoint, Estimator, Implicit, Reptile, TaskGradient, Unrolled
 from metablocks.executors import Executor, Loop, RandomDrawsWarning, Vmap
@@ -50,6 +51,7 @@ __all__ = [
     "Carry",
     "Chain",
     "ClipNorm",
+    "CompileWarning",
     "Estimator",
     "Evaluation",
     "Executor",

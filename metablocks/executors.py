@@ -1,26 +1,42 @@
 """Executors: how tasks are spread over the hardware.
 
-Tasks are the outermost transform. A *task function* maps `(meta, buffers, task)` to a pair
-`(to_sum, to_stack)` of pytrees; an executor applies it to every task, adds up the first and stacks
-the second. Per-task gradients are computed whole before they are added: `vmap(grad(...))`, never
-`grad(vmap(...))`, which PyTorch gets silently wrong at second order under batch norm. So a loop, a
-`vmap`, chunks and processes are one idea: a sum over tasks.
+Tasks are the outermost transform. A *task function* maps `(shared, buffers, task)` to a pair
+`(to_sum, to_stack)` of pytrees, `shared` being the tensors that all tasks read; an executor applies
+it to every task, adds up the first and stacks the second. Per-task gradients are computed whole
+before they are added: `vmap(grad(...))`, never `grad(vmap(...))`, which PyTorch gets silently wrong
+at second order under batch norm. So a loop, a `vmap`, chunks and processes are one idea: a sum over
+tasks.
 """
 
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from metablocks.compiled import Compile, Compiler
 from metablocks.errors import BlockError, ExecutorError, MetablocksError, TaskError
 from metablocks.types import Task, TaskBatch, Tensors
 
-TaskFunction: TypeAlias = Callable[[Tensors, Tensors, Task], tuple[Any, Any]]
+TaskFunction: TypeAlias = Callable[[Any, Tensors, Task], tuple[Any, Any]]
 Tasks: TypeAlias = TaskBatch | Sequence[Task]
+
+
+@dataclass(frozen=True)
+class KeyedFunction:
+    """A task function that says what it depends on besides its arguments, so that it can be compiled.
+
+    Functions of equal `key` give equal results for equal arguments.
+    """
+
+    call: TaskFunction
+    key: Hashable
+
+    def __call__(self, shared: Any, buffers: Tensors, task: Task) -> tuple[Any, Any]:
+        return self.call(shared, buffers, task)
 
 
 class RandomDrawsWarning(UserWarning):
@@ -36,32 +52,41 @@ class Executor(Protocol):
     """
 
     def __call__(
-        self, fn: TaskFunction, meta: Tensors, buffers: Tensors, tasks: Tasks
+        self, fn: TaskFunction, shared: Any, buffers: Tensors, tasks: Tasks
     ) -> tuple[Any, Any]:
         """The sum over tasks of the first result, and the second stacked to `[tasks, ...]`."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Loop:
     """One task after another: the reference, and the one that takes tasks of unequal size.
 
     Random draws (dropout) follow each other in task order from the global generator. Results of
-    unequal shape come back as a list in place of a stacked tensor.
+    unequal shape come back as a list in place of a stacked tensor. `compile` compiles the work on one
+    task, once for every size of tasks (see `Compiler`).
 
-    >>> double = lambda meta, buffers, task: (task.query[0].sum(), task.query[0] * 2)
+    >>> double = lambda shared, buffers, task: (task.query[0].sum(), task.query[0] * 2)
     >>> x = torch.ones(3, 2)
     >>> total, each = Loop()(double, {}, {}, TaskBatch((x, x), (x, x)))
     >>> total, each.shape
     (tensor(6.), torch.Size([3, 2]))
+
+    Raises `BlockError` for another `compile` than True, False or "auto".
     """
 
+    compile: Compile = False
+    _compiler: Compiler | None = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_compiler", Compiler.of("Loop", self.compile))
+
     def __call__(
-        self, fn: TaskFunction, meta: Tensors, buffers: Tensors, tasks: Tasks
+        self, fn: TaskFunction, shared: Any, buffers: Tensors, tasks: Tasks
     ) -> tuple[Any, Any]:
         total: Any = None
         rows = []
         for index in range(len(tasks)):
-            to_sum, to_stack = fn(meta, buffers, tasks[index])
+            to_sum, to_stack = _call(self._compiler, fn, fn, shared, buffers, tasks[index])
             total = to_sum if index == 0 else pytree.tree_map(torch.add, total, to_sum)
             rows.append(to_stack)
         return total, pytree.tree_map(_stack, *rows)
@@ -77,36 +102,45 @@ class Vmap:
 
     Law: equals `Loop`, up to rounding, for any `chunk`.
 
-    >>> double = lambda meta, buffers, task: (task.query[0].sum(), task.query[0] * 2)
+    >>> double = lambda shared, buffers, task: (task.query[0].sum(), task.query[0] * 2)
     >>> x = torch.ones(3, 2)
     >>> total, each = Vmap(chunk=2)(double, {}, {}, TaskBatch((x, x), (x, x)))
     >>> total, each.shape
     (tensor(6.), torch.Size([3, 2]))
 
-    Raises `BlockError` for a chunk below 1, `TaskError` for tasks of unequal size, `ExecutorError`
-    for a model that `vmap` cannot run.
+    `compile` compiles the work on a chunk, `vmap` and all (see `Compiler`).
+
+    Raises `BlockError` for a chunk below 1 and another `compile` than True, False or "auto",
+    `TaskError` for tasks of unequal size, `ExecutorError` for a model that `vmap` cannot run.
     """
 
     chunk: int | None = None
+    compile: Compile = False
+    _compiler: Compiler | None = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "_compiler", Compiler.of("Vmap", self.compile))
         if self.chunk is not None and self.chunk < 1:
             raise BlockError(
                 f"Vmap chunk is {self.chunk}; it takes 1 or more, or None for all tasks"
             )
 
     def __call__(
-        self, fn: TaskFunction, meta: Tensors, buffers: Tensors, tasks: Tasks
+        self, fn: TaskFunction, shared: Any, buffers: Tensors, tasks: Tasks
     ) -> tuple[Any, Any]:
         if not isinstance(tasks, TaskBatch):
             tasks = TaskBatch.stack(tasks)
 
-        def one(own: Tensors, support: Any, query: Any) -> tuple[Any, Any]:
-            return fn(meta, own, Task(support, query))
+        def chunk(shared: Any, own: Tensors, support: Any, query: Any) -> tuple[Any, Any]:
+            def one(own: Tensors, support: Any, query: Any) -> tuple[Any, Any]:
+                return fn(shared, own, Task(support, query))
+
+            to_sum, to_stack = _vmap(one, own, support, query)
+            return pytree.tree_map(lambda leaf: leaf.sum(0), to_sum), to_stack
 
         count = len(tasks)
         size = min(self.chunk or count, count)
-        before = _random_states(meta)
+        before = _random_states(shared)
         total: Any = None
         rows = []
         for first in range(0, count, size):
@@ -114,11 +148,10 @@ class Vmap:
             support, query = _rows((tasks.support, tasks.query), first, width)
             # A buffer that a task writes needs a copy of its own for each task.
             own = {name: b.expand(width, *b.shape) for name, b in buffers.items()}
-            to_sum, to_stack = _vmap(one, own, support, query)
-            to_sum = pytree.tree_map(lambda leaf: leaf.sum(0), to_sum)
+            to_sum, to_stack = _call(self._compiler, fn, chunk, shared, own, support, query)
             total = to_sum if first == 0 else pytree.tree_map(torch.add, total, to_sum)
             rows.append(to_stack)
-        if not all(map(torch.equal, before, _random_states(meta))):
+        if not all(map(torch.equal, before, _random_states(shared))):
             warnings.warn(
                 "the model or the rule draws random numbers (dropout, a mask?). Under Vmap they are "
                 "independent between tasks and follow from the seed, but they are not the draws of Loop",
@@ -147,6 +180,13 @@ def count_tasks(tasks: Tasks) -> int:
     return len(tasks)
 
 
+def _call(compiler: Compiler | None, fn: TaskFunction, work: Callable[..., Any], *args: Any) -> Any:
+    """`work(*args)`, compiled where that is wished and `fn` says what it depends on."""
+    if compiler is None or not isinstance(fn, KeyedFunction):
+        return work(*args)
+    return compiler(work, fn.key, *args)
+
+
 def _vmap(one: Callable[..., tuple[Any, Any]], *args: Any) -> tuple[Any, Any]:
     try:
         return torch.func.vmap(one, randomness="different")(*args)
@@ -167,9 +207,10 @@ def _device_types(tree: Any) -> set[str]:
     return {leaf.device.type for leaf in pytree.tree_leaves(tree) if isinstance(leaf, Tensor)}
 
 
-def _random_states(meta: Tensors) -> list[Tensor]:
+def _random_states(shared: Any) -> list[Tensor]:
     """The state of every generator that the model can draw from."""
-    devices = {tensor.device for tensor in meta.values() if tensor.device.type != "cpu"}
+    tensors = (leaf for leaf in pytree.tree_leaves(shared) if isinstance(leaf, Tensor))
+    devices = {tensor.device for tensor in tensors if tensor.device.type != "cpu"}
     return [torch.get_rng_state()] + [
         torch.get_device_module(device.type).get_rng_state(device) for device in devices
     ]

@@ -177,8 +177,8 @@ class InnerLoop:
     steps: int
     through: tuple[bool, ...]
     """Per step: is it differentiated through?"""
-    weights: tuple[float, ...]
-    """The step loss: weights of the query losses at carry 0 … `steps`."""
+    weights: dict[int, Tensor]
+    """The step loss: weights of the query losses, by the carry; the others do not count."""
     collected: tuple[str, ...] = ()
     """The model's buffers whose changes are handed to the learner (see `changes`)."""
     training: bool | None = None
@@ -221,6 +221,15 @@ class InnerLoop:
         params = {**self._rest(meta), **carry.params}
         value, prediction, buffers = self._forward(params, carry.buffers, query, max(index - 1, 0))
         return QueryPass(check_scalar(value), prediction, buffers)
+
+    def weighted(self, value: Tensor, index: int) -> Tensor:
+        """v_k · `value`, in the dtype of `value`."""
+        return self.weights[index].to(value.dtype) * value
+
+    @property
+    def tensors(self) -> dict[str, Any]:
+        """The fields that hold tensors, to be handed to a function that is compiled."""
+        return {name: getattr(self, name) for name in ("constants", "rule_buffers", "weights")}
 
     def changes(self, *passes: tuple[Tensors, Tensors]) -> Tensors:
         """Σ (after − before) of the collected buffers over passes `(before, after)`, as constants."""

@@ -6,6 +6,7 @@ It holds the meta-parameters and hands each block what it needs; the mathematics
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from metablocks.adapted import adapted_model
 from metablocks.errors import BlockError, GradientError
 from metablocks.estimators import Estimator, Unrolled
-from metablocks.executors import Executor, Loop, Tasks, count_tasks
+from metablocks.executors import Executor, KeyedFunction, Loop, Tasks, count_tasks
 from metablocks.functional import FunctionalModule, detach
 from metablocks.inner import InnerLoop, check_steps
 from metablocks.order import Order, SecondOrder
@@ -133,6 +134,7 @@ class MetaLearner(nn.Module):
         }
         # Of the model's state: not the buffers of batch norms, which nobody reads.
         self._collected = tuple(n for n in self._functional_model.state().buffers if n in collected)
+        self._identity = object()  # tells this learner's compiled functions from another's
         self._connected: set[tuple[Any, ...]] = set()
         self._evaluation_steps(steps)
         for block in (rule, self.order, self.step_loss, self.estimator, self.executor):
@@ -192,7 +194,7 @@ class MetaLearner(nn.Module):
         steps = self._evaluation_steps(steps)
         inner = self._inner(steps, (False,) * steps, (0.0,) * steps + (1.0,), training=False)
 
-        def judge(meta: Tensors, buffers: Tensors, task: Task) -> tuple[Any, Any]:
+        def judge(inner: InnerLoop, meta: Tensors, buffers: Tensors, task: Task) -> Any:
             losses, scores = [], []
             prediction: Any = None
             for index, carry in inner.rollout(meta, buffers, task.support):
@@ -204,7 +206,7 @@ class MetaLearner(nn.Module):
 
         count_tasks(tasks)
         with self._preserve_random_state():
-            _, (losses, predictions, scores) = self._execute(judge, tasks)
+            _, (losses, predictions, scores) = self._execute(judge, inner, tasks)
         return Evaluation(losses, predictions, scores if metric is not None else None)
 
     def adapt(self, support: Batch, *, steps: int | None = None) -> nn.Module:
@@ -227,22 +229,36 @@ class MetaLearner(nn.Module):
         weights = step_weights(self.step_loss, self.steps, progress)
         inner = self._inner(self.steps, through, weights)
 
-        def estimate(meta: Tensors, buffers: Tensors, task: Task) -> tuple[Any, Any]:
+        def estimate(inner: InnerLoop, meta: Tensors, buffers: Tensors, task: Task) -> Any:
             result = self.estimator(inner, meta, buffers, task)
             totals = (result.grads, result.changes, result.metrics, result.loss)
             return totals, result.query_losses
 
         count = count_tasks(tasks)
         self._check_connected(inner, tasks[0])
-        (grads, changes, metrics, loss), query_losses = self._execute(estimate, tasks)
+        totals, query_losses = self._execute(estimate, inner, tasks, keyed=True)
+        grads, changes, metrics, loss = totals
         grads = {name: grad / count for name, grad in grads.items()}
         changes = {f"model.{name}": _mean(change, count) for name, change in changes.items()}
         metrics = {name: total / count for name, total in metrics.items()}
         return MetaGradient(loss / count, grads, query_losses, changes, metrics)
 
-    def _execute(self, fn: Any, tasks: Tasks) -> tuple[Any, Any]:
+    def _execute(
+        self, work: Callable[..., Any], inner: InnerLoop, tasks: Tasks, *, keyed: bool = False
+    ) -> tuple[Any, Any]:
+        """`work(inner, meta, buffers, task)` on every task; `keyed` where that may be compiled."""
+
+        def call(shared: Any, buffers: Tensors, task: Task) -> tuple[Any, Any]:
+            meta, tensors = shared
+            result: tuple[Any, Any] = work(replace(inner, **tensors), meta, buffers, task)
+            return result
+
+        modes = tuple(module.training for module in self.modules())
+        key = (self._identity, self.estimator, inner.steps, inner.through, modes)
+        fn = KeyedFunction(call, key) if keyed else call
+        shared = (detach(self._meta_parameters()), inner.tensors)
         with torch.no_grad():  # torch.func keeps its own graph; autograd's would be waste
-            return self.executor(fn, detach(self._meta_parameters()), self._model_buffers(), tasks)
+            return self.executor(fn, shared, self._model_buffers(), tasks)
 
     def _inner(
         self,
@@ -260,7 +276,7 @@ class MetaLearner(nn.Module):
             rule_buffers=detach(self._functional_rule.state().buffers),
             steps=steps,
             through=through,
-            weights=weights,
+            weights={k: torch.tensor(w).double() for k, w in enumerate(weights) if w},
             collected=self._collected,
             training=training,
         )
@@ -273,7 +289,7 @@ class MetaLearner(nn.Module):
 
     def _check_connected(self, inner: InnerLoop, task: Task) -> None:
         """Once for each set of decisions: every meta-parameter must reach the loss."""
-        decisions = (inner.steps, inner.through, tuple(map(bool, inner.weights)))
+        decisions = (inner.steps, inner.through, tuple(inner.weights))
         if decisions in self._connected:
             return
         with self._preserve_random_state():

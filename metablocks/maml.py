@@ -219,10 +219,10 @@ class VmapOrLoop:
     """`Vmap()` for a `TaskBatch`, `Loop()` for a list of tasks, which may be of unequal size."""
 
     def __call__(
-        self, fn: TaskFunction, meta: Tensors, buffers: Tensors, tasks: Tasks
+        self, fn: TaskFunction, shared: Any, buffers: Tensors, tasks: Tasks
     ) -> tuple[Any, Any]:
         executor = Vmap() if isinstance(tasks, TaskBatch) else Loop()
-        return executor(fn, meta, buffers, tasks)
+        return executor(fn, shared, buffers, tasks)
 
 
 def _per_step_norms(

@@ -116,7 +116,7 @@ class _Sweep:
         draws: list[list[Tensor]] = []  # before each step
         carry = inner.start(self.meta, self.buffers)
         for index in range(self.last + 1):
-            if inner.weights[index]:
+            if index in inner.weights:
                 losses[index], own, slope, after = self.query(carry, index)
                 grads = _add(grads, own)
                 slopes[index] = self.keep(slope)
@@ -148,7 +148,7 @@ class _Sweep:
     @cached_property
     def last(self) -> int:
         """The last carry whose query loss counts. Nothing reads its rule's state."""
-        return max(index for index, weight in enumerate(self.inner.weights) if weight)
+        return max(self.inner.weights)
 
     @cached_property
     def fixed(self) -> Tensors:
@@ -192,7 +192,7 @@ class _Sweep:
             return passed.loss, passed.buffers
 
         value, pull, buffers = self.vjp_at(loss, carry._replace(rule=()))
-        own, slope = pull(torch.full_like(value, self.inner.weights[index]))
+        own, slope = pull(self.inner.weighted(torch.ones_like(value), index))
         return value.detach(), own, slope, buffers
 
     def back(

@@ -55,13 +55,12 @@ def weighted_query_loss(
 
     What has no weight is not computed: its loss is nan.
     """
-    counted = [index for index, weight in enumerate(inner.weights) if weight]
     losses: dict[int, Tensor] = {}
     passes: list[tuple[Tensors, Tensors]] = []
     last = buffers
-    for index, carry in inner.rollout(meta, buffers, task.support, steps=counted[-1]):
+    for index, carry in inner.rollout(meta, buffers, task.support, steps=max(inner.weights)):
         last = carry.buffers
-        if index in counted:
+        if index in inner.weights:
             losses[index], _, after = inner.query(meta, carry, task.query, index)
             passes.append((carry.buffers, after))
     return *weigh(inner, losses), inner.changes((buffers, last), *passes)
@@ -69,7 +68,7 @@ def weighted_query_loss(
 
 def weigh(inner: InnerLoop, losses: dict[int, Tensor]) -> tuple[Tensor, Tensor]:
     """Σ_k v_k L_q(θ_k), and the losses `[steps + 1]`, nan where there is none."""
-    loss = torch.stack([inner.weights[index] * value for index, value in losses.items()]).sum()
+    loss = torch.stack([inner.weighted(value, index) for index, value in losses.items()]).sum()
     nan = torch.full_like(loss.detach(), torch.nan)
     values = [losses[k].detach() if k in losses else nan for k in range(inner.steps + 1)]
     return loss, torch.stack(values)

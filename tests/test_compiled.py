@@ -1,0 +1,194 @@
+"""Compiled executors: the numbers of the plain ones, compiled once, and loud where that is not to be.
+
+But for the last test, `torch.compile` stands aside: the traced graph runs as it is.
+"""
+
+import copy
+import pickle
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import metablocks as mb
+from metablocks.compiled import Compiler
+from metablocks.laws import gradients, problem
+from metablocks.tasks import Sinusoid
+
+pytestmark = pytest.mark.usefixtures("float64")
+
+COMPILED = pytest.mark.parametrize(
+    "executor",
+    [mb.Loop(compile=True), mb.Vmap(compile=True), mb.Vmap(chunk=2, compile="auto")],
+    ids=repr,
+)
+
+
+@pytest.fixture
+def compilations(monkeypatch):
+    """The graphs handed to `torch.compile`, which gives them back."""
+    graphs: list[torch.fx.GraphModule] = []
+
+    def stand_in(graph, **options):
+        assert options == {"dynamic": False, "fullgraph": True}
+        graphs.append(graph)
+        return graph
+
+    monkeypatch.setattr(torch, "compile", stand_in)
+    return graphs
+
+
+def learner(executor, model=None, **blocks):
+    blocks = {"steps": 2, "rule": mb.LearningRate(0.1), **blocks}
+    torch.manual_seed(0)
+    net = model or nn.Sequential(nn.Linear(1, 4), nn.Tanh(), nn.Linear(4, 1))
+    return mb.MetaLearner(net, loss=F.mse_loss, executor=executor, **blocks)
+
+
+def batch(count=3, first=0):
+    tasks = Sinusoid(shots=3, queries=4).sample("train", range(first, first + count))
+    return tasks.to(torch.float64)
+
+
+@COMPILED
+@pytest.mark.parametrize("estimator", [mb.Unrolled(), mb.Adjoint()], ids=repr)
+def test_compiled_is_the_plain_loop(executor, estimator, compilations):
+    executor = copy.deepcopy(executor)
+    small = problem.regression()
+
+    def assemble(executor):
+        return small.learner(
+            mb.meta_sgd(0.1),
+            executor=executor,
+            estimator=estimator,
+            step_loss=mb.UniformStepLoss(),
+        )
+
+    compiled = assemble(executor)
+    for _ in range(2):  # the call that compiles, and the one that runs what was compiled
+        gradients.one_gradient(
+            small, [executor], lambda e: compiled if e is executor else assemble(e)
+        )
+    assert compilations
+
+
+def test_one_compilation_serves_other_numbers(compilations):
+    executor = mb.Vmap(compile=True)
+    ours = learner(executor, step_loss=mb.AnnealedStepLoss(epochs=4))
+    plain = learner(mb.Loop(), step_loss=mb.AnnealedStepLoss(epochs=4))
+    for epoch in (0, 1, 2):  # the weights of the step loss change, and which of them count does not
+        progress = mb.Progress(epoch=epoch)
+        for first in (0, 3):
+            got = ours.meta_gradient(batch(first=first), progress=progress)
+            due = plain.meta_gradient(batch(first=first), progress=progress)
+            torch.testing.assert_close(got.grads, due.grads, rtol=1e-10, atol=1e-12)
+        with torch.no_grad():
+            for parameters in (ours.parameters(), plain.parameters()):
+                next(iter(parameters)).mul_(1.5)
+    assert len(compilations) == 1
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param(lambda ours: batch(count=4), id="another number of tasks"),
+        pytest.param(lambda ours: ours.eval() and batch(), id="another mode"),
+        pytest.param(lambda ours: ours.model[0].bias.requires_grad_(False) is None, id="frozen"),
+    ],
+)
+def test_what_changes_the_computation_is_compiled_anew(change, compilations):
+    ours = learner(mb.Vmap(compile=True))
+    ours.meta_gradient(batch())
+    tasks = change(ours) or batch()
+    got = ours.meta_gradient(tasks)
+    assert len(compilations) == 2
+    ours.executor = mb.Loop()
+    torch.testing.assert_close(got.grads, ours.meta_gradient(tasks).grads, rtol=1e-10, atol=1e-12)
+
+
+def test_learners_that_share_an_executor_do_not_share_what_is_compiled(compilations):
+    executor = mb.Vmap(compile=True)
+    one = learner(executor, rule=mb.LearningRate(0.1))
+    other = learner(executor, rule=mb.LearningRate(0.3, granularity="tensor"))
+    for _ in range(2):
+        one.meta_gradient(batch())
+        got = other.meta_gradient(batch())
+    due = learner(mb.Loop(), rule=mb.LearningRate(0.3)).meta_gradient(batch())
+    torch.testing.assert_close(got.grads, due.grads, rtol=1e-10, atol=1e-12)
+    assert len(compilations) == 2
+
+
+def test_an_evaluation_is_not_compiled(compilations):
+    learner(mb.Vmap(compile=True)).evaluate(batch())
+    assert not compilations
+
+
+def test_random_draws_are_not_compiled(compilations):
+    net = nn.Sequential(nn.Linear(1, 4), nn.Dropout(0.5), nn.Linear(4, 1))
+    with pytest.warns(mb.CompileWarning, match=r"not compiled.*draws random numbers \(.*bernoulli"):
+        first = learner(mb.Loop(compile=True), model=net).meta_gradient(batch())
+    due = learner(mb.Loop(), model=net).meta_gradient(batch())
+    torch.testing.assert_close(first.grads, due.grads, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("stand_in", "reason"),
+    [
+        (lambda graph: _fail, "RuntimeError: no C\\+\\+ compiler"),
+        (lambda graph: lambda *x: [2 * y for y in graph(*x)], "differ .* by 1.0e\\+00, relatively"),
+        (lambda graph: lambda *x: [y * torch.nan for y in graph(*x)], "nan in other places"),
+    ],
+)
+def test_what_does_not_compile_or_is_wrong_says_so_once_and_runs_as_it_is(
+    stand_in, reason, monkeypatch, recwarn
+):
+    monkeypatch.setattr(torch, "compile", lambda graph, **_: stand_in(graph))
+    ours = learner(mb.Vmap(compile=True))
+    with pytest.warns(mb.CompileWarning, match=f"run as it is: .*{reason}") as caught:
+        ours.meta_gradient(batch())
+    assert caught[0].filename == __file__
+    got = ours.meta_gradient(batch())
+    due = learner(mb.Loop()).meta_gradient(batch())
+    torch.testing.assert_close(got.grads, due.grads, rtol=1e-10, atol=1e-12)
+    assert not recwarn.list
+
+
+def _fail(*_):
+    raise RuntimeError("no C++ compiler\nand many lines more")
+
+
+def test_copies_and_pickles_compile_for_themselves(compilations):
+    executor = mb.Vmap(compile=True)
+    learner(executor).meta_gradient(batch())
+    for twin in (copy.deepcopy(executor), pickle.loads(pickle.dumps(executor))):
+        assert twin == executor
+        learner(twin).meta_gradient(batch())
+    assert len(compilations) == 3
+
+
+def test_auto_keeps_the_faster(monkeypatch, compilations):
+    times = iter([1.0, 2.0])
+    monkeypatch.setattr("metablocks.compiled._best_time", lambda *_: next(times))
+    compiler = Compiler(auto=True)
+    for _ in range(2):
+        assert compiler(lambda x: x + 1, "key", torch.tensor(1.0)) == 2.0
+    assert (len(compilations), compiler.count) == (1, 0)
+
+
+@pytest.mark.parametrize("block", [mb.Loop, mb.Vmap])
+def test_other_settings_are_refused(block):
+    with pytest.raises(mb.MetablocksError, match=r'compile is "yes"|compile is \'yes\''):
+        block(compile="yes")
+
+
+def test_the_compiler_itself():
+    """No stand-in: batch norm, second order, and the numbers of the loop."""
+    net = nn.Sequential(nn.Linear(1, 3), nn.BatchNorm1d(3), nn.Tanh(), nn.Linear(3, 1))
+    ours = learner(mb.Vmap(compile=True), model=net, steps=1)
+    due = learner(mb.Loop(), model=net, steps=1)
+    for first in (0, 3):
+        got = ours.meta_gradient(batch(first=first))
+        expected = due.meta_gradient(batch(first=first))
+        torch.testing.assert_close(got.grads, expected.grads, rtol=1e-9, atol=1e-12)
+    assert ours.executor._compiler.count == 1
