@@ -1,6 +1,7 @@
 """metablocks: small interchangeable blocks for gradient-based meta-learning in PyTorch."""
 
 from metablocks import laws, tasks
+from metablocks.auto_executor import AutoExecutor
 from metablocks.compiled import CompileWarning
 from metablocks.errors import MetablocksError
 from metablocks.estimators import Adjoint, Estimator, Implicit, Reptile, TaskGradient, Unrolled
@@ -47,6 +48,7 @@ __all__ = [
     "Adjoint",
     "AnnealedOrder",
     "AnnealedStepLoss",
+    "AutoExecutor",
     "Batch",
     "Carry",
     "Chain",

@@ -67,6 +67,10 @@ def _run(args: argparse.Namespace, argv: list[str]) -> int:
     if args.recipe is None and args.resume is None:
         raise RecipeError("metablocks run: no recipe; give one, or --resume RUN_DIR")
     _make_importable(args.allow)
+    if args.memory:
+        args.set.append(
+            f'hardware.executor={{block: auto, memory: "{args.memory}", compile: false}}'
+        )
     recipe = load(args.recipe or _recipe_of(args.resume), args.set, args.allow)
     _print_notes(recipe.notes)
     return run.train_recipe(
@@ -206,6 +210,11 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
     _add_recipe(run, optional=True)
     _add_place(run)
     run.add_argument("--out", type=Path, default=Path("runs"), help="folder of runs (runs)")
+    run.add_argument(
+        "--memory",
+        metavar="SIZE",
+        help="budget such as 4GiB: measure, and take the fastest executor that keeps to it",
+    )
     run.add_argument("--resume", type=Path, metavar="RUN_DIR", help="go on with a stopped run")
     run.add_argument("--quiet", action="store_true", help="no progress bar")
     _add_recipe(command("check", "build a recipe without training, and say what it would train"))

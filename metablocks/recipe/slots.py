@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from metablocks import rules
+from metablocks.auto_executor import AutoExecutor
 from metablocks.errors import RecipeError, suggest
 from metablocks.estimators import Adjoint, Estimator, Implicit, Reptile, Unrolled
 from metablocks.executors import Executor, Loop, Vmap
@@ -145,7 +146,7 @@ SCHEDULE = Slot(
 EXECUTOR = Slot(
     "executor",
     "how tasks are spread over the hardware",
-    {"loop": Loop, "vmap": Vmap},
+    {"loop": Loop, "vmap": Vmap, "auto": AutoExecutor},
     Executor,
 )
 

@@ -51,6 +51,7 @@ def train(
         dynamic_ncols=True,
     )
     meter = Meter(experiment.device, state.spent)
+    chosen = checkpoint.choice(experiment)
     with bar, _stop_signals() as signals:
         try:
             while state.epochs < experiment.epochs:
@@ -59,6 +60,12 @@ def train(
                     with meter.training():
                         epoch = state.step / experiment.steps_per_epoch
                         state.record(meta_step(experiment, state.step, Progress(epoch)))
+                    if checkpoint.choice(experiment) != chosen:
+                        chosen = checkpoint.choice(experiment)
+                        reason = experiment.learner.executor.reason  # type: ignore[attr-defined]
+                        directory.note("executor", reason)
+                        if not quiet:
+                            bar.write(f"executor: {reason}", file=sys.stdout)
                     bar.update()
                     bar.set_postfix(loss=f"{state.losses[-1]:.3f}", refresh=False)
                     continue

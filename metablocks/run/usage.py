@@ -3,9 +3,10 @@
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 
 import torch
+
+from metablocks.memory import forget_peak, peak_memory
 
 
 class Meter:
@@ -55,47 +56,3 @@ class Meter:
         cost = {**self.spent(), **memory}
         self._started, self._training = time.perf_counter(), 0.0
         return cost
-
-
-def forget_peak(device: torch.device) -> None:
-    """Let `peak_memory` count from now on: on Linux and on accelerators; elsewhere it goes on."""
-    try:
-        if device.type == "cpu":
-            Path("/proc/self/clear_refs").write_text("5")
-        else:
-            torch.get_device_module(device.type).reset_peak_memory_stats(device)
-    except (OSError, AttributeError, RuntimeError):  # another system, or it is not permitted
-        pass
-
-
-def peak_memory(device: torch.device) -> int | None:
-    """The most memory, in bytes, that this process has held so far; None where nobody knows.
-
-    On the CPU the peak of the resident set: interpreter, libraries and data included. On an
-    accelerator the peak of what torch has allocated there.
-
-    >>> peak_memory(torch.device("meta")) is None
-    True
-    """
-    if device.type == "cpu":
-        return _peak_resident()
-    try:
-        return int(torch.get_device_module(device.type).max_memory_allocated(device))
-    except (AttributeError, RuntimeError):  # a backend that does not count
-        return None
-
-
-def _peak_resident() -> int | None:
-    """Linux: VmHWM. Elsewhere getrusage, which on Linux a process inherits from its parent."""
-    try:
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
-    except (OSError, StopIteration):
-        pass
-    try:
-        import resource
-        import sys
-    except ImportError:  # Windows
-        return None
-    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, kibibytes on the BSDs
-    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from metablocks.memory import forget_peak, peak_memory
 from metablocks.recipe import build, load
 from metablocks.run import Scores, accuracy, score
 from metablocks.run.scores import summarise
-from metablocks.run.usage import Meter, forget_peak, peak_memory
+from metablocks.run.usage import Meter
 
 
 def column(*values: float) -> torch.Tensor:

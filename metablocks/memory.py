@@ -1,0 +1,78 @@
+"""Memory: the most that a process has held, and budgets as people write them."""
+
+import re
+from pathlib import Path
+
+import torch
+
+from metablocks.errors import BlockError
+
+_UNITS = {"": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "KB": 10**3, "MB": 10**6, "GB": 10**9}
+
+
+def parse_bytes(text: str | int) -> int:
+    """A number of bytes: an integer, or text such as "512 MiB", "4GiB" or "2.5GB".
+
+    >>> parse_bytes("4GiB"), parse_bytes("1.5 KB"), parse_bytes(7)
+    (4294967296, 1500, 7)
+
+    Raises `BlockError` for anything else, and for less than one byte.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]i?B|)", str(text).strip())
+    size = int(float(found[1]) * _UNITS[found[2]]) if found else 0
+    if size < 1:
+        raise BlockError(f'memory is {text!r}; it takes bytes, or a size such as "4GiB", "512 MiB"')
+    return size
+
+
+def format_bytes(size: float) -> str:
+    """A size as people read it.
+
+    >>> format_bytes(3 * 2**20), format_bytes(5 * 2**30)
+    ('3 MiB', '5 GiB')
+    """
+    return f"{size / 2**30:.3g} GiB" if size >= 2**30 else f"{size / 2**20:.3g} MiB"
+
+
+def forget_peak(device: torch.device) -> None:
+    """Let `peak_memory` count from now on: on Linux and on accelerators; elsewhere it goes on."""
+    try:
+        if device.type == "cpu":
+            Path("/proc/self/clear_refs").write_text("5")
+        else:
+            torch.get_device_module(device.type).reset_peak_memory_stats(device)
+    except (OSError, AttributeError, RuntimeError):  # another system, or it is not permitted
+        pass
+
+
+def peak_memory(device: torch.device) -> int | None:
+    """The most memory, in bytes, that this process has held so far; None where nobody knows.
+
+    On the CPU the peak of the resident set: interpreter, libraries and data included. On an
+    accelerator the peak of what torch has allocated there.
+
+    >>> peak_memory(torch.device("meta")) is None
+    True
+    """
+    if device.type == "cpu":
+        return _peak_resident()
+    try:
+        return int(torch.get_device_module(device.type).max_memory_allocated(device))
+    except (AttributeError, RuntimeError):  # a backend that does not count
+        return None
+
+
+def _peak_resident() -> int | None:
+    """Linux: VmHWM. Elsewhere getrusage, which on Linux a process inherits from its parent."""
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
+    except (OSError, StopIteration):
+        pass
+    try:
+        import resource
+        import sys
+    except ImportError:  # Windows
+        return None
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, kibibytes on the BSDs
+    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
