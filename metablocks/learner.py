@@ -276,7 +276,11 @@ class MetaLearner(nn.Module):
             rule_buffers=detach(self._functional_rule.state().buffers),
             steps=steps,
             through=through,
-            weights={k: torch.tensor(w).double() for k, w in enumerate(weights) if w},
+            weights={
+                index: torch.tensor(weight, dtype=torch.float64)
+                for index, weight in enumerate(weights)
+                if weight
+            },
             collected=self._collected,
             training=training,
         )

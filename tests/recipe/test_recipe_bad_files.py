@@ -33,8 +33,8 @@ ONE_ERROR = {
         "it takes: lr, betas, eps, weight_decay",
     ),
     "unknown field without a near name": (
-        ("block: loop", "block: loop, colour: red"),
-        "bad.yaml:23:49 hardware.executor.colour: unknown field; it takes no fields",
+        ("block: final}", "block: final, colour: red}"),
+        "bad.yaml:15:29 outer.step_loss.colour: unknown field; it takes no fields",
     ),
     "missing field": (
         (", final: 0.0", ""),
@@ -109,16 +109,16 @@ ONE_ERROR = {
     "unknown block": (
         ("block: loop", "block: lop"),
         'bad.yaml:23:43 hardware.executor.block: no executor block is called "lop"; did you mean '
-        '"loop"? There are: loop, vmap, and package.module:Name with --allow package',
+        '"loop"? There are: loop, vmap, auto, and package.module:Name with --allow package',
     ),
     "block without a name": (
         ("{block: loop}", "{}"),
-        "bad.yaml:23:25 hardware.executor: has no block; it takes block: one of loop, vmap",
+        "bad.yaml:23:25 hardware.executor: has no block; it takes block: one of loop, vmap, auto",
     ),
     "list for a block": (
         ("{block: loop}", "[loop]"),
         "bad.yaml:23:35 hardware.executor: takes a block, {block: name, …}, given a list of 1; "
-        "there are: loop, vmap",
+        "there are: loop, vmap, auto",
     ),
     "block for a list of blocks": (
         ("- {block: learning_rate, init: 0.01, learn: true}", "block: lslr"),
