@@ -5,10 +5,12 @@
 
 import argparse
 import io
+import logging
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import NoReturn
@@ -41,6 +43,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     _print_any_character()
+    with _log_to_stderr():
+        return _main(arguments)
+
+
+def _main(arguments: list[str]) -> int:
     try:
         try:
             args = _parse(arguments)
@@ -58,6 +65,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader (head, less) has gone; nothing is left to say
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+@contextmanager
+def _log_to_stderr() -> Iterator[None]:
+    """What the package tells of its work (compiling, choices), line by line."""
+    log = logging.getLogger("metablocks")
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    level = log.level
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(level)
 
 
 def _run(args: argparse.Namespace, argv: list[str]) -> int:

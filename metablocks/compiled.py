@@ -91,6 +91,7 @@ class Compiler:
     ) -> Callable[[list[Any]], Any] | None:
         """The compiled function of leaves; None, with a warning, where it is not to be used."""
         started = time.perf_counter()
+        log.info("compiling, once for these shapes; that takes a minute or two")
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", DeprecationWarning)  # PyTorch's, about PyTorch

@@ -5,6 +5,7 @@
 One loop serves every recipe. It can stop after any meta-step and go on bit for bit.
 """
 
+import logging
 import math
 import signal
 import sys
@@ -15,6 +16,7 @@ from types import FrameType
 from typing import Any
 
 from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from metablocks.errors import RunError
 from metablocks.learner import MetaGradient
@@ -52,7 +54,8 @@ def train(
     )
     meter = Meter(experiment.device, state.spent)
     chosen = checkpoint.choice(experiment)
-    with bar, _stop_signals() as signals:
+    lines = logging_redirect_tqdm([logging.getLogger("metablocks")])  # above the bar
+    with bar, lines, _stop_signals() as signals:
         try:
             while state.epochs < experiment.epochs:
                 signals.stop_if_wished()
@@ -64,8 +67,6 @@ def train(
                         chosen = checkpoint.choice(experiment)
                         reason = experiment.learner.executor.reason  # type: ignore[attr-defined]
                         directory.note("executor", reason)
-                        if not quiet:
-                            bar.write(f"executor: {reason}", file=sys.stdout)
                     bar.update()
                     bar.set_postfix(loss=f"{state.losses[-1]:.3f}", refresh=False)
                     continue
