@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from metablocks.compiled import Compile, Compiler
 from metablocks.errors import ExecutorError
@@ -21,6 +20,7 @@ from metablocks.executors import (
     Vmap,
     count_tasks,
 )
+from metablocks.generators import devices_of, get_states, set_states
 from metablocks.memory import forget_peak, format_bytes, parse_bytes, peak_memory
 from metablocks.types import TaskBatch, Tensors
 
@@ -90,13 +90,13 @@ class AutoExecutor:
     def _choose(
         self, fn: TaskFunction, shared: Any, buffers: Tensors, tasks: Tasks, count: int
     ) -> tuple[Any, Any]:
-        device = next(x.device for x in pytree.tree_leaves(shared) if isinstance(x, Tensor))
+        devices = devices_of(shared)
         chunks = sorted({count // 8, count // 4, count // 2} - {0, 1, count})
         names = ["loop", *(f"vmap {chunk}" for chunk in chunks), "vmap"]
         widths = dict(zip(names, [1, *chunks, count], strict=True))
         costs: dict[str, tuple[float, int]] = {}
-        results: dict[str, tuple[Any, Any, Tensor]] = {}
-        begin = _random_state(device)
+        results: dict[str, tuple[Any, Any, list[Tensor]]] = {}
+        begin = get_states(devices)
         for name in names:
             if self._breaks_budget(widths[name], costs, widths):
                 continue
@@ -105,7 +105,7 @@ class AutoExecutor:
             assert plain._executor is not None
             try:
                 results[name], costs[name] = _measure(
-                    plain._executor, device, begin, fn, shared, buffers, tasks
+                    plain._executor, devices, begin, fn, shared, buffers, tasks
                 )
             except (ExecutorError, RandomDrawsWarning) as error:
                 log.info("%s is out: %s", name, error)
@@ -127,7 +127,7 @@ class AutoExecutor:
         self.reason = f"{best} for {count} tasks: {told}"
         log.info("executor: %s", self.reason)
         to_sum, to_stack, end = results[best]
-        _set_random_state(device, end)
+        set_states(devices, end)
         return to_sum, to_stack
 
     def _breaks_budget(
@@ -141,14 +141,15 @@ class AutoExecutor:
 
 
 def _measure(
-    executor: Executor, device: torch.device, begin: Tensor, *args: Any
-) -> tuple[tuple[Any, Any, Tensor], tuple[float, int]]:
-    """What an executor gives, with the random state after it; its seconds, its peak in bytes."""
+    executor: Executor, devices: list[torch.device], begin: list[Tensor], *args: Any
+) -> tuple[tuple[Any, Any, list[Tensor]], tuple[float, int]]:
+    """What an executor gives, with the random states after it; its seconds, its peak in bytes."""
+    device = devices[-1]  # the accelerator, where there is one
     times: list[float] = []
     forget_peak(device)
     held = peak_memory(device) or 0
     for _ in range(1 + _ROUNDS):
-        _set_random_state(device, begin)
+        set_states(devices, begin)
         started = time.perf_counter()
         with warnings.catch_warnings():
             warnings.simplefilter("error", RandomDrawsWarning)
@@ -157,18 +158,4 @@ def _measure(
             torch.accelerator.synchronize(device)
         times.append(time.perf_counter() - started)
     peak = max(0, (peak_memory(device) or 0) - held)
-    return (to_sum, to_stack, _random_state(device)), (min(times[1:]), peak)
-
-
-def _random_state(device: torch.device) -> Tensor:
-    if device.type == "cpu":
-        return torch.get_rng_state()
-    state: Tensor = torch.get_device_module(device.type).get_rng_state(device)
-    return state
-
-
-def _set_random_state(device: torch.device, state: Tensor) -> None:
-    if device.type == "cpu":
-        torch.set_rng_state(state)
-    else:
-        torch.get_device_module(device.type).set_rng_state(state, device)
+    return (to_sum, to_stack, get_states(devices)), (min(times[1:]), peak)

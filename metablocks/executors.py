@@ -19,6 +19,7 @@ from torch.utils import _pytree as pytree
 
 from metablocks.compiled import Compile, Compiler
 from metablocks.errors import BlockError, ExecutorError, MetablocksError, TaskError
+from metablocks.generators import devices_of, get_states
 from metablocks.types import Task, TaskBatch, Tensors
 
 TaskFunction: TypeAlias = Callable[[Any, Tensors, Task], tuple[Any, Any]]
@@ -140,7 +141,8 @@ class Vmap:
 
         count = len(tasks)
         size = min(self.chunk or count, count)
-        before = _random_states(shared)
+        devices = devices_of(shared)
+        before = get_states(devices)
         total: Any = None
         rows = []
         for first in range(0, count, size):
@@ -151,7 +153,7 @@ class Vmap:
             to_sum, to_stack = _call(self._compiler, fn, chunk, shared, own, support, query)
             total = to_sum if first == 0 else pytree.tree_map(torch.add, total, to_sum)
             rows.append(to_stack)
-        if not all(map(torch.equal, before, _random_states(shared))):
+        if not all(map(torch.equal, before, get_states(devices))):
             warnings.warn(
                 "the model or the rule draws random numbers (dropout, a mask?). Under Vmap they are "
                 "independent between tasks and follow from the seed, but they are not the draws of Loop",
@@ -205,15 +207,6 @@ def _vmap(one: Callable[..., tuple[Any, Any]], *args: Any) -> tuple[Any, Any]:
 
 def _device_types(tree: Any) -> set[str]:
     return {leaf.device.type for leaf in pytree.tree_leaves(tree) if isinstance(leaf, Tensor)}
-
-
-def _random_states(shared: Any) -> list[Tensor]:
-    """The state of every generator that the model can draw from."""
-    tensors = (leaf for leaf in pytree.tree_leaves(shared) if isinstance(leaf, Tensor))
-    devices = {tensor.device for tensor in tensors if tensor.device.type != "cpu"}
-    return [torch.get_rng_state()] + [
-        torch.get_device_module(device.type).get_rng_state(device) for device in devices
-    ]
 
 
 def _rows(tree: Any, first: int, width: int) -> Any:

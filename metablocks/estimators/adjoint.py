@@ -21,6 +21,7 @@ from torch.utils import _pytree as pytree
 from metablocks.errors import BlockError
 from metablocks.estimators.base import TaskGradient
 from metablocks.estimators.unrolled import weigh
+from metablocks.generators import devices_of, get_states, set_states
 from metablocks.inner import Carry, InnerLoop, SupportPass
 from metablocks.types import Task, Tensors
 
@@ -256,19 +257,15 @@ class _Sweep:
 
     def draws(self) -> list[Tensor]:
         """The state of every generator that the model or the rule can draw from."""
-        return [torch.get_rng_state()] + [
-            torch.get_device_module(device.type).get_rng_state(device) for device in self.devices
-        ]
+        return get_states(self.devices)
 
     def redraw(self, draws: list[Tensor]) -> None:
         """Put the generators back into an earlier state."""
-        torch.set_rng_state(draws[0])
-        for device, state in zip(self.devices, draws[1:], strict=True):
-            torch.get_device_module(device.type).set_rng_state(state, device)
+        set_states(self.devices, draws)
 
     @cached_property
     def devices(self) -> list[torch.device]:
-        return sorted({t.device for t in self.meta.values() if t.device.type != "cpu"}, key=str)
+        return devices_of(self.meta)
 
 
 def _floats(carry: Carry) -> list[Tensor]:
