@@ -1,6 +1,9 @@
 """The benchmark: its contenders compute one gradient, and its command says what it measured."""
 
+import dataclasses
 import importlib
+import itertools
+import json
 import os
 import re
 import subprocess
@@ -13,6 +16,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+import metablocks.compiled
 from tools.benchmarks import command, contenders, lineup, measure, report, worker
 from tools.benchmarks.problem import build
 
@@ -30,6 +34,23 @@ def _quiet_imports():
         yield
 
 
+@pytest.fixture
+def traced(monkeypatch):
+    """Compiled contenders take their whole path, except that what is to be compiled runs as it is:
+    real compiling takes a minute each. Yields the list of what was handed over."""
+    handed = []
+    monkeypatch.setattr(
+        metablocks.compiled, "_compile", lambda flat, leaves: handed.append(flat) or flat
+    )
+    return handed
+
+
+def request(name, case=lineup.SINUSOID, **changes):
+    """What a worker is asked to do, at smoke sizes."""
+    own = {"case": dataclasses.asdict(case.quick()), "contender": name, "device": "cpu"}
+    return {**own, "dtype": "float32", "threads": 1, "repeats": 1, "check": False, **changes}
+
+
 def bench(*argv, **environment):
     """`tools/bench` with the interpreter at hand in place of the checkout's own."""
     return subprocess.run(
@@ -42,17 +63,17 @@ def bench(*argv, **environment):
 
 @pytest.mark.parametrize("name", [n for n in lineup.CONTENDERS if n != lineup.REFERENCE])
 @pytest.mark.parametrize("case", lineup.CASES.values(), ids=lambda case: case.name)
-def test_every_contender_has_the_plain_loops_gradient(case, name):
+def test_every_contender_has_the_plain_loops_gradient(case, name, traced):
     # float64 rounding is 1e-16, over a few hundred operations in another order
     assert worker.gradient_error(name, case.quick()) < 1e-13
+    assert bool(traced) == lineup.CONTENDERS[name].compile
 
 
 @pytest.mark.parametrize("name", lineup.CONTENDERS)
-def test_a_second_run_gives_the_same_gradient(name):
+def test_a_second_run_gives_the_same_gradient(name, traced):
     """No contender leaves the model adapted, or adds to what the run before it found."""
-    run = getattr(contenders, name)(
-        build(lineup.SINUSOID.quick(), device="cpu", dtype=torch.float64)
-    )
+    problem = build(lineup.SINUSOID.quick(), device="cpu", dtype=torch.float64)
+    run = contenders.make(lineup.CONTENDERS[name], problem)
     first, second = run(), run()
     assert all(torch.equal(first[key], second[key]) for key in first)
 
@@ -83,11 +104,94 @@ def test_a_wrong_gradient_is_found_and_not_ranked(monkeypatch):
         for name, seconds, error in (("higher", 0.001, error), ("torchopt", 0.01, 0.0))
     ]
     assert report.fastest_peer(scores) is scores[1]
-    text = report.section(lineup.SINUSOID, scores, SETTINGS)
+    text = report.section(lineup.SINUSOID, scores, SETTINGS, {})
     assert (
-        "| higher | 1.00 ms | 1.00 ms – 1.00 ms | not ranked | 1.0 MiB | **wrong: 1.0e-03**" in text
+        "| higher | 1.00 ms | 1.00 ms – 1.00 ms | not ranked | 1.0 MiB | – | **wrong: 1.0e-03**"
+        in text
     )
     assert "higher: not ranked; its gradient is off by 1.0e-03" in text
+
+
+def test_our_contenders_are_every_estimator_executor_and_compile():
+    ours = [c for c in lineup.CONTENDERS.values() if c.role == "ours" and c.chunk is None]
+    assert {(c.estimator, c.executor, c.compile) for c in ours} == set(
+        itertools.product(("Unrolled", "Adjoint"), ("Loop", "Vmap"), (False, True))
+    )
+    assert lineup.CONTENDERS["metablocks_adjoint_vmap_compiled"].title == (
+        "metablocks Adjoint × Vmap, compiled"
+    )
+
+
+@pytest.mark.parametrize("name", ["metablocks_vmap_compiled", "metablocks_adjoint_loop_compiled"])
+def test_the_first_call_of_a_compiled_contender_is_a_measurement_of_its_own(name, traced):
+    result = worker.measure(request(name))
+    assert traced
+    assert result["first"] > 0
+    assert result["compiling"] >= 0
+    assert result["peak"] >= 0
+    assert len(result["times"]) == 1
+    assert "compiling" not in worker.measure(request(name.removesuffix("_compiled")))
+
+
+def test_a_contender_that_falls_back_to_plain_code_is_no_compiled_measurement(monkeypatch, capsys):
+    def refuse(flat, leaves):
+        raise RuntimeError("no C++ compiler")
+
+    monkeypatch.setattr(metablocks.compiled, "_compile", refuse)
+    assert worker.main([json.dumps(request("metablocks_vmap_compiled"))]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result == {"failure": "not compiled, but run as it is: RuntimeError: no C++ compiler"}
+
+
+def test_compiled_contenders_stay_out_of_long_loops_and_chunks_out_of_where_they_are_none():
+    compiled, chunk = (lineup.CONTENDERS[f"metablocks_{n}"] for n in ("vmap_compiled", "vmap2"))
+    assert compiled.left_out(lineup.CONV) is None
+    assert "up to 5" in compiled.left_out(lineup.CONV.with_steps(20))
+    assert "smoke sizes" in compiled.left_out(lineup.CONV, quick=True)
+    assert chunk.left_out(lineup.CONV) is None
+    assert "no more than one chunk" in chunk.left_out(lineup.CASES["memory"])
+    reason = compiled.left_out(lineup.CONV.with_steps(20))
+    text = report.section(lineup.CONV, [], SETTINGS, {"metablocks_vmap_compiled": reason})
+    assert f"Not measured: `metablocks_vmap_compiled` ({reason}" in text
+
+
+def test_variants_in_the_number_of_steps_are_cases_of_their_own():
+    k64 = lineup.SINUSOID.with_steps(64)
+    assert (k64.name, k64.steps, k64.repeats) == ("sinusoid-k64", 64, 2)
+    assert lineup.SINUSOID.with_steps(1).repeats == lineup.SINUSOID.repeats
+    assert lineup.SINUSOID.with_steps(20).repeats == 5
+
+
+def test_the_growth_of_memory_is_that_from_the_fewest_to_the_most_steps():
+    def scores(unrolled, adjoint):
+        return [
+            measure.Score(lineup.CONTENDERS[name], [0.001], [peak * 2**20], error=0.0)
+            for name, peak in (("metablocks_loop", unrolled), ("metablocks_adjoint_loop", adjoint))
+        ]
+
+    case = lineup.CASES["memory"]
+    [text] = report.growth(
+        [(case.with_steps(64), scores(640, 13)), (case.with_steps(1), scores(20, 10))]
+    )
+    assert "## memory: cost by inner steps" in text
+    assert "| 1.00 ms | 1.00 ms | 640.0 MiB | 20.0 MiB | 32.00× |" in text
+    assert "| 1.00 ms | 1.00 ms | 13.0 MiB | 10.0 MiB | 1.30× |" in text
+    assert report.growth([(case, scores(1, 1)), (lineup.CONV, scores(1, 1))]) == []
+
+
+def test_a_ratio_has_the_range_of_its_rounds_and_a_first_call_what_compiling_took():
+    higher = measure.Score(lineup.CONTENDERS["higher"], [0.1, 0.3, 0.2], [2**20], error=0.0)
+    ours = measure.Score(
+        lineup.CONTENDERS["metablocks_vmap_compiled"],
+        [0.1, 0.1, 0.1],
+        [2**20],
+        first=63.2,
+        compiling=800 * 2**20,
+        error=0.0,
+    )
+    text = report.section(lineup.SINUSOID, [higher, ours], SETTINGS, {})
+    row = next(line for line in text.splitlines() if line.startswith(f"| {ours.contender.title}"))
+    assert "| 2.00× (1.00–3.00) | 1.0 MiB | 63.2 s, 800.0 MiB |" in row
 
 
 def test_nan_is_no_right_gradient():
@@ -105,8 +209,8 @@ def test_the_ratio_is_to_the_fastest_peer_and_the_median_is_over_rounds():
             ("metablocks_vmap", [0.02] * 3),
         )
     ]
-    text = report.section(lineup.SINUSOID, scores, SETTINGS)
-    assert "| TorchOpt | 100.0 ms | 50.0 ms – 900.0 ms | 1.00× |" in text
+    text = report.section(lineup.SINUSOID, scores, SETTINGS, {})
+    assert "| TorchOpt | 100.0 ms | 50.0 ms – 900.0 ms | 1.00× (1.00–1.00) |" in text
     assert "Loop: 4.0× slower than the fastest of higher and TorchOpt (TorchOpt)." in text
     assert "Vmap: 5.0× faster than the fastest of higher and TorchOpt (TorchOpt)." in text
 
@@ -128,7 +232,9 @@ def test_quick_prints_the_run_the_table_and_the_sentence(tmp_path):
         ("TorchOpt", r"\S+e[+-]\d+"),
         ("metablocks Unrolled × Vmap", r"\S+e[+-]\d+"),
     ):
-        row = rf"\| {title} \| [\d.]+ ms \| [\d.]+ ms – [\d.]+ ms \| [\d.]+× \| [\d.]+ MiB \| {error} \|"
+        ms = r"[\d.]+ ms"
+        cells = (title, ms, f"{ms} – {ms}", r"[\d.]+×", r"[\d.]+ MiB", ms, error)
+        row = r"\| " + r" \| ".join(cells) + r" \|"
         assert re.search(row, done.stdout), done.stdout
     sentence = r"Vmap: [\d.]+× (fast|slow)er than the fastest of higher and TorchOpt \(TorchOpt\)\."
     assert re.search(sentence, done.stdout)
@@ -176,6 +282,8 @@ def test_interrupting_ends_cleanly(monkeypatch, capsys):
         (["sinusiod"], 'no case is called "sinusiod"; did you mean "sinusoid"?'),
         (["xyz"], 'no case is called "xyz"; there are: sinusoid, '),
         (["--contender", "highre"], 'no contender is called "highre"; did you mean "higher"?'),
+        (["--steps", "1,many"], "takes an integer of at least 1, given many"),
+        (["--without", "*"], "--without leaves no contender to measure"),
         (["--repeats", "0"], "takes an integer of at least 1, given 0"),
         (["--out", "nowhere/bench.md"], "there is no folder nowhere"),
     ],

@@ -2,19 +2,22 @@
 
 import argparse
 import difflib
+import fnmatch
 import os
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from tools.benchmarks.lineup import CASES, CONTENDERS, REFERENCE
-from tools.benchmarks.measure import Settings, measure_case
-from tools.benchmarks.report import heading, section
+from tools.benchmarks.lineup import CASES, CONTENDERS, REFERENCE, Case
+from tools.benchmarks.measure import Score, Settings, measure_case
+from tools.benchmarks.report import growth, heading, section
 
 EXAMPLES = """examples:
   tools/bench                             every case
   tools/bench sinusoid --out bench.md     one case, the tables also into a file
   tools/bench conv --contender metablocks_vmap --contender higher --quick
+  tools/bench conv --contender plain_loop --contender 'metablocks_*' --without '*_compiled'
+  tools/bench memory --steps 1,64         inner steps 1 and 64, and how cost grows with them
 """
 
 
@@ -27,7 +30,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(_listing())
         return 0
     names = _known(parser, "case", options.cases, CASES) or list(CASES)
-    contenders = _known(parser, "contender", options.contender, CONTENDERS) or list(CONTENDERS)
+    named = _known(parser, "contender", options.contender, CONTENDERS)
+    without = _known(parser, "contender", options.without, CONTENDERS)
+    contenders = [name for name in named or CONTENDERS if name not in without]
+    if not contenders:
+        parser.error("--without leaves no contender to measure")
     if options.out and not options.out.resolve().parent.is_dir():
         parser.error(f"--out {options.out}: there is no folder {options.out.parent}")
     settings = Settings(
@@ -38,32 +45,53 @@ def main(argv: Sequence[str] | None = None) -> int:
         quick=options.quick,
         repeats=options.repeats,
     )
+    cases = [case for name in names for case in _variants(CASES[name], options.steps)]
+    if settings.quick:
+        cases = [case.quick() for case in cases]
     try:
-        return _measure(argv, names, contenders, settings, options.out)
+        return _measure(argv, cases, contenders, settings, options.out, all_wanted=bool(named))
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         return 130
 
 
+def _variants(case: Case, steps: Sequence[int]) -> list[Case]:
+    return [case.with_steps(count) for count in steps] or [case]
+
+
 def _measure(
     argv: Sequence[str],
-    names: Iterable[str],
+    cases: Sequence[Case],
     contenders: Sequence[str],
     settings: Settings,
     out: Path | None,
+    *,
+    all_wanted: bool,
 ) -> int:
+    """`all_wanted`: the contenders were named, so none is left out of a case."""
     sound = True
+    measured: list[tuple[Case, list[Score]]] = []
     text = heading(argv, settings)
     print(text, flush=True)
-    for name in names:
-        case = CASES[name].quick() if settings.quick else CASES[name]
-        scores = measure_case(case, contenders, settings)
-        part = section(case, scores, settings)
+
+    def show(part: str) -> None:
+        nonlocal text
         print(part, flush=True)
         text += "\n" + part
         if out:
             out.write_text(text, encoding="utf-8")
+
+    for case in cases:
+        reasons = {
+            name: CONTENDERS[name].left_out(case, quick=settings.quick) for name in contenders
+        }
+        left_out = {} if all_wanted else {n: why for n, why in reasons.items() if why is not None}
+        scores = measure_case(case, [n for n in contenders if n not in left_out], settings)
+        show(section(case, scores, settings, left_out))
+        measured.append((case, scores))
         sound &= all(score.ranked for score in scores if score.contender.role == "ours")
+    for part in growth(measured):
+        show(part)
     return 0 if sound else 1
 
 
@@ -79,7 +107,20 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("cases", nargs="*", metavar="CASE", help="default: all; see --list")
     parser.add_argument(
-        "--contender", action="append", default=[], help="only this one; may be repeated"
+        "--contender",
+        action="append",
+        default=[],
+        help="only this one, in every case; may be repeated, and a pattern ('metablocks_*')",
+    )
+    parser.add_argument(
+        "--without", action="append", default=[], help="all but this one; repeated, or a pattern"
+    )
+    parser.add_argument(
+        "--steps",
+        type=_counts,
+        default=[],
+        metavar="K,K,…",
+        help="variants of each case with so many inner steps (conv-k20), and how cost grows",
     )
     parser.add_argument("--quick", action="store_true", help="smoke sizes, one round")
     parser.add_argument("--rounds", type=_count, help="fresh processes each (default: 3)")
@@ -101,14 +142,19 @@ def _parser() -> argparse.ArgumentParser:
 def _known(
     parser: argparse.ArgumentParser, kind: str, names: list[str], known: Iterable[str]
 ) -> list[str]:
-    """The names, each once; exits with 2 at one that is unknown."""
+    """The names, each once, patterns spelled out; exits with 2 at one that is unknown."""
     known = list(known)
-    for name in names:
-        if name not in known:
+    matches = [fnmatch.filter(known, name) for name in names]
+    for name, found in zip(names, matches, strict=True):
+        if not found:
             close = difflib.get_close_matches(name, known, n=1)
             hint = f'did you mean "{close[0]}"?' if close else f"there are: {', '.join(known)}"
             parser.error(f'no {kind} is called "{name}"; {hint}')
-    return list(dict.fromkeys(names))
+    return list(dict.fromkeys(name for found in matches for name in found))
+
+
+def _counts(text: str) -> list[int]:
+    return list(dict.fromkeys(map(_count, text.split(","))))
 
 
 def _count(text: str) -> int:

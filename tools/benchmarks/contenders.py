@@ -1,7 +1,8 @@
 """The contenders: each turns a problem into a function that computes its whole meta-gradient.
 
-A contender has the name under which the line-up lists it, imports its library when it is built, and
-uses it as its own documentation does. The loops free a task's graph before the next task begins.
+Ours are built from the line-up's words. Any other has the name under which the line-up lists it,
+imports its library when it is built, and uses it as its own documentation does. The loops free a task's
+graph before the next task begins.
 """
 
 from collections.abc import Callable
@@ -11,10 +12,19 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
+from tools.benchmarks.lineup import Contender
 from tools.benchmarks.problem import Problem
 
 Gradients: TypeAlias = dict[str, Tensor]
 Run: TypeAlias = Callable[[], Gradients]
+
+
+def make(contender: Contender, problem: Problem) -> Run:
+    """The contender's function for this problem."""
+    if contender.role == "ours":
+        return metablocks(contender, problem)
+    run: Run = globals()[contender.name](problem)
+    return run
 
 
 def plain_loop(problem: Problem) -> Run:
@@ -136,28 +146,19 @@ def torchopt(problem: Problem) -> Run:
     return first_order
 
 
-def metablocks_loop(problem: Problem) -> Run:
-    from metablocks import Loop
-
-    return _metablocks(problem, executor=Loop())
-
-
-def metablocks_vmap(problem: Problem) -> Run:
-    from metablocks import Vmap
-
-    return _metablocks(problem, executor=Vmap())
-
-
-def _metablocks(problem: Problem, **blocks: object) -> Run:
+def metablocks(contender: Contender, problem: Problem) -> Run:
+    """A `MetaLearner` with the estimator and the executor of the line-up's entry."""
     import metablocks as mb
 
+    chunk = {} if contender.chunk is None else {"chunk": contender.chunk}
     learner = mb.MetaLearner(
         problem.model,
         loss=problem.loss,
         steps=problem.steps,
         rule=mb.LearningRate(problem.rate),
         order=mb.SecondOrder() if problem.second_order else mb.FirstOrder(),
-        **blocks,
+        estimator=getattr(mb, contender.estimator)(),
+        executor=getattr(mb, contender.executor)(compile=contender.compile, **chunk),
     )
 
     def run() -> Gradients:

@@ -1,26 +1,36 @@
 """The cases and the contenders, as data. Nothing here imports torch: the command stays small.
 
-A new case is an entry of `CASES`, most often a `replace` of another. A new contender is an entry of
-`CONTENDERS` and a function of its name in `contenders.py`.
+A new case is an entry of `CASES`, most often a `replace` of another. A new contender of ours is an
+entry of `CONTENDERS`; one of another library is an entry and a function of its name in
+`contenders.py`.
 """
 
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import Literal
 
 Role = Literal["reference", "peer", "ours"]
+
+NETS = {
+    "mlp": "MLP 1-40-40-1 ReLU, sinusoids",
+    "conv4": "4 × [3×3 conv, batch norm, ReLU, 2×2 max-pool]",
+    "conv4-strided": "4 × [3×3 conv of stride 2, batch norm, ReLU]",
+    "conv12": "12 × [3×3 conv, batch norm, ReLU], 2×2 max-pool after the 3rd, 6th and 9th",
+}
+"""What `problem.py` can build. All but the MLP take random 28×28 images, and have a linear head."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
     """One problem whose meta-gradient is measured.
 
-    `data` is "sinusoid" (MLP 1-40-40-1, ReLU, squared error) or "images" (`Conv4` with batch norm on
-    random 28×28 images, cross-entropy). `shots` and `queries` count examples of a class, or of a
-    task in regression. `repeats` is how often a process times the computation.
+    `net` is one of `NETS`; the loss is the squared error for the MLP, cross-entropy for images.
+    `shots` and `queries` count examples of a class, or of a task in regression. `repeats` is how
+    often a process times the computation.
     """
 
     name: str
-    data: Literal["sinusoid", "images"]
+    net: str
     tasks: int
     shots: int
     queries: int
@@ -34,30 +44,73 @@ class Case:
     @property
     def summary(self) -> str:
         order = "second order" if self.second_order else "first order"
-        if self.data == "sinusoid":
-            net = "MLP 1-40-40-1 ReLU"
+        if self.net == "mlp":
+            net = NETS[self.net]
             examples = f"{self.shots}-shot, {self.queries} queries"
         else:
-            net = f"Conv4 of {self.filters} filters with batch norm, random 28×28 images"
+            net = f"{NETS[self.net]}, {self.filters} filters, random 28×28 images"
             examples = f"{self.ways}-way {self.shots}-shot, {self.queries} queries a class"
-        return f"{net}; {self.tasks} tasks, {examples}, {self.steps} inner steps of {self.rate}, {order}"
+        tasks = f"{self.tasks} task{'s' if self.tasks > 1 else ''}"
+        steps = f"{self.steps} inner step{'s' if self.steps > 1 else ''}"
+        return f"{net}; {tasks}, {examples}, {steps} of {self.rate}, {order}"
 
     def quick(self) -> "Case":
         """The same code at a size that proves the path and measures nothing."""
-        return replace(self, tasks=3, queries=min(self.queries, 2), steps=2, filters=4, repeats=3)
+        return replace(
+            self,
+            tasks=min(self.tasks, 3),
+            queries=min(self.queries, 2),
+            steps=min(self.steps, 2),
+            filters=4,
+            repeats=3,
+        )
+
+    def with_steps(self, steps: int) -> "Case":
+        """The same with another number of inner steps; timed for about as long in all."""
+        repeats = self.repeats * self.steps // steps
+        return replace(
+            self,
+            name=f"{self.name}-k{steps}",
+            steps=steps,
+            repeats=max(2, min(self.repeats, repeats)),
+        )
 
 
 @dataclass(frozen=True)
 class Contender:
-    """One way to the meta-gradient; `contenders.py` has a function of this `name`."""
+    """One way to the meta-gradient.
+
+    Ours are an estimator and an executor, by name; of the others `contenders.py` has a function of
+    this `name`.
+    """
 
     name: str
     title: str
     role: Role
+    estimator: str = ""
+    executor: str = ""
+    chunk: int | None = None
+    compile: bool = False
+
+    def left_out(self, case: Case, *, quick: bool = False) -> str | None:
+        """Why it is not measured on a case unless it is named; None where it is."""
+        if self.compile and quick:
+            return "compiling takes longer than all else at smoke sizes"
+        if self.compile and case.steps > MOST_COMPILED_STEPS:
+            return (
+                f"compiled graphs grow with the inner steps; by default up to {MOST_COMPILED_STEPS}"
+            )
+        if self.chunk is not None and self.chunk >= case.tasks:
+            return f"there is no more than one chunk of {self.chunk} tasks"
+        if self.chunk is not None and case.net == "mlp":
+            return "chunks trade time for memory, of which small nets need little"
+        return None
 
 
-SINUSOID = Case(name="sinusoid", data="sinusoid", tasks=25, shots=5, queries=5, repeats=20)
-CONV = Case(name="conv", data="images", tasks=8, shots=1, queries=15, repeats=5)
+MOST_COMPILED_STEPS = 5
+
+SINUSOID = Case(name="sinusoid", net="mlp", tasks=25, shots=5, queries=5, repeats=20)
+CONV = Case(name="conv", net="conv4", tasks=8, shots=1, queries=15, repeats=5)
 
 CASES = {
     case.name: case
@@ -66,11 +119,25 @@ CASES = {
         replace(SINUSOID, name="sinusoid-first-order", second_order=False),
         CONV,
         replace(CONV, name="conv-first-order", second_order=False),
+        replace(CONV, name="conv-strided", net="conv4-strided"),
+        replace(CONV, name="deep", net="conv12", tasks=4, filters=32, repeats=3),
+        replace(CONV, name="memory", tasks=1, shots=5, queries=5),
     )
 }
 
 REFERENCE = "plain_loop"
 """The contender whose gradient the others are held to."""
+
+
+def _ours(estimator: str, executor: str, *, chunk: int | None = None, compile: bool) -> Contender:  # noqa: A002
+    """`metablocks_vmap_compiled` and the like; names leave out the estimator `Unrolled`."""
+    words = ["metablocks", *([] if estimator == "Unrolled" else [estimator.lower()])]
+    words += [f"{executor.lower()}{chunk or ''}", *(["compiled"] if compile else [])]
+    title = f"metablocks {estimator} × {executor}{f'(chunk={chunk})' if chunk else ''}"
+    if compile:
+        title += ", compiled"
+    return Contender("_".join(words), title, "ours", estimator, executor, chunk, compile)
+
 
 CONTENDERS = {
     contender.name: contender
@@ -79,7 +146,12 @@ CONTENDERS = {
         Contender("plain_vmap", "plain vmap", "reference"),
         Contender("higher", "higher", "peer"),
         Contender("torchopt", "TorchOpt", "peer"),
-        Contender("metablocks_loop", "metablocks Unrolled × Loop", "ours"),
-        Contender("metablocks_vmap", "metablocks Unrolled × Vmap", "ours"),
+        *(
+            _ours(estimator, executor, compile=compiled)
+            for compiled, estimator, executor in product(
+                (False, True), ("Unrolled", "Adjoint"), ("Loop", "Vmap")
+            )
+        ),
+        *(_ours(e, "Vmap", chunk=2, compile=False) for e in ("Unrolled", "Adjoint")),
     )
 }

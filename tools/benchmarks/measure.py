@@ -1,7 +1,8 @@
 """The order of measurements: contenders interleaved over rounds, each in a fresh process.
 
 A machine that slows down half-way then slows every contender, and no contender inherits another's
-memory, caches or threads.
+memory, caches or threads. The disk cache of compiled code is empty at a case's start: its first round
+pays for compiling in full, later ones less.
 """
 
 import json
@@ -10,8 +11,9 @@ import signal
 import statistics
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +47,10 @@ class Score:
     """Seconds, one a round."""
     peaks: list[int] = field(default_factory=list)
     """Bytes, one a round."""
+    first: float | None = None
+    """Seconds of the first call in the first round."""
+    compiling: int | None = None
+    """Bytes at the peak of that call, where it compiles."""
     error: float | None = None
     device: str | None = None
     failure: str | None = None
@@ -61,41 +67,58 @@ class Score:
     def seconds(self) -> float:
         return statistics.median(self.medians)
 
+    @property
+    def peak(self) -> float:
+        return statistics.median(self.peaks)
+
 
 def measure_case(case: Case, names: Sequence[str], settings: Settings) -> list[Score]:
     """One score for each of the contenders `names`; their order changes from round to round."""
     scores = {name: Score(CONTENDERS[name]) for name in names}
-    for index in range(settings.rounds):
-        turn = index % len(names)
-        for name in (*names[turn:], *names[:turn]):
-            score = scores[name]
-            if score.failure is not None:
-                continue
-            _progress(f"{case.name}, round {index + 1} of {settings.rounds}: {name}")
-            result = _run_worker(case, name, settings, check=index == 0 and name != REFERENCE)
-            score.failure = result.get("failure")
-            if score.failure is None:
-                score.medians.append(statistics.median(result["times"]))
-                score.peaks.append(result["peak"])
-                score.error = result.get("error", score.error)
-                score.device = result["device"]
+    with tempfile.TemporaryDirectory() as cache:
+        for index in range(settings.rounds):
+            turn = index % len(names)
+            for name in (*names[turn:], *names[:turn]):
+                if scores[name].failure is None:
+                    _progress(f"{case.name}, round {index + 1} of {settings.rounds}: {name}")
+                    check = index == 0 and name != REFERENCE
+                    _take(scores[name], _run_worker(case, name, settings, cache, check=check))
     _progress("")
     return list(scores.values())
 
 
-def _run_worker(case: Case, name: str, settings: Settings, *, check: bool) -> dict[str, Any]:
+def _take(score: Score, result: dict[str, Any]) -> None:
+    """Adds a round's result to the score."""
+    score.failure = result.get("failure")
+    if score.failure is None:
+        if not score.medians:
+            score.first = result["first"]
+            score.compiling = result.get("compiling")
+        score.medians.append(statistics.median(result["times"]))
+        score.peaks.append(result["peak"])
+        score.error = result.get("error", score.error)
+        score.device = result["device"]
+
+
+def _run_worker(
+    case: Case, name: str, settings: Settings, cache: str, *, check: bool
+) -> dict[str, Any]:
     request = {
-        "case": case.name,
+        "case": asdict(case),
         "contender": name,
         "device": settings.device,
         "dtype": settings.dtype,
         "threads": settings.threads,
         "repeats": settings.repeats or case.repeats,
-        "quick": settings.quick,
         "check": check,
     }
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": str(settings.threads)}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": path,
+        "OMP_NUM_THREADS": str(settings.threads),
+        "TORCHINDUCTOR_CACHE_DIR": cache,
+    }
     argv = [sys.executable, "-W", "ignore", "-m", "tools.benchmarks.worker", json.dumps(request)]
     try:
         done = subprocess.run(

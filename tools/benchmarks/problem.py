@@ -37,12 +37,12 @@ def build(case: Case, *, device: str, dtype: torch.dtype) -> Problem:
     contenders normalise by batch statistics, and none pays for buffers that another leaves alone.
     """
     torch.manual_seed(0)
-    if case.data == "sinusoid":
+    if case.net == "mlp":
         model: nn.Module = MLP(input_shape=(1,), outputs=1)
         tasks = Sinusoid(shots=case.shots, queries=case.queries).sample("train", range(case.tasks))
         support, query, loss = tasks.support, tasks.query, F.mse_loss
     else:
-        model = Conv4(input_shape=(1, 28, 28), outputs=case.ways, filters=case.filters)
+        model = _conv_net(case)
         support, query = (_images(case, examples) for examples in (case.shots, case.queries))
         loss = F.cross_entropy
     for module in model.modules():
@@ -61,6 +61,33 @@ def build(case: Case, *, device: str, dtype: torch.dtype) -> Problem:
         rate=case.rate,
         second_order=case.second_order,
     )
+
+
+def _conv_net(case: Case) -> nn.Module:
+    if case.net == "conv12":
+        return Deep(outputs=case.ways, filters=case.filters)
+    return Conv4(
+        input_shape=(1, 28, 28),
+        outputs=case.ways,
+        filters=case.filters,
+        downsample="stride" if case.net == "conv4-strided" else "pool",
+    )
+
+
+class Deep(nn.Sequential):
+    """12 × [3×3 convolution, batch norm, ReLU], 2×2 max-pooling after the 3rd, 6th and 9th, a head.
+
+    28×28 images become 3×3 maps. (`Conv4` halves the image in each of its layers.)
+    """
+
+    def __init__(self, *, outputs: int, filters: int) -> None:
+        blocks: list[nn.Module] = []
+        for layer in range(12):
+            conv = nn.Conv2d(filters if layer else 1, filters, 3, padding=1)
+            blocks += [conv, nn.BatchNorm2d(filters), nn.ReLU()]
+            if layer in (2, 5, 8):
+                blocks.append(nn.MaxPool2d(2))
+        super().__init__(*blocks, nn.Flatten(), nn.Linear(filters * 3 * 3, outputs))
 
 
 def _images(case: Case, examples: int) -> tuple[Tensor, Tensor]:

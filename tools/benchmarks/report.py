@@ -3,9 +3,9 @@
 import os
 import platform
 import shlex
-import statistics
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -32,30 +32,91 @@ def heading(argv: Sequence[str], settings: Settings) -> str:
     return "\n".join(lines) + "\n"
 
 
-def section(case: Case, scores: Sequence[Score], settings: Settings) -> str:
-    """The table of a case, and the sentences that compare."""
+def section(
+    case: Case, scores: Sequence[Score], settings: Settings, left_out: Mapping[str, str]
+) -> str:
+    """The table of a case, the sentences that compare, and who was left out and why."""
     best = fastest_peer(scores)
     repeats = settings.repeats or case.repeats
     devices = {score.device for score in scores if score.device not in (None, "cpu")}
-    columns = "contender|median|min–max of rounds|speed / fastest peer|peak memory|gradient error"
+    columns = (
+        "contender|median|min–max of rounds|speed / fastest peer|peak memory|first call|"
+        "gradient error"
+    )
     rows = [
         f"| {columns.replace('|', ' | ')} |",
-        "|---|---:|---:|---:|---:|---:|",
+        "|---|---:|---:|---:|---:|---:|---:|",
         *(_row(score, best) for score in scores),
     ]
     lines = [
         f"## {case.name}",
         "",
         f"{case.summary}{''.join(f'; on {name}' for name in sorted(devices))}. Times are medians over "
-        f"the runs of a process ({repeats}), then over the rounds. Peers are higher and TorchOpt. "
+        f"the runs of a process ({repeats}), then over the rounds; ratios are between medians, in "
+        "brackets the least and the greatest of a round. Peers are higher and TorchOpt. "
         "Peak memory is beyond that of the process with its libraries loaded; the gradient "
         "error is relative to the plain loop's gradient, in float64.",
         "",
+        *([_COMPILED, ""] if any(score.contender.compile for score in scores) else []),
         *rows,
         "",
         *(f"- {line}" for line in _sentences(scores, best)),
+        *(f"- {line}" for line in _absent(left_out)),
     ]
     return "\n".join(lines) + "\n"
+
+
+_COMPILED = (
+    "Compiled contenders: the first call compiles, in the first round with nothing cached (beside its "
+    "seconds the peak memory that compiling took); the peak memory is that of the calls after it; the "
+    "gradient is checked at no more than 2 inner steps, and in each run against the same "
+    "computation uncompiled, in its own dtype."
+)
+
+
+def growth(measured: Sequence[tuple[Case, Sequence[Score]]]) -> list[str]:
+    """For each case measured at several numbers of inner steps: cost by the number of steps."""
+    groups: dict[Case, list[tuple[Case, Sequence[Score]]]] = {}
+    for case, scores in measured:
+        alike = replace(case, name=case.name.rpartition("-k")[0], steps=1, repeats=1)
+        groups.setdefault(alike, []).append((case, scores))
+    return [_growth(case.name, group) for case, group in groups.items() if len(group) > 1]
+
+
+def _growth(name: str, group: Sequence[tuple[Case, Sequence[Score]]]) -> str:
+    steps = [case.steps for case, _ in group]
+    by_name = [{s.contender.name: s for s in scores if s.ranked} for _, scores in group]
+    heads = [f"{kind}, K={k}" for kind in ("median", "peak memory") for k in steps]
+    lines = [
+        f"## {name}: cost by inner steps",
+        "",
+        "From the tables above: medians and peak memory after K inner steps, and how many times the "
+        f"peak memory of K={min(steps)} that of K={max(steps)} is.",
+        "",
+        f"| contender | {' | '.join(heads)} | memory growth |",
+        "|---|" + "---:|" * (len(heads) + 1),
+    ]
+    for key in CONTENDERS:
+        scores = [scores.get(key) for scores in by_name]
+        if not any(scores):
+            continue
+        times = [_time(s.seconds) if s else "–" for s in scores]
+        peaks = [_mebibytes(s.peak) if s else "–" for s in scores]
+        high, low = (scores[steps.index(end)] for end in (max(steps), min(steps)))
+        ratio = f"{high.peak / low.peak:.2f}×" if high and low and low.peak else "–"
+        lines.append(f"| {CONTENDERS[key].title} | {' | '.join([*times, *peaks, ratio])} |")
+    return "\n".join(lines) + "\n"
+
+
+def _absent(left_out: Mapping[str, str]) -> list[str]:
+    """A line for each reason."""
+    titles: dict[str, list[str]] = {}
+    for name, reason in left_out.items():
+        titles.setdefault(reason, []).append(f"`{name}`")
+    return [
+        f"Not measured: {', '.join(names)} ({reason}; `--contender` measures what it names)."
+        for reason, names in titles.items()
+    ]
 
 
 def fastest_peer(scores: Sequence[Score]) -> Score | None:
@@ -66,13 +127,23 @@ def fastest_peer(scores: Sequence[Score]) -> Score | None:
 def _row(score: Score, best: Score | None) -> str:
     title = score.contender.title
     if score.failure is not None:
-        return f"| {title} | failed: {_cell(score.failure)} | – | – | – | – |"
-    ratio = f"{best.seconds / score.seconds:.2f}×" if best and score.ranked else "–"
+        return f"| {title} | failed: {_cell(score.failure)} | – | – | – | – | – |"
+    ratio = _ratio(score, best) if best and score.ranked else "–"
     if score.wrong:
         ratio = "not ranked"
     spread = f"{_time(min(score.medians))} – {_time(max(score.medians))}"
-    peak = f"{statistics.median(score.peaks) / 2**20:.1f} MiB"
-    return f"| {title} | {_time(score.seconds)} | {spread} | {ratio} | {peak} | {_error(score)} |"
+    first = "–" if score.first is None else _time(score.first)
+    if score.compiling is not None:
+        first += f", {_mebibytes(score.compiling)}"
+    cells = [title, _time(score.seconds), spread, ratio, _mebibytes(score.peak), first]
+    return f"| {' | '.join([*cells, _error(score)])} |"
+
+
+def _ratio(score: Score, best: Score) -> str:
+    """How much faster than `best`: of the medians over rounds, and its range over rounds."""
+    rounds = [b / s for b, s in zip(best.medians, score.medians, strict=True)]
+    spread = f" ({min(rounds):.2f}–{max(rounds):.2f})" if len(rounds) > 1 else ""
+    return f"{best.seconds / score.seconds:.2f}×{spread}"
 
 
 def _error(score: Score) -> str:
@@ -102,7 +173,13 @@ def _sentences(scores: Sequence[Score], best: Score | None) -> list[str]:
     return lines
 
 
+def _mebibytes(count: float) -> str:
+    return f"{count / 2**20:.1f} MiB"
+
+
 def _time(seconds: float) -> str:
+    if seconds >= 10:
+        return f"{seconds:.1f} s"
     milliseconds = 1000 * seconds
     return f"{milliseconds:.2f} ms" if milliseconds < 10 else f"{milliseconds:.1f} ms"
 

@@ -1,60 +1,93 @@
 """One measurement in a process of its own: how long, how much memory, is the gradient right.
 
-    python -m tools.benchmarks.worker '{"case": "sinusoid", "contender": "higher", ...}'
+    python -m tools.benchmarks.worker '{"case": {"name": "sinusoid", …}, "contender": "higher", …}'
 
 The last line of its output is the result, as JSON.
 """
 
+import ctypes
 import gc
 import json
 import resource
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import torch
 
-from tools.benchmarks import contenders
-from tools.benchmarks.lineup import CASES, REFERENCE, Case
+from metablocks import CompileWarning
+from tools.benchmarks.contenders import make
+from tools.benchmarks.lineup import CONTENDERS, REFERENCE, Case
 from tools.benchmarks.problem import build
 
 CHECKED_TASKS = 3
 """How many tasks the gradient is checked on: enough to tell a mean from a sum, and soon done."""
 
+CHECKED_STEPS = 2
+"""How many inner steps a compiled gradient is checked with: the check compiles it once more."""
+
 WARM_UPS = 2
 
 
 def measure(request: dict[str, Any]) -> dict[str, Any]:
-    """Times in seconds, peak memory in bytes, and, where asked for, the error of the gradient."""
-    case = CASES[request["case"]]
-    case = case.quick() if request["quick"] else case
-    make = getattr(contenders, request["contender"])
+    """Times in seconds, peak memory in bytes, and, where asked for, the error of the gradient.
+
+    `first` is the time of the first call. Where that compiles, `compiling` is its peak memory, and
+    `peak` is that of the calls after it; compiled code itself counts as loaded.
+    """
+    case, contender = Case(**request["case"]), CONTENDERS[request["contender"]]
     device, dtype = request["device"], getattr(torch, request["dtype"])
     torch.set_num_threads(request["threads"])
 
     # One run at a tiny size loads what loads on first use (libraries, kernels, thread pools), so
-    # that the memory measured is the computation's.
-    make(build(replace(case.quick(), tasks=1), device=device, dtype=dtype))()
+    # that the memory measured is the computation's. It compiles nothing: the first call pays that.
+    tiny = replace(case.quick(), tasks=1)
+    make(replace(contender, compile=False), build(tiny, device=device, dtype=dtype))()
     gc.collect()
-    run = make(build(case, device=device, dtype=dtype))
+    run = make(contender, build(case, device=device, dtype=dtype))
     peak = _watch_memory(device)
-    for _ in range(WARM_UPS):
+    result = {"first": _time(lambda: _first(run), device), "device": _device_name(device)}
+    if contender.compile:
+        result["compiling"] = peak()
+        _release()
+        peak = _watch_memory(device)
+    for _ in range(WARM_UPS - 1):
         run()
     gc.collect()
-    times = [_time(run, device) for _ in range(request["repeats"])]
-    result = {"times": times, "peak": peak(), "device": _device_name(device)}
+    result["times"] = [_time(run, device) for _ in range(request["repeats"])]
+    result["peak"] = peak()
     if request["check"]:
         result["error"] = gradient_error(request["contender"], case, device=device)
     return result
 
 
+class NotCompiled(Exception):  # noqa: N818  (an outcome, which belongs into the table)
+    """A contender that was to be compiled would have run as it is."""
+
+
+def _first(run: Callable[[], Any]) -> None:
+    """The first call, which compiles where the contender does; no plain run passes for a compiled."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", CompileWarning)
+        try:
+            run()
+        except CompileWarning as warning:
+            raise NotCompiled(str(warning)) from None
+
+
 def gradient_error(contender: str, case: Case, *, device: str = "cpu") -> float:
     """‖g − g₀‖ / ‖g₀‖ in float64, g₀ being the plain loop's."""
-    case = replace(case, tasks=min(case.tasks, CHECKED_TASKS))
+    compiled = CONTENDERS[contender].compile
+    case = replace(
+        case,
+        tasks=min(case.tasks, CHECKED_TASKS),
+        steps=min(case.steps, CHECKED_STEPS) if compiled else case.steps,
+    )
     expected, given = (
-        getattr(contenders, name)(build(case, device=device, dtype=torch.float64))()
+        make(CONTENDERS[name], build(case, device=device, dtype=torch.float64))()
         for name in (REFERENCE, contender)
     )
     if expected.keys() != given.keys():
@@ -103,6 +136,15 @@ def _watch_memory(device: str) -> Callable[[], int]:
         return lambda: unit * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - held)
 
 
+def _release() -> None:
+    """Give memory that is free back to the system, or it would hide what the next call takes."""
+    gc.collect()
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc; musl has none
+        if trim is not None:
+            trim(0)
+
+
 def _status(field: str) -> int:
     with open("/proc/self/status") as lines:
         return next(1024 * int(line.split()[1]) for line in lines if line.startswith(field))
@@ -114,6 +156,8 @@ def main(argv: list[str]) -> int:
         result = measure(request)
     except ModuleNotFoundError as error:
         result = {"failure": f"{error.name} is not installed"}
+    except NotCompiled as reason:
+        result = {"failure": str(reason)}
     except Exception as error:  # whatever a contender raises belongs into its row of the table
         lines = str(error).splitlines() or ["no message"]
         result = {"failure": f"{type(error).__name__}: {lines[0]}"}
