@@ -22,14 +22,21 @@ class Solution(NamedTuple):
 
 
 def conjugate_gradient(
-    product: Callable[[Tensors], Tensors], target: Tensors, *, steps: int, tolerance: float
+    product: Callable[[Tensors], Tensors],
+    target: Tensors,
+    *,
+    steps: int,
+    tolerance: float,
+    least: float = 0.0,
 ) -> Solution:
     """Solve A x = b from x = 0 by `steps` products; `product` is x ↦ A x, `target` is b.
 
-    Once the residual is at most `tolerance` the solution stays as it is; so it does where A turns out
-    not to be positive along a direction, and where that is the very first, x = b.
+    Once the residual is at most `tolerance` the solution stays as it is; so it does where a direction
+    p turns out to be one along which A is not positive, or hardly: ⟨p, A p⟩ ≤ `least` · ‖p‖². Where
+    that is the very first, x = b.
 
-    Law: exact after as many steps as A has distinct eigenvalues, up to rounding.
+    Law: exact after as many steps as A has distinct eigenvalues, where all are above `least`, up to
+    rounding.
 
     Source: Hestenes, Stiefel 1952.
 
@@ -45,7 +52,7 @@ def conjugate_gradient(
         image = product(direction)
         curvature = _dot(direction, image)
         running = running & (square > tolerance**2 * whole)
-        upward = curvature > 0
+        upward = curvature > least * _dot(direction, direction)
         length = square / torch.where(upward, curvature, 1)
         otherwise = torch.full_like(length, 1.0 if index == 0 else 0.0)
         length = torch.where(running, torch.where(upward, length, otherwise), 0)

@@ -26,6 +26,8 @@ from metablocks.types import Task, Tensors
 if TYPE_CHECKING:
     from metablocks.learner import MetaLearner
 
+_LEAST_CURVATURE = 0.1  # of the inner problem along a direction of the solver, in units of λ
+
 
 @dataclass(frozen=True, kw_only=True)
 class Implicit:
@@ -51,7 +53,10 @@ class Implicit:
 
     Source: Rajeswaran, Finn, Kakade, Levine 2019. Notes and deviations:
     1. The operator is the paper's. The released code solves with 2v + Hv/(λ + 10).
-    2. The released code takes its inner steps on L_s alone, then one step of the proximal term, and
+    2. The solver stops, too, along a direction in which L_s(φ) + (λ/2) ‖φ − θ‖² curves less than
+       0.1 λ, or downwards: there φ is no minimum that the theorem speaks of, and a step would be
+       long and wrong. The released code's operator, twice the identity at least, hides such ones.
+    3. The released code takes its inner steps on L_s alone, then one step of the proximal term, and
        evaluates without it; here it is in every step, as in the paper, at evaluation too.
 
     >>> Implicit(proximal=2.0, cg_steps=5)
@@ -105,7 +110,11 @@ class Implicit:
             return {name: x + curved[name] / self.proximal for name, x in vector.items()}
 
         solution, residual = conjugate_gradient(
-            product, target, steps=self.cg_steps, tolerance=self.tolerance
+            product,
+            target,
+            steps=self.cg_steps,
+            tolerance=self.tolerance,
+            least=_LEAST_CURVATURE,
         )
         _, mixed = transposed(solution)
         grads = {f"model.{name}": v for name, v in solution.items() if f"model.{name}" in meta}

@@ -280,6 +280,20 @@ def test_conjugate_gradients_stop_at_negative_curvature_and_at_nothing():
     assert float(nothing.residual) == 0.0
 
 
+def test_conjugate_gradients_stop_where_the_curvature_is_less_than_asked_for():
+    """diag(1, 0.05): the first direction, (1, 2), has a curvature of 0.24, the second one less."""
+    matrix, target = torch.diag(torch.tensor([1.0, 0.05])), {"x": torch.tensor([1.0, 2.0])}
+
+    def solve(steps, least):
+        return conjugate_gradient(
+            lambda x: {"x": matrix @ x["x"]}, target, steps=steps, tolerance=0.0, least=least
+        ).vector["x"]
+
+    torch.testing.assert_close(solve(2, 0.0), torch.tensor([1.0, 40.0]))
+    assert torch.equal(solve(2, 0.1), solve(1, 0.0))
+    assert torch.equal(solve(2, 0.3), target["x"])
+
+
 def test_tasks_under_vmap_stop_each_for_itself():
     matrices = torch.stack([torch.eye(3), torch.diag(torch.tensor([1.0, 2.0, 3.0]))])
     targets = torch.ones(2, 3)
