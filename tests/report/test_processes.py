@@ -112,12 +112,13 @@ class Interrupter(Watcher):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_one_signal_stops_the_children_cleanly(number, job):
+    before = signal.getsignal(signal.SIGINT)
     jobs = [job("a", STOPPABLE), job("b", STOPPABLE), job("later", "")]
     result = run_jobs(jobs, side_by_side=2, watcher=Interrupter(jobs[:2], number))
     assert result.interrupted
     assert [outcome.status for outcome in result.outcomes] == [130, 130, None]
     assert [each.printed.read_text() for each in jobs[:2]] == ["ready\nsaved\n"] * 2
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_a_second_signal_kills(job):
