@@ -1,11 +1,13 @@
-"""Whole functions of tensors, traced once for each kind of arguments and compiled.
+"""Whole functions of tensors, traced once for each kind of arguments, and compiled.
 
-What is compiled contains its own derivatives: the function runs once under a tracer that sees through
-`torch.func`, and the flat graph of operations that comes out is what `torch.compile` gets. (A double
-backward *through* a compiled region is what `torch.compile` does not do.)
+What is traced contains its own derivatives: the function runs once under a tracer that sees through
+`torch.func`. The flat graph of operations that comes out may run as it is, without the many layers of
+Python and of transforms above them, or go to `torch.compile`. (A double backward *through* a compiled
+region is what `torch.compile` does not do.)
 """
 
 import logging
+import threading
 import time
 import warnings
 from collections.abc import Callable, Hashable, Sequence
@@ -17,47 +19,57 @@ from torch.utils import _pytree as pytree
 
 from metablocks.errors import BlockError
 
-Compile = bool | Literal["auto"]
+Compile = bool | Literal["trace", "auto"]
+Way = Literal["trace", "compile", "auto"]
 
 log = logging.getLogger("metablocks")
 
-_ROUNDS = 3  # timed runs of either way, for "auto"
+_ROUNDS = 3  # timed runs of every way, for "auto"
+_KNOWN = (Tensor, bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device)
 
 
 class CompileWarning(UserWarning):
-    """What was to be compiled runs as it is, and why."""
+    """What was to be traced or compiled runs as it is, and why."""
 
 
 class Compiler:
-    """Runs functions of tensors, compiled where that gives the same numbers.
+    """Runs functions of tensors, traced or compiled where that gives the same numbers.
 
     `compiler(function, key, *args)` is `function(*args)`. `key` stands for all that the function
     depends on besides its arguments, which are trees of tensors; the first call with a new key, or
-    with tensors of other shapes, dtypes or devices, compiles: seconds to minutes, once.
+    with tensors of other shapes, strides, dtypes or devices, makes it anew. The ways are
 
-    On that call the compiled result is held to the function's own, to the square root of the dtype's
+    - "trace": the operations that the function came down to, one after another. It takes seconds to
+      make and keeps their order, and so the function's memory;
+    - "compile": those, fused and compiled by `torch.compile`. It takes a minute or two to make;
+    - "auto": whichever of the two, or the function itself, is fastest; all are timed on that call.
+
+    On that call the result is held to the function's own, to the square root of the dtype's
     precision. Where it differs, where the function draws random numbers, or where it cannot be traced
-    or compiled, a `CompileWarning` says why, and the function runs as it is. With `auto` both ways are
-    timed as well, and the faster one stays.
+    or compiled, a `CompileWarning` says why, and the function runs as it is. Threads may share one.
 
-    >>> compiler = Compiler()
-    >>> compiler.count
-    0
+    >>> compiler = Compiler("trace")
+    >>> add = lambda x: x + 1
+    >>> [int(compiler(add, "add", torch.tensor(n))) for n in (1, 2)], compiler.count
+    ([2, 3], 1)
     """
 
     @classmethod
     def of(cls, owner: str, setting: Compile) -> "Compiler | None":
         """What an executor with this setting compiles with; None where it does not.
 
-        Raises `BlockError` for another setting than True, False or "auto".
+        Raises `BlockError` for another setting than True, False, "trace" or "auto".
         """
-        if setting is not True and setting is not False and setting != "auto":
-            raise BlockError(f'{owner} compile is {setting!r}; it takes True, False or "auto"')
-        return cls(auto=setting == "auto") if setting else None
+        if not isinstance(setting, bool) and setting not in ("trace", "auto"):
+            raise BlockError(
+                f'{owner} compile is {setting!r}; it takes True, False, "trace" or "auto"'
+            )
+        return cls("compile" if setting is True else setting) if setting else None
 
-    def __init__(self, *, auto: bool = False) -> None:
-        self.auto = auto
+    def __init__(self, way: Way) -> None:
+        self.way = way
         self._made: dict[Hashable, Callable[..., Any] | None] = {}
+        self._lock = threading.Lock()
 
     @property
     def count(self) -> int:
@@ -74,42 +86,58 @@ class Compiler:
                 f"what is to be compiled cannot be told by its key: {error}"
             ) from error
         if not known:
-            expected = function(*args)
-            self._made[kind] = self._make(_Flat(function, spec), leaves, expected)
-            return expected
+            with self._lock:  # the threads that come meanwhile wait, and find it made
+                if kind not in self._made:
+                    expected = function(*args)
+                    self._made[kind] = self._make(_Flat(function, spec), leaves, expected)
+                    return expected
         made = self._made[kind]
         return function(*args) if made is None else made(leaves)
 
     def __deepcopy__(self, memo: Any) -> "Compiler":
-        return Compiler(auto=self.auto)
+        return Compiler(self.way)
 
     def __reduce__(self) -> Any:
-        return _fresh, (self.auto,)
+        return Compiler, (self.way,)
 
     def _make(
         self, flat: "_Flat", leaves: list[Any], expected: Any
     ) -> Callable[[list[Any]], Any] | None:
-        """The compiled function of leaves; None, with a warning, where it is not to be used."""
+        """What takes the leaves from now on; None for the function itself."""
+        due = pytree.tree_leaves(expected)
+        ways: dict[str, Callable[..., list[Tensor]]] = {"as it is": flat}
+        if self.way != "trace":
+            log.info("compiling, once for these shapes; that takes a minute or two")
         started = time.perf_counter()
-        log.info("compiling, once for these shapes; that takes a minute or two")
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", DeprecationWarning)  # PyTorch's, about PyTorch
-                compiled = _compile(flat, leaves)
-                _check(compiled(*leaves), pytree.tree_leaves(expected))
+                graph = _trace(flat, leaves)
+                for way, make in (("traced", _as_it_is), ("compiled", _compile)):
+                    if way.startswith(self.way) or self.way == "auto":
+                        made = make(graph)
+                        _check(made(*leaves), due)
+                        ways[way] = made
+            log.info("%s in %.0f s", way, time.perf_counter() - started)
         except Exception as error:  # whatever tracer, torch.compile and the C++ compiler raise
             what = "" if isinstance(error, _Unfit) else f"{type(error).__name__}: "
             lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-            message = f"not compiled, but run as it is: {what}{' '.join(lines[:3])}"
+            done = "only traced" if "traced" in ways else "run as it is"
+            message = f"not {'traced' if self.way == 'trace' else 'compiled'}, but {done}: "
+            message += f"{what}{' '.join(lines[:3])}"
             warnings.warn(message, CompileWarning, stacklevel=_TO_THE_CALLER)
-            return None
-        log.info("compiled in %.0f s", time.perf_counter() - started)
-        if self.auto:
-            plain, fast = (_best_time(way, leaves) for way in (flat, compiled))
-            log.info("a call takes %.3g ms, compiled %.3g ms", 1000 * plain, 1000 * fast)
-            if fast >= plain:
-                return None
-        return lambda leaves: pytree.tree_unflatten(compiled(*leaves), flat.out_spec)
+        best = list(ways)[-1]
+        if self.way == "auto" and len(ways) > 1:
+            times = {way: _best_time(run, leaves) for way, run in ways.items()}
+            best = min(times, key=lambda way: times[way])
+            told = ", ".join(f"{way} {1000 * seconds:.3g} ms" for way, seconds in times.items())
+            log.info("a call takes %s", told)
+        run = ways[best]
+        return (
+            None
+            if run is flat
+            else lambda leaves: pytree.tree_unflatten(run(*leaves), flat.out_spec)
+        )
 
 
 class _Unfit(Exception):  # noqa: N818  (a reason, which becomes a warning)
@@ -130,9 +158,15 @@ class _Flat:
         return outputs
 
 
-def _compile(flat: _Flat, leaves: list[Any]) -> Callable[..., list[Tensor]]:
+def _trace(flat: _Flat, leaves: list[Any]) -> torch.fx.GraphModule:
     from torch.fx.experimental.proxy_tensor import make_fx  # slow to import, and rarely needed
 
+    alien = {type(leaf).__name__ for leaf in leaves if not isinstance(leaf, _KNOWN)}
+    if alien:
+        raise _Unfit(
+            f"its arguments hold {', '.join(sorted(alien))}, whose tensors would be taken for constants; "
+            "hand over tuples, lists and dicts of tensors"
+        )
     devices = {x.device for x in leaves if _on_accelerator(x)}
     kind = next(iter(devices)).type if devices else "cuda"
     with torch.random.fork_rng([d.index for d in devices], device_type=kind):
@@ -146,6 +180,14 @@ def _compile(flat: _Flat, leaves: list[Any]) -> Callable[..., list[Tensor]]:
     }
     if drawing:
         raise _Unfit(f"it draws random numbers ({', '.join(sorted(drawing))})")
+    return graph
+
+
+def _as_it_is(graph: torch.fx.GraphModule) -> Callable[..., list[Tensor]]:
+    return graph
+
+
+def _compile(graph: torch.fx.GraphModule) -> Callable[..., list[Tensor]]:
     compiled: Callable[..., list[Tensor]] = torch.compile(graph, dynamic=False, fullgraph=True)
     return compiled
 
@@ -184,8 +226,10 @@ def _best_time(function: Callable[..., Any], leaves: list[Any]) -> float:
     return min(once() for _ in range(_ROUNDS))
 
 
-def _kind(leaf: Any) -> Hashable:
-    return (leaf.shape, leaf.dtype, leaf.device) if isinstance(leaf, Tensor) else leaf
+def _kind(leaf: Any) -> tuple[Any, ...]:
+    if isinstance(leaf, Tensor):
+        return leaf.shape, leaf.stride(), leaf.dtype, leaf.device
+    return (leaf if isinstance(leaf, _KNOWN) else type(leaf),)
 
 
 def _autocast(leaves: list[Any]) -> list[Hashable]:
@@ -195,7 +239,3 @@ def _autocast(leaves: list[Any]) -> list[Hashable]:
 
 def _on_accelerator(leaf: Any) -> bool:
     return isinstance(leaf, Tensor) and leaf.device.type != "cpu"
-
-
-def _fresh(auto: bool) -> Compiler:
-    return Compiler(auto=auto)

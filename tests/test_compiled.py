@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import metablocks as mb
-from metablocks.compiled import Compiler
+from metablocks.compiled import Compiler, _Flat
 from metablocks.laws import gradients, problem
 from metablocks.tasks import Sinusoid
 
@@ -20,7 +20,14 @@ pytestmark = pytest.mark.usefixtures("float64")
 
 COMPILED = pytest.mark.parametrize(
     "executor",
-    [mb.Loop(compile=True), mb.Vmap(compile=True), mb.Vmap(chunk=2, compile="auto")],
+    [
+        mb.Loop(compile=True),
+        mb.Loop(compile="trace"),
+        mb.Loop(compile="trace", workers=2, channels_last=True),
+        mb.Vmap(compile=True),
+        mb.Vmap(compile="trace"),
+        mb.Vmap(chunk=2, compile="auto"),
+    ],
     ids=repr,
 )
 
@@ -53,9 +60,10 @@ def batch(count=3, first=0):
 
 @COMPILED
 @pytest.mark.parametrize("estimator", [mb.Unrolled(), mb.Adjoint()], ids=repr)
-def test_compiled_is_the_plain_loop(executor, estimator, compilations):
+@pytest.mark.parametrize("make", [problem.regression, problem.classification])
+def test_compiled_is_the_plain_loop(make, executor, estimator, compilations):
     executor = copy.deepcopy(executor)
-    small = problem.regression()
+    small = make(steps=2)
 
     def assemble(executor):
         return small.learner(
@@ -70,7 +78,8 @@ def test_compiled_is_the_plain_loop(executor, estimator, compilations):
         gradients.one_gradient(
             small, [executor], lambda e: compiled if e is executor else assemble(e)
         )
-    assert compilations
+    assert executor._compiler.count == (2 if repr(executor).startswith("Vmap(chunk=2") else 1)
+    assert bool(compilations) == (executor.compile != "trace")
 
 
 def test_one_compilation_serves_other_numbers(compilations):
@@ -154,7 +163,7 @@ def test_what_does_not_compile_or_is_wrong_says_so_once_and_runs_as_it_is(
     assert not recwarn.list
 
 
-def _fail(*_):
+def _fail(*_, **options):
     raise RuntimeError("no C++ compiler\nand many lines more")
 
 
@@ -168,12 +177,34 @@ def test_copies_and_pickles_compile_for_themselves(compilations):
 
 
 def test_auto_keeps_the_faster(monkeypatch, compilations):
-    times = iter([1.0, 2.0])
-    monkeypatch.setattr("metablocks.compiled._best_time", lambda *_: next(times))
-    compiler = Compiler(auto=True)
-    for _ in range(2):
-        assert compiler(lambda x: x + 1, "key", torch.tensor(1.0)) == 2.0
-    assert (len(compilations), compiler.count) == (1, 0)
+    for seconds, count in (([1.0, 2.0, 3.0], 0), ([2.0, 1.0, 3.0], 1), ([3.0, 2.0, 1.0], 1)):
+        times = iter(seconds)
+        monkeypatch.setattr("metablocks.compiled._best_time", lambda *_, t=times: next(t))
+        compiler = Compiler("auto")
+        for number in (1.0, 2.0):
+            assert compiler(lambda x: x + 1, "key", torch.tensor(number)) == number + 1
+        assert compiler.count == count
+    assert len(compilations) == 3
+
+
+def test_tensors_that_the_tracer_would_take_for_constants_are_not_compiled(compilations):
+    class Images:
+        def __init__(self, pixels):
+            self.pixels = pixels
+
+    compiler = Compiler("trace")
+    with pytest.warns(mb.CompileWarning, match="its arguments hold Images, whose tensors would be"):
+        compiler(lambda images: images.pixels + 1, "key", Images(torch.tensor(1.0)))
+    assert compiler(lambda images: images.pixels + 1, "key", Images(torch.tensor(2.0))) == 3.0
+
+
+def test_auto_goes_on_with_the_trace_where_it_does_not_compile(monkeypatch):
+    monkeypatch.setattr(torch, "compile", _fail)
+    monkeypatch.setattr("metablocks.compiled._best_time", lambda run, _: run.__class__ is _Flat)
+    compiler = Compiler("auto")
+    with pytest.warns(mb.CompileWarning, match=r"not compiled, but only traced: .*no C\+\+ comp"):
+        compiler(lambda x: x + 1, "key", torch.tensor(1.0))
+    assert compiler.count == 1
 
 
 @pytest.mark.parametrize("block", [mb.Loop, mb.Vmap])
