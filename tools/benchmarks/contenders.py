@@ -6,7 +6,7 @@ graph before the next task begins.
 """
 
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -150,7 +150,12 @@ def metablocks(contender: Contender, problem: Problem) -> Run:
     """A `MetaLearner` with the estimator and the executor of the line-up's entry."""
     import metablocks as mb
 
-    chunk = {} if contender.chunk is None else {"chunk": contender.chunk}
+    settings: dict[str, Any] = {"compile": contender.compile}
+    if contender.chunk is not None:
+        settings["chunk"] = contender.chunk
+    if contender.wide:
+        settings |= {"workers": torch.get_num_threads(), "channels_last": "query"}
+    device = next(problem.model.parameters()).device.type
     learner = mb.MetaLearner(
         problem.model,
         loss=problem.loss,
@@ -158,11 +163,12 @@ def metablocks(contender: Contender, problem: Problem) -> Run:
         rule=mb.LearningRate(problem.rate),
         order=mb.SecondOrder() if problem.second_order else mb.FirstOrder(),
         estimator=getattr(mb, contender.estimator)(),
-        executor=getattr(mb, contender.executor)(compile=contender.compile, **chunk),
+        executor=getattr(mb, contender.executor)(**settings),
     )
 
     def run() -> Gradients:
-        grads = learner.meta_gradient(problem.tasks).grads
+        with torch.autocast(device, torch.bfloat16, enabled=contender.bfloat16):
+            grads = learner.meta_gradient(problem.tasks).grads
         return {name.removeprefix("model."): g for name, g in grads.items()}
 
     return run

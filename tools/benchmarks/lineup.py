@@ -81,7 +81,8 @@ class Contender:
     """One way to the meta-gradient.
 
     Ours are an estimator and an executor, by name; of the others `contenders.py` has a function of
-    this `name`.
+    this `name`. `compile` is the executor's setting; `wide` takes as many workers as torch has threads,
+    and query images channels last; `bfloat16` computes under autocast, and is not held to exactness.
     """
 
     name: str
@@ -90,16 +91,20 @@ class Contender:
     estimator: str = ""
     executor: str = ""
     chunk: int | None = None
-    compile: bool = False
+    compile: bool | str = False
+    wide: bool = False
+    bfloat16: bool = False
 
     def left_out(self, case: Case, *, quick: bool = False) -> str | None:
         """Why it is not measured on a case unless it is named; None where it is."""
-        if self.compile and quick:
+        if self.compile is True and quick:
             return "compiling takes longer than all else at smoke sizes"
-        if self.compile and case.steps > MOST_COMPILED_STEPS:
+        if self.compile is True and case.steps > MOST_COMPILED_STEPS:
             return (
                 f"compiled graphs grow with the inner steps; by default up to {MOST_COMPILED_STEPS}"
             )
+        if self.wide and (case.net == "mlp" or case.tasks == 1):
+            return "threads and the layout of images are for several tasks of images"
         if self.chunk is not None and self.chunk >= case.tasks:
             return f"there is no more than one chunk of {self.chunk} tasks"
         if self.chunk is not None and case.net == "mlp":
@@ -129,14 +134,24 @@ REFERENCE = "plain_loop"
 """The contender whose gradient the others are held to."""
 
 
-def _ours(estimator: str, executor: str, *, chunk: int | None = None, compile: bool) -> Contender:  # noqa: A002
+def _ours(
+    estimator: str,
+    executor: str,
+    *,
+    chunk: int | None = None,
+    compile: bool | str = False,  # noqa: A002
+    wide: bool = False,
+    bfloat16: bool = False,
+) -> Contender:
     """`metablocks_vmap_compiled` and the like; names leave out the estimator `Unrolled`."""
+    done = {False: [], True: ["compiled"], "trace": ["traced"]}[compile]
+    done += ["bfloat16"] if bfloat16 else []
     words = ["metablocks", *([] if estimator == "Unrolled" else [estimator.lower()])]
-    words += [f"{executor.lower()}{chunk or ''}", *(["compiled"] if compile else [])]
+    words += [f"{'wide' if wide else ''}{executor.lower()}{chunk or ''}", *done]
     title = f"metablocks {estimator} × {executor}{f'(chunk={chunk})' if chunk else ''}"
-    if compile:
-        title += ", compiled"
-    return Contender("_".join(words), title, "ours", estimator, executor, chunk, compile)
+    title = ", ".join([title, *(["threads, channels last"] if wide else []), *done])
+    name = "_".join(words)
+    return Contender(name, title, "ours", estimator, executor, chunk, compile, wide, bfloat16)
 
 
 CONTENDERS = {
@@ -149,9 +164,14 @@ CONTENDERS = {
         *(
             _ours(estimator, executor, compile=compiled)
             for compiled, estimator, executor in product(
-                (False, True), ("Unrolled", "Adjoint"), ("Loop", "Vmap")
+                (False, "trace", True), ("Unrolled", "Adjoint"), ("Loop", "Vmap")
             )
         ),
-        *(_ours(e, "Vmap", chunk=2, compile=False) for e in ("Unrolled", "Adjoint")),
+        *(_ours(e, "Vmap", chunk=2) for e in ("Unrolled", "Adjoint")),
+        *(
+            _ours(e, "Loop", wide=True, compile=traced)
+            for traced, e in product((False, "trace"), ("Unrolled", "Adjoint"))
+        ),
+        _ours("Unrolled", "Loop", wide=True, compile="trace", bfloat16=True),
     )
 }

@@ -57,7 +57,8 @@ class Score:
 
     @property
     def wrong(self) -> bool:
-        return self.error is not None and not self.error <= TOLERANCE
+        claims = self.error is not None and not self.contender.bfloat16
+        return claims and not self.error <= TOLERANCE
 
     @property
     def ranked(self) -> bool:

@@ -55,7 +55,7 @@ def section(
         f"the runs of a process ({repeats}), then over the rounds; ratios are between medians, in "
         "brackets the least and the greatest of a round. Peers are higher and TorchOpt. "
         "Peak memory is beyond that of the process with its libraries loaded; the gradient "
-        "error is relative to the plain loop's gradient, in float64.",
+        "error is relative to the plain loop's gradient, in float64 (bfloat16: as it is).",
         "",
         *([_COMPILED, ""] if any(score.contender.compile for score in scores) else []),
         *rows,
@@ -67,10 +67,10 @@ def section(
 
 
 _COMPILED = (
-    "Compiled contenders: the first call compiles, in the first round with nothing cached (beside its "
-    "seconds the peak memory that compiling took); the peak memory is that of the calls after it; the "
-    "gradient is checked at no more than 2 inner steps, and in each run against the same "
-    "computation uncompiled, in its own dtype."
+    "Traced and compiled contenders: the first call does that, in the first round with nothing cached "
+    "(beside its seconds the peak memory that it took); the peak memory is that of the calls after it; "
+    "the gradient of compiled ones is checked at no more than 2 inner steps; all are held to the same "
+    "computation as it is in each run, in its own dtype."
 )
 
 

@@ -79,17 +79,19 @@ def _first(run: Callable[[], Any]) -> None:
 
 
 def gradient_error(contender: str, case: Case, *, device: str = "cpu") -> float:
-    """‖g − g₀‖ / ‖g₀‖ in float64, g₀ being the plain loop's."""
-    compiled = CONTENDERS[contender].compile
+    """‖g − g₀‖ / ‖g₀‖ in float64, g₀ being the plain loop's; float32 is cast down for bfloat16."""
+    compiled = CONTENDERS[contender].compile is True
     case = replace(
         case,
         tasks=min(case.tasks, CHECKED_TASKS),
         steps=min(case.steps, CHECKED_STEPS) if compiled else case.steps,
     )
+    own = torch.float32 if CONTENDERS[contender].bfloat16 else torch.float64
     expected, given = (
-        make(CONTENDERS[name], build(case, device=device, dtype=torch.float64))()
-        for name in (REFERENCE, contender)
+        make(CONTENDERS[name], build(case, device=device, dtype=dtype))()
+        for name, dtype in ((REFERENCE, torch.float64), (contender, own))
     )
+    given = {name: g.double() for name, g in given.items()}
     if expected.keys() != given.keys():
         raise ValueError(f"gradients of {sorted(given)} where {sorted(expected)} are due")
     difference = sum(float((given[name] - g).square().sum()) for name, g in expected.items())
