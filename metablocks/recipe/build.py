@@ -94,6 +94,7 @@ def build(
             message = f'tasks of kind "{source.kind}"; it is one of {", ".join(LOSSES)}'
             raise_problems([Problem(recipe.place("tasks"), "tasks", message)])
         learner = _learner(recipe, blocks, LOSSES[source.kind])
+    _check_rule(recipe, learner)
     dtype: torch.dtype = getattr(torch, recipe.at("hardware.precision"))
     try:
         learner.to(device=found, dtype=dtype)
@@ -228,6 +229,18 @@ def _locate(recipe: Recipe, blocks: dict[str, Any], error: MetablocksError) -> P
 def _fields(recipe: Recipe, path: str) -> list[str]:
     start = f"{path}."
     return [key.removeprefix(start) for key in recipe.places if key.startswith(start)]
+
+
+def _check_rule(recipe: Recipe, learner: MetaLearner) -> None:
+    """What a rule learns must have a step to learn from."""
+    learned = [name for name, p in learner.rule.named_parameters() if p.requires_grad]
+    if learned and not learner.steps:
+        message = (
+            f"0, but the rule learns {learned[0]}{', …' * (len(learned) > 1)}, which no loss depends on "
+            "without an inner step; take 1 or more, or a rule that learns nothing"
+        )
+        problem = Problem(recipe.written_place("inner.steps"), "inner.steps", message)
+        raise_problems([problem])
 
 
 def _check_evaluation(

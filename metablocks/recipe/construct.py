@@ -124,6 +124,30 @@ def try_blocks(recipe: Recipe, problems: list[Problem]) -> None:
             with torch.device("meta") if on_model else nullcontext():
                 block = construct(recipe, path, slot, context, problems)
             made["model" if on_model else slot.name] = block
+        if all(made.get(name, schema.INVALID) is not schema.INVALID for name in ("tasks", "model")):
+            _try_model(recipe, made["tasks"], made["model"], problems)
+
+
+def _try_model(recipe: Recipe, source: Any, model: Any, problems: list[Problem]) -> None:
+    """One pass through the model as surgery has left it: from the tasks' inputs to their outputs.
+
+    What blocks from outside take and give is their own.
+    """
+    blocks = [path for path, slot in block_paths(recipe) if slot.name in ("model", "surgery")]
+    if any(":" in recipe.at(f"{path}.block") for path in ("tasks", *blocks)):
+        return
+    inputs, name = source.input_shape, recipe.at(f"{blocks[-1]}.block")
+    try:
+        given = tuple(model(torch.zeros(2, *inputs, device="meta")).shape[1:])
+        wrong = f"gives outputs of shape {given}" if given != (source.outputs,) else None
+    except RuntimeError as error:
+        wrong = f"does not run: {' '.join(str(error).split())}"
+    if wrong:
+        message = (
+            f"the model that {name} leaves {wrong}; the tasks have inputs of shape {inputs} and "
+            f"outputs of shape {(source.outputs,)}"
+        )
+        problems.append(problem_at(recipe, blocks[-1], message, ()))
 
 
 def block_paths(recipe: Recipe) -> list[tuple[str, Slot]]:

@@ -216,6 +216,10 @@ CONSTRUCTORS = {  # other words follow, a constructor's own or this machine's de
         ("  block: mlp\n  hidden: [8]", "  block: conv4"),
         "bad.yaml:6:3 model: ",
     ),
+    "surgery that does not fit the model": (
+        ("inner:\n", "surgery: [{block: append_linear, depth: 1, features: 3}]\ninner:\n"),
+        "bad.yaml:8:11 surgery[0]: the model that append_linear leaves does not run: ",
+    ),
     "chunk": (("block: loop", "block: vmap, chunk: 0"), "bad.yaml:23:56 hardware.executor.chunk: "),
     "last": (("last: 1", "last: -1"), "bad.yaml:13:35 inner.order.last: "),
 }
@@ -256,6 +260,15 @@ def test_what_a_constructor_refuses_is_placed_at_the_field(check, case):
     status, out, err = check(broken(change))
     assert (status, out, err.count("\n")) == (2, "", 1)
     assert err.startswith(start)
+
+
+def test_a_rule_that_learns_without_a_step_is_refused_when_built(check):
+    status, out, err = check(broken(("  steps: 2", "  steps: 0"), ("last: 1", "last: 0")))
+    assert (status, out) == (2, "")
+    assert err == (
+        "bad.yaml:9:10 inner.steps: 0, but the rule learns rate.*, which no loss depends on without "
+        "an inner step; take 1 or more, or a rule that learns nothing\n"
+    )
 
 
 def test_every_place_is_where_its_text_stands():
