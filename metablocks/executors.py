@@ -32,11 +32,13 @@ ChannelsLast: TypeAlias = bool | Literal["query"]
 class KeyedFunction:
     """A task function that says what it depends on besides its arguments, so that it can be compiled.
 
-    Functions of equal `key` give equal results for equal arguments.
+    Functions of equal `key` give equal results for equal arguments. `thrifty` gives the same results
+    in less memory and more time, where there is a way to.
     """
 
     call: TaskFunction
     key: Hashable
+    thrifty: "KeyedFunction | None" = None
 
     def __call__(self, shared: Any, buffers: Tensors, task: Task) -> tuple[Any, Any]:
         return self.call(shared, buffers, task)

@@ -15,7 +15,14 @@ from torch import Tensor, nn
 from metablocks.adapted import adapted_model
 from metablocks.errors import BlockError, GradientError
 from metablocks.estimators import Estimator, Unrolled
-from metablocks.executors import Executor, KeyedFunction, Loop, Tasks, count_tasks
+from metablocks.executors import (
+    Executor,
+    KeyedFunction,
+    Loop,
+    TaskFunction,
+    Tasks,
+    count_tasks,
+)
 from metablocks.functional import FunctionalModule, detach
 from metablocks.inner import InnerLoop, check_steps
 from metablocks.order import Order, SecondOrder
@@ -194,7 +201,8 @@ class MetaLearner(nn.Module):
         steps = self._evaluation_steps(steps)
         inner = self._inner(steps, (False,) * steps, (0.0,) * steps + (1.0,), training=False)
 
-        def judge(inner: InnerLoop, meta: Tensors, buffers: Tensors, task: Task) -> Any:
+        def judge(shared: Any, buffers: Tensors, task: Task) -> tuple[Any, Any]:
+            meta, _ = shared
             losses, scores = [], []
             prediction: Any = None
             for index, carry in inner.rollout(meta, buffers, task.support):
@@ -229,36 +237,35 @@ class MetaLearner(nn.Module):
         weights = step_weights(self.step_loss, self.steps, progress)
         inner = self._inner(self.steps, through, weights)
 
-        def estimate(inner: InnerLoop, meta: Tensors, buffers: Tensors, task: Task) -> Any:
-            result = self.estimator(inner, meta, buffers, task)
-            totals = (result.grads, result.changes, result.metrics, result.loss)
-            return totals, result.query_losses
-
         count = count_tasks(tasks)
         self._check_connected(inner, tasks[0])
-        totals, query_losses = self._execute(estimate, inner, tasks, keyed=True)
+        work = self._keyed(self.estimator, inner)
+        totals, query_losses = self._execute(work, inner, tasks)
         grads, changes, metrics, loss = totals
         grads = {name: grad / count for name, grad in grads.items()}
         changes = {f"model.{name}": _mean(change, count) for name, change in changes.items()}
         metrics = {name: total / count for name, total in metrics.items()}
         return MetaGradient(loss / count, grads, query_losses, changes, metrics)
 
-    def _execute(
-        self, work: Callable[..., Any], inner: InnerLoop, tasks: Tasks, *, keyed: bool = False
-    ) -> tuple[Any, Any]:
-        """`work(inner, meta, buffers, task)` on every task; `keyed` where that may be compiled."""
+    def _keyed(self, estimator: Estimator, inner: InnerLoop) -> KeyedFunction:
+        """The estimator as a function of tasks that may be compiled, and its thrifty twin."""
 
-        def call(shared: Any, buffers: Tensors, task: Task) -> tuple[Any, Any]:
+        def estimate(shared: Any, buffers: Tensors, task: Task) -> tuple[Any, Any]:
             meta, tensors = shared
-            result: tuple[Any, Any] = work(replace(inner, **tensors), meta, buffers, task)
-            return result
+            result = estimator(replace(inner, **tensors), meta, buffers, task)
+            totals = (result.grads, result.changes, result.metrics, result.loss)
+            return totals, result.query_losses
 
         modes = tuple(module.training for module in self.modules())
-        key = (self._identity, self.estimator, inner.steps, inner.through, modes)
-        fn = KeyedFunction(call, key) if keyed else call
+        key = (self._identity, estimator, inner.steps, inner.through, modes)
+        twin = estimator.thrifty(inner.steps) if hasattr(estimator, "thrifty") else None
+        return KeyedFunction(estimate, key, self._keyed(twin, inner) if twin else None)
+
+    def _execute(self, work: TaskFunction, inner: InnerLoop, tasks: Tasks) -> tuple[Any, Any]:
+        """`work((meta, tensors of the inner loop), buffers, task)` on every task."""
         shared = (detach(self._meta_parameters()), inner.tensors)
         with torch.no_grad():  # torch.func keeps its own graph; autograd's would be waste
-            return self.executor(fn, shared, self._model_buffers(), tasks)
+            return self.executor(work, shared, self._model_buffers(), tasks)
 
     def _inner(
         self,

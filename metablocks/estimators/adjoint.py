@@ -9,7 +9,7 @@ product on the way back goes through one step, recomputed with the random draws 
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import zip_longest
 from typing import Any, NamedTuple
@@ -74,6 +74,12 @@ class Adjoint:
         sweep = _Sweep(self, inner, meta, buffers, task, partial(torch.func.vjp, has_aux=True))
         grads, losses, changes = sweep()
         return TaskGradient({name: grads[name] for name in meta}, *weigh(inner, losses), changes)
+
+    def thrifty(self, steps: int) -> "Adjoint | None":
+        """The same sweep with the fewest copies, about 2√steps of them, where that is fewer."""
+        stride = round(steps**0.5)
+        fewer = self.keep_every == 1 and stride > 1
+        return replace(self, keep_every=stride) if fewer else None
 
     def disconnected(
         self, inner: InnerLoop, meta: Tensors, buffers: Tensors, task: Task

@@ -30,9 +30,9 @@ class Estimator(Protocol):
     Law: a pure function of its arguments that composes with `torch.func.vmap`; an estimator that
     claims exactness equals `Unrolled`.
 
-    An estimator may have two methods more: `check(learner)`, as other blocks, and
-    `inner_rule(rule) -> rule`, the update rule that a learner with this estimator goes by, in
-    training and at evaluation alike.
+    An estimator may have more methods: `check(learner)`, as other blocks; `inner_rule(rule) -> rule`,
+    the update rule that a learner with this estimator goes by, in training and at evaluation alike;
+    `thrifty(steps)`, an estimator of the same gradient that takes less memory, or None.
     """
 
     def __call__(

@@ -57,10 +57,10 @@ def restore_learner(path: Path, experiment: Experiment) -> TrainingState:
     return TrainingState.from_dict(content["state"])
 
 
-def choice(experiment: Experiment) -> str | None:
+def choice(experiment: Experiment) -> dict[str, Any] | None:
     """What the executor has chosen, where it is one that chooses."""
     executor = experiment.learner.executor
-    return executor.chosen if isinstance(executor, AutoExecutor) else None
+    return executor.record() if isinstance(executor, AutoExecutor) else None
 
 
 def other_recipe(path: Path, its: str, given: str) -> str:
