@@ -1,0 +1,275 @@
+"""A recipe made small and smooth, so that its gradient can be measured in a second.
+
+What the gradient goes through stays as the recipe says: adapt patterns, surgery, every rule, order,
+step loss, estimator, executor. What it goes through *at scale* does not: few filters and hidden
+units, few ways, queries and tasks, small images, at most three inner steps, float64; and what has
+kinks, where no gradient can be measured, becomes smooth.
+"""
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from metablocks.errors import DataError
+from metablocks.learner import MetaLearner
+from metablocks.recipe.build import build
+from metablocks.recipe.construct import construct
+from metablocks.recipe.record import Recipe
+from metablocks.recipe.slots import SLOTS
+from metablocks.surgery import replace_modules
+from metablocks.tasks.base import Kind, Split, TaskSource
+from metablocks.types import Batch, TaskBatch
+
+_STEPS, _TASKS, _WAYS, _SHOTS, _QUERIES, _UNITS, _FILTERS = 3, 2, 4, 2, 3, 5, 3
+_BATCH = 5  # of Reptile
+_KINKS = (nn.ReLU, nn.LeakyReLU, nn.PReLU, nn.ReLU6, nn.Hardtanh, nn.MaxPool1d, nn.MaxPool2d)
+
+
+@dataclass(frozen=True)
+class Small:
+    """A recipe's small counterpart, built."""
+
+    learner: MetaLearner
+    tasks: TaskBatch
+    epochs: int
+    changes: tuple[str, ...]
+    """What is not as the recipe says, in words."""
+    kinks: tuple[str, ...]
+    """Modules left as they are, whose functions have kinks."""
+
+
+def build_small(recipe: Recipe, *, device: str | torch.device | None = None) -> Small:
+    """The small counterpart of a recipe, with float64 tasks on its device.
+
+    Raises `RecipeError` as `metablocks.recipe.build` does.
+
+    >>> from metablocks.recipe import load
+    >>> small = build_small(load("maml_sinusoid"))
+    >>> small.changes
+    ('2 hidden layers of 5', 'Softplus for ReLU')
+    """
+    small, changes = shrink(recipe)
+    experiment = build(small, device=device)
+    learner = experiment.learner
+    tasks, made_up = _tasks(experiment.source)
+    kinks = [
+        f"model.{name} ({type(module).__name__})"
+        for name, module in learner.model.named_modules()
+        if isinstance(module, _KINKS)
+    ]
+    return Small(
+        learner,
+        tasks.to(experiment.device).to(torch.float64),
+        experiment.epochs,
+        (*changes, *made_up),
+        tuple(kinks),
+    )
+
+
+def shrink(recipe: Recipe) -> tuple[Recipe, tuple[str, ...]]:
+    """The small recipe, and what is changed, in words.
+
+    >>> from metablocks.recipe import load
+    >>> small, changes = shrink(load("maml_omniglot_20w1s"))
+    >>> small.at("inner.steps"), small.at("tasks.shape"), small.at("model.filters")
+    (3, [1, 16, 16], 3)
+    """
+    values = copy.deepcopy(recipe.values)
+    changes: list[str] = []
+    before = _source(recipe)
+    changes += _shrink_model(values, recipe, before)
+    changes += _shrink_tasks(values, before)
+    changes += _shrink_steps(values)
+    changes += _shrink_rest(values, before.outputs)
+    values["hardware"]["precision"] = "float64"
+    allow = (*recipe.allow, __name__.rpartition(".")[0])
+    return replace(recipe, values=values, allow=allow), tuple(changes)
+
+
+def smooth(model: nn.Module) -> nn.Module:
+    """A copy of `model` without kinks: softplus for ReLU and leaky ReLU, the mean for the maximum.
+
+    >>> smooth(nn.Sequential(nn.ReLU(), nn.MaxPool2d(2)))[1]
+    AvgPool2d(kernel_size=2, stride=2, padding=0)
+    """
+
+    def convert(_: str, module: nn.Module) -> nn.Module | None:
+        if type(module) in (nn.ReLU, nn.LeakyReLU):
+            return nn.Softplus().train(module.training)
+        if type(module) is nn.MaxPool2d:
+            mean = nn.AvgPool2d(module.kernel_size, module.stride, module.padding, module.ceil_mode)
+            return mean.train(module.training)
+        return None
+
+    return replace_modules(copy.deepcopy(model), convert)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MadeUp:
+    """Tasks of random inputs of any shape, in place of a data set: a class is noise around a mean.
+
+    Targets are class numbers 0 … ways − 1, class-major, or, with the kind `regression`, `ways`
+    random numbers an example. Obeys the law of `TaskSource`.
+
+    >>> MadeUp(ways=3, shots=1, queries=2, shape=(1, 8, 8)).sample("train", [0, 1]).query[0].shape
+    torch.Size([2, 6, 1, 8, 8])
+    """
+
+    ways: int
+    shots: int
+    queries: int
+    shape: tuple[int, ...]
+    kind: Kind = "classification"
+    seed: int = 0
+    device: str | torch.device = "cpu"
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of one example's input."""
+        return tuple(self.shape)
+
+    @property
+    def outputs(self) -> int:
+        """Width of a model's output."""
+        return self.ways
+
+    def sample(self, split: Split, indices: Sequence[int]) -> TaskBatch:
+        """Tasks number `indices` of a split, float64 `[len(indices), ways * examples, *shape]`."""
+        pairs = [self._task(split, index) for index in indices]
+        support, query = (
+            (torch.stack([x for x, _ in side]), torch.stack([y for _, y in side]))
+            for side in zip(*pairs, strict=True)
+        )
+        return TaskBatch(support, query).to(self.device)
+
+    def _task(self, split: Split, index: int) -> tuple[Batch, Batch]:
+        seed = (self.seed * 1009 + index) * 3 + ("train", "validation", "test").index(split)
+        generator = torch.Generator().manual_seed(seed)
+
+        def draw(*shape: int) -> Tensor:
+            return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+        means = draw(self.ways, 1, *self.shape)
+
+        def side(examples: int) -> Batch:
+            inputs = (means + draw(self.ways, examples, *self.shape)).flatten(0, 1) / 2
+            if self.kind == "regression":
+                return inputs, draw(len(inputs), self.ways)
+            return inputs, torch.arange(self.ways).repeat_interleave(examples)
+
+        return side(self.shots), side(self.queries)
+
+
+def _source(recipe: Recipe) -> TaskSource:
+    """The recipe's own task source, which reads no data until it is asked for tasks."""
+    context = {"seed": recipe.at("seed"), "device": torch.device("cpu"), "data": None}
+    source: TaskSource = construct(recipe, "tasks", SLOTS["tasks"], context, [])
+    return source
+
+
+def _tasks(source: TaskSource) -> tuple[TaskBatch, list[str]]:
+    """A few tasks; made up where the data is not here."""
+    try:
+        return source.sample("train", range(_TASKS)), []
+    except DataError:
+        made_up = MadeUp(
+            ways=source.outputs, shots=2, queries=3, shape=source.input_shape, kind=source.kind
+        )
+        return made_up.sample("train", range(_TASKS)), [
+            "made-up data, the tasks' own not being here"
+        ]
+
+
+def _shrink_tasks(values: dict[str, Any], before: TaskSource) -> list[str]:
+    tasks = values["tasks"]
+    if ":" in tasks["block"]:
+        return []
+    for name, most in (("shots", 5), ("queries", 5), ("dim", 4)):
+        if name in tasks:
+            tasks[name] = min(tasks[name], most)
+    if "ways" not in tasks:
+        return []
+    ways = min(tasks["ways"], _WAYS)
+    shots, queries = min(tasks["shots"], _SHOTS), min(tasks["queries"], _QUERIES)
+    shape = list(before.input_shape)
+    if ":" not in values["model"]["block"] and len(shape) == 3:
+        layers = values["model"].get("layers", 0)
+        size = min(shape[1], max(8, 2 ** min(layers, 5)))
+        shape = [shape[0], size, size]
+    values["tasks"] = {
+        "block": f"{__name__}:MadeUp",
+        "ways": ways,
+        "shots": shots,
+        "queries": queries,
+        "shape": shape,
+        "kind": before.kind,
+    }
+    size_text = "×".join(map(str, shape))
+    return [f"{ways} ways, {shots} shots and {queries} queries of made-up {size_text} images"]
+
+
+def _shrink_model(values: dict[str, Any], recipe: Recipe, before: TaskSource) -> list[str]:
+    model = values["model"]
+    if ":" in model["block"]:
+        return []
+    changes = []
+    # The Hessian of the implicit gradient is written out.
+    filters = _FILTERS - (values["outer"]["estimator"]["block"] == "implicit")
+    if model.get("filters", 0) > filters:
+        model["filters"] = filters
+        changes.append(f"{filters} filters")
+    if any(width > _UNITS for width in model.get("hidden", ())):
+        model["hidden"] = [min(width, _UNITS) for width in model["hidden"]]
+        changes.append(f"{len(model['hidden'])} hidden layers of {_UNITS}")
+    kinks = {"relu": "Softplus for ReLU", "leaky_relu": "Softplus for LeakyReLU"}
+    layered = model.get("layers", 0) or model.get("hidden", ())
+    if layered and model.get("activation") in kinks:
+        changes.append(kinks[model["activation"]])
+    if model.get("downsample") == "pool":
+        changes.append("AvgPool2d for MaxPool2d")
+    values["surgery"] = [{"block": f"{__name__}:smooth"}, *(values.get("surgery") or [])]
+    return changes
+
+
+def _shrink_steps(values: dict[str, Any]) -> list[str]:
+    inner, order = values["inner"], values["inner"]["order"]
+    steps = inner["steps"]
+    inner["steps"] = min(steps, _STEPS)
+    evaluation = values["evaluation"]
+    evaluation["inner_steps"] = min(evaluation["inner_steps"], inner["steps"])
+    if order["block"] == "truncated" and 0 < order["last"] < steps:
+        order["last"] = min(order["last"], inner["steps"] - 1)
+    elif order["block"] == "truncated":
+        order["last"] = min(order["last"], inner["steps"])
+    return [f"{_STEPS} inner steps of {steps}"] if steps > _STEPS else []
+
+
+def _shrink_rest(values: dict[str, Any], outputs: int) -> list[str]:
+    changes = []
+    ways = values["tasks"].get("ways", outputs)
+    for block in values["surgery"]:
+        if block["block"] == "append_linear":
+            if block.get("features") == outputs:
+                block["features"] = ways
+            if block.get("width") is not None:
+                block["width"] = min(block["width"], ways + 1)
+                changes.append(f"appended layers of width {block['width']}")
+    for rule in values["inner"]["rule"]:
+        kinked = rule.get("activation") in ("relu", "leaky_relu") and rule.get("hidden", 1)
+        if ":" not in rule["block"] and kinked:
+            rule["activation"] = "softplus"
+            changes.append(f"softplus in {rule['block']}")
+    estimator, executor = values["outer"]["estimator"], values["hardware"]["executor"]
+    if estimator["block"] == "reptile" and (estimator.get("batch") or 0) > _BATCH:
+        estimator["batch"] = _BATCH
+        changes.append(f"batches of {_BATCH}")
+    if executor.get("compile"):
+        executor["compile"] = False
+        changes.append("not compiled")
+    if executor.get("chunk"):
+        executor["chunk"] = min(executor["chunk"], _TASKS - 1)
+    return changes
