@@ -5,12 +5,14 @@ same numbers; building leaves the global random state as it was.
 """
 
 import re
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -22,6 +24,7 @@ from metablocks.errors import (
     RuleError,
     SelectionError,
 )
+from metablocks.executors import Vmap
 from metablocks.learner import MetaLearner
 from metablocks.recipe.clipping import Clip
 from metablocks.recipe.construct import NEED_THE_LEARNER, block_paths, construct, problem_at
@@ -63,6 +66,13 @@ class Experiment:
     evaluation: EvaluationPlan
     device: torch.device
     dtype: torch.dtype
+    """Of parameters and data."""
+    mixed: bool = False
+    """Whether forward passes are in bfloat16."""
+
+    def precision(self) -> AbstractContextManager[None]:
+        """The context in which the learner computes: autocast to bfloat16 where that is wished."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.mixed)
 
     @property
     def kind(self) -> str:
@@ -95,7 +105,8 @@ def build(
             raise_problems([Problem(recipe.place("tasks"), "tasks", message)])
         learner = _learner(recipe, blocks, LOSSES[source.kind])
     _check_rule(recipe, learner)
-    dtype: torch.dtype = getattr(torch, recipe.at("hardware.precision"))
+    mixed = recipe.at("hardware.precision") == "bfloat16"
+    dtype: torch.dtype = getattr(torch, "float32" if mixed else recipe.at("hardware.precision"))
     try:
         learner.to(device=found, dtype=dtype)
     except (TypeError, RuntimeError) as error:  # float64 on a device without it; no memory
@@ -104,6 +115,8 @@ def build(
     names = ("tasks", "every", "inner_steps", "ensemble")
     plan = EvaluationPlan(*(recipe.at(f"evaluation.{name}") for name in names))
     _check_evaluation(recipe, learner, plan, problems)
+    if mixed:
+        _check_mixed(recipe, learner, problems)
     clip, optimizer, scheduler = _outer(recipe, learner, problems)
     raise_problems(problems)
     return Experiment(
@@ -119,6 +132,7 @@ def build(
         evaluation=plan,
         device=found,
         dtype=dtype,
+        mixed=mixed,
     )
 
 
@@ -252,6 +266,20 @@ def _check_evaluation(
             f"{plan.inner_steps}, but a per-step block of this recipe is made for "
             f"{learner.max_steps} (inner.steps); take at most {learner.max_steps}, or give the block "
             "beyond: last, to go on with its last row"
+        )
+        problems.append(Problem(recipe.written_place(path), path, message))
+
+
+def _check_mixed(recipe: Recipe, learner: MetaLearner, problems: list[Problem]) -> None:
+    """PyTorch's vmap has no derivative of batch norm under autocast."""
+    norms = [
+        n for n, m in learner.model.named_modules() if isinstance(m, nn.modules.batchnorm._NormBase)
+    ]
+    if norms and isinstance(learner.executor, Vmap):
+        path = "hardware.executor"
+        message = (
+            f"vmap does not run batch norm ({norms[0]}) in bfloat16; take the block loop or auto, "
+            "or precision: float32"
         )
         problems.append(Problem(recipe.written_place(path), path, message))
 

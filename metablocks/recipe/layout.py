@@ -70,7 +70,12 @@ class HardwareSection:
 
     device: str
     executor: Annotated[Any, OneBlock("executor")]
-    precision: Literal["float32", "float64"]
+    precision: Literal["float32", "float64", "bfloat16"]
+    """Of parameters and data. bfloat16: these in float32, passes under autocast.
+
+    (Passes of an evaluation under `vmap` stay in float32: PyTorch's vmap takes no notice of autocast
+    where nothing is differentiated.)
+    """
 
 
 @dataclass(frozen=True, kw_only=True)

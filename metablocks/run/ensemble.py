@@ -96,7 +96,9 @@ def _predict(experiment: Experiment, split: Split, tasks: int, steps: int) -> tu
     learner, batch = experiment.learner, experiment.tasks_per_step
     predictions, targets = [], []
     for some in task_batches(experiment.source, split, tasks, batch, experiment.dtype):
-        predictions.append(learner.evaluate(some, steps=steps).predictions.cpu().double())
+        with experiment.precision():
+            result = learner.evaluate(some, steps=steps)
+        predictions.append(result.predictions.cpu().double())
         targets.append(some.query[1].cpu())
     stacked = torch.cat(targets)
     return torch.cat(predictions), stacked.double() if stacked.is_floating_point() else stacked

@@ -93,15 +93,16 @@ def final_task_scores(
 ) -> TaskScores:
     """The same, task by task."""
     plan = experiment.evaluation
-    return score_tasks(
-        experiment.learner,
-        experiment.source,
-        split,
-        tasks=plan.tasks if tasks is None else tasks,
-        steps=plan.inner_steps if steps is None else steps,
-        batch=experiment.tasks_per_step,
-        dtype=experiment.dtype,
-    )
+    with experiment.precision():
+        return score_tasks(
+            experiment.learner,
+            experiment.source,
+            split,
+            tasks=plan.tasks if tasks is None else tasks,
+            steps=plan.inner_steps if steps is None else steps,
+            batch=experiment.tasks_per_step,
+            dtype=experiment.dtype,
+        )
 
 
 def meta_step(experiment: Experiment, number: int, progress: Progress) -> MetaGradient:
@@ -113,7 +114,8 @@ def meta_step(experiment: Experiment, number: int, progress: Progress) -> MetaGr
     first = number * experiment.tasks_per_step
     indices = range(first, first + experiment.tasks_per_step)
     tasks = experiment.source.sample("train", indices).to(experiment.dtype)
-    result = experiment.learner.backward(tasks, progress=progress)
+    with experiment.precision():
+        result = experiment.learner.backward(tasks, progress=progress)
     if result.trouble:
         raise RunError(
             f"the {result.trouble} at meta-step {number + 1}, in epoch "
