@@ -52,6 +52,10 @@ class LawError(MetablocksError, AssertionError):
     """A block breaks a law of its protocol."""
 
 
+class MissingError(MetablocksError, ImportError):
+    """A package that only some parts of metablocks need is not installed."""
+
+
 class RunError(MetablocksError, RuntimeError):
     """A run directory or checkpoint cannot be written, read or resumed."""
 

@@ -32,7 +32,8 @@ class Estimator(Protocol):
 
     An estimator may have more methods: `check(learner)`, as other blocks; `inner_rule(rule) -> rule`,
     the update rule that a learner with this estimator goes by, in training and at evaluation alike;
-    `thrifty(steps)`, an estimator of the same gradient that takes less memory, or None.
+    `thrifty(steps)`, an estimator of the same gradient that takes less memory, or None. One that
+    claims another gradient than `Unrolled`'s says so by an attribute `exact = False`.
     """
 
     def __call__(

@@ -8,7 +8,7 @@ with ρ the parameters that do not adapt. Memory is that of one step, for any nu
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -66,6 +66,7 @@ class Implicit:
     the combinations above.
     """
 
+    exact: ClassVar[bool] = False
     proximal: float = 2.0
     cg_steps: int = 5
     tolerance: float = 1e-10

@@ -7,7 +7,7 @@ As a gradient for any outer optimiser, φ − φ̃: plain gradient descent with 
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor
@@ -60,6 +60,7 @@ class Reptile:
     `TaskError` where support and query cannot be joined.
     """
 
+    exact: ClassVar[bool] = False
     examples: Examples = "all"
     batch: int | None = None
 

@@ -1,120 +1,169 @@
-"""Laws of the estimators that do not look through the inner loop: Reptile and the implicit gradient."""
+"""Laws of estimators: what every one obeys, and what those do that claim the exact gradient."""
 
-from collections.abc import Sequence
-from itertools import pairwise
+from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from metablocks.errors import LawError
-from metablocks.estimators import Implicit, Reptile
-from metablocks.laws.problem import Problem, hold, parameters, relative_error, tolerance
+from metablocks.errors import GradientError, LawError
+from metablocks.estimators import Estimator
+from metablocks.executors import Vmap
+from metablocks.laws import gradients, purity
+from metablocks.laws.problem import (
+    MakeRule,
+    Problem,
+    hold,
+    perturb,
+    tolerance,
+)
 from metablocks.learner import MetaLearner
-from metablocks.rules import LearningRate
-from metablocks.types import Tensors
+from metablocks.order import FirstOrder, Order, SecondOrder
+from metablocks.rules import Chain, LearningRate, Momentum
+from metablocks.step_loss import StepLoss
+from metablocks.types import Progress, TaskBatch, Tensors
+
+# ---- every estimator
 
 
-def reptile_is_joint_training(problem: Problem, *, rate: float = 0.1, **blocks: Any) -> None:
-    """Law 12: Reptile with one step of rate α is α times the gradient of the loss on the examples.
-
-    The examples of a task are its support and query set together.
-    """
-    learner = problem.learner(LearningRate(rate), estimator=Reptile(), steps=1, **blocks)
-    expected: Tensors = {}
-    for index in range(len(problem.tasks)):
-        task = problem.tasks[index]
-        joined = [torch.cat(pair) for pair in zip(task.support, task.query, strict=True)]
-        for name, grad in _gradient(problem, problem.model(), joined).items():
-            expected[name] = expected.get(name, 0) + rate * grad / len(problem.tasks)
-    got = learner.meta_gradient(problem.tasks).grads
-    hold("Reptile in one step", got, expected, tolerance(problem, float64=1e-12))
-
-
-def reptile_is_interpolation(
-    problem: Problem, *, rate: float = 0.1, epsilon: float = 0.3, **blocks: Any
-) -> None:
-    """An outer gradient step of rate ε on Reptile's gradient is φ ← φ + ε · mean of (φ̃ − φ).
-
-    φ̃ comes from `adapt`, on the support set.
-    """
-    estimator = Reptile(examples="support")
-    learner = problem.learner(LearningRate(rate), estimator=estimator, **blocks)
-    before = parameters(learner)
-    expected = dict(before)
-    for index in range(len(problem.tasks)):
-        adapted = learner.adapt(problem.tasks[index].support)
-        for name, end in adapted.named_parameters():
-            key = f"model.{name}"
-            expected[key] = expected[key] + epsilon * (end - before[key]) / len(problem.tasks)
-    learner.backward(problem.tasks)
-    torch.optim.SGD(learner.parameters(), lr=epsilon).step()
-    hold(
-        "Reptile is interpolation", parameters(learner), expected, tolerance(problem, float64=1e-12)
+def one_executor(estimator: Estimator, problem: Problem) -> None:
+    """Law 8: it composes with `torch.func.vmap`: every executor gives the loop's gradient."""
+    gradients.one_gradient(
+        problem,
+        [Vmap(), Vmap(chunk=2)],
+        lambda executor: problem.learner(estimator=estimator, executor=executor),
     )
 
 
-def implicit_quadratic(
-    problem: Problem, *, proximal: float = 2.0, rate: float = 0.1, **blocks: Any
-) -> None:
-    """Law 12: on `laws.problem.quadratic` the implicit gradient is its closed form.
-
-        φ* = (A + λI)⁻¹ (b + λθ),    ∂/∂θ = λ (A + λI)⁻¹ (C φ* − d)
-
-    with (A, b) the support and (C, d) the query set. The problem's steps must be enough for the
-    inner loop to converge.
-    """
-    size = problem.tasks.support[1].shape[-1]
-    learner = problem.learner(
-        LearningRate(rate), estimator=Implicit(proximal=proximal, cg_steps=size), **blocks
-    )
-    theta = parameters(learner)["model.theta"]
-    expected = torch.zeros_like(theta)
-    for index in range(len(problem.tasks)):
-        (a, b), (c, d) = problem.tasks[index].support, problem.tasks[index].query
-        pulled = a + proximal * torch.eye(size).to(a)
-        end = torch.linalg.solve(pulled, b + proximal * theta)
-        slope = torch.linalg.solve(pulled, c @ end - d)
-        expected += proximal * slope / len(problem.tasks)
-    got = learner.meta_gradient(problem.tasks).grads
-    hold("implicit quadratic", got, {"model.theta": expected}, tolerance(problem, float64=1e-9))
+def mean_of_tasks(estimator: Estimator, problem: Problem) -> None:
+    """Law 13: a batch's gradient is the mean of its tasks' gradients, in any order of tasks."""
+    gradients.mean_of_tasks(problem, range(len(problem.tasks))[::-1], estimator=estimator)
 
 
-def implicit_tends_to_the_plain_gradient(
-    problem: Problem, *, proximals: Sequence[float] = (1e2, 1e3, 1e4), **blocks: Any
-) -> None:
-    """Law 12: as λ grows, the implicit gradient becomes ∇L_q(φ*), with an error like 1/λ.
+def leaves_no_trace(estimator: Estimator, problem: Problem) -> None:
+    """Law 9: parameters, buffers, flags and random states stay, also when the loss raises."""
+    left = [10**9]
 
-    A λ ten times as large must leave at most a fifth of the error.
-    """
-    errors: list[float] = []
-    for proximal in proximals:
-        learner = problem.learner(
-            LearningRate(0.5 / proximal), estimator=Implicit(proximal=proximal), **blocks
-        )
-        got = learner.meta_gradient(problem.tasks).grads
-        errors.append(relative_error(got, _plain(problem, learner)))
-    if not errors[-1] < 1e-2 or any(b > a / 5 for a, b in pairwise(errors)):
+    def loss(prediction: Any, target: Any) -> Tensor:
+        left[0] -= 1
+        if left[0] < 0:
+            raise ZeroDivisionError("the loss gave up")
+        return problem.loss(prediction, target)
+
+    learner = problem.learner(loss=loss, estimator=estimator)
+    purity.leaves_no_trace(learner, lambda learner: learner.meta_gradient(problem.tasks))
+    for calls in range(3):
+        left[0] = calls
+        try:
+            purity.leaves_no_trace(learner, lambda learner: learner.meta_gradient(problem.tasks))
+        except ZeroDivisionError:
+            continue
+
+
+def names_what_is_idle(estimator: Estimator, problem: Problem) -> None:
+    """A meta-parameter that no loss depends on is named in a `GradientError`, and no other is."""
+
+    class Idle(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.used = problem.model()
+            like = next(self.used.parameters())
+            self.idle = nn.Parameter(torch.ones(2).to(like))
+
+        def forward(self, inputs: Any) -> Any:
+            return self.used(inputs)
+
+    learner = replace(problem, model=Idle, adapt="*").learner(estimator=estimator)
+    try:
+        learner.meta_gradient(problem.tasks)
+    except GradientError as error:
+        names = [n for n, p in learner.named_parameters() if p.requires_grad and n in str(error)]
+        if names != ["model.idle"]:
+            raise LawError(f"names what is idle: model.idle is, given {names}") from error
+    else:
         raise LawError(
-            f"implicit → plain gradient: for λ = {list(proximals)} they differ by "
-            f"{[float(f'{error:.2e}') for error in errors]}; this should fall like 1/λ"
+            "names what is idle: the loss does not depend on model.idle; nothing was said"
         )
 
 
-def _plain(problem: Problem, learner: MetaLearner) -> Tensors:
-    """The mean over tasks of the query gradient at the adapted parameters."""
-    total: Tensors = {}
-    for index in range(len(problem.tasks)):
-        task = problem.tasks[index]
-        for name, grad in _gradient(problem, learner.adapt(task.support), task.query).items():
-            total[name] = total.get(name, 0) + grad / len(problem.tasks)
-    return total
+# ---- exact estimators
 
 
-def _gradient(problem: Problem, model: torch.nn.Module, batch: Sequence[Any]) -> Tensors:
-    """The supervised gradient of a model on a batch, under a learner's names."""
-    inputs, target = batch
-    params = dict(model.train().named_parameters())
-    loss: Tensor = problem.loss(model(inputs), target)
-    grads = torch.autograd.grad(loss, list(params.values()))
-    return {f"model.{name}": grad for name, grad in zip(params, grads, strict=True)}
+def equals_unrolled(
+    estimator: Estimator,
+    problem: Problem,
+    *,
+    rule: MakeRule | None = None,
+    order: Order | None = None,
+    step_loss: StepLoss | None = None,
+    progress: Progress | None = None,
+) -> None:
+    """Law 8: an exact estimator gives `Unrolled`'s loss, gradient and buffers, from the same draws."""
+
+    def learner(estimator: Estimator) -> MetaLearner:
+        made = rule() if rule else LearningRate(0.1)
+        policies = {"order": order, "step_loss": step_loss}
+        return perturb(problem.learner(made, estimator=estimator, **policies))
+
+    gradients.one_estimator(problem, [estimator], learner, progress=progress)
+
+
+def zero_hessian(estimator: Estimator, problem: Problem) -> None:
+    """Law 1: with a support loss linear in the parameters, first order is second order.
+
+    First order makes a constant of a step's gradient. An estimator that makes one of the parameters
+    loses what they came from, and θ its gradient.
+    """
+    linear = _linear_support(problem)
+
+    def gradient(order: Order) -> Tensors:
+        rule = LearningRate(0.1, learn=True)
+        return (
+            linear.learner(rule, order=order, estimator=estimator).meta_gradient(linear.tasks).grads
+        )
+
+    within = tolerance(problem, float64=1e-12)
+    hold("zero Hessian", gradient(FirstOrder()), gradient(SecondOrder()), within)
+
+
+def closed_form(estimator: Estimator, problem: Problem, *, rate: float = 0.1) -> None:
+    """Law 6: on `laws.problem.quadratic` an exact gradient is Π(I − αA) …, to both orders."""
+    gradients.quadratic(problem, rate=rate, estimator=estimator)
+    first = FirstOrder()
+    gradients.quadratic(problem, rate=rate, order_two=False, order=first, estimator=estimator)
+
+
+def finite_differences(
+    estimator: Estimator,
+    problem: Problem,
+    *,
+    step_loss: StepLoss | None = None,
+    progress: Progress | None = None,
+) -> None:
+    """Law 7: an exact gradient is the loss's slope, for every meta-parameter."""
+    rule = Chain(Momentum(0.5), LearningRate(0.1, granularity="tensor", per_step=True, learn=True))
+    learner = problem.learner(rule, step_loss=step_loss, estimator=estimator)
+    gradients.slopes_agree(learner, problem, progress=progress)
+
+
+def _linear_support(problem: Problem) -> Problem:
+    """The same parameters and number of tasks under another loss: linear on support, cubic on query."""
+
+    class Flat(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = problem.model()
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            return torch.cat([p.flatten() for p in self.parameters()])
+
+    def loss(prediction: Tensor, target: tuple[Tensor, Tensor]) -> Tensor:
+        slope, cubic = target
+        return slope @ prediction + cubic * prediction.pow(3).sum()
+
+    flat = torch.cat([p.detach().flatten() for p in problem.model().parameters()])
+    count, generator = len(problem.tasks), torch.Generator().manual_seed(0)
+    slope = torch.randn(count, len(flat), generator=generator, dtype=torch.float64).to(flat)
+    zero, one, nothing = flat.new_zeros(count), flat.new_ones(count), flat.new_zeros(count, 1)
+    tasks = TaskBatch((nothing, (slope, zero)), (nothing, (slope, one)))
+    return Problem(Flat, loss, tasks, problem.steps)

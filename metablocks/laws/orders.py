@@ -1,25 +1,85 @@
 """Laws of gradient-order policies."""
 
 from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+import torch
 
 from metablocks.errors import LawError
-from metablocks.laws.problem import Problem, hold
-from metablocks.order import AnnealedOrder, FirstOrder, Order, SecondOrder, TruncatedOrder
-from metablocks.types import Progress
+from metablocks.estimators import Adjoint
+from metablocks.functional import FunctionalModule
+from metablocks.laws import gradients
+from metablocks.laws.problem import MakeRule, Problem, adapted_parameters, hold, tolerance
+from metablocks.order import FirstOrder, Order, SecondOrder
+from metablocks.rules import LearningRate
+from metablocks.types import Progress, Tensors
 
 
-def decides(order: Order, steps: int, progress: Progress) -> None:
+def decides(order: Order, *, steps: int, progress: Progress) -> None:
     """An order answers every step with a `bool`, and the same one when asked again."""
     for step in range(steps):
         answer = order(step, steps, progress)
         if not isinstance(answer, bool):
             raise LawError(
-                f"an order answers with a bool; {order!r} gave {answer!r} at step {step}"
+                f"an order answers with a bool; {order!r} gave {answer!r} at step {step} of {steps}"
             )
         if order(step, steps, progress) != answer:
             raise LawError(
-                f"an order is a pure function; {order!r} changed its mind at step {step}"
+                f"an order is a pure function; {order!r} changed its mind at step {step} of {steps}"
             )
+
+
+def detaches_gradients(
+    order: Order, problem: Problem, *, progress: Progress | None = None, rate: float = 0.1
+) -> None:
+    """Under an order, a step's *gradient* is a constant wherever the order says so, and nothing else.
+
+    The meta-gradient of plain autograd, written by hand: θ ← θ − α g, with g detached where the
+    order answers `False`, never θ or α; `rate` is learned.
+    """
+    progress = progress or Progress()
+    model = FunctionalModule(problem.model().train(), batch_statistics=True)
+    buffers = model.state().buffers
+    names = list(adapted_parameters(problem))
+    frozen = {n for n, p in problem.model().named_parameters() if not p.requires_grad}
+    meta = {
+        n: p.detach().clone().requires_grad_(n not in frozen)
+        for n, p in problem.model().named_parameters()
+    }
+    alpha = torch.full_like(next(iter(meta.values())).flatten()[0], rate).requires_grad_()
+
+    def loss(params: Tensors, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        state = model.state()._replace(params=params, buffers=buffers)
+        return problem.loss(model(state, batch[0])[0], batch[1])
+
+    total: torch.Tensor = torch.zeros_like(alpha)
+    for index in range(len(problem.tasks)):
+        task, params = problem.tasks[index], dict(meta)
+        for step in range(problem.steps):
+            value = loss(params, task.support)
+            grads = torch.autograd.grad(value, [params[n] for n in names], create_graph=True)
+            for name, g in zip(names, grads, strict=True):
+                through = order(step, problem.steps, progress)
+                params[name] = params[name] - alpha * (g if through else g.detach())
+        total = total + loss(params, task.query) / len(problem.tasks)
+    leaves = {f"model.{n}": p for n, p in meta.items() if n not in frozen} | {"rule.rate.*": alpha}
+    expected = dict(zip(leaves, torch.autograd.grad(total, list(leaves.values())), strict=True))
+    learner = problem.learner(LearningRate(rate, learn=True), order=order)
+    got = learner.meta_gradient(problem.tasks, progress=progress).grads
+    hold("gradients alone are detached", got, expected, tolerance(problem, float64=1e-10))
+
+
+def one_gradient(
+    order: Order, problem: Problem, *, rule: MakeRule, progress: Progress | None = None
+) -> None:
+    """Law 8: under an order, `Adjoint` gives the gradient of `Unrolled`."""
+    gradients.one_estimator(
+        problem,
+        [Adjoint(), Adjoint(keep_every=2)],
+        lambda estimator: problem.learner(rule(), order=order, estimator=estimator),
+        progress=progress,
+    )
 
 
 def equivalent(
@@ -31,15 +91,33 @@ def equivalent(
     hold(f"{one!r} = {other!r}", first.grads, second.grads, within=0)
 
 
-def truncation_ends(problem: Problem) -> None:
-    """Law 11: truncated at all steps is second order, at none first order."""
-    equivalent(problem, TruncatedOrder(last=problem.steps), SecondOrder())
-    equivalent(problem, TruncatedOrder(last=0), FirstOrder())
+def truncation_ends(order: Any, problem: Problem, *, progress: Progress | None = None) -> None:
+    """Law 11: truncated at all steps is second order, at none first order, between them between.
+
+    `order` is a dataclass with a field `last`, the number of steps that it looks through.
+    """
+    steps, progress = problem.steps, progress or Progress()
+
+    def truncated(last: int) -> Order:
+        made: Order = replace(order, last=last)
+        return made
+
+    equivalent(problem, truncated(steps), SecondOrder(), progress=progress)
+    equivalent(problem, truncated(0), FirstOrder(), progress=progress)
+    for last in range(steps + 1):
+        answers = [truncated(last)(step, steps, progress) for step in range(steps)]
+        if answers != [False] * (steps - last) + [True] * last:
+            raise LawError(f"truncation: the last {last} of {steps} steps are due, given {answers}")
 
 
-def annealing_switches(problem: Problem, epoch: int, others: Iterable[float]) -> None:
-    """Law 11: annealed order is first order before its epoch, and second order from it on."""
-    order = AnnealedOrder(first_order_epochs=epoch)
+def annealing_switches(
+    order: Any, problem: Problem, *, epoch: int, others: Iterable[float]
+) -> None:
+    """Law 11: annealed order is first order before its epoch, and second order from it on.
+
+    `order` is a dataclass with a field `first_order_epochs`, the epoch at which it switches.
+    """
+    order = replace(order, first_order_epochs=epoch)
     for other in others:
         stated: Order = SecondOrder() if other >= epoch else FirstOrder()
         equivalent(problem, order, stated, progress=Progress(epoch=other))

@@ -6,7 +6,8 @@ the same numbers and no law sees what another did. Nets are smooth (no ReLU, no 
 differences need; numbers are float64 unless asked otherwise.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,6 +19,8 @@ from metablocks.errors import LawError
 from metablocks.learner import MetaLearner
 from metablocks.models import MLP, Conv4
 from metablocks.rules import LearningRate, UpdateRule
+from metablocks.rules.base import NamedTensors
+from metablocks.selection import select_parameters
 from metablocks.types import TaskBatch, Tensors
 
 MakeRule = Callable[[], UpdateRule]
@@ -25,16 +28,17 @@ MakeRule = Callable[[], UpdateRule]
 
 @dataclass(frozen=True)
 class Problem:
-    """A model factory, a loss `(prediction, target) -> scalar`, tasks, and how many inner steps."""
+    """A model factory, a loss `(prediction, target) -> scalar`, tasks, inner steps, what adapts."""
 
     model: Callable[[], nn.Module]
     loss: Callable[[Any, Any], Tensor]
     tasks: TaskBatch
     steps: int = 3
+    adapt: str | Sequence[str] = "*"
 
     def learner(self, rule: UpdateRule | None = None, **blocks: Any) -> MetaLearner:
         """A learner of a fresh model; blocks not given are MAML's, with the rate 0.1."""
-        blocks = {"steps": self.steps, "loss": self.loss, **blocks}
+        blocks = {"steps": self.steps, "loss": self.loss, "adapt": self.adapt, **blocks}
         return MetaLearner(self.model(), rule=rule or LearningRate(0.1), **blocks)
 
     def with_steps(self, steps: int) -> "Problem":
@@ -56,7 +60,7 @@ def regression(
     >>> regression().tasks.support[0].shape
     torch.Size([3, 5, 3])
     """
-    draw = _normal(seed, device, dtype)
+    draw = normal_draws(seed, device, dtype)
     batch = TaskBatch(
         support=(draw(tasks, 5, 3), draw(tasks, 5, 2)), query=(draw(tasks, 4, 3), draw(tasks, 4, 2))
     )
@@ -64,7 +68,7 @@ def regression(
     def model() -> nn.Module:
         return MLP(input_shape=(3,), outputs=2, hidden=hidden, activation="tanh")
 
-    return Problem(_seeded(model, seed, device, dtype), F.mse_loss, batch, steps)
+    return Problem(seeded(model, seed, device, dtype), F.mse_loss, batch, steps)
 
 
 def classification(
@@ -82,7 +86,7 @@ def classification(
     >>> classification().tasks.query[1].shape
     torch.Size([3, 6])
     """
-    draw = _normal(seed, device, dtype)
+    draw = normal_draws(seed, device, dtype)
     target = torch.arange(3, device=device).repeat(2).expand(tasks, 6)
     images = (draw(tasks, 6, 1, 8, 8), target), (draw(tasks, 6, 1, 8, 8), target)
 
@@ -91,7 +95,7 @@ def classification(
             input_shape=(1, 8, 8), outputs=3, filters=filters, layers=layers, activation="softplus"
         )
 
-    return Problem(_seeded(model, seed, device, dtype), F.cross_entropy, TaskBatch(*images), steps)
+    return Problem(seeded(model, seed, device, dtype), F.cross_entropy, TaskBatch(*images), steps)
 
 
 def quadratic(
@@ -111,7 +115,7 @@ def quadratic(
     >>> quadratic(size=2).tasks.support[0].shape
     torch.Size([3, 2, 2])
     """
-    draw = _normal(seed, device, dtype)
+    draw = normal_draws(seed, device, dtype)
 
     def batch() -> tuple[Tensor, Tensor]:
         factor = draw(tasks, size, size)
@@ -121,8 +125,48 @@ def quadratic(
         product, theta = prediction
         return theta @ product / 2 - target @ theta
 
-    model = _seeded(lambda: _Quadratic(size), seed, device, dtype)
+    model = seeded(lambda: _Quadratic(size), seed, device, dtype)
     return Problem(model, loss, TaskBatch(batch(), batch()), steps)
+
+
+def shapes(
+    *,
+    seed: int = 0,
+    tasks: int = 1,
+    steps: int = 2,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float64,
+) -> Problem:
+    """A model with a parameter of every number of dimensions, from a scalar to a 3D convolution.
+
+    >>> [list(p.shape) for p in shapes().model().parameters()][:3]
+    [[], [4], [2, 3]]
+    """
+    draw = normal_draws(seed, device, dtype)
+    rows = len(_SHAPES)
+    batch = TaskBatch(
+        support=(draw(tasks, 5, 1), draw(tasks, 5, rows)),
+        query=(draw(tasks, 4, 1), draw(tasks, 4, rows)),
+    )
+    return Problem(seeded(_EveryShape, seed, device, dtype), F.mse_loss, batch, steps)
+
+
+_SHAPES: dict[str, tuple[int, ...]] = {
+    "scale": (),
+    "norm.bias": (4,),
+    "head.weight": (2, 3),
+    "conv1.weight": (2, 3, 5),
+    "conv2.weight": (2, 3, 2, 2),
+    "conv3.weight": (2, 3, 1, 2, 2),
+}
+
+
+class _EveryShape(NamedTensors):
+    def __init__(self) -> None:
+        super().__init__({name: torch.randn(s) for name, s in _SHAPES.items()}, learn=True)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return torch.stack([(p.flatten() * inputs).tanh().mean(1) for p in self.parameters()], 1)
 
 
 class _Quadratic(nn.Module):
@@ -171,9 +215,51 @@ def hold(
 
 
 def tolerance(problem: Problem, *, float64: float, float32: float = 1e-4) -> float:
-    """The tolerance that fits the precision of a problem's model."""
+    """The tolerance that fits the precision of a problem's model.
+
+    Rounding errors add up over some hundred operations and are then divided by what is left of the
+    sums that cancel: a thousand times the precision, 1.2e-7 in float32, is what laws need there.
+    """
     parameter = next(problem.model().parameters())
     return float64 if parameter.dtype == torch.float64 else float32
+
+
+def perturb(learner: MetaLearner, part: str = "rule.", scale: float = 0.2) -> MetaLearner:
+    """The same learner, its parameters with `part` in their names moved by fixed noise, in place.
+
+    A learned transform that starts as the identity hides what is wrong with it; a law that is to
+    see it moves it away first.
+    """
+    generator = torch.Generator().manual_seed(1)
+    for name, parameter in learner.named_parameters():
+        if part in name and parameter.requires_grad:
+            noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+            parameter.data.add_(scale * noise.to(parameter))
+    return learner
+
+
+def adapted_parameters(problem: Problem) -> Tensors:
+    """What moves inside a task of the problem, as plain tensors by name."""
+    model = problem.model()
+    own = dict(model.named_parameters())
+    return {name: own[name].detach() for name in select_parameters(problem.adapt, model)}
+
+
+def gradients_like(params: Tensors, seed: int = 0) -> Tensors:
+    """Normal draws of the names and shapes of some parameters."""
+    draw = torch.Generator().manual_seed(seed)
+    return {
+        name: torch.randn(p.shape, generator=draw, dtype=torch.float64).to(p)
+        for name, p in params.items()
+    }
+
+
+@contextmanager
+def fixed_draws() -> Iterator[None]:
+    """The same random draws for all who come in; the caller's go on as if nothing had been."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        yield
 
 
 def parameters(learner: MetaLearner) -> Tensors:
@@ -181,8 +267,10 @@ def parameters(learner: MetaLearner) -> Tensors:
     return {name: p.detach().clone() for name, p in learner.named_parameters()}
 
 
-def _normal(seed: int, device: torch.device | str, dtype: torch.dtype) -> Callable[..., Tensor]:
-    """Normal draws that are the same on every device."""
+def normal_draws(
+    seed: int, device: torch.device | str, dtype: torch.dtype
+) -> Callable[..., Tensor]:
+    """Normal draws `draw(*shape)` that are the same on every device, and rounded in float32."""
     generator = torch.Generator().manual_seed(seed)
 
     def draw(*shape: int) -> Tensor:
@@ -191,9 +279,11 @@ def _normal(seed: int, device: torch.device | str, dtype: torch.dtype) -> Callab
     return draw
 
 
-def _seeded(
+def seeded(
     model: Callable[[], nn.Module], seed: int, device: torch.device | str, dtype: torch.dtype
 ) -> Callable[[], nn.Module]:
+    """A model factory whose models all start from the same numbers; draws nothing of the caller's."""
+
     def build() -> nn.Module:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)

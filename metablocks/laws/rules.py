@@ -1,141 +1,252 @@
-"""Laws of update rules."""
+"""Laws of update rules by themselves: what they take and give, remember, draw and read.
 
-from collections.abc import Callable
+`make` makes the rule: laws set it up for the parameters of their problem, each a new one.
+"""
+
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from metablocks.errors import LawError
+from metablocks.functional import FunctionalModule
+from metablocks.generators import devices_of, get_states
 from metablocks.inner import Trajectory, adapt
-from metablocks.laws.problem import MakeRule, Problem, hold, tolerance
+from metablocks.laws.problem import (
+    MakeRule,
+    Problem,
+    adapted_parameters,
+    fixed_draws,
+    gradients_like,
+    hold,
+    tolerance,
+)
 from metablocks.order import FirstOrder, Order, SecondOrder
-from metablocks.rules import Chain, LearningRate, StepInfo, UpdateRule
-from metablocks.rules.rates import Granularity
+from metablocks.rules import Chain, StepInfo, UpdateRule
 from metablocks.types import Tensors
 
 
-def fits_the_gradients(rule: MakeRule, params: Tensors, steps: int = 2) -> None:
+def fits_the_gradients(make: MakeRule, problem: Problem) -> None:
     """Updates have the names, shapes and dtypes of the gradients, and no argument is changed."""
-    ready = rule().setup(params, steps)
-    state = ready.init(params)
-    gradients = {name: torch.randn_like(p) for name, p in params.items()}
-    before = {name: g.clone() for name, g in gradients.items()}
-    for index in range(steps):
-        updates, state = ready(gradients, state, StepInfo(index, steps, params))
-        for name, gradient in gradients.items():
-            if name not in updates:
-                raise LawError(f"fits the gradients: no update for {name}")
-            if updates[name].shape != gradient.shape or updates[name].dtype != gradient.dtype:
-                raise LawError(
-                    f"fits the gradients: the update of {name} is {list(updates[name].shape)} "
-                    f"{updates[name].dtype}, its gradient {list(gradient.shape)} {gradient.dtype}"
-                )
-        hold("a rule changes none of its arguments", gradients, before, within=0)
+    params, steps = adapted_parameters(problem), max(problem.steps, 1)
+    ready = seeded_rule(make).setup(params, steps)
+    with fixed_draws():
+        state = ready.init(params)
+        gradients = gradients_like(params)
+        before = {name: g.clone() for name, g in gradients.items()}
+        for index in range(steps):
+            updates, state = ready(gradients, state, StepInfo(index, steps, params))
+            names = sorted(set(updates) ^ set(gradients))
+            if names:
+                raise LawError(f"fits the gradients: updates and gradients differ in {names}")
+            for name, gradient in gradients.items():
+                if updates[name].shape != gradient.shape or updates[name].dtype != gradient.dtype:
+                    raise LawError(
+                        f"fits the gradients: the update of {name} is {list(updates[name].shape)} "
+                        f"{updates[name].dtype}, its gradient {list(gradient.shape)} {gradient.dtype}"
+                    )
+            hold("fits the gradients, which a rule leaves as they are", gradients, before, within=0)
 
 
-def zero_hessian(rule: MakeRule, *, steps: int = 3, seed: int = 0) -> None:
+def zero_hessian(make: MakeRule, problem: Problem) -> None:
     """With a support loss linear in the parameters, first order is second order.
 
-    Law 1; for every rule that does not read the parameters.
+    Law 1; the loss is ⟨slope, θ⟩ over the problem's parameters, what is differentiated Σ θ_K³, and
+    the gradients are those of θ and of all that the rule learns.
     """
-    generator = torch.Generator().manual_seed(seed)
-    slope = torch.randn(2, 3, generator=generator, dtype=torch.float64)
-    start = torch.randn(2, 3, generator=generator, dtype=torch.float64)
+    start = adapted_parameters(problem)
+    slope = gradients_like(start)
+
+    def linear(params: Tensors, batch: Any) -> torch.Tensor:
+        return torch.stack([(params[name] * g).sum() for name, g in batch[0].items()]).sum()
 
     def gradient(order: Order) -> Tensors:
-        ready = _seeded(rule).setup({"w": start}, steps)
+        rule = seeded_rule(make).setup(start, problem.steps)
+        leaves = {name: p.clone().requires_grad_() for name, p in start.items()}
+        with fixed_draws():
+            trajectory = adapt(
+                linear, leaves, (slope, ()), rule=rule, steps=problem.steps, order=order
+            )
+        end = torch.stack([p.pow(3).sum() for p in trajectory.params[-1].values()]).sum()
+        learned = {f"rule.{name}": p for name, p in rule.named_parameters() if p.requires_grad}
+        named = leaves | learned
+        grads = torch.autograd.grad(end, list(named.values()), allow_unused=True)
+        return {
+            name: torch.zeros_like(p) if grad is None else grad
+            for (name, p), grad in zip(named.items(), grads, strict=True)
+        }
 
-        def outcome(w: torch.Tensor) -> torch.Tensor:
-            trajectory = adapt(_linear, {"w": w}, (slope, ()), rule=ready, steps=steps, order=order)
-            return trajectory.params[-1]["w"].pow(3).sum()
-
-        return {"w": torch.func.grad(outcome)(start)}
-
-    hold("zero Hessian", gradient(FirstOrder()), gradient(SecondOrder()), within=1e-12)
+    within = tolerance(problem, float64=1e-12)
+    first, second = gradient(FirstOrder()), gradient(SecondOrder())
+    hold("zero Hessian", first, second, within)
 
 
-def equal_rates(
-    problem: Problem, granularity: Granularity, *, per_step: bool, rate: float = 0.1
-) -> None:
-    """Rates of any granularity filled with one value are the scalar rate.
+def remembers_nothing(make: MakeRule, problem: Problem) -> None:
+    """What a rule remembers within a task is in its state: a task leaves no trace for the next.
 
-    Law 3: the same query losses and θ-gradient, and the gradients of the rates sum to the scalar
-    rate's.
+    The same task, from the same draws, by a new rule and by one that has seen another task. What a
+    task leaves behind in an attribute is shared by all tasks under `vmap`, and wrong.
     """
-    fine = problem.learner(
-        LearningRate(rate, granularity=granularity, per_step=per_step, learn=True)
-    ).meta_gradient(problem.tasks)
-    scalar = problem.learner(LearningRate(rate, learn=True)).meta_gradient(problem.tasks)
-    within = tolerance(problem, float64=1e-10)
-    hold("equal rates, loss", {"loss": fine.loss}, {"loss": scalar.loss}, within)
-    hold("equal rates, θ", _under(fine.grads, "model."), _under(scalar.grads, "model."), within)
-    hold("equal rates, α", _total(fine.grads), _total(scalar.grads), within)
+    params, steps = adapted_parameters(problem), max(problem.steps, 2)
+    first, second = gradients_like(params), gradients_like(params, seed=1)
+
+    def task(rule: UpdateRule, gradients: Tensors) -> Tensors:
+        seen: Tensors = {}
+        with fixed_draws(), torch.no_grad():
+            state = rule.init(params)
+            for index in range(steps):
+                updates, state = rule(gradients, state, StepInfo(index, steps, params))
+                seen |= {f"{name} at step {index}": u for name, u in updates.items()}
+        return seen
+
+    used = seeded_rule(make).setup(params, steps)
+    task(used, second)
+    expected = task(seeded_rule(make).setup(params, steps), first)
+    hold("remembers nothing from task to task", task(used, first), expected, within=0)
 
 
-def same_as_without(rule: MakeRule, problem: Problem, *, rate: float = 0.1) -> None:
-    """A transform at its identity in front of a rate is the rate alone, in loss and θ-gradient.
+def draws_once_a_task(make: MakeRule, problem: Problem) -> None:
+    """Random numbers are drawn in `init`, when a task starts, and kept to its end in the state.
 
-    Law 4: for KFO, Meta-Curvature, masks and whatever starts as the identity.
+    A rule that is to draw at every step says so: `draws_each_step = True`.
     """
-    with_rule = problem.learner(Chain(rule(), LearningRate(rate))).meta_gradient(problem.tasks)
-    without = problem.learner(LearningRate(rate)).meta_gradient(problem.tasks)
-    within = tolerance(problem, float64=1e-10)
-    hold("identity, loss", {"loss": with_rule.loss}, {"loss": without.loss}, within)
-    hold("identity, θ", _under(with_rule.grads, "model."), without.grads, within)
-
-
-def chain_is_its_loop(rules: list[MakeRule], params: Tensors, steps: int = 2) -> None:
-    """`Chain(a, b)(g)` is `b(a(g))`, states and all."""
-    chain = Chain(*[_seeded(make) for make in rules]).setup(params, steps)
-    alone = [_seeded(make).setup(params, steps) for make in rules]
-    gradients = {name: torch.randn_like(p) for name, p in params.items()}
-    state: Any = chain.init(params)
-    states: list[Any] = [rule.init(params) for rule in alone]
-    for index in range(steps):
-        info = StepInfo(index, steps, params)
-        got, state = chain(gradients, state, info)
-        expected = gradients
-        for number, rule in enumerate(alone):
-            expected, states[number] = rule(expected, states[number], info)
-        hold("a chain is its loop", got, expected, within=0)
-
-
-def adapt_is_its_loop(
-    loss: Callable[[Tensors, Any], torch.Tensor], params: Tensors, batch: Any, make: MakeRule
-) -> None:
-    """`adapt` gives the parameters of the hand-written loop θ ← θ + rule(∇ loss(θ))."""
-    steps = 3
-    rule = _seeded(make).setup(params, steps)
-    trajectory: Trajectory = adapt(loss, params, batch, rule=rule, steps=steps)
-    theta = dict(params)
-    state = rule.init(theta)
-    for index in range(steps):
-        leaves = {name: p.detach().requires_grad_() for name, p in theta.items()}
-        grads = torch.autograd.grad(loss(leaves, batch), list(leaves.values()))
-        updates, state = rule(
-            dict(zip(theta, grads, strict=True)), state, StepInfo(index, steps, theta)
+    at_start, at_steps = draws(make, problem)
+    if at_steps:
+        where = "init and forward both draw" if at_start else "forward draws"
+        raise LawError(
+            f"draws once a task: {where} random numbers, so that every step has others; draw them in "
+            "init and hand them on in the state, or declare draws_each_step = True"
         )
-        theta = {name: p + updates[name] for name, p in theta.items()}
-        got = trajectory.params[index + 1]
-        hold(f"adapt is its loop, step {index}", _detached(got), _detached(theta), within=1e-12)
 
 
-def _linear(params: Tensors, batch: Any) -> torch.Tensor:
-    return torch.sum(params["w"] * batch[0])
+def draws(make: MakeRule, problem: Problem) -> tuple[bool, bool]:
+    """Whether `init` draws random numbers, and whether `forward` does."""
+    params = adapted_parameters(problem)
+    rule, info = seeded_rule(make).setup(params, 1), StepInfo(0, 1, params)
+    devices = devices_of(params)
+    with fixed_draws():
+        before = get_states(devices)
+        state = rule.init(params)
+        between = get_states(devices)
+        rule(gradients_like(params), state, info)
+        after = get_states(devices)
+    return _moved(before, between), _moved(between, after)
 
 
-def _seeded(make: MakeRule) -> UpdateRule:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+def reads_the_step(make: MakeRule, problem: Problem) -> None:
+    """A rule that is made for so many steps (`max_steps`) has something of its own for each.
+
+    With its parameters and buffers moved apart, it makes different updates of one gradient at
+    different steps.
+    """
+    params, steps = adapted_parameters(problem), max(problem.steps, 2)
+    rule = seeded_rule(make).setup(params, steps)
+    generator = torch.Generator().manual_seed(2)
+    for tensor in (*rule.parameters(), *rule.buffers()):
+        if tensor.is_floating_point():
+            noise = torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
+            tensor.data.add_(noise.to(tensor))
+    seen: list[Tensors] = []
+    for index in range(steps):
+        with fixed_draws(), torch.no_grad():
+            updates, _ = rule(
+                gradients_like(params), rule.init(params), StepInfo(index, steps, params)
+            )
+        for earlier, other in enumerate(seen):
+            if all(torch.equal(updates[name], other[name]) for name in updates):
+                raise LawError(
+                    f"reads the step: it is made for {steps} steps, but its updates at step {earlier} "
+                    f"and at step {index} are the same, whatever its parameters are"
+                )
+        seen.append(updates)
+
+
+def is_the_identity(make: MakeRule, problem: Problem) -> bool:
+    """Whether a new rule hands a gradient on as it is."""
+    params = adapted_parameters(problem)
+    rule = seeded_rule(make).setup(params, max(problem.steps, 1))
+    gradients = gradients_like(params)
+    with fixed_draws(), torch.no_grad():
+        info = StepInfo(0, max(problem.steps, 1), params)
+        updates, _ = rule(gradients, rule.init(params), info)
+    return set(updates) == set(gradients) and all(
+        torch.equal(updates[name], g) for name, g in gradients.items()
+    )
+
+
+def chain_is_its_loop(rules: Sequence[MakeRule], problem: Problem) -> None:
+    """`Chain(a, b)(g)` is `b(a(g))`, states and all."""
+    params, steps = adapted_parameters(problem), max(problem.steps, 1)
+    chain = Chain(*[seeded_rule(make) for make in rules]).setup(params, steps)
+    alone = [seeded_rule(make).setup(params, steps) for make in rules]
+    gradients = gradients_like(params)
+
+    def by_chain() -> list[Tensors]:
+        state: Any = chain.init(params)
+        rows = []
+        for index in range(steps):
+            updates, state = chain(gradients, state, StepInfo(index, steps, params))
+            rows.append(updates)
+        return rows
+
+    def by_hand() -> list[Tensors]:
+        states: list[Any] = [rule.init(params) for rule in alone]
+        rows = []
+        for index in range(steps):
+            updates = gradients
+            for number, rule in enumerate(alone):
+                info = StepInfo(index, steps, params)
+                updates, states[number] = rule(updates, states[number], info)
+            rows.append(updates)
+        return rows
+
+    with fixed_draws():
+        got = by_chain()
+    with fixed_draws():
+        expected = by_hand()
+    for one, other in zip(got, expected, strict=True):
+        hold("a chain is its loop", one, other, within=0)
+
+
+def adapt_is_its_loop(make: MakeRule, problem: Problem) -> None:
+    """`adapt` gives the parameters of the hand-written loop θ ← θ + rule(∇ loss(θ)).
+
+    On the support set of the problem's first task, from the same draws.
+    """
+    steps, start, batch = problem.steps, adapted_parameters(problem), problem.tasks[0].support
+    model = FunctionalModule(problem.model(), batch_statistics=True)
+    frozen = {n: p for n, p in model.state().params.items() if n not in start}
+
+    def loss(params: Tensors, batch: Any) -> torch.Tensor:
+        state = model.state()._replace(params={**frozen, **params})
+        return problem.loss(model(state, batch[0])[0], batch[1])
+
+    with fixed_draws():
+        rule = seeded_rule(make).setup(start, steps)
+        trajectory: Trajectory = adapt(loss, start, batch, rule=rule, steps=steps)
+    with fixed_draws():
+        rule = seeded_rule(make).setup(start, steps)
+        theta, state = dict(start), rule.init(start)
+        for index in range(steps):
+            leaves = {name: p.detach().requires_grad_() for name, p in theta.items()}
+            grads = torch.autograd.grad(loss(leaves, batch), list(leaves.values()))
+            updates, state = rule(
+                dict(zip(theta, grads, strict=True)), state, StepInfo(index, steps, theta)
+            )
+            theta = {name: p + updates[name] for name, p in theta.items()}
+            got = trajectory.params[index + 1]
+            within = tolerance(problem, float64=1e-12)
+            hold(f"adapt is its loop, step {index}", _detached(got), _detached(theta), within)
+
+
+def _moved(before: Sequence[torch.Tensor], after: Sequence[torch.Tensor]) -> bool:
+    return not all(map(torch.equal, before, after))
+
+
+def seeded_rule(make: MakeRule) -> UpdateRule:
+    """A new rule, the same numbers in it whenever one is made."""
+    with fixed_draws():
         return make()
-
-
-def _under(grads: Tensors, prefix: str) -> Tensors:
-    return {name: grad for name, grad in grads.items() if name.startswith(prefix)}
-
-
-def _total(grads: Tensors) -> Tensors:
-    return {"rate": torch.stack([g.sum() for g in _under(grads, "rule.").values()]).sum()}
 
 
 def _detached(params: Tensors) -> Tensors:

@@ -40,7 +40,7 @@ class UpdateRule(nn.Module):
 
     Laws: `forward` returns updates with the names, shapes and dtypes of the gradients it got, is
     differentiable in them, in the meta-parameters and in the state, and changes none of its
-    arguments.
+    arguments. `metablocks verify my_pkg.my_module:MyRule` holds a rule to them all.
 
     >>> class Sign(UpdateRule):
     ...     def forward(self, updates, state, step):
@@ -52,6 +52,10 @@ class UpdateRule(nn.Module):
 
     max_steps: int | None = None
     """Inner steps the rule is set up for; `None` where any number will do."""
+    draws_each_step: bool = False
+    """Whether `forward` draws random numbers; elsewhere they are drawn in `init`, once a task."""
+    straight_through: bool = False
+    """Whether the gradient of its own parameters is a stated estimate, and not the loss's slope."""
 
     def setup(self, params: Tensors, steps: int) -> Self:
         """Allocate the meta-parameters for these adapted parameters and this many steps, once."""
@@ -102,6 +106,10 @@ class Chain(UpdateRule):
     def max_steps(self) -> int | None:  # type: ignore[override]
         """The fewest steps that a member is set up for."""
         return min((r.max_steps for r in self._members if r.max_steps is not None), default=None)
+
+    @property
+    def draws_each_step(self) -> bool:  # type: ignore[override]
+        return any(rule.draws_each_step for rule in self._members)
 
     def setup(self, params: Tensors, steps: int) -> Self:
         for rule in self._members:

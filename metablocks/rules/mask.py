@@ -42,7 +42,7 @@ class MTMask(UpdateRule):
 
     Laws: with all masks on it is the identity; an `init` of 50 is that for certain in float32 and
     float64, since |log u − log(1 − u)| is below 37 there. Whoever wants to know that a learner with
-    `MTMask(init=50.0)` is the learner without can run `laws.rules.same_as_without`.
+    `MTMask(init=50.0)` is the learner without can run `laws.rule_gradients.same_as_without`.
 
     Source: Lee, Choi 2018, and its released code. Notes and deviations:
     1. At evaluation a mask is drawn just as in training: one graph serves both in the released code.
@@ -64,6 +64,8 @@ class MTMask(UpdateRule):
     used before `setup` or set up twice, and a weight and bias that disagree on the units;
     `BlockError` for a transposed convolution among what adapts, whose units are no first dimension.
     """
+
+    straight_through = True
 
     def __init__(self, *, temperature: float = 1.0, init: float = 0.0) -> None:
         super().__init__()

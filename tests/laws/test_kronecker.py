@@ -12,7 +12,7 @@ from torch import nn
 import metablocks as mb
 from metablocks import KFO, Chain, LearningRate, MetaCurvature, StepInfo
 from metablocks.errors import BlockError, RuleError
-from metablocks.laws import problem, rules
+from metablocks.laws import kronecker, problem, rule_gradients, rules
 
 ACTIVATIONS = ["relu", "leaky_relu", "tanh", "gelu", "softplus"]
 SHAPES = {
@@ -39,23 +39,25 @@ def apply(rule, gradients):
 
 @all_transforms
 def test_updates_fit_the_gradients(make, device):
-    rules.fits_the_gradients(make, tensors(device))
+    rules.fits_the_gradients(make, problem.shapes(device=device))
 
 
 @all_transforms
 def test_first_order_is_second_order_where_the_hessian_is_zero(make):
-    rules.zero_hessian(make)
+    rules.zero_hessian(make, problem.shapes())
 
 
 @transforms
 @problems
 def test_at_first_it_is_the_rule_behind_it(make, small, device):
-    rules.same_as_without(make, small(device=device))
+    rule_gradients.same_as_without(make, small(device=device))
 
 
 @problems
 def test_a_transform_that_adapts_is_the_rule_behind_it_for_one_step(small, device):
-    rules.same_as_without(lambda: KFO(hidden=1, **ADAPTS), small(steps=1, device=device), rate=RATE)
+    rule_gradients.same_as_without(
+        lambda: KFO(hidden=1, **ADAPTS), small(steps=1, device=device), rate=RATE
+    )
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
@@ -76,7 +78,7 @@ def test_where_the_gradient_is_zero_its_derivative_is_still_the_identity(activat
         nn.init.zeros_(net.head.weight)
         return net
 
-    rules.same_as_without(
+    rule_gradients.same_as_without(
         lambda: KFO(hidden=2, activation=activation), dataclasses.replace(small, model=model)
     )
 
@@ -94,47 +96,13 @@ def test_every_factor_has_a_gradient_from_the_first_meta_step_on(activation, psd
 # ---- against dense matrices
 
 
-def column_major(matrix):
-    return matrix.mT.reshape(-1)
+@pytest.mark.parametrize("options", [{}, {"psd": True}, {"bias": False}], ids=str)
+def test_kfo_is_a_dense_kronecker_product(options, device):
+    kronecker.kfo_is_a_kronecker_product(lambda: KFO(**options), problem.shapes(device=device))
 
 
-@pytest.mark.parametrize("psd", [False, True])
-@pytest.mark.parametrize("name", SHAPES)
-def test_kfo_is_a_dense_kronecker_product(name, psd, device):
-    """vec(L G R + B) = (Rᵀ ⊗ L) vec G + vec B, for each filter of a convolution by itself."""
-    gradient = tensors(device)[name]
-    rule = perturb(KFO(psd=psd).setup({name: gradient}, 1))
-    factors = dict(rule.named_parameters())
-    left = factors[f"factors.left.{name}"].detach()
-    right = factors.get(f"factors.right.{name}", torch.ones(1, 1).to(left)).detach()
-    bias = factors[f"factors.bias.{name}"].detach()
-    if psd:
-        left, right = left.mT @ left, right.mT @ right
-    dense = torch.kron(right.mT.contiguous(), left)
-    rows = [gradient] if gradient.ndim < 3 else list(gradient.flatten(2))
-    bias = bias.reshape(len(left), len(right))
-    expected = torch.stack(
-        [dense @ column_major(g.reshape(bias.shape)) + column_major(bias) for g in rows]
-    )
-    got = apply(rule, {name: gradient})[name].reshape(len(rows), *bias.shape)
-    torch.testing.assert_close(got.mT.flatten(1), expected, rtol=1e-12, atol=1e-12)
-
-
-@pytest.mark.parametrize("name", SHAPES)
-def test_meta_curvature_is_a_dense_kronecker_product(name, device):
-    """With entries row by row: (M_out ⊗ M_inᵀ) vec G; for a convolution (M_out ⊗ M_in ⊗ M_f) vec G."""
-    gradient = tensors(device)[name]
-    rule = perturb(MetaCurvature().setup({name: gradient}, 1))
-    factors = {key.split(".")[1]: p.detach() for key, p in rule.named_parameters()}
-    if gradient.ndim < 2:
-        dense = torch.diag(factors["scale"].reshape(-1))
-    elif gradient.ndim == 2:
-        dense = torch.kron(factors["out"], factors["in"].mT.contiguous())
-    else:
-        dense = torch.kron(factors["out"], torch.kron(factors["in"], factors["filter"]))
-    got = apply(rule, {name: gradient})[name]
-    expected = (dense @ gradient.reshape(-1)).reshape(gradient.shape)
-    torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)
+def test_meta_curvature_is_a_dense_kronecker_product(device):
+    kronecker.curvature_is_a_kronecker_product(MetaCurvature, problem.shapes(device=device))
 
 
 def test_with_its_off_half_at_zero_a_hidden_layer_is_the_papers(device):

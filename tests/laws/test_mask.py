@@ -9,22 +9,13 @@ from torch import nn
 
 import metablocks as mb
 from metablocks.errors import BlockError, RuleError
-from metablocks.laws import gradients, problem, purity, rules
+from metablocks.laws import gradients, problem, purity, rule_gradients, rules
 from metablocks.models import MLP, Conv4
 
 pytestmark = pytest.mark.usefixtures("float64")
 
 STEPS = 3
 ON = 50.0
-
-
-def params(device="cpu"):
-    return {
-        "body.weight": torch.randn(3, 2, device=device),
-        "body.bias": torch.randn(3, device=device),
-        "norm.weight": torch.randn(4, device=device),
-        "scale": torch.randn((), device=device),
-    }
 
 
 def on():
@@ -50,18 +41,20 @@ def quietly(call):
 
 
 def test_updates_fit_the_gradients(device):
-    rules.fits_the_gradients(mb.MTMask, params(device))
+    rules.fits_the_gradients(mb.MTMask, problem.shapes(device=device))
 
 
 @pytest.mark.parametrize("steps", [1, 4])
 def test_first_order_is_second_order_where_the_hessian_is_zero(steps):
-    rules.zero_hessian(lambda: mb.Chain(on(), mb.LearningRate(0.1)), steps=steps)
+    rules.zero_hessian(
+        lambda: mb.Chain(mb.MTMask(), mb.LearningRate(0.1)), problem.shapes(steps=steps)
+    )
 
 
 @pytest.mark.parametrize("make", [problem.regression, problem.classification])
 def test_all_masks_on_is_the_learner_without(make, device):
-    rules.same_as_without(on, make(device=device))
-    rules.same_as_without(on, make(device=device, dtype=torch.float32))
+    rule_gradients.same_as_without(on, make(device=device))
+    rule_gradients.same_as_without(on, make(device=device, dtype=torch.float32))
 
 
 def test_all_masks_off_does_not_adapt():
@@ -72,24 +65,9 @@ def test_all_masks_off_does_not_adapt():
 
 
 def test_adapt_is_its_loop_for_the_same_draws():
-    x, start = torch.randn(4, 2), params()
-
-    def loss(p, batch):
-        out = batch @ p["body.weight"].T + p["body.bias"]
-        return out.tanh().square().sum() * p["scale"] + p["norm.weight"].square().sum()
-
-    rule = mb.Chain(mb.MTMask(), mb.LearningRate(0.1)).setup(start, STEPS)
-    torch.manual_seed(1)
-    got = mb.adapt(loss, start, x, rule=rule, steps=STEPS).params
-    torch.manual_seed(1)
-    state, theta = rule.init(start), dict(start)
-    for index in range(STEPS):
-        leaves = {name: p.detach().requires_grad_() for name, p in theta.items()}
-        grads = torch.autograd.grad(loss(leaves, x), list(leaves.values()))
-        info = mb.StepInfo(index, STEPS, theta)
-        updates, state = rule(dict(zip(theta, grads, strict=True)), state, info)
-        theta = {name: p + updates[name] for name, p in theta.items()}
-        problem.hold("adapt", {n: p.detach() for n, p in got[index + 1].items()}, theta, 1e-12)
+    rules.adapt_is_its_loop(
+        lambda: mb.Chain(mb.MTMask(), mb.LearningRate(0.1)), problem.shapes(steps=STEPS)
+    )
 
 
 # ---- the mask

@@ -16,7 +16,7 @@ from metablocks import (
     adapt,
 )
 from metablocks.errors import RuleError
-from metablocks.laws import gradients, problem, rules
+from metablocks.laws import gradients, problem, rule_gradients
 
 STEPS, RATE = 6, 0.1
 
@@ -178,7 +178,7 @@ def test_the_norm_is_of_all_parameters_together():
     ],
 )
 def test_at_their_identity_they_are_the_learner_without(make, device):
-    rules.same_as_without(make, problem.classification(device=device))
+    rule_gradients.same_as_without(make, problem.classification(device=device))
 
 
 def test_a_task_starts_with_moments_of_its_own():

@@ -34,32 +34,35 @@ progress_ = st.builds(Progress, epoch=st.floats(0, 30))
 
 @given(order=orders_, steps=st.integers(0, 8), progress=progress_)
 def test_an_order_decides_every_step(order, steps, progress):
-    orders.decides(order, steps, progress)
+    orders.decides(order, steps=steps, progress=progress)
 
 
 @pytest.mark.parametrize("steps", [1, 3])
 def test_truncation_ends_at_first_and_second_order(steps, device):
-    orders.truncation_ends(problem.regression(steps=steps, device=device))
+    orders.truncation_ends(TruncatedOrder(last=1), problem.regression(steps=steps, device=device))
 
 
 def test_annealed_order_switches_exactly_at_its_epoch(device):
-    orders.annealing_switches(problem.regression(device=device), 3, [0, 2, 2.99, 3, 3.01, 9])
+    order, others = AnnealedOrder(first_order_epochs=1), [0, 2, 2.99, 3, 3.01, 9]
+    orders.annealing_switches(order, problem.regression(device=device), epoch=3, others=others)
 
 
-@given(last=st.integers(0, 4))
-def test_truncation_looks_through_the_last_steps_only(last):
-    answers = [TruncatedOrder(last=last)(k, 4, Progress()) for k in range(4)]
-    assert answers == [False] * (4 - last) + [True] * last
+@pytest.mark.parametrize(
+    "order", [SecondOrder(), FirstOrder(), TruncatedOrder(last=1), TruncatedOrder(last=2)], ids=repr
+)
+@pytest.mark.parametrize("make", [problem.regression, problem.classification])
+def test_under_every_order_gradients_alone_are_detached(order, make, device):
+    orders.detaches_gradients(order, make(tasks=2, device=device))
 
 
 @given(block=step_losses_, steps=st.integers(0, 8), progress=progress_)
 def test_step_losses_are_weightings(block, steps, progress):
-    step_losses.is_a_weighting(block, steps, progress)
+    step_losses.is_a_weighting(block, steps=steps, progress=progress)
 
 
 @given(epochs=st.integers(1, 20), steps=st.integers(0, 8), later=st.floats(0, 5))
 def test_an_annealed_step_loss_ends_at_final(epochs, steps, later):
-    step_losses.ends_at_final(AnnealedStepLoss(epochs=epochs), steps, Progress(epochs + later))
+    step_losses.ends_at_final(AnnealedStepLoss(epochs=epochs), steps=steps, later=later)
 
 
 def test_all_weight_on_the_last_step_is_the_final_step_loss(device):
@@ -68,7 +71,8 @@ def test_all_weight_on_the_last_step_is_the_final_step_loss(device):
 
 @pytest.mark.parametrize("block", [FinalStepLoss(), UniformStepLoss(), AnnealedStepLoss(epochs=9)])
 def test_the_loss_is_the_weighted_sum_of_the_steps(block, device):
-    step_losses.is_the_weighted_sum(problem.classification(device=device), block, Progress(4))
+    small = problem.classification(device=device)
+    step_losses.is_the_weighted_sum(block, small, progress=Progress(4))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,160 @@
+"""Laws of executors: a sum over tasks, the plain loop's results, draws, purity."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from metablocks.errors import LawError, TaskError
+from metablocks.executors import Executor, Loop
+from metablocks.laws import gradients, purity
+from metablocks.laws.problem import MakeRule, Problem, fixed_draws, hold, perturb, tolerance
+from metablocks.learner import MetaLearner
+from metablocks.order import Order
+from metablocks.rules import LearningRate
+from metablocks.step_loss import StepLoss
+from metablocks.types import Progress, Task, TaskBatch, Tensors
+
+
+def adds_up(executor: Executor, *, tasks: int) -> None:
+    """The first result is the *sum* over tasks, the second is stacked in the order of tasks.
+
+    For nested results, floats and whole numbers, of a batch and of a list of tasks; a task is neither
+    dropped nor taken twice, and what a task does to its buffers stays with it. A learner divides by
+    the number of tasks, so an executor that takes the mean gives a gradient that is too small.
+    """
+    rows = torch.arange(tasks * 6, dtype=torch.float64).reshape(tasks, 3, 2).square()
+    batch = TaskBatch(support=(rows, rows), query=(rows + 1, rows))
+    shared, buffers = {"scale": torch.tensor(2.0).double()}, {"seen": torch.zeros(2).double()}
+
+    def work(shared: Any, buffers: Tensors, task: Task) -> tuple[Any, Any]:
+        inputs = task.support[0]
+        buffers["seen"] = buffers["seen"] + inputs[0]
+        totals = {"sum": shared["scale"] * inputs.sum(0), "count": torch.ones((), dtype=torch.long)}
+        return (totals, buffers["seen"]), (task.query[0], {"first": inputs[0]})
+
+    total = {"sum": 2 * rows.sum((0, 1)), "count": torch.tensor(tasks), "seen": rows[:, 0].sum(0)}
+    each = {"query": rows + 1, "first": rows[:, 0]}
+    for given in (batch, [batch[index] for index in range(tasks)]):
+        with torch.no_grad():
+            (summed, seen), (query, first) = executor(work, shared, dict(buffers), given)
+        hold("adds up", {**summed, "seen": seen}, total, within=1e-14)
+        got = {"query": query, "first": first["first"]}
+        for name, rows_due in each.items():
+            stacked = got[name]
+            if not isinstance(stacked, Tensor) or stacked.shape != rows_due.shape:
+                shape = list(getattr(stacked, "shape", ()))
+                raise LawError(
+                    f"adds up: rows are stacked to {list(rows_due.shape)}, given {shape}"
+                )
+            hold("adds up: rows come in the order of tasks", {name: stacked}, {name: rows_due}, 0)
+
+
+def equals_the_loop(
+    executor: Executor,
+    problem: Problem,
+    *,
+    rule: MakeRule | None = None,
+    order: Order | None = None,
+    step_loss: StepLoss | None = None,
+    progress: Progress | None = None,
+) -> None:
+    """Law 8: loss, query losses, meta-gradient and buffers are those of `Loop`, batch norm included.
+
+    Twice, since an executor may do other work on later calls; evaluations too.
+    """
+
+    def learner(executor: Executor) -> MetaLearner:
+        made = rule() if rule else LearningRate(0.1)
+        policies = {"order": order, "step_loss": step_loss}
+        return perturb(problem.learner(made, executor=executor, **policies))
+
+    reference = learner(Loop())
+    for _ in range(2):
+        gradients.one_gradient(problem, [executor], learner, progress=progress)
+    one, other = learner(executor).evaluate(problem.tasks), reference.evaluate(problem.tasks)
+    within = tolerance(problem, float64=1e-10)
+    for name in ("query_losses", "predictions"):
+        got, expected = {name: getattr(one, name)}, {name: getattr(other, name)}
+        hold(f"{executor!r} = Loop, evaluation", got, expected, within)
+
+
+def mean_of_tasks(executor: Executor, problem: Problem) -> None:
+    """Law 13: a batch's gradient is the mean of its tasks' gradients, in any order of tasks."""
+    order = range(len(problem.tasks))[::-1]
+    gradients.mean_of_tasks(problem, order, executor=executor)
+
+
+def draws_are_independent(executor: Executor, problem: Problem, *, seed: int = 0) -> None:
+    """Tasks draw random numbers of their own, which follow from the global seed.
+
+    Six copies of one task under dropout: what differs between their losses are their draws.
+    """
+    tasks = TaskBatch.stack([problem.tasks[0]] * 6)
+    learner = MetaLearner(
+        _Dropping(problem.model()),
+        loss=problem.loss,
+        steps=1,
+        rule=LearningRate(0.1),
+        executor=executor,
+    )
+
+    def losses(seed: int) -> Tensor:
+        with fixed_draws():
+            torch.manual_seed(seed)
+            return learner.meta_gradient(tasks).query_losses[:, -1]
+
+    first = losses(seed)
+    if len(set(first.tolist())) < len(first):
+        raise LawError(f"draws: copies of a task have the same draws: losses {first.tolist()}")
+    if not torch.equal(first, losses(seed)):
+        raise LawError(f"draws: the same seed, {seed}, gives other losses when asked again")
+    if torch.equal(first, losses(seed + 1)):
+        raise LawError(f"draws: seeds {seed} and {seed + 1} give the same losses")
+
+
+def leaves_no_trace(executor: Executor, problem: Problem) -> None:
+    """Law 9: parameters, buffers, flags and random states stay, also when the loss raises."""
+    left = [10**9]
+
+    def loss(prediction: Any, target: Any) -> Tensor:
+        left[0] -= 1
+        if left[0] < 0:
+            raise ZeroDivisionError("the loss gave up")
+        return problem.loss(prediction, target)
+
+    learner = problem.learner(loss=loss, executor=executor)
+    purity.leaves_no_trace(learner, lambda learner: learner.meta_gradient(problem.tasks))
+    purity.leaves_no_trace(learner, lambda learner: learner.evaluate(problem.tasks))
+    for calls in (0, 1, 2):
+        left[0] = calls
+        try:
+            purity.leaves_no_trace(learner, lambda learner: learner.meta_gradient(problem.tasks))
+        except ZeroDivisionError:
+            continue
+        raise LawError(f"purity: the loss raised at call {calls + 1}, and nobody heard of it")
+
+
+def unequal_tasks(executor: Executor, problem: Problem) -> None:
+    """Tasks of unequal size give the loop's gradient, or are refused with a `TaskError`."""
+    task = problem.tasks[0]
+    shorter = Task(task.support, (task.query[0][:-1], task.query[1][:-1]))
+    expected = problem.learner().meta_gradient([task, shorter]).grads
+    try:
+        got = problem.learner(executor=executor).meta_gradient([task, shorter]).grads
+    except TaskError:
+        return
+    hold("tasks of unequal size", got, expected, tolerance(problem, float64=1e-10))
+
+
+class _Dropping(nn.Module):
+    """A model whose predictions are noisy in training."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, inputs: Any) -> Any:
+        prediction = self.model(inputs)
+        return prediction + 0.1 * F.dropout(torch.ones_like(prediction), training=self.training)

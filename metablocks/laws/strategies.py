@@ -1,0 +1,136 @@
+"""Hypothesis strategies for what laws are run on: nets, tasks, rules, orders, step losses, progress.
+
+    @given(case=strategies.cases(), rule=strategies.rules())
+    def test_my_executor(case, rule):
+        executors.equals_the_loop(MyExecutor(), case.problem(), rule=rule)
+
+Whatever is drawn shrinks towards the smallest of its kind, and its `repr` is the Python that makes it
+again. Needs hypothesis, which `pip install metablocks[test]` installs; nothing else in metablocks
+imports it.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+
+try:
+    from hypothesis import strategies as st
+    from hypothesis.strategies import SearchStrategy
+except ImportError as error:  # pragma: no cover
+    from metablocks.errors import MissingError
+
+    raise MissingError(
+        "the strategies of the laws draw with hypothesis, which is not installed; "
+        "pip install metablocks[test]"
+    ) from error
+
+from metablocks.laws.cases import Case
+from metablocks.order import AnnealedOrder, FirstOrder, Order, SecondOrder, TruncatedOrder
+from metablocks.rules import (
+    KFO,
+    Adam,
+    Chain,
+    ClipNorm,
+    LearningRate,
+    MetaCurvature,
+    Momentum,
+    MTMask,
+    Proximal,
+    UpdateRule,
+    WeightDecay,
+    lslr,
+    meta_sgd,
+)
+from metablocks.step_loss import AnnealedStepLoss, FinalStepLoss, StepLoss, UniformStepLoss
+from metablocks.types import Progress
+
+
+@dataclass(frozen=True, repr=False)
+class Make:
+    """A factory of rules whose `repr` is its code.
+
+    >>> Make("lslr(0.1)", lambda: lslr(0.1))
+    lambda: lslr(0.1)
+    """
+
+    code: str
+    call: Callable[[], UpdateRule]
+
+    def __call__(self) -> UpdateRule:
+        return self.call()
+
+    def __repr__(self) -> str:
+        return f"lambda: {self.code}"
+
+
+RULES = [
+    Make("LearningRate(0.1)", lambda: LearningRate(0.1)),
+    Make("LearningRate(0.1, learn=True)", lambda: LearningRate(0.1, learn=True)),
+    Make("lslr(0.1)", lambda: lslr(0.1)),
+    Make("meta_sgd(0.1)", lambda: meta_sgd(0.1)),
+    Make("Chain(Momentum(), lslr(0.1))", lambda: Chain(Momentum(), lslr(0.1))),
+    Make("Chain(Adam(eps=0.1), lslr(0.1))", lambda: Chain(Adam(eps=0.1), lslr(0.1))),
+    Make("Chain(ClipNorm(0.3), lslr(0.1))", lambda: Chain(ClipNorm(0.3), lslr(0.1))),
+    Make("Chain(WeightDecay(0.1), lslr(0.1))", lambda: Chain(WeightDecay(0.1), lslr(0.1))),
+    Make("Chain(Proximal(0.5), lslr(0.1))", lambda: Chain(Proximal(0.5), lslr(0.1))),
+    Make("Chain(KFO(), lslr(0.1))", lambda: Chain(KFO(), lslr(0.1))),
+    Make("Chain(MetaCurvature(), meta_sgd(0.1))", lambda: Chain(MetaCurvature(), meta_sgd(0.1))),
+]
+"""Rules that draw nothing and are smooth on the scale of a finite difference."""
+
+MASKS = [Make("Chain(MTMask(), lslr(0.1))", lambda: Chain(MTMask(), lslr(0.1)))]
+"""Rules that draw."""
+
+
+def cases(**fixed: object) -> SearchStrategy[Case]:
+    """Nets and tasks: dense and convolutional, deep and flat, normed, tied, frozen, partly adapted.
+
+    A field that is given is fixed to that value, or to one of a list of values.
+
+    >>> cases(kind="conv", norm=["batch"]).validate()
+    """
+    drawn: dict[str, Sequence[object]] = {
+        "kind": ["dense", "conv"],
+        "depth": [1, 2],
+        "width": [2, 3],
+        "activation": ["tanh", "softplus", "gelu"],
+        "norm": ["none", "batch", "layer"],
+        "tied": [False, True],
+        "frozen": [False, True],
+        "adapt": ["*", "head.*", "!head.*"],
+        "tasks": [1, 2, 3],
+        "steps": [1, 2, 3],
+        "seed": range(100),
+    }
+    assert set(drawn) == {field.name for field in fields(Case)}
+    for name, value in fixed.items():
+        drawn[name] = value if isinstance(value, list) else [value]
+    return st.builds(Case, **{name: st.sampled_from(v) for name, v in drawn.items()})
+
+
+def rules(*, draws: bool = False) -> SearchStrategy[Make]:
+    """Factories of update rules; with `draws` also of rules that draw random numbers."""
+    return st.sampled_from(RULES + MASKS if draws else RULES)
+
+
+def orders(*, steps: int = 1) -> SearchStrategy[Order]:
+    """Orders that a learner of so many steps takes."""
+    return st.one_of(
+        st.just(SecondOrder()),
+        st.just(FirstOrder()),
+        st.builds(TruncatedOrder, last=st.integers(0, steps)),
+        st.builds(AnnealedOrder, first_order_epochs=st.integers(0, 9)),
+    )
+
+
+def step_losses() -> SearchStrategy[StepLoss]:
+    """Step losses."""
+    return st.one_of(
+        st.just(FinalStepLoss()),
+        st.just(UniformStepLoss()),
+        st.builds(AnnealedStepLoss, epochs=st.integers(1, 9)),
+    )
+
+
+def progress() -> SearchStrategy[Progress]:
+    """Epochs from 0 to 12, whole ones and fractions."""
+    return st.builds(Progress, epoch=st.integers(0, 12) | st.floats(0, 12))
