@@ -250,6 +250,8 @@ def _summary(
     first = recipe.at("inner.order.block") == "first_order"
     order = "second_order" if first else "first_order"
     words = ("run", directory.recipe, "--set", f"inner.order.block={order}")
+    looks_through = recipe.at("outer.estimator.block") not in ("reptile", "implicit")
+    orders = [command(f"{order.replace('_', '-')} gradients", *words, allow=recipe.allow)]
     return "\n".join(
         [
             "",
@@ -258,7 +260,7 @@ def _summary(
             f"run directory: {path}",
             "to try next:",
             evaluate,
-            command(f"{order.replace('_', '-')} gradients", *words, allow=recipe.allow),
+            *(orders if looks_through else []),
             "  metablocks recipes    what else there is",
         ]
     )
