@@ -1,6 +1,7 @@
 """The command `metablocks`: arguments in, one call of the library, an exit status out.
 
-0: fine. 1: a run failed. 2: the input is wrong (arguments, recipe, data folder). 130: interrupted.
+0: fine. 1: a run failed, or a gradient is wrong. 2: the input is wrong (arguments, recipe, data
+folder). 130: interrupted.
 """
 
 import argparse
@@ -26,7 +27,8 @@ _EXAMPLES = {
     "metablocks run mine.yaml --set inner.steps=3 --set outer.optimizer.lr=5e-4\n"
     "metablocks run --resume runs/maml_sinusoid-20250101-120000",
     "check": "metablocks check maml_omniglot_5w1s\n"
-    "metablocks check mine.yaml --set inner.rule[0].init=0.1 --allow my_pkg",
+    "metablocks check mine.yaml --set inner.rule[0].init=0.1 --allow my_pkg\n"
+    "metablocks check maml_pp_omniglot_5w1s --gradients",
     "show": "metablocks show maml_sinusoid --set inner.order.block=first_order",
     "blocks": "metablocks blocks\nmetablocks blocks rule",
     "recipes": "metablocks recipes",
@@ -115,7 +117,13 @@ def _check(args: argparse.Namespace, argv: list[str]) -> int:
     recipe = load(args.recipe, args.set, args.allow)
     _print_notes(recipe.notes)
     print(summary(build(recipe)))
-    return 0
+    if not args.gradients:
+        return 0
+    from metablocks.prove import check_gradients
+
+    report = check_gradients(recipe)
+    print(f"\n{report.text()}")
+    return 0 if report.ok else 1
 
 
 def _show(args: argparse.Namespace, argv: list[str]) -> int:
@@ -240,7 +248,13 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
     )
     run.add_argument("--resume", type=Path, metavar="RUN_DIR", help="go on with a stopped run")
     run.add_argument("--quiet", action="store_true", help="no progress bar")
-    _add_recipe(command("check", "build a recipe without training, and say what it would train"))
+    check = command("check", "build a recipe without training, and say what it would train")
+    _add_recipe(check)
+    check.add_argument(
+        "--gradients",
+        action="store_true",
+        help="measure, on a small counterpart, whether the gradient of every meta-parameter is right",
+    )
     _add_recipe(command("show", "print the resolved recipe, with the origin of each value"))
     blocks = command("blocks", "list the blocks of every slot: fields, defaults, equation, source")
     blocks.add_argument("slot", nargs="?", metavar="SLOT", help="one slot only, such as rule")

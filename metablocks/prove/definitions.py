@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from metablocks.estimators import Reptile
 from metablocks.functional import detach
@@ -24,8 +25,9 @@ def reptile(plain: PlainLoop, estimator: Reptile) -> Tensors:
     def one(task: Task) -> Tensors:
         examples: Batch = task.support
         if estimator.examples == "all":
-            (x, y), (more_x, more_y) = task.support, task.query
-            examples = torch.cat([x, more_x]), torch.cat([y, more_y])
+            examples = pytree.tree_map(
+                lambda one, more: torch.cat([one, more]), task.support, task.query
+            )
         start, end, _ = _inner(plain, _batches(examples, plain.learner.steps, estimator.batch))
         return {f"model.{name}": start[name] - end[name] for name in start}
 
@@ -117,13 +119,14 @@ def _batches(examples: Batch, steps: int, size: int | None) -> Callable[[int], B
     """The examples of each step: all, or one shuffled pass after another in batches."""
     if size is None:
         return lambda index: examples
-    count = len(examples[0])
-    passes = -(-steps * size // count)
-    order = torch.rand(passes, count, device=examples[0].device).argsort(1).flatten()
+    first: Tensor = pytree.tree_leaves(examples)[0]
+    passes = -(-steps * size // len(first))
+    order = torch.rand(passes, len(first), device=first.device).argsort(1).flatten()
 
     def batch(index: int) -> Batch:
         chosen = order[index * size : (index + 1) * size]
-        return examples[0][chosen], examples[1][chosen]
+        taken: Batch = pytree.tree_map(lambda leaf: leaf[chosen], examples)
+        return taken
 
     return batch
 

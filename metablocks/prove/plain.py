@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from metablocks.functional import detach, module_arguments, step_aware_modules, tracking_norms
+from metablocks.generators import devices_of, get_states, set_states
 from metablocks.learner import MetaLearner
 from metablocks.rules import Chain, MTMask, StepInfo, UpdateRule
 from metablocks.types import Batch, Progress, Task, TaskBatch, Tensors
@@ -32,6 +33,8 @@ class Tape:
     """The gradients and buffers of steps that are not differentiated through, as they were first."""
 
     passes: dict[tuple[int, int], tuple[Tensors, Tensors]] = field(default_factory=dict)
+    draws: dict[tuple[int, int], list[Tensor]] = field(default_factory=dict)
+    """The generators' states after them."""
 
 
 class PlainLoop:
@@ -104,6 +107,7 @@ class PlainLoop:
         steps = self.learner.steps
         fast, buffers = self.start()
         state = self.rule.init(fast)
+        devices = devices_of(self.parameters)
         total: list[Tensor] = []
         last = max(k for k in range(steps + 1) if weights[k] > 0)
         for k in range(last + 1):
@@ -111,12 +115,17 @@ class PlainLoop:
                 value, _ = self.forward(fast, buffers, task.query, max(k - 1, 0))
                 total.append(weights[k].to(value) * value)
             if k < last:
-                known = tape.passes.get((number, k)) if tape and not through[k] else None
-                if known is None:
-                    known = self.support(fast, buffers, task.support, k, through[k] and graph)
-                if tape is not None and not through[k]:
-                    tape.passes[number, k] = known
-                gradients, buffers = known
+                held = tape if not through[k] else None
+                if held is not None and (number, k) in held.passes:
+                    gradients, buffers = held.passes[number, k]
+                    set_states(devices, held.draws[number, k])
+                else:
+                    gradients, buffers = self.support(
+                        fast, buffers, task.support, k, through[k] and graph
+                    )
+                if held is not None:
+                    held.passes[number, k] = gradients, buffers
+                    held.draws[number, k] = get_states(devices)
                 fast, state = self.move(gradients, state, fast, k)
         return torch.stack(total).sum()
 

@@ -50,7 +50,7 @@ def build_small(recipe: Recipe, *, device: str | torch.device | None = None) -> 
     >>> from metablocks.recipe import load
     >>> small = build_small(load("maml_sinusoid"))
     >>> small.changes
-    ('2 hidden layers of 5', 'Softplus for ReLU')
+    ('hidden layers of 5', 'Softplus for ReLU')
     """
     small, changes = shrink(recipe)
     experiment = build(small, device=device)
@@ -209,7 +209,7 @@ def _shrink_tasks(values: dict[str, Any], before: TaskSource) -> list[str]:
         "kind": before.kind,
     }
     size_text = "×".join(map(str, shape))
-    return [f"{ways} ways, {shots} shots and {queries} queries of made-up {size_text} images"]
+    return [f"{ways}-way {shots}-shot tasks, {queries} queries, of made-up {size_text} images"]
 
 
 def _shrink_model(values: dict[str, Any], recipe: Recipe, before: TaskSource) -> list[str]:
@@ -224,7 +224,7 @@ def _shrink_model(values: dict[str, Any], recipe: Recipe, before: TaskSource) ->
         changes.append(f"{filters} filters")
     if any(width > _UNITS for width in model.get("hidden", ())):
         model["hidden"] = [min(width, _UNITS) for width in model["hidden"]]
-        changes.append(f"{len(model['hidden'])} hidden layers of {_UNITS}")
+        changes.append(f"hidden layers of {_UNITS}")
     kinks = {"relu": "Softplus for ReLU", "leaky_relu": "Softplus for LeakyReLU"}
     layered = model.get("layers", 0) or model.get("hidden", ())
     if layered and model.get("activation") in kinks:
@@ -267,9 +267,9 @@ def _shrink_rest(values: dict[str, Any], outputs: int) -> list[str]:
     if estimator["block"] == "reptile" and (estimator.get("batch") or 0) > _BATCH:
         estimator["batch"] = _BATCH
         changes.append(f"batches of {_BATCH}")
-    if executor.get("compile"):
-        executor["compile"] = False
-        changes.append("not compiled")
+    if executor.get("compile") in (True, "auto"):
+        executor["compile"] = "trace"
+        changes.append("traced, not compiled")
     if executor.get("chunk"):
         executor["chunk"] = min(executor["chunk"], _TASKS - 1)
     return changes
