@@ -94,7 +94,7 @@ ONE_ERROR = {
     ),
     "unknown choice": (
         ("precision: float64", "precision: flaot64"),
-        'bad.yaml:23:61 hardware.precision: takes "float32" or "float64", given "flaot64"; '
+        'bad.yaml:23:61 hardware.precision: takes "float32", "float64" or "bfloat16", given "flaot64"; '
         'did you mean "float64"?',
     ),
     "range of the structure": (

@@ -101,7 +101,7 @@ def test_replacing_a_block_clears_its_fields_and_says_so(override, note, tmp_pat
     assert main(["show", str(path), "--set", override, *init]) == 0
     out, err = capsys.readouterr()
     assert err == f"note: --set {override}: {note}\n"
-    assert ("last:" in out) == ("rule" in override)
+    assert (" last:" in out) == ("rule" in override)
 
 
 def test_a_block_replaced_by_itself_keeps_its_fields():
