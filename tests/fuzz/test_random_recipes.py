@@ -1,0 +1,185 @@
+"""Random recipes over every slot: each runs with finite numbers, or is refused with its place.
+
+`tools/fuzz` goes on where this fixed set ends.
+"""
+
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, Phase, given, seed, settings
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from metablocks.order import SecondOrder
+from metablocks.recipe.slots import ORDER, SLOTS
+from tools.fuzzing import command, trial
+from tools.fuzzing.data import draw_data_sets
+from tools.fuzzing.recipes import recipes
+from tools.fuzzing.search import Search, signature
+from tools.fuzzing.trial import Finding, attempt, check_places
+
+BLOCKS = [(slot.name, block) for slot in SLOTS.values() for block in slot.blocks]
+OF_A_BLOCK, OF_ANY = 4, 20  # 45 · 4 + 20 = 200 recipes
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", "")  # put back at the end
+        yield draw_data_sets(tmp_path_factory.mktemp("data"))
+
+
+def texts(count, slot=None, block=None):
+    """The first recipes of the strategy, the same every time."""
+    drawn = []
+
+    @settings(
+        max_examples=count,
+        database=None,
+        deadline=None,
+        phases=[Phase.generate],
+        suppress_health_check=list(HealthCheck),
+    )
+    @seed(0)
+    @given(recipes(slot, block))
+    def draw(text):
+        drawn.append(text)
+
+    draw()
+    return drawn
+
+
+@pytest.mark.parametrize(("slot", "block"), BLOCKS)
+def test_recipes_of_every_block_run_or_are_refused_with_their_place(slot, block, data):
+    outcomes = [attempt(text, data) for text in texts(OF_A_BLOCK, slot, block)]
+    if all(outcome.refused for outcome in outcomes):  # hard to please: look for one that runs
+        outcomes = (attempt(text, data) for text in texts(10 * OF_A_BLOCK, slot, block))
+    assert any(outcome.refused is None for outcome in outcomes)
+
+
+def test_recipes_of_any_blocks_run_or_are_refused_with_their_place(data):
+    outcomes = [attempt(text, data) for text in texts(OF_ANY)]
+    assert {outcome.refused is None for outcome in outcomes} == {True, False}
+
+
+class Faulty(SecondOrder):
+    """An order with a field of its own, which does what it is told to."""
+
+    def __init__(self, *, unheard_of: bytes | None = None) -> None:
+        self.act = Faulty.act
+
+    def __call__(self, step, steps, progress):
+        self.act()
+        return True
+
+    @staticmethod
+    def act():
+        raise KeyError("a crash inside a run")
+
+
+@pytest.fixture
+def faulty(monkeypatch):
+    """One more block in a table. Yields a recipe that takes inner steps with it."""
+    monkeypatch.setitem(ORDER.blocks, "faulty", Faulty)
+    found = texts(10, "order", "faulty")
+    return next(text for text in found if "steps: 1" in text and "\n    block: loop" in text)
+
+
+def test_a_block_added_to_a_table_is_fuzzed_and_its_crash_is_found_shrunk_and_found_once(
+    faulty, monkeypatch
+):
+    monkeypatch.setattr("tools.fuzzing.search.recipes", lambda: recipes("order", "faulty"))
+    search = Search(data=None)
+    found = search.round(1, until=time.monotonic() + 120)
+    assert found is not None
+    assert "a crash inside a run" in found.error
+    assert "block: faulty" in found.text
+    assert len(found.text) <= len(faulty)
+    monkeypatch.setattr("tools.fuzzing.search.ROUND", 3)
+    assert search.round(1, until=time.monotonic() + 120) is None
+    assert search.counts["known"] > 0
+
+
+def test_numbers_that_are_not_finite_are_a_finding(faulty, monkeypatch):
+    monkeypatch.setattr(Faulty, "act", staticmethod(lambda: None))
+    monkeypatch.setattr(trial, "final_task_scores", _nan_scores)
+    with pytest.raises(Finding, match="validation losses is not finite"):
+        attempt(faulty)
+
+
+def _nan_scores(experiment, split, *, tasks):
+    from metablocks.run.scores import TaskScores
+
+    return TaskScores("mse", torch.full((tasks, 1), torch.nan), torch.full((tasks, 1), torch.nan))
+
+
+def test_a_run_without_an_end_is_a_finding(faulty, monkeypatch):
+    monkeypatch.setattr(trial, "SECONDS", 0.3)
+    monkeypatch.setattr(Faulty, "act", staticmethod(lambda: time.sleep(60)))
+    with pytest.raises(Finding, match=r"no end after 0\.3 seconds"):
+        attempt(faulty)
+
+
+def test_a_run_that_resumes_as_another_is_a_finding(faulty, monkeypatch):
+    monkeypatch.setattr(Faulty, "act", staticmethod(lambda: None))
+    restore = trial.checkpoint.restore
+
+    def forgets(path, experiment):
+        state = restore(path, experiment)
+        next(experiment.learner.parameters()).data.add_(1.0)
+        return state
+
+    monkeypatch.setattr(trial.checkpoint, "restore", forgets)
+    recipe = trial.from_text(faulty, trial.SOURCE)
+    with pytest.raises(Finding, match=r"resumed, .* is another"):
+        trial._check_resume(recipe, None)
+
+
+@pytest.mark.parametrize("message", ["", "no such block", "fuzz.yaml: no such block"])
+def test_a_refusal_without_a_place_is_a_finding(message):
+    check_places("fuzz.yaml:7:5 inner.rule[0].init: takes a number\nfuzz.yaml:8:1 b: no such")
+    with pytest.raises(Finding, match="a refusal without a place"):
+        check_places(f"fuzz.yaml:7:5 inner.rule[0].init: takes a number\n{message}" * bool(message))
+
+
+def test_signatures_tell_places_apart_and_not_recipes():
+    def raised(error):
+        try:
+            raise error
+        except type(error) as caught:
+            return signature(caught)
+
+    assert raised(ValueError("3 of [1, 2]")) == raised(ValueError("4 of [1]"))
+    assert raised(ValueError("3")) != raised(KeyError("3"))
+
+
+def test_the_command_searches_and_says_how_many_ran(tmp_path, capfd):
+    out = tmp_path / "found"
+    assert command.main(["--minutes", "0.03", "--seed", "3", "--out", str(out)]) == 0
+    said = capfd.readouterr().out
+    assert "seed 3, 0.03 minutes, 1 at a time" in said
+    assert "0 findings" in said
+    assert list(out.iterdir()) == []
+
+
+def test_the_command_tries_one_recipe_again(tmp_path, capsys, faulty):
+    path = tmp_path / "one.yaml"
+    path.write_text(faulty)
+    assert command.main(["--recipe", str(path)]) == 1
+    assert "a crash inside a run" in capsys.readouterr().err
+    path.write_text(faulty.replace("steps: 1", "steps: one", 1))
+    assert command.main(["--recipe", str(path)]) == 0
+    assert "refused: fuzz.yaml:" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "argument", [["--minutes", "0"], ["--jobs", "0"], ["--recipe", "no_such_file.yaml"]]
+)
+def test_bad_arguments_end_with_status_2(argument, capsys):
+    with pytest.raises(SystemExit) as stop:
+        command.main(argument)
+    assert stop.value.code == 2
+    assert argument[1].rstrip(".0") in capsys.readouterr().err

@@ -1,0 +1,17 @@
+"""Small data sets for recipes that need files: drawn by the helpers of the tests, in seconds."""
+
+import os
+import sys
+from pathlib import Path
+
+sys.path.append(str(Path(__file__).resolve().parents[2] / "tests"))
+
+from small_images import cifar_parts, draw_mini_imagenet, write_cifar
+from small_omniglot import draw_omniglot
+
+
+def draw_data_sets(parent: Path) -> Path:
+    """One of each below `parent`, which is what `--data` takes; and a cache folder of its own."""
+    os.environ["XDG_CACHE_HOME"] = str(parent / "cache")
+    draw_omniglot(parent, {"images_background": {"A": 12, "B": 12}, "images_evaluation": {"C": 8}})
+    return write_cifar(draw_mini_imagenet(parent, images=6), cifar_parts(images=6))

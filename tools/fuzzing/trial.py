@@ -1,0 +1,164 @@
+"""What becomes of a recipe: it runs with finite numbers, or it is refused by name and place.
+
+Anything else is a finding: another exception, at any point; numbers that are not finite; a refusal
+without a place; a run that does not go on as it began; minutes of silence.
+"""
+
+import re
+import signal
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+from unittest.mock import patch
+
+import torch
+
+from metablocks.errors import RecipeError
+from metablocks.executors import RandomDrawsWarning
+from metablocks.recipe import Experiment, Recipe, build, from_text
+from metablocks.recipe.listing import summary
+from metablocks.run import checkpoint
+from metablocks.run.deployment import deployment
+from metablocks.run.state import TrainingState
+from metablocks.run.train import final_task_scores, meta_step
+from metablocks.types import Progress
+
+SECONDS = 20
+"""Of computing; a busy machine has its share of the time, and a process that waits gets ten times it."""
+
+SOURCE = "fuzz.yaml"
+PLACE = re.compile(rf"{re.escape(SOURCE)}:\d+:\d+( [\w.\[\]\"*!-]+)?: ")
+
+
+class Finding(AssertionError):  # noqa: N818  (no error of the fuzz: what it looks for)
+    """What a recipe should not have led to."""
+
+
+class _TooLong(BaseException):
+    """No `except Exception` on its way takes it for an error of its own."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """`refused` is why; None where the recipe ran."""
+
+    recipe: Recipe | None
+    refused: str | None = None
+
+
+def attempt(text: str, data: Path | None = None) -> Outcome:
+    """Read the recipe, build it, take its first meta-steps, evaluate. Raises what should not be."""
+    try:
+        with _limits():
+            return _attempt(text, data)
+    except _TooLong:
+        raise Finding(f"no end after {SECONDS} seconds") from None
+
+
+def _attempt(text: str, data: Path | None) -> Outcome:
+    try:
+        recipe = from_text(text, SOURCE)
+        experiment = build(recipe, data=data)
+    except RecipeError as error:
+        check_places(str(error))
+        return Outcome(None, str(error))
+    _check_text(recipe)
+    _train(experiment)
+    _evaluate(experiment)
+    if int(recipe.hash, 16) % 4 == 0:
+        _check_resume(recipe, data)
+    return Outcome(recipe)
+
+
+def check_places(message: str) -> None:
+    """Raise `Finding` where a line of a refusal does not begin with file, line and column."""
+    for line in message.splitlines() or [""]:
+        if not PLACE.match(line):
+            raise Finding(f"a refusal without a place: {line!r} in\n{message}")
+
+
+def _check_text(recipe: Recipe) -> None:
+    if from_text(recipe.to_yaml(), allow=recipe.allow).hash != recipe.hash:
+        raise Finding(f"written out and read again, it is another recipe:\n{recipe.to_yaml()}")
+
+
+def _train(experiment: Experiment, first: int = 0, steps: int = 2) -> None:
+    """Meta-steps by the loop that `metablocks run` has, with an epoch's end after each."""
+    if not first:
+        torch.manual_seed(experiment.recipe.at("seed"))
+    for number in range(first, first + steps):
+        result = meta_step(experiment, number, Progress(number / experiment.steps_per_epoch))
+        _finite("training loss", result.loss)
+        for name, grad in result.grads.items():
+            _finite(f"meta-gradient of {name}", grad)
+        if experiment.scheduler:
+            experiment.scheduler.step()
+        for name, tensor in experiment.learner.state_dict().items():
+            _finite(f"{name} after meta-step {number + 1}", tensor)
+
+
+def _evaluate(experiment: Experiment) -> None:
+    summary(experiment)
+    scores = final_task_scores(experiment, "validation", tasks=2)
+    _finite("validation losses", scores.losses)
+    left = deployment(experiment, "validation", scores)
+    if left and left.left_out:
+        raise Finding(f"deployment left out {left.left_out}")
+    task = experiment.source.sample("test", [0]).to(experiment.dtype)[0]
+    adapted = experiment.learner.adapt(task.support)
+    with torch.no_grad():
+        _finite("an adapted model's prediction", adapted(task.query[0]))
+
+
+def _check_resume(recipe: Recipe, data: Path | None) -> None:
+    """Two meta-steps are one, a checkpoint, and another in a new process: bit for bit."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "checkpoint.pt"
+        whole, halves = build(recipe, data=data), build(recipe, data=data)
+        _train(halves, steps=1)
+        checkpoint.save(path, halves, TrainingState(step=1))
+        if (chosen := checkpoint.choice(halves)) is not None:
+            whole.learner.executor.use(chosen)  # type: ignore[attr-defined]  # not by the clock again
+        _train(whole)
+        resumed = build(recipe, data=data)
+        torch.manual_seed(12345)
+        state = checkpoint.restore(path, resumed)
+        _train(resumed, first=state.step, steps=1)
+    expected = whole.learner.state_dict()
+    for name, tensor in resumed.learner.state_dict().items():
+        if not torch.equal(tensor, expected[name]):
+            worst = float((tensor - expected[name]).abs().max())
+            raise Finding(f"resumed, {name} is another: by {worst:.1e}")
+
+
+def _finite(what: str, tensor: Any) -> None:
+    if not bool(torch.isfinite(tensor).all()):
+        raise Finding(f"{what} is not finite: {tensor}")
+
+
+@contextmanager
+def _limits() -> Iterator[None]:
+    """Not too long, no compiler, and warnings count as findings but for those that tell of draws."""
+
+    def late(number: int, frame: FrameType | None) -> None:
+        raise _TooLong
+
+    clocks = {signal.SIGPROF: signal.ITIMER_PROF, signal.SIGALRM: signal.ITIMER_REAL}
+    previous = {which: signal.signal(which, late) for which in clocks}
+    signal.setitimer(signal.ITIMER_PROF, SECONDS)
+    signal.setitimer(signal.ITIMER_REAL, 10 * SECONDS)
+    try:
+        # Graphs are traced as ever and checked against the plain result; compiling takes minutes.
+        with patch("torch.compile", lambda graph, **_: graph), warnings.catch_warnings():
+            warnings.simplefilter("error")
+            warnings.simplefilter("ignore", RandomDrawsWarning)
+            yield
+    finally:
+        for which, clock in clocks.items():
+            signal.setitimer(clock, 0)
+            signal.signal(which, previous[which])

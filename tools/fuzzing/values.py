@@ -1,0 +1,103 @@
+"""Random values for the fields of a block, read from its signature.
+
+A field's annotation says what it takes; sizes are small and rates moderate, so that whatever is built
+runs at once and diverges for no reason of its own. A field whose name or type is new needs no entry
+here: `RANGES` and `PATTERNS` are for those where the general rule would draw only what is refused.
+"""
+
+import collections.abc
+import types
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from hypothesis import strategies as st
+
+from metablocks.recipe.schema import Field, GroupOptions, Interval
+
+PATTERNS = st.sampled_from(
+    [
+        *("*", "head.*", "!head.*", "body.*", "*.weight", "*.bias", "*.transform.*"),
+        *("!*.transform.*", "model.*", "rule.*", "*rates*", "model.head.*", "nothing.*"),
+    ]
+)
+"""Names of parameters, of the model and of the learner; some match nothing."""
+
+RANGES: dict[str, st.SearchStrategy[Any]] = {
+    "name": st.just("fuzz"),
+    "device": st.just("cpu"),
+    "seed": st.integers(0, 3),
+    "steps": st.sampled_from([1, 2, 3, 0]),
+    "ways": st.integers(2, 3),
+    "size": st.integers(8, 14),
+    "memory": st.sampled_from([None, "1GiB", "1KiB", 1]),
+}
+"""Fields by name of which the first few numbers would say little."""
+
+JUNK: list[Any] = [
+    *(None, True, -1, 0, 0.5, "", "nothing", "*", [], {}, [[1]], [1, "a"], {"block": "nothing"}),
+    *({"block": "loop"}, "1e-3", float("nan"), "é\u200b"),
+]
+"""What a field does not take, or takes to no good end."""
+
+
+def value(field: Field, siblings: collections.abc.Collection[Field] = ()) -> Any:
+    """A strategy for a field; `siblings` are all fields of its block, for optimiser groups."""
+    if field.name in RANGES:
+        return RANGES[field.name]
+    return _of(field.annotation, siblings)
+
+
+def big_by_default(field: Field) -> bool:
+    """Whether the default is a size (40 × 40, 64 filters) that a fuzz has no time for."""
+    sizes = field.default if isinstance(field.default, tuple) else (field.default,)
+    return any(type(size) is int and size > 8 for size in sizes)
+
+
+def _of(annotation: Any, siblings: collections.abc.Collection[Field]) -> Any:
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        marks = arguments[1:]
+        if any(isinstance(mark, GroupOptions) for mark in marks):
+            return _groups(siblings)
+        bounds = next((mark for mark in marks if isinstance(mark, Interval)), Interval())
+        return _number(arguments[0], bounds, siblings)
+    if origin in (Union, types.UnionType):
+        return st.one_of([_of(member, siblings) for member in arguments])
+    if origin is Literal:
+        return st.sampled_from(arguments)
+    if origin is tuple and arguments[-1] is not Ellipsis:
+        # Sorted: many pairs are (low, high).
+        return st.tuples(*[_of(member, siblings) for member in arguments]).map(_ordered)
+    if isinstance(origin, type) and issubclass(origin, collections.abc.Mapping):
+        return st.dictionaries(PATTERNS, _of(arguments[1], siblings), max_size=2)
+    if isinstance(origin, type) and issubclass(origin, collections.abc.Iterable):
+        return st.lists(_of(arguments[0], siblings), max_size=2)
+    return _number(annotation, Interval(), siblings)
+
+
+def _number(kind: Any, bounds: Interval, siblings: collections.abc.Collection[Field]) -> Any:
+    if kind is int:
+        least = 1 if bounds.at_least is None else int(bounds.at_least)
+        return st.integers(least, 3) | st.integers(-1, 3).filter(lambda n: n in bounds)
+    if kind is float:
+        moderate = st.integers(1, 100).map(lambda n: n / 1000)
+        return moderate | st.sampled_from([0.0, 0.3]).filter(lambda x: x in bounds)
+    simple = {bool: st.booleans(), str: PATTERNS, types.NoneType: st.none(), None: st.none()}
+    return simple[kind] if kind in simple else _of_other(kind, siblings)
+
+
+def _of_other(kind: Any, siblings: collections.abc.Collection[Field]) -> Any:
+    if get_origin(kind) is not None:
+        return _of(kind, siblings)
+    return st.sampled_from([0.01, 1, True, "*", None])
+
+
+def _groups(siblings: collections.abc.Collection[Field]) -> Any:
+    own = {f.name: value(f) for f in siblings if f.name != "groups"}
+    return st.dictionaries(PATTERNS, st.fixed_dictionaries({}, optional=own), max_size=2)
+
+
+def _ordered(items: tuple[Any, ...]) -> list[Any]:
+    try:
+        return sorted(items)
+    except TypeError:
+        return list(items)
