@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from metablocks.estimators import Unrolled
 from metablocks.order import SecondOrder
 from metablocks.recipe.slots import ORDER, SLOTS
 from tools.fuzzing import command, trial
@@ -82,7 +83,7 @@ class Faulty(SecondOrder):
 
 @pytest.fixture
 def faulty(monkeypatch):
-    """One more block in a table. Yields a recipe that takes inner steps with it."""
+    """One more block in a table. Returns a recipe that takes inner steps with it."""
     monkeypatch.setitem(ORDER.blocks, "faulty", Faulty)
     found = texts(10, "order", "faulty")
     return next(text for text in found if "steps: 1" in text and "\n    block: loop" in text)
@@ -101,6 +102,19 @@ def test_a_block_added_to_a_table_is_fuzzed_and_its_crash_is_found_shrunk_and_fo
     monkeypatch.setattr("tools.fuzzing.search.ROUND", 3)
     assert search.round(1, until=time.monotonic() + 120) is None
     assert search.counts["known"] > 0
+
+
+def test_a_wrong_gradient_is_a_finding(faulty, monkeypatch):
+    monkeypatch.setattr(Faulty, "act", staticmethod(lambda: None))
+    right = Unrolled.__call__
+
+    def wrong(self, *args):
+        result = right(self, *args)
+        return result._replace(grads={name: 1.01 * g for name, g in result.grads.items()})
+
+    monkeypatch.setattr(Unrolled, "__call__", wrong)
+    with pytest.raises(Finding, match="the gradient check says"):
+        attempt(faulty)
 
 
 def test_numbers_that_are_not_finite_are_a_finding(faulty, monkeypatch):

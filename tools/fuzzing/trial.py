@@ -1,4 +1,4 @@
-"""What becomes of a recipe: it runs with finite numbers, or it is refused by name and place.
+"""What becomes of a recipe: it runs, its gradient is right, or it is refused by name and place.
 
 Anything else is a finding: another exception, at any point; numbers that are not finite; a refusal
 without a place; a run that does not go on as it began; minutes of silence.
@@ -20,6 +20,7 @@ import torch
 
 from metablocks.errors import RecipeError
 from metablocks.executors import RandomDrawsWarning
+from metablocks.prove.recipes import check_gradients
 from metablocks.recipe import Experiment, Recipe, build, from_text
 from metablocks.recipe.listing import summary
 from metablocks.run import checkpoint
@@ -70,8 +71,9 @@ def _attempt(text: str, data: Path | None) -> Outcome:
     _check_text(recipe)
     _train(experiment)
     _evaluate(experiment)
-    if int(recipe.hash, 16) % 4 == 0:
+    if int(recipe.hash, 16) % 4 == 0:  # a quarter of the recipes, the same ones every time
         _check_resume(recipe, data)
+    _check_gradients(recipe)
     return Outcome(recipe)
 
 
@@ -136,6 +138,12 @@ def _check_resume(recipe: Recipe, data: Path | None) -> None:
             raise Finding(f"resumed, {name} is another: by {worst:.1e}")
 
 
+def _check_gradients(recipe: Recipe) -> None:
+    report = check_gradients(recipe)
+    if not report.ok:
+        raise Finding(f"the gradient check says:\n{report}")
+
+
 def _finite(what: str, tensor: Any) -> None:
     if not bool(torch.isfinite(tensor).all()):
         raise Finding(f"{what} is not finite: {tensor}")
@@ -143,7 +151,7 @@ def _finite(what: str, tensor: Any) -> None:
 
 @contextmanager
 def _limits() -> Iterator[None]:
-    """Not too long, no compiler, and warnings count as findings but for those that tell of draws."""
+    """Not too long, no compiler, and warnings are findings but for two that only tell."""
 
     def late(number: int, frame: FrameType | None) -> None:
         raise _TooLong
@@ -157,6 +165,7 @@ def _limits() -> Iterator[None]:
         with patch("torch.compile", lambda graph, **_: graph), warnings.catch_warnings():
             warnings.simplefilter("error")
             warnings.simplefilter("ignore", RandomDrawsWarning)
+            warnings.filterwarnings("ignore", "no executor keeps to memory=")
             yield
     finally:
         for which, clock in clocks.items():

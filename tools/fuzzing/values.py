@@ -32,6 +32,8 @@ RANGES: dict[str, st.SearchStrategy[Any]] = {
 }
 """Fields by name of which the first few numbers would say little."""
 
+_RATES = [0.01, 0.001, 0.003, 0.02, 0.037, 0.05, 0.075, 0.1, 0.0]
+
 JUNK: list[Any] = [
     *(None, True, -1, 0, 0.5, "", "nothing", "*", [], {}, [[1]], [1, "a"], {"block": "nothing"}),
     *({"block": "loop"}, "1e-3", float("nan"), "é\u200b"),
@@ -76,11 +78,9 @@ def _of(annotation: Any, siblings: collections.abc.Collection[Field]) -> Any:
 
 def _number(kind: Any, bounds: Interval, siblings: collections.abc.Collection[Field]) -> Any:
     if kind is int:
-        least = 1 if bounds.at_least is None else int(bounds.at_least)
-        return st.integers(least, 3) | st.integers(-1, 3).filter(lambda n: n in bounds)
+        return st.sampled_from([n for n in [*[1, 2, 3] * 5, 0, -1] if n in bounds])
     if kind is float:
-        moderate = st.integers(1, 100).map(lambda n: n / 1000)
-        return moderate | st.sampled_from([0.0, 0.3]).filter(lambda x: x in bounds)
+        return st.sampled_from([x for x in _RATES if x in bounds])
     simple = {bool: st.booleans(), str: PATTERNS, types.NoneType: st.none(), None: st.none()}
     return simple[kind] if kind in simple else _of_other(kind, siblings)
 
