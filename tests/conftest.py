@@ -1,6 +1,17 @@
-"""Options, devices and hypothesis profiles for all tests."""
+"""Options, devices, precisions and hypothesis profiles for all tests.
 
-from collections.abc import Iterator
+    pytest --device cuda                     the blocks run there; their numbers are the CPU's
+    pytest --dtype float32                   … and in single precision, within its rounding
+    pytest --hypothesis-profile=thorough     300 examples of every law in place of 15
+
+What is no matter of device and precision (files, messages, recipes that state their own) is tested
+as ever. Finite differences are always float64: in float32 a slope has three digits at best, and would
+hold nothing. The tests of those ask for `device` alone, or for `float64`.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import pytest
 import torch
@@ -21,14 +32,59 @@ torch.set_num_threads(1)  # the laws run on tiny tensors; threads would only wai
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--device", default="cpu", help="run the laws on this device: cpu, cuda, …")
+    parser.addoption(
+        "--dtype",
+        default="float64",
+        choices=["float32", "float64"],
+        help="run the laws in this precision; finite differences are float64 in any case",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """A device that is absent is an error before anything runs, not a skip."""
+    name = config.getoption("--device")
+    try:
+        torch.zeros(1, device=name)
+    except (RuntimeError, AssertionError) as error:
+        found = (
+            torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        )
+        raise pytest.UsageError(
+            f"--device {name}: torch {torch.__version__} cannot compute there "
+            f"({str(error).splitlines()[0]}); it can on: cpu{f', {found.type}' if found else ''}"
+        ) from error
 
 
 @pytest.fixture(scope="session")
 def device(request: pytest.FixtureRequest) -> torch.device:
-    """The device that blocks run on. Asking for one that is absent is an error, not a skip."""
-    device = torch.device(request.config.getoption("--device"))
-    torch.zeros(1, device=device)
-    return device
+    """The device that blocks run on."""
+    return torch.device(request.config.getoption("--device"))
+
+
+@pytest.fixture(scope="session")
+def dtype(request: pytest.FixtureRequest) -> torch.dtype:
+    """The precision that blocks run in, where a law is not one of float64 alone."""
+    dtype: torch.dtype = getattr(torch, request.config.getoption("--dtype"))
+    return dtype
+
+
+@pytest.fixture(scope="session")
+def place(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+    """Where and how exactly to compute, as tensors and the builders of problems take it."""
+    return {"device": device, "dtype": dtype}
+
+
+@pytest.fixture(scope="session")
+def within(dtype: torch.dtype) -> Callable[[float], float]:
+    """The one place where tolerances scale: `within(1e-12)` is that in float64, and 1e-4 in float32.
+
+    A test states what float64 leaves, 1e-14 to 1e-9 by the number of its operations. In float32 all
+    of them have what `metablocks.laws.problem.tolerance` has: a thousand times the precision. What is
+    to be exact states 0, and is exact in both.
+    """
+    return lambda tolerance: (
+        max(tolerance, 1e-4) if dtype != torch.float64 and tolerance else tolerance
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -37,9 +93,29 @@ def _seeded() -> None:
 
 
 @pytest.fixture
-def float64() -> Iterator[None]:
-    """New tensors are float64, and the draws are the same for every test."""
+def placed(place: dict[str, Any]) -> Iterator[None]:
+    """New tensors have the run's device and precision, and the draws are the same for every test."""
+    with _defaults(**place):
+        yield
+
+
+@pytest.fixture
+def float64(device: torch.device) -> Iterator[None]:
+    """New tensors are float64 on the run's device, and the draws are the same for every test."""
+    with _defaults(device, torch.float64):
+        yield
+
+
+@contextmanager
+def _defaults(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
     torch.manual_seed(0)
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        if device.type == "cpu":  # a device mode costs a Python call at every operation
+            yield
+        else:
+            with device:
+                yield
+    finally:
+        torch.set_default_dtype(before)
