@@ -6,7 +6,14 @@ An identity hides a transposed factor, so the factors are moved away from it fir
 import torch
 from torch import Tensor
 
-from metablocks.laws.problem import MakeRule, Problem, adapted_parameters, gradients_like, hold
+from metablocks.laws.problem import (
+    MakeRule,
+    Problem,
+    adapted_parameters,
+    gradients_like,
+    hold,
+    tolerance,
+)
 from metablocks.laws.rules import seeded_rule
 from metablocks.rules import StepInfo
 from metablocks.types import Tensors
@@ -37,7 +44,7 @@ def kfo_is_a_kronecker_product(make: MakeRule, problem: Problem) -> None:
             for g in rows
         ]
         expected[name] = torch.stack(each).reshape(gradient.shape)
-    hold("KFO is a Kronecker product", updates, expected, within=1e-12)
+    hold("KFO is a Kronecker product", updates, expected, tolerance(problem, float64=1e-12))
 
 
 def curvature_is_a_kronecker_product(make: MakeRule, problem: Problem) -> None:
@@ -56,7 +63,8 @@ def curvature_is_a_kronecker_product(make: MakeRule, problem: Problem) -> None:
             inner = torch.kron(factors[f"in.{name}"], factors[f"filter.{name}"])
             dense = torch.kron(factors[f"out.{name}"], inner)
         expected[name] = (dense @ gradient.reshape(-1)).reshape(gradient.shape)
-    hold("Meta-Curvature is a Kronecker product", updates, expected, within=1e-12)
+    within = tolerance(problem, float64=1e-12)
+    hold("Meta-Curvature is a Kronecker product", updates, expected, within)
 
 
 def _apply(make: MakeRule, problem: Problem) -> tuple[Tensors, Tensors, Tensors, bool]:

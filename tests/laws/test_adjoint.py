@@ -70,8 +70,8 @@ def same_gradient(small, rule, **blocks):
     ("make", "executor"), [(problem.regression, mb.Loop()), (problem.classification, mb.Vmap())]
 )
 @pytest.mark.parametrize("rule", RULES.values(), ids=RULES.keys())
-def test_it_is_the_unrolled_gradient_for_every_rule(make, executor, rule, device):
-    small = make(tasks=2, steps=3, device=device)
+def test_it_is_the_unrolled_gradient_for_every_rule(make, executor, rule, place):
+    small = make(tasks=2, steps=3, **place)
     orders = ORDERS[:1] if rule is RULES["kfo-adapt"] else ORDERS
     step_losses, adapts = [*STEP_LOSSES, mb.UniformStepLoss()], ["*", "head.*", "!head.*", "*"]
     for order, step_loss, adapt in zip(orders, step_losses, adapts, strict=False):
@@ -83,16 +83,16 @@ def test_it_is_the_unrolled_gradient_for_every_rule(make, executor, rule, device
 @pytest.mark.parametrize("step_loss", STEP_LOSSES, ids=repr)
 @pytest.mark.parametrize("adapt", ["*", "head.*", "!head.*"])
 def test_it_is_the_unrolled_gradient_for_every_order_step_loss_and_selection(
-    order, step_loss, adapt, device
+    order, step_loss, adapt, place
 ):
-    small = problem.regression(tasks=1, device=device)
+    small = problem.regression(tasks=1, **place)
     same_gradient(small, RULES["lslr"], order=order, step_loss=step_loss, adapt=adapt)
 
 
 @pytest.mark.parametrize("steps", [0, 1, 5])
 @pytest.mark.parametrize("every", [1, 2, 3, 9])
-def test_it_is_the_unrolled_gradient_for_any_number_of_steps_and_carries(steps, every):
-    small = problem.regression(tasks=1, steps=steps)
+def test_it_is_the_unrolled_gradient_for_any_number_of_steps_and_carries(steps, every, place):
+    small = problem.regression(tasks=1, steps=steps, **place)
 
     def learner(estimator):
         rule = mb.Chain(mb.MTMask(), mb.Momentum(), rates(0.1)) if steps else rates(0.1)
@@ -104,8 +104,8 @@ def test_it_is_the_unrolled_gradient_for_any_number_of_steps_and_carries(steps, 
 
 @EXECUTORS
 @pytest.mark.parametrize("adapt", ["*", "!*.norm.*"])
-def test_per_step_batch_norm_and_tnet_give_the_same_gradient_and_buffers(executor, adapt, device):
-    small = problem.classification(tasks=2, steps=3, device=device)
+def test_per_step_batch_norm_and_tnet_give_the_same_gradient_and_buffers(executor, adapt, place):
+    small = problem.classification(tasks=2, steps=3, **place)
 
     def model():
         norms = mb.per_step_batch_norm(small.model(), 3, statistics="running")
@@ -192,7 +192,7 @@ class Noise(mb.UpdateRule):
         (MixedOrder(), mb.UniformStepLoss()),
     ],
 )
-def test_recomputation_sees_the_same_draws(executor, order, step_loss, float64):
+def test_recomputation_sees_the_same_draws(executor, order, step_loss, placed):
     """Dropout in support and query passes, a mask at the start, noise in the rule."""
     tasks = tasks_of(3, tasks=2)
 
@@ -216,8 +216,8 @@ def test_finite_differences_of_every_meta_parameter(make, rule, adapt, device):
 
 
 @pytest.mark.parametrize("rate", [-0.2, 0.1])
-def test_quadratics_have_the_closed_form(rate, device):
-    small = problem.quadratic(steps=5, device=device)
+def test_quadratics_have_the_closed_form(rate, place):
+    small = problem.quadratic(steps=5, **place)
     gradients.quadratic(small, rate=rate, estimator=mb.Adjoint())
     first_order = {"order_two": False, "order": mb.FirstOrder()}
     gradients.quadratic(small, rate=rate, estimator=mb.Adjoint(), **first_order)

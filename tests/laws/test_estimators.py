@@ -29,21 +29,21 @@ reptiles = pytest.mark.parametrize("reptile", REPTILES.values(), ids=REPTILES.ke
 
 @executors
 @problems
-def test_reptile_in_one_step_is_joint_training(make, executor, device):
-    end_points.reptile_is_joint_training(mb.Reptile(), make(device=device), executor=executor)
+def test_reptile_in_one_step_is_joint_training(make, executor, place):
+    end_points.reptile_is_joint_training(mb.Reptile(), make(**place), executor=executor)
 
 
 @executors
 @problems
-def test_reptile_under_plain_descent_is_interpolation(make, executor, device):
-    end_points.reptile_is_interpolation(mb.Reptile(), make(device=device), executor=executor)
+def test_reptile_under_plain_descent_is_interpolation(make, executor, place):
+    end_points.reptile_is_interpolation(mb.Reptile(), make(**place), executor=executor)
 
 
 @problems
 @reptiles
 @pytest.mark.parametrize("direction", [mb.Adam(beta1=0.0, eps=1e-3), mb.Momentum()], ids=repr)
-def test_reptile_is_the_same_on_every_executor(make, reptile, direction, device):
-    small = make(device=device)
+def test_reptile_is_the_same_on_every_executor(make, reptile, direction, place):
+    small = make(**place)
 
     def learner(executor):
         rule = mb.Chain(direction, mb.LearningRate(0.01))
@@ -54,13 +54,13 @@ def test_reptile_is_the_same_on_every_executor(make, reptile, direction, device)
 
 
 @reptiles
-def test_reptile_is_its_hand_written_loop(reptile, device):
-    end_points.reptile_is_its_loop(reptile(), problem.regression(tasks=2, device=device))
+def test_reptile_is_its_hand_written_loop(reptile, place):
+    end_points.reptile_is_its_loop(reptile(), problem.regression(tasks=2, **place))
 
 
 @pytest.mark.filterwarnings("ignore::metablocks.RandomDrawsWarning")
 @executors
-def test_batches_are_shuffled_passes_through_the_examples(executor, float64):
+def test_batches_are_shuffled_passes_through_the_examples(executor, placed):
     tasks, count = 4, 6
     x = (10.0 ** torch.arange(count)).expand(tasks, count)
     batch = mb.TaskBatch((x[:, :4], x[:, :4]), (x[:, 4:], x[:, 4:]))
@@ -93,8 +93,8 @@ def test_batches_are_shuffled_passes_through_the_examples(executor, float64):
 
 
 @pytest.mark.filterwarnings("ignore::metablocks.RandomDrawsWarning")
-def test_batches_differ_from_task_to_task_and_from_call_to_call():
-    small = problem.regression(tasks=2)
+def test_batches_differ_from_task_to_task_and_from_call_to_call(place):
+    small = problem.regression(tasks=2, **place)
     twins = mb.TaskBatch.stack([small.tasks[0]] * 8)
     for executor in (mb.Loop(), mb.Vmap()):
         learner = small.learner(estimator=mb.Reptile(batch=2), executor=executor)
@@ -105,11 +105,11 @@ def test_batches_differ_from_task_to_task_and_from_call_to_call():
         assert not torch.equal(learner.meta_gradient(twins).query_losses[:, -1], losses)
 
 
-def test_all_examples_in_one_batch_are_the_examples_without(float64):
-    small = problem.regression()
+def test_all_examples_in_one_batch_are_the_examples_without(place, within):
+    small = problem.regression(**place)
     whole = small.learner(estimator=mb.Reptile()).meta_gradient(small.tasks)
     batch = small.learner(estimator=mb.Reptile(batch=9)).meta_gradient(small.tasks)
-    problem.hold("batch", batch.grads, whole.grads, 1e-12)
+    problem.hold("batch", batch.grads, whole.grads, within(1e-12))
 
 
 def test_support_and_query_that_cannot_be_joined_are_refused():
@@ -132,21 +132,21 @@ def test_support_and_query_that_cannot_be_joined_are_refused():
 
 @given(seed=st.integers(0, 1000), proximal=st.floats(0.5, 4.0))
 @pytest.mark.parametrize("executor", [mb.Loop(), mb.Vmap()], ids=repr)
-def test_on_quadratics_the_implicit_gradient_has_its_closed_form(executor, seed, proximal, device):
-    small = problem.quadratic(seed=seed, steps=600, device=device)
+def test_on_quadratics_the_implicit_gradient_has_its_closed_form(executor, seed, proximal, place):
+    small = problem.quadratic(seed=seed, steps=600, **place)
     end_points.implicit_quadratic(mb.Implicit(proximal=proximal), small, executor=executor)
 
 
 @executors
 @problems
-def test_the_implicit_gradient_tends_to_the_plain_one(make, executor, device):
-    small = make(device=device)
+def test_the_implicit_gradient_tends_to_the_plain_one(make, executor, place):
+    small = make(**place)
     end_points.implicit_tends_to_the_plain_gradient(mb.Implicit(), small, executor=executor)
 
 
 @problems
-def test_the_implicit_gradient_is_the_same_on_every_executor(make, device):
-    small = make(device=device)
+def test_the_implicit_gradient_is_the_same_on_every_executor(make, place):
+    small = make(**place)
 
     def learner(executor):
         return small.learner(estimator=mb.Implicit(), executor=executor)
@@ -174,16 +174,16 @@ def test_where_the_inner_loop_converges_it_is_the_slope_of_the_loss(make, adapt,
 
 
 @pytest.mark.parametrize("direction", [mb.Momentum(0.5), mb.Adam(eps=1e-2)], ids=repr)
-def test_the_way_to_the_minimum_does_not_matter(direction):
-    small = problem.quadratic(steps=2000)
+def test_the_way_to_the_minimum_does_not_matter(direction, place, within):
+    small = problem.quadratic(steps=2000, **place)
     expected = small.learner(estimator=mb.Implicit()).meta_gradient(small.tasks).grads
     rule = mb.Chain(direction, mb.LearningRate(0.01))
     got = small.learner(rule, estimator=mb.Implicit()).meta_gradient(small.tasks)
-    problem.hold("another way", got.grads, expected, 1e-8)
+    problem.hold("another way", got.grads, expected, within(1e-8))
 
 
-def test_training_and_evaluation_adapt_with_the_same_proximal_term():
-    small = problem.regression()
+def test_training_and_evaluation_adapt_with_the_same_proximal_term(place):
+    small = problem.regression(**place)
     implicit = small.learner(estimator=mb.Implicit(proximal=3.0))
     stated = small.learner(mb.Chain(mb.Proximal(3.0), mb.LearningRate(0.1)))
     named = small.learner(
@@ -199,7 +199,7 @@ def test_training_and_evaluation_adapt_with_the_same_proximal_term():
 
 
 @pytest.mark.parametrize("estimator", [mb.Reptile(), mb.Implicit()], ids=repr)
-def test_the_fast_weights_of_earlier_steps_are_not_kept(estimator):
+def test_the_fast_weights_of_earlier_steps_are_not_kept(estimator, place):
     class Watch(mb.UpdateRule):
         def forward(self, updates, state, step):
             watched.append(weakref.ref(step.params["head.weight"]))
@@ -209,7 +209,7 @@ def test_the_fast_weights_of_earlier_steps_are_not_kept(estimator):
         alive.append(sum(reference() is not None for reference in watched))
         return F.mse_loss(prediction, target)
 
-    small = problem.regression(tasks=1, steps=6)
+    small = problem.regression(tasks=1, steps=6, **place)
     learner = small.learner(mb.Chain(Watch(), mb.LearningRate(0.1)), estimator=estimator, loss=loss)
     watched, alive = [], []
     learner.meta_gradient(small.tasks)
@@ -298,8 +298,8 @@ def test_tasks_under_vmap_stop_each_for_itself():
 
 @pytest.mark.parametrize("estimator", [mb.Reptile(), mb.Implicit()], ids=repr)
 @executors
-def test_they_leave_no_trace(estimator, executor):
-    small = problem.classification()
+def test_they_leave_no_trace(estimator, executor, place):
+    small = problem.classification(**place)
     learner = small.learner(estimator=estimator, executor=executor)
     purity.leaves_no_trace(learner, lambda learner: learner.meta_gradient(small.tasks))
 
@@ -322,8 +322,8 @@ def test_parameters_that_no_loss_reaches_are_named(estimator):
         learner.meta_gradient(small.tasks)
 
 
-def test_what_is_frozen_needs_no_gradient():
-    small = problem.regression()
+def test_what_is_frozen_needs_no_gradient(place):
+    small = problem.regression(**place)
     for estimator in (mb.Reptile(), mb.Implicit()):
         model = small.model()
         model.head.requires_grad_(False)

@@ -66,20 +66,20 @@ STEP_LOSSES = [FinalStepLoss(), UniformStepLoss(), AnnealedStepLoss(epochs=5)]
 
 
 @pytest.mark.parametrize("make", [problem.regression, problem.classification])
-def test_without_steps_it_is_the_supervised_gradient(make, device):
-    gradients.no_steps(make(device=device))
+def test_without_steps_it_is_the_supervised_gradient(make, place):
+    gradients.no_steps(make(**place))
 
 
 @given(seed=st.integers(0, 1000), steps=st.integers(1, 6), rate=st.floats(-0.3, 0.3))
 @pytest.mark.parametrize("executor", [Loop(), Vmap()], ids=repr)
-def test_quadratics_have_the_closed_form(executor, seed, steps, rate, device):
-    small = problem.quadratic(seed=seed, steps=steps, device=device)
+def test_quadratics_have_the_closed_form(executor, seed, steps, rate, place):
+    small = problem.quadratic(seed=seed, steps=steps, **place)
     gradients.quadratic(small, rate=rate, executor=executor)
 
 
 @given(seed=st.integers(0, 1000), steps=st.integers(1, 6))
-def test_first_order_on_quadratics_has_its_closed_form(seed, steps, device):
-    small = problem.quadratic(seed=seed, steps=steps, device=device)
+def test_first_order_on_quadratics_has_its_closed_form(seed, steps, place):
+    small = problem.quadratic(seed=seed, steps=steps, **place)
     gradients.quadratic(small, order_two=False, order=FirstOrder())
 
 
@@ -114,8 +114,8 @@ def test_finite_differences_through_every_rule(make, rule, device):
         )
     ],
 )
-def test_every_executor_gives_the_loops_gradient(make, rule, order, step_loss, device):
-    small = make(steps=2, device=device)
+def test_every_executor_gives_the_loops_gradient(make, rule, order, step_loss, place):
+    small = make(steps=2, **place)
 
     def learner(executor):
         return small.learner(rule(), order=order, step_loss=step_loss, executor=executor)
@@ -124,8 +124,8 @@ def test_every_executor_gives_the_loops_gradient(make, rule, order, step_loss, d
 
 
 @pytest.mark.parametrize("executor", [Loop(), Vmap(chunk=2)], ids=repr)
-def test_a_batch_is_the_mean_of_its_tasks_in_any_order(executor, device):
-    gradients.mean_of_tasks(problem.classification(device=device), [2, 0, 1], executor=executor)
+def test_a_batch_is_the_mean_of_its_tasks_in_any_order(executor, place):
+    gradients.mean_of_tasks(problem.classification(**place), [2, 0, 1], executor=executor)
 
 
 @pytest.mark.parametrize(
@@ -141,11 +141,11 @@ def test_a_batch_is_the_mean_of_its_tasks_in_any_order(executor, device):
 )
 @pytest.mark.parametrize("order", [SecondOrder(), FirstOrder()], ids=repr)
 def test_conv_net_with_batch_norm_and_five_steps_agrees_with_higher(
-    estimator, executor, order, device
+    estimator, executor, order, place, device, within
 ):
-    model = Conv4(input_shape=(1, 28, 28), outputs=5, filters=8).to(device, torch.float64)
+    model = Conv4(input_shape=(1, 28, 28), outputs=5, filters=8).to(**place)
     target = torch.arange(5, device=device)
-    images = torch.rand(4, 20, 1, 28, 28, device=device, dtype=torch.float64)
+    images = torch.rand(4, 20, 1, 28, 28, **place)
     tasks = TaskBatch(
         support=(images[:, :5], target.expand(4, 5)),
         query=(images[:, 5:], target.repeat(3).expand(4, 15)),
@@ -161,7 +161,7 @@ def test_conv_net_with_batch_norm_and_five_steps_agrees_with_higher(
     )
     got = learner.meta_gradient(tasks).grads
     expected = _higher(model, tasks, steps=5, rate=0.1, second=order == SecondOrder())
-    problem.hold("higher", got, expected, within=1e-10)
+    problem.hold("higher", got, expected, within=within(1e-10))
 
 
 def _higher(model, tasks, *, steps, rate, second):

@@ -25,8 +25,8 @@ SHAPES = {
 }
 
 
-def tensors(device):
-    return {name: torch.randn(s, device=device, dtype=torch.float64) for name, s in SHAPES.items()}
+def tensors(place):
+    return {name: torch.randn(s, **place) for name, s in SHAPES.items()}
 
 
 def apply(rule, gradients):
@@ -38,40 +38,40 @@ def apply(rule, gradients):
 
 
 @all_transforms
-def test_updates_fit_the_gradients(make, device):
-    rules.fits_the_gradients(make, problem.shapes(device=device))
+def test_updates_fit_the_gradients(make, place):
+    rules.fits_the_gradients(make, problem.shapes(**place))
 
 
 @all_transforms
-def test_first_order_is_second_order_where_the_hessian_is_zero(make):
-    rules.zero_hessian(make, problem.shapes())
+def test_first_order_is_second_order_where_the_hessian_is_zero(make, place):
+    rules.zero_hessian(make, problem.shapes(**place))
 
 
 @transforms
 @problems
-def test_at_first_it_is_the_rule_behind_it(make, small, device):
-    rule_gradients.same_as_without(make, small(device=device))
+def test_at_first_it_is_the_rule_behind_it(make, small, place):
+    rule_gradients.same_as_without(make, small(**place))
 
 
 @problems
-def test_a_transform_that_adapts_is_the_rule_behind_it_for_one_step(small, device):
+def test_a_transform_that_adapts_is_the_rule_behind_it_for_one_step(small, place):
     rule_gradients.same_as_without(
-        lambda: KFO(hidden=1, **ADAPTS), small(steps=1, device=device), rate=RATE
+        lambda: KFO(hidden=1, **ADAPTS), small(steps=1, **place), rate=RATE
     )
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_at_first_the_transform_is_the_identity_to_the_last_bit(activation, device):
-    gradients = tensors(device)
+def test_at_first_the_transform_is_the_identity_to_the_last_bit(activation, place):
+    gradients = tensors(place)
     for rule in (KFO(hidden=2, activation=activation), KFO(psd=True), MetaCurvature()):
         updates = apply(rule.setup(gradients, 1), gradients)
         assert all(torch.equal(updates[name], g) for name, g in gradients.items())
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_where_the_gradient_is_zero_its_derivative_is_still_the_identity(activation, device):
+def test_where_the_gradient_is_zero_its_derivative_is_still_the_identity(activation, place):
     """A head of zeros sends exact zeros to the body: the kink of a ReLU must not cut them off."""
-    small = problem.regression(device=device)
+    small = problem.regression(**place)
 
     def model():
         net = small.model()
@@ -85,8 +85,8 @@ def test_where_the_gradient_is_zero_its_derivative_is_still_the_identity(activat
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("psd", [False, True])
-def test_every_factor_has_a_gradient_from_the_first_meta_step_on(activation, psd, device):
-    small = problem.regression(device=device)
+def test_every_factor_has_a_gradient_from_the_first_meta_step_on(activation, psd, place):
+    small = problem.regression(**place)
     rule = Chain(KFO(hidden=2, activation=activation, psd=psd), LearningRate(RATE))
     grads = small.learner(rule).meta_gradient(small.tasks).grads
     flat = [name for name, g in grads.items() if float(g.abs().max()) < 1e-8]
@@ -97,16 +97,16 @@ def test_every_factor_has_a_gradient_from_the_first_meta_step_on(activation, psd
 
 
 @pytest.mark.parametrize("options", [{}, {"psd": True}, {"bias": False}], ids=str)
-def test_kfo_is_a_dense_kronecker_product(options, device):
-    kronecker.kfo_is_a_kronecker_product(lambda: KFO(**options), problem.shapes(device=device))
+def test_kfo_is_a_dense_kronecker_product(options, place):
+    kronecker.kfo_is_a_kronecker_product(lambda: KFO(**options), problem.shapes(**place))
 
 
-def test_meta_curvature_is_a_dense_kronecker_product(device):
-    kronecker.curvature_is_a_kronecker_product(MetaCurvature, problem.shapes(device=device))
+def test_meta_curvature_is_a_dense_kronecker_product(place):
+    kronecker.curvature_is_a_kronecker_product(MetaCurvature, problem.shapes(**place))
 
 
-def test_with_its_off_half_at_zero_a_hidden_layer_is_the_papers(device):
-    gradient = {"w": torch.randn(3, 4, device=device, dtype=torch.float64)}
+def test_with_its_off_half_at_zero_a_hidden_layer_is_the_papers(place):
+    gradient = {"w": torch.randn(3, 4, **place)}
     rule = perturb(KFO(hidden=1).setup(gradient, 1))
     own = {key.removeprefix("factors."): p for key, p in rule.named_parameters()}
     with torch.no_grad():
@@ -141,8 +141,8 @@ def count_curvature(shape):
 
 
 @pytest.mark.parametrize("name", SHAPES)
-def test_there_are_as_many_numbers_as_the_docstrings_say(name, device):
-    shape, own = SHAPES[name], {name: tensors(device)[name]}
+def test_there_are_as_many_numbers_as_the_docstrings_say(name, place):
+    shape, own = SHAPES[name], {name: tensors(place)[name]}
 
     def count(rule):
         return sum(p.numel() for p in rule.setup(own, 1).parameters())
@@ -176,8 +176,8 @@ def test_factors_are_named_after_what_they_serve_and_only_adapted_parameters_hav
 
 
 @all_transforms
-def test_names_and_values_survive_a_state_dict(make, device):
-    small = problem.classification(device=device)
+def test_names_and_values_survive_a_state_dict(make, place):
+    small = problem.classification(**place)
     trained = perturb(small.learner(Chain(make(), LearningRate(RATE))))
     fresh = small.learner(Chain(make(), LearningRate(RATE)))
     fresh.load_state_dict(trained.state_dict())

@@ -32,8 +32,8 @@ ORDERS = [mb.SecondOrder(), mb.FirstOrder(), mb.TruncatedOrder(last=1)]
 @transforms
 @pytest.mark.parametrize("order", ORDERS, ids=repr)
 @pytest.mark.parametrize("behind", [mb.lslr, mb.meta_sgd])
-def test_every_executor_gives_the_loops_gradient(make, order, behind, device):
-    small = problem.classification(steps=2, device=device)
+def test_every_executor_gives_the_loops_gradient(make, order, behind, place):
+    small = problem.classification(steps=2, **place)
 
     def learner(executor):
         rule = Chain(make(), behind(RATE))
@@ -44,8 +44,8 @@ def test_every_executor_gives_the_loops_gradient(make, order, behind, device):
 
 @pytest.mark.parametrize("make", ADAPTING.values(), ids=ADAPTING.keys())
 @problems
-def test_a_transform_that_adapts_is_the_same_on_every_executor(make, small, device):
-    small = small(device=device)
+def test_a_transform_that_adapts_is_the_same_on_every_executor(make, small, place):
+    small = small(**place)
 
     def learner(executor):
         return perturb(small.learner(Chain(make(), LearningRate(RATE)), executor=executor))
@@ -138,14 +138,14 @@ def plain_meta_gradient(net, theta, factors, transform, tasks, *, steps, adapts,
     return total
 
 
-def check_against_plain_autograd(make, transform, net, device, **blocks):
+def check_against_plain_autograd(make, transform, net, place, within, **blocks):
     module, forward, shape = net
 
     def draw(*size):
-        return torch.randn(3, *size, device=device, dtype=torch.float64)
+        return torch.randn(3, *size, **place)
 
     tasks = mb.TaskBatch(support=(draw(5, *shape), draw(5, 2)), query=(draw(4, *shape), draw(4, 2)))
-    model, rule = module().to(device, torch.float64), make()
+    model, rule = module().to(**place), make()
     learner = perturb(
         mb.MetaLearner(
             model, loss=F.mse_loss, steps=3, rule=Chain(rule, LearningRate(RATE)), **blocks
@@ -166,8 +166,8 @@ def check_against_plain_autograd(make, transform, net, device, **blocks):
     names = [f"model.{n}" for n in theta] + [f"rule.rules.0.factors.{n}" for n in factors]
     expected = dict(zip(names, total, strict=True))
     got = learner.meta_gradient(tasks).grads
-    problem.hold("plain autograd, θ", *under("model.", got, expected), within=1e-10)
-    problem.hold("plain autograd, φ", *under("rule.", got, expected), within=1e-10)
+    problem.hold("plain autograd, θ", *under("model.", got, expected), within(1e-10))
+    problem.hold("plain autograd, φ", *under("rule.", got, expected), within(1e-10))
 
 
 def under(prefix, *trees):
@@ -199,8 +199,8 @@ nets = pytest.mark.parametrize("net", NETS.values(), ids=NETS.keys())
     ],
     ids=["kfo", "psd", "hidden", "hidden-psd", "adapt", "adapt-hidden-psd", "curvature"],
 )
-def test_meta_gradients_are_those_of_plain_autograd(make, transform, net, executor, device):
-    check_against_plain_autograd(make, transform, net, device, executor=executor)
+def test_meta_gradients_are_those_of_plain_autograd(make, transform, net, executor, place, within):
+    check_against_plain_autograd(make, transform, net, place, within, executor=executor)
 
 
 @pytest.mark.parametrize("order", ORDERS, ids=repr)
@@ -213,5 +213,5 @@ def test_meta_gradients_are_those_of_plain_autograd(make, transform, net, execut
     ],
     ids=["kfo", "curvature"],
 )
-def test_so_they_are_for_every_order(make, transform, net, order, device):
-    check_against_plain_autograd(make, transform, net, device, order=order)
+def test_so_they_are_for_every_order(make, transform, net, order, place, within):
+    check_against_plain_autograd(make, transform, net, place, within, order=order)

@@ -12,7 +12,7 @@ from metablocks.errors import BlockError, RuleError
 from metablocks.laws import gradients, problem, purity, rule_gradients, rules
 from metablocks.models import MLP, Conv4
 
-pytestmark = pytest.mark.usefixtures("float64")
+pytestmark = pytest.mark.usefixtures("placed")
 
 STEPS = 3
 ON = 50.0
@@ -27,7 +27,9 @@ def masked(small, *, mask=None, rate=0.1, **blocks):
     learner = small.learner(mb.Chain(mask or mb.MTMask(), mb.LearningRate(rate)), **blocks)
     generator = torch.Generator().manual_seed(3)
     for parameter in learner.rule.parameters():
-        parameter.data += torch.randn(parameter.shape, generator=generator).to(parameter)
+        parameter.data += torch.randn(parameter.shape, generator=generator, device="cpu").to(
+            parameter
+        )
     return learner
 
 
@@ -40,33 +42,33 @@ def quietly(call):
 # ---- laws of rules
 
 
-def test_updates_fit_the_gradients(device):
-    rules.fits_the_gradients(mb.MTMask, problem.shapes(device=device))
+def test_updates_fit_the_gradients(place):
+    rules.fits_the_gradients(mb.MTMask, problem.shapes(**place))
 
 
 @pytest.mark.parametrize("steps", [1, 4])
-def test_first_order_is_second_order_where_the_hessian_is_zero(steps):
+def test_first_order_is_second_order_where_the_hessian_is_zero(steps, place):
     rules.zero_hessian(
-        lambda: mb.Chain(mb.MTMask(), mb.LearningRate(0.1)), problem.shapes(steps=steps)
+        lambda: mb.Chain(mb.MTMask(), mb.LearningRate(0.1)), problem.shapes(steps=steps, **place)
     )
 
 
 @pytest.mark.parametrize("make", [problem.regression, problem.classification])
 def test_all_masks_on_is_the_learner_without(make, device):
-    rule_gradients.same_as_without(on, make(device=device))
-    rule_gradients.same_as_without(on, make(device=device, dtype=torch.float32))
+    for dtype in (torch.float32, torch.float64):
+        rule_gradients.same_as_without(on, make(device=device, dtype=dtype))
 
 
-def test_all_masks_off_does_not_adapt():
-    small = problem.regression()
+def test_all_masks_off_does_not_adapt(place):
+    small = problem.regression(**place)
     learner = small.learner(mb.Chain(mb.MTMask(init=-ON), mb.LearningRate(0.1)))
     losses = learner.evaluate(small.tasks).query_losses
     assert torch.equal(losses, losses[:, :1].expand(-1, STEPS + 1))
 
 
-def test_adapt_is_its_loop_for_the_same_draws():
+def test_adapt_is_its_loop_for_the_same_draws(place):
     rules.adapt_is_its_loop(
-        lambda: mb.Chain(mb.MTMask(), mb.LearningRate(0.1)), problem.shapes(steps=STEPS)
+        lambda: mb.Chain(mb.MTMask(), mb.LearningRate(0.1)), problem.shapes(steps=STEPS, **place)
     )
 
 
@@ -122,7 +124,7 @@ def test_masks_are_on_with_the_stated_chance(temperature, logit):
     assert abs(mask.mean() - chance) < 0.02
 
 
-def test_the_gradient_is_the_soft_ones_at_the_same_draws(monkeypatch):
+def test_the_gradient_is_the_soft_ones_at_the_same_draws(monkeypatch, within):
     """By hand: u fixed, s = σ((ζ + log u − log(1 − u)) / T), ∂M/∂ζ = s (1 − s) / T."""
     uniform = torch.tensor([0.1, 0.4, 0.6, 0.95])
     logit = torch.tensor([0.5, -0.2, 1.0, -4.0])
@@ -134,7 +136,7 @@ def test_the_gradient_is_the_soft_ones_at_the_same_draws(monkeypatch):
     assert mask.tolist() == [0.0, 0.0, 1.0, 0.0]
     (got,) = torch.autograd.grad(mask @ torch.tensor([1.0, 2.0, 3.0, 4.0]), rule.logit["fc.*"])
     expected = torch.tensor([1.0, 2.0, 3.0, 4.0]) * soft * (1 - soft) / 0.7
-    torch.testing.assert_close(got, expected, rtol=1e-13, atol=0)
+    torch.testing.assert_close(got, expected, rtol=within(1e-13), atol=0)
 
 
 def test_low_precision_draws_are_as_fine_as_float32s():
@@ -153,11 +155,11 @@ def _forward(p, x):
 
 
 @pytest.mark.parametrize("order", [mb.SecondOrder(), mb.FirstOrder()], ids=repr)
-def test_gradient_of_a_plain_autograd_loop_and_one_draw_a_task(order, monkeypatch):
+def test_gradient_of_a_plain_autograd_loop_and_one_draw_a_task(order, monkeypatch, place, within):
     """An independent implementation, given the draws: three steps with one mask for each task."""
     torch.manual_seed(0)
     second = isinstance(order, mb.SecondOrder)
-    small = problem.regression(hidden=(4,))
+    small = problem.regression(hidden=(4,), **place)
     learner = masked(small, mask=mb.MTMask(temperature=0.8), order=order)
     learner.meta_gradient(small.tasks)  # the check of the first call draws too
     draws, rand_like = [], torch.rand_like
@@ -178,7 +180,7 @@ def test_gradient_of_a_plain_autograd_loop_and_one_draw_a_task(order, monkeypatc
         for layer, u in zip(layers, draws[2 * index : 2 * index + 2], strict=True):
             noisy = meta[f"rule.rules.0.logit.{layer}.*"] + torch.log(u) - torch.log(1 - u)
             soft = torch.sigmoid(noisy / 0.8)
-            masks[layer] = soft + ((noisy > 0).double() - soft).detach()
+            masks[layer] = soft + ((noisy > 0).to(soft) - soft).detach()
         fast = {n.removeprefix("model."): p for n, p in meta.items() if n.startswith("model.")}
 
         def loss(batch, fast):
@@ -194,14 +196,14 @@ def test_gradient_of_a_plain_autograd_loop_and_one_draw_a_task(order, monkeypatc
                 fast[name] = fast[name] - 0.1 * mask * grad
         total = total + loss(task.query, fast) / len(small.tasks)
     grads = torch.autograd.grad(total, list(meta.values()))
-    problem.hold("autograd", got.grads, dict(zip(meta, grads, strict=True)), within=1e-10)
+    problem.hold("autograd", got.grads, dict(zip(meta, grads, strict=True)), within=within(1e-10))
     assert all(g.abs().max() > 0 for n, g in got.grads.items() if "logit" in n)
 
 
 @pytest.mark.parametrize("executor", [mb.Loop(), mb.Vmap(), mb.Vmap(chunk=2)], ids=repr)
-def test_tasks_draw_independently_and_the_seed_reproduces(executor):
+def test_tasks_draw_independently_and_the_seed_reproduces(executor, place):
     """Six copies of one task: what differs between their losses is their masks."""
-    small = problem.regression(hidden=(16,))
+    small = problem.regression(hidden=(16,), **place)
     tasks = mb.TaskBatch.stack([small.tasks[0]] * 6)
     learner = masked(small, executor=executor)
 
@@ -218,14 +220,14 @@ def test_tasks_draw_independently_and_the_seed_reproduces(executor):
     assert torch.equal(*again)
 
 
-def test_vmap_says_that_its_draws_are_its_own():
-    small = problem.regression()
+def test_vmap_says_that_its_draws_are_its_own(place):
+    small = problem.regression(**place)
     with pytest.warns(mb.RandomDrawsWarning):
         masked(small, executor=mb.Vmap()).meta_gradient(small.tasks)
 
 
-def test_every_executor_gives_the_loops_gradient_where_nothing_is_left_to_chance(device):
-    small = problem.classification(device=device)
+def test_every_executor_gives_the_loops_gradient_where_nothing_is_left_to_chance(place):
+    small = problem.classification(**place)
 
     def learner(executor):
         rule = mb.Chain(on(), mb.LearningRate(0.1))
@@ -235,8 +237,8 @@ def test_every_executor_gives_the_loops_gradient_where_nothing_is_left_to_chance
     quietly(lambda: gradients.one_gradient(small, executors, learner))
 
 
-def test_mt_net_is_a_tnet_with_a_mask():
-    small = problem.classification()
+def test_mt_net_is_a_tnet_with_a_mask(place):
+    small = problem.classification(**place)
     model = mb.insert_tnet(small.model())
     learner = mb.MetaLearner(
         model,
@@ -252,8 +254,8 @@ def test_mt_net_is_a_tnet_with_a_mask():
     assert folded(small.tasks[0].query[0]).isfinite().all()
 
 
-def test_learners_leave_everything_as_it_was():
-    small = problem.regression()
+def test_learners_leave_everything_as_it_was(place):
+    small = problem.regression(**place)
     learner = masked(small)
     purity.leaves_no_trace(learner, lambda learner: learner.evaluate(small.tasks))
     purity.leaves_no_trace(learner, lambda learner: learner.adapt(small.tasks[0].support))

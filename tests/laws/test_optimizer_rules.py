@@ -148,9 +148,9 @@ def test_slopes_are_finite_at_gradients_of_exactly_zero(make, dtype):
 
 
 @all_rules
-def test_a_net_with_a_dead_parameter_has_a_finite_meta_gradient(make):
+def test_a_net_with_a_dead_parameter_has_a_finite_meta_gradient(make, place):
     """Behind a zero head, the body's gradient is exactly zero at first."""
-    small = problem.regression(dtype=torch.float64)
+    small = problem.regression(**place)
     learner = small.learner(Chain(make(), LearningRate(0.01)), executor=Vmap())
     with torch.no_grad():
         for name, p in learner.model.named_parameters():
@@ -177,13 +177,13 @@ def test_the_norm_is_of_all_parameters_together():
         lambda: Proximal(0.0),
     ],
 )
-def test_at_their_identity_they_are_the_learner_without(make, device):
-    rule_gradients.same_as_without(make, problem.classification(device=device))
+def test_at_their_identity_they_are_the_learner_without(make, place):
+    rule_gradients.same_as_without(make, problem.classification(**place))
 
 
-def test_a_task_starts_with_moments_of_its_own():
+def test_a_task_starts_with_moments_of_its_own(place):
     rule = Chain(Momentum(), Adam(eps=0.1), LearningRate(0.1))
-    gradients.mean_of_tasks(problem.regression(), [2, 0, 1], rule=rule)
+    gradients.mean_of_tasks(problem.regression(**place), [2, 0, 1], rule=rule)
 
 
 @pytest.mark.parametrize(

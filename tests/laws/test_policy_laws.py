@@ -38,21 +38,21 @@ def test_an_order_decides_every_step(order, steps, progress):
 
 
 @pytest.mark.parametrize("steps", [1, 3])
-def test_truncation_ends_at_first_and_second_order(steps, device):
-    orders.truncation_ends(TruncatedOrder(last=1), problem.regression(steps=steps, device=device))
+def test_truncation_ends_at_first_and_second_order(steps, place):
+    orders.truncation_ends(TruncatedOrder(last=1), problem.regression(steps=steps, **place))
 
 
-def test_annealed_order_switches_exactly_at_its_epoch(device):
+def test_annealed_order_switches_exactly_at_its_epoch(place):
     order, others = AnnealedOrder(first_order_epochs=1), [0, 2, 2.99, 3, 3.01, 9]
-    orders.annealing_switches(order, problem.regression(device=device), epoch=3, others=others)
+    orders.annealing_switches(order, problem.regression(**place), epoch=3, others=others)
 
 
 @pytest.mark.parametrize(
     "order", [SecondOrder(), FirstOrder(), TruncatedOrder(last=1), TruncatedOrder(last=2)], ids=repr
 )
 @pytest.mark.parametrize("make", [problem.regression, problem.classification])
-def test_under_every_order_gradients_alone_are_detached(order, make, device):
-    orders.detaches_gradients(order, make(tasks=2, device=device))
+def test_under_every_order_gradients_alone_are_detached(order, make, place):
+    orders.detaches_gradients(order, make(tasks=2, **place))
 
 
 @given(block=step_losses_, steps=st.integers(0, 8), progress=progress_)
@@ -65,13 +65,13 @@ def test_an_annealed_step_loss_ends_at_final(epochs, steps, later):
     step_losses.ends_at_final(AnnealedStepLoss(epochs=epochs), steps=steps, later=later)
 
 
-def test_all_weight_on_the_last_step_is_the_final_step_loss(device):
-    step_losses.one_hot_is_final(problem.regression(device=device))
+def test_all_weight_on_the_last_step_is_the_final_step_loss(place):
+    step_losses.one_hot_is_final(problem.regression(**place))
 
 
 @pytest.mark.parametrize("block", [FinalStepLoss(), UniformStepLoss(), AnnealedStepLoss(epochs=9)])
-def test_the_loss_is_the_weighted_sum_of_the_steps(block, device):
-    small = problem.classification(device=device)
+def test_the_loss_is_the_weighted_sum_of_the_steps(block, place):
+    small = problem.classification(**place)
     step_losses.is_the_weighted_sum(block, small, progress=Progress(4))
 
 

@@ -1,7 +1,7 @@
 """Update rules, held to the laws of their protocol."""
 
 import itertools
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -57,23 +57,23 @@ RULES = {
 rule_blocks = pytest.mark.parametrize("rule", RULES.values(), ids=RULES.keys())
 
 
-def params(device: torch.device) -> dict[str, torch.Tensor]:
+def params(**place: Any) -> dict[str, torch.Tensor]:
     return {
-        "body.weight": torch.randn(3, 2, device=device, dtype=torch.float64),
-        "body.bias": torch.randn(3, device=device, dtype=torch.float64),
-        "scale": torch.randn((), device=device, dtype=torch.float64),
+        "body.weight": torch.randn(3, 2, **place),
+        "body.bias": torch.randn(3, **place),
+        "scale": torch.randn((), **place),
     }
 
 
 @rule_blocks
-def test_updates_fit_the_gradients(rule, device):
-    rules.fits_the_gradients(rule, problem.shapes(device=device))
+def test_updates_fit_the_gradients(rule, place):
+    rules.fits_the_gradients(rule, problem.shapes(**place))
 
 
 @rule_blocks
 @given(seed=st.integers(0, 2**32 - 1), steps=st.integers(1, 4))
-def test_first_order_is_second_order_where_the_hessian_is_zero(rule, seed, steps, device):
-    rules.zero_hessian(rule, problem.shapes(seed=seed, steps=steps, device=device))
+def test_first_order_is_second_order_where_the_hessian_is_zero(rule, seed, steps, place):
+    rules.zero_hessian(rule, problem.shapes(seed=seed, steps=steps, **place))
 
 
 @given(
@@ -83,23 +83,23 @@ def test_first_order_is_second_order_where_the_hessian_is_zero(rule, seed, steps
     steps=st.integers(1, 4),
     seed=st.integers(0, 1000),
 )
-def test_equal_rates_are_the_scalar_rate(granularity, per_step, rate, steps, seed, device):
-    small = problem.regression(seed=seed, steps=steps, device=device)
+def test_equal_rates_are_the_scalar_rate(granularity, per_step, rate, steps, seed, place):
+    small = problem.regression(seed=seed, steps=steps, **place)
     rule_gradients.equal_rates(small, granularity, per_step=per_step, rate=rate)
 
 
 @given(names=st.lists(st.sampled_from(sorted(RULES)), min_size=1, max_size=3))
-def test_a_chain_is_its_loop(names, device):
-    rules.chain_is_its_loop([RULES[name] for name in names], problem.shapes(device=device))
+def test_a_chain_is_its_loop(names, place):
+    rules.chain_is_its_loop([RULES[name] for name in names], problem.shapes(**place))
 
 
 @rule_blocks
-def test_adapt_is_its_hand_written_loop(rule, device):
-    rules.adapt_is_its_loop(rule, problem.shapes(steps=3, device=device))
+def test_adapt_is_its_hand_written_loop(rule, place):
+    rules.adapt_is_its_loop(rule, problem.shapes(steps=3, **place))
 
 
-def test_a_rate_of_minus_one_is_the_identity(device):
-    rule_gradients.same_as_without(lambda: LearningRate(-1.0), problem.regression(device=device))
+def test_a_rate_of_minus_one_is_the_identity(place):
+    rule_gradients.same_as_without(lambda: LearningRate(-1.0), problem.regression(**place))
 
 
 @pytest.mark.parametrize(
@@ -121,14 +121,14 @@ def test_a_rate_of_minus_one_is_the_identity(device):
         ),
     ],
 )
-def test_rates_have_the_stated_names_and_shapes(granularity, per_step, shapes, device):
+def test_rates_have_the_stated_names_and_shapes(granularity, per_step, shapes, place):
     rule = LearningRate(0.1, granularity=granularity, per_step=per_step, learn=True)
-    rule.setup(params(device), steps=5)
+    rule.setup(params(**place), steps=5)
     assert {name: tuple(p.shape) for name, p in rule.named_parameters()} == shapes
 
 
 def test_fixed_rates_are_buffers_and_move_with_the_module():
-    rule = LearningRate(0.1).setup(params(torch.device("cpu")), steps=1)
+    rule = LearningRate(0.1).setup(params(), steps=1)
     assert not list(rule.parameters())
     assert rule.float().state_dict()["rate.*"].dtype == torch.float32
 
