@@ -34,6 +34,9 @@ _EXAMPLES = {
     "recipes": "metablocks recipes",
     "eval": "metablocks eval runs/maml_sinusoid-20250101-120000 --steps 10 --tasks 1000",
     "compare": comparison.EXAMPLES,
+    "verify": "metablocks verify my_pkg.my_module:MyRule --set rate=0.1\n"
+    "metablocks verify kfo --set hidden=1 --set activation=tanh --thorough\n"
+    "metablocks verify vmap --device cuda",
 }
 
 
@@ -178,6 +181,31 @@ def _compare(args: argparse.Namespace, argv: list[str]) -> int:
     return compare(comparison.to_request(args, argv))
 
 
+def _verify(args: argparse.Namespace, argv: list[str]) -> int:
+    from metablocks.prove import blocks
+    from metablocks.prove.subjects import named
+
+    _make_importable([args.block])
+    try:
+        given = named(args.block, args.set, args.protocol)
+    except MetablocksError as error:
+        return _fail(error, 2)
+    count = args.examples or (blocks.THOROUGH if args.thorough else blocks.EXAMPLES)
+    waiting = sys.stderr.isatty()
+
+    def tell(law: str) -> None:
+        print(f"\r\x1b[K{law} …", end="", file=sys.stderr, flush=True)
+
+    try:
+        report = blocks.verify(
+            given, device=args.device or "cpu", examples=count, progress=tell if waiting else None
+        )
+    finally:
+        print("\r\x1b[K" * waiting, end="", file=sys.stderr)
+    print(report)
+    return 0 if report.ok else 1
+
+
 _COMMANDS: dict[str, Callable[[argparse.Namespace, list[str]], int]] = {
     "run": _run,
     "check": _check,
@@ -186,6 +214,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace, list[str]], int]] = {
     "recipes": _recipes,
     "eval": _eval,
     "compare": _compare,
+    "verify": _verify,
 }
 
 
@@ -271,7 +300,22 @@ def _parsers() -> tuple[_Parser, dict[str, _Parser]]:
     comparison.add_arguments(compare)
     _add_overrides(compare)
     _add_place(compare)
+    verify = command("verify", "hold a block to the laws of its protocol", _ON_VERIFY)
+    verify.add_argument("block", metavar="BLOCK", help="my_pkg.my_module:MyRule, or a short name")
+    verify.add_argument("--as", dest="protocol", metavar="PROTOCOL", help="where it cannot be told")
+    verify.add_argument(
+        "--set", action="append", default=[], metavar="FIELD=VALUE", help="a field; repeatable"
+    )
+    verify.add_argument("--device", type=_device, metavar="D", help="cpu, cuda, cuda:1, …")
+    verify.add_argument("--thorough", action="store_true", help="200 problems a law, and not 15")
+    verify.add_argument("--examples", type=typed(parse_count), metavar="N", help="problems a law")
     return parser, commands
+
+
+_ON_VERIFY = """ Problems are drawn: small smooth nets in
+float64, tasks, and other blocks of every axis; what breaks a law is shrunk to the smallest case.
+The block's code is run. Protocols: rule, order, step_loss, estimator, executor, norm (surgery
+(model, steps) -> model, or a module that takes the number of channels)"""
 
 
 def _add_recipe(parser: argparse.ArgumentParser, *, optional: bool = False) -> None:
@@ -301,6 +345,17 @@ def _add_place(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--device", metavar="D", help="cpu, cuda, cuda:1, …, in place of the recipe's"
     )
+
+
+def _device(text: str) -> str:
+    import torch
+
+    try:
+        torch.zeros(1, device=torch.device(text))
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise argparse.ArgumentTypeError(f"{text} cannot be used here: {reason}") from None
+    return text
 
 
 def _folder(text: str) -> Path:

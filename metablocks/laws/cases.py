@@ -62,6 +62,27 @@ class Case:
         told = [f"{name}={value!r}" for name, value, default in fields if value != default]
         return f"Case({', '.join(told)})"
 
+    @property
+    def says(self) -> str:
+        """The case in words.
+
+        >>> Case(norm="batch", steps=2).says
+        'a dense net, one hidden layer of 2, batch norm; 1 task, 2 inner steps, seed 0'
+        """
+        layers = "one hidden layer" if self.depth == 1 else f"{self.depth} hidden layers"
+        net = [f"a {self.kind} net", f"{layers} of {self.width}"]
+        net += [f"{self.norm} norm"] if self.norm != "none" else []
+        net += ["each layer used twice"] if self.tied else []
+        net += ["its first layer frozen"] if self.frozen else []
+        net += [f'"{self.adapt}" adapts'] if self.adapt != "*" else []
+        if self.kind == "quadratic":
+            net = [f"a quadratic loss in {self.width} dimensions"]
+        numbers = [
+            f"{count} {noun}{'s' * (count != 1)}"
+            for count, noun in ((self.tasks, "task"), (self.steps, "inner step"))
+        ]
+        return f"{', '.join(net)}; {', '.join(numbers)}, seed {self.seed}"
+
     def problem(
         self, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float64
     ) -> Problem:

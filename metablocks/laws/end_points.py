@@ -119,7 +119,7 @@ def implicit_tends_to_the_plain_gradient(
     implicit: Implicit,
     problem: Problem,
     *,
-    proximals: Sequence[float] = (1e2, 1e3, 1e4),
+    proximals: Sequence[float] = (1e4, 1e5, 1e6),
     **blocks: Any,
 ) -> None:
     """Law 12: as λ grows, the implicit gradient becomes ∇L_q(φ*), with an error like 1/λ.

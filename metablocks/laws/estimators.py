@@ -58,6 +58,8 @@ def leaves_no_trace(estimator: Estimator, problem: Problem) -> None:
             purity.leaves_no_trace(learner, lambda learner: learner.meta_gradient(problem.tasks))
         except ZeroDivisionError:
             continue
+        if left[0] < 0:
+            raise LawError(f"purity: the loss raised at call {calls + 1}, and nobody heard of it")
 
 
 def names_what_is_idle(estimator: Estimator, problem: Problem) -> None:

@@ -89,12 +89,12 @@ def finite_differences(
 def slopes_agree(
     learner: MetaLearner, problem: Problem, *, progress: Progress | None = None
 ) -> None:
-    """Law 7 for blocks that may be steep: the gradient is the slope at some width of 1e-4 … 1e-6.
+    """Law 7 for blocks that may be steep: the gradient is the slope at some width of 1e-4 … 1e-8.
 
     A kink or a steep place within the width spoils a slope, and a smaller width goes past it; a
     gradient that is wrong is the slope at no width.
     """
-    widths = (1e-4, 1e-5, 1e-6)
+    widths = (1e-4, 1e-5, 1e-6, 1e-7, 1e-8)
     for width in widths:
         try:
             finite_differences(learner, problem.tasks, progress=progress, width=width)

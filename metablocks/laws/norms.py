@@ -79,13 +79,13 @@ def is_not_aliased(norm: Norm, problem: Problem) -> None:
                 f"not aliased: rows of {name} share their memory; clone the expanded tensor"
             )
     learner = _learner(norm, problem)
-    kept = learner.state_dict()  # the tensors themselves: a write into them shows
-    before = {name: t.clone() for name, t in kept.items()}
+    kept = _tensors(learner)  # the tensors themselves: a write into them shows
+    before = {name: t.detach().clone() for name, t in kept.items()}
     learner.evaluate(problem.tasks)
     hold("not aliased: evaluation leaves what is stored", kept, before, within=0)
     changes = learner.backward(problem.tasks).buffer_changes
     after = {name: t + changes[name] if name in changes else t for name, t in before.items()}
-    hold("not aliased: training moves by its changes", learner.state_dict(), after, within=0)
+    hold("not aliased: training moves by its changes", _tensors(learner), after, within=0)
 
 
 def has_a_row_for_each_step(norm: Norm, problem: Problem) -> None:
@@ -172,3 +172,8 @@ def _moved(model: nn.Module) -> nn.Module:
         noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
         parameter.data.add_(0.2 * noise.to(parameter))
     return model
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by name, a shared one once."""
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}

@@ -162,16 +162,20 @@ def reads_the_step(make: MakeRule, problem: Problem) -> None:
 
 
 def is_the_identity(make: MakeRule, problem: Problem) -> bool:
-    """Whether a new rule hands a gradient on as it is."""
+    """Whether a new rule hands on the gradients of three steps as they are, wherever they lead."""
     params = adapted_parameters(problem)
-    rule = seeded_rule(make).setup(params, max(problem.steps, 1))
-    gradients = gradients_like(params)
+    rule = seeded_rule(make).setup(params, 3)
     with fixed_draws(), torch.no_grad():
-        info = StepInfo(0, max(problem.steps, 1), params)
-        updates, _ = rule(gradients, rule.init(params), info)
-    return set(updates) == set(gradients) and all(
-        torch.equal(updates[name], g) for name, g in gradients.items()
-    )
+        state = rule.init(params)
+        for index in range(3):
+            gradients = gradients_like(params, seed=index)
+            moved = {name: p + gradients[name] for name, p in params.items()}
+            updates, state = rule(gradients, state, StepInfo(index, 3, moved))
+            if set(updates) != set(gradients):
+                return False
+            if not all(torch.equal(updates[name], g) for name, g in gradients.items()):
+                return False
+    return True
 
 
 def chain_is_its_loop(rules: Sequence[MakeRule], problem: Problem) -> None:
