@@ -70,3 +70,13 @@ def suggest(given: str, candidates: Iterable[str]) -> str:
     """
     near = difflib.get_close_matches(given, list(candidates), n=1, cutoff=0.6)
     return f'; did you mean "{near[0]}"?' if near else ""
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, in one line; torch's go on with a trace of its C++ code.
+
+    >>> first_line(RuntimeError("no memory\\nframe #0: …")), first_line(KeyError())
+    ('no memory', 'KeyError')
+    """
+    lines = str(error).splitlines()
+    return lines[0] if lines else type(error).__name__

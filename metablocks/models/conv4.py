@@ -5,7 +5,7 @@ from typing import Literal, get_args
 from torch import Tensor, nn
 
 from metablocks.errors import BlockError
-from metablocks.models.layers import ACTIVATIONS, Activation, check_choice, xavier
+from metablocks.models.layers import ACTIVATIONS, Activation, check_choice, check_depth, xavier
 
 Downsample = Literal["stride", "pool"]
 Norm = Literal["batch", "none"]
@@ -32,8 +32,8 @@ class Conv4(nn.Module):
     >>> Conv4(input_shape=(1, 28, 28), outputs=5, filters=8, layers=2, features="mean").head
     Linear(in_features=8, out_features=5, bias=True)
 
-    Raises `BlockError` for sizes below 1, for an input that is no image, and for an image too small
-    for so many layers.
+    Raises `BlockError` for sizes below 1, for more than 1000 layers, for an input that is no
+    image, and for an image too small for so many layers.
     """
 
     def __init__(
@@ -52,6 +52,7 @@ class Conv4(nn.Module):
         for name, value in (("filters", filters), ("layers", layers), ("outputs", outputs)):
             if value < 1:
                 raise BlockError(f"{name} is {value}; Conv4 takes 1 or more")
+        check_depth("layers", layers)
         check_choice("downsample", downsample, get_args(Downsample))
         check_choice("norm", norm, get_args(Norm))
         check_choice("activation", activation, ACTIVATIONS)

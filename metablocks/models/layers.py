@@ -18,6 +18,9 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 }
 
 
+DEEPEST = 1000
+
+
 def xavier(model: nn.Module) -> None:
     """Xavier-uniform weights and zero biases, in place, for every linear and convolutional layer.
 
@@ -31,6 +34,15 @@ def xavier(model: nn.Module) -> None:
             nn.init.xavier_uniform_(module.weight)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
+
+
+def check_depth(field: str, layers: int) -> None:
+    """Raise `BlockError` for a net so deep that making it would not end: above 1000 layers.
+
+    >>> check_depth("layers", 4)
+    """
+    if layers > DEEPEST:
+        raise BlockError(f"{field} asks for {layers} layers; it takes {DEEPEST} at most")
 
 
 def check_choice(field: str, given: str, choices: Iterable[str]) -> None:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from metablocks.errors import BlockError, suggest
-from metablocks.models.layers import check_choice
+from metablocks.models.layers import check_choice, check_depth
 from metablocks.models.linear_layers import holders, made_like, why_not
 from metablocks.models.tnet import Transformed
 from metablocks.surgery import replace_modules
@@ -77,15 +77,17 @@ def append_linear(
     >>> [name for name, _ in model.named_parameters() if "weight" in name]
     ['0.weight', '2.weight', '2.appended.0.weight', '2.appended.1.weight']
 
-    Raises `BlockError` for sizes below 1, a `width` that cannot be the identity, a model whose last
-    linear layer is not to be found or not its end, for `layer` together with `features`, and for a
-    last layer that cannot be collapsed: a class of one's own, tied to another, with hooks or a T.
+    Raises `BlockError` for sizes below 1, a `depth` above 1000, a `width` that cannot be the
+    identity, a model whose last linear layer is not to be found or not its end, for `layer` together
+    with `features`, and for a last layer that cannot be collapsed: a class of one's own, tied to
+    another, with hooks or a T.
     """
     for field, value in (("depth", depth), ("width", width), ("features", features)):
         if value is None:
             continue
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise BlockError(f"append_linear {field} is {value!r}; it takes 1 or more")
+    check_depth("depth", depth)
     check_choice("init", init, get_args(Init))
     kind = type(model).__name__
     if any(isinstance(module, DeepLinear) for module in model.modules()):

@@ -6,7 +6,7 @@ from itertools import pairwise
 from torch import Tensor, nn
 
 from metablocks.errors import BlockError
-from metablocks.models.layers import ACTIVATIONS, Activation, check_choice, xavier
+from metablocks.models.layers import ACTIVATIONS, Activation, check_choice, check_depth, xavier
 
 
 class MLP(nn.Module):
@@ -24,7 +24,7 @@ class MLP(nn.Module):
     >>> list(MLP(input_shape=(3,), outputs=2, hidden=(4,), bias=False).state_dict())
     ['body.linear0.weight', 'head.weight']
 
-    Raises `BlockError` for a width below 1 or an unknown activation.
+    Raises `BlockError` for a width below 1, more than 1000 layers, or an unknown activation.
     """
 
     def __init__(
@@ -39,6 +39,7 @@ class MLP(nn.Module):
         super().__init__()
         if any(width < 1 for width in hidden):
             raise BlockError(f"hidden is {list(hidden)}; MLP takes widths of 1 or more")
+        check_depth("hidden", len(hidden))
         if outputs < 1:
             raise BlockError(f"outputs is {outputs}; MLP takes 1 or more")
         check_choice("activation", activation, ACTIVATIONS)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from metablocks.errors import first_line
 from metablocks.functional import module_arguments
 from metablocks.laws.gradients import slopes
 
@@ -188,9 +189,3 @@ def _slope(loss: Tensor, leaves: Sequence[Tensor]) -> Tensor:
 
 def _is_float(leaf: Any) -> bool:
     return isinstance(leaf, Tensor) and leaf.is_floating_point()
-
-
-def first_line(error: Exception) -> str:
-    """What an error says, in one line."""
-    lines = str(error).splitlines()
-    return lines[0] if lines else type(error).__name__

@@ -11,13 +11,12 @@ the start, where factors at the identity and zero biases would hide what they do
 
 import torch
 
-from metablocks.errors import MetablocksError
+from metablocks.errors import MetablocksError, first_line
 from metablocks.estimators import Implicit, Reptile
 from metablocks.learner import MetaLearner
 from metablocks.prove.epoch import check_epoch
 from metablocks.prove.gradient_report import GradientPart, GradientReport
 from metablocks.prove.modules import (
-    first_line,
     refused_by_transforms,
     with_wrong_derivative,
     without_second_derivative,

@@ -23,6 +23,7 @@ from metablocks.errors import (
     RecipeError,
     RuleError,
     SelectionError,
+    first_line,
 )
 from metablocks.executors import Vmap
 from metablocks.learner import MetaLearner
@@ -110,7 +111,7 @@ def build(
     try:
         learner.to(device=found, dtype=dtype)
     except (TypeError, RuntimeError) as error:  # float64 on a device without it; no memory
-        message = f"the model does not go to {found} in {dtype}: {error}"
+        message = f"the model does not go to {found} in {dtype}: {first_line(error)}"
         raise_problems([Problem(recipe.place("hardware.precision"), "hardware", message)])
     names = ("tasks", "every", "inner_steps", "ensemble")
     plan = EvaluationPlan(*(recipe.at(f"evaluation.{name}") for name in names))
@@ -218,6 +219,10 @@ def _learner(recipe: Recipe, blocks: dict[str, Any], loss: Any) -> MetaLearner:
         )
     except MetablocksError as error:
         raise RecipeError(str(_locate(recipe, blocks, error))) from error
+    except Exception as error:  # no memory for what a rule sets up; a block of one's own
+        message = f"the learner could not be set up: {type(error).__name__}: {first_line(error)}"
+        problem = Problem(recipe.written_place("inner"), "inner", message)
+        raise RecipeError(str(problem)) from error
 
 
 def _chained(rules: list[UpdateRule]) -> UpdateRule:

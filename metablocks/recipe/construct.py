@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from metablocks.errors import DataError, MetablocksError
+from metablocks.errors import DataError, MetablocksError, first_line
 from metablocks.recipe import schema
 from metablocks.recipe.layout import ManyBlocks, slot_paths
 from metablocks.recipe.parse import Place, Problem, join, to_node
@@ -45,7 +45,7 @@ def construct(
         return schema.INVALID
     except Exception as error:
         kind = type(error).__name__
-        message = f"{name} could not be made: {kind}: {error}"
+        message = f"{name} could not be made: {kind}: {first_line(error)}"
         problems.append(problem_at(recipe, path, message, arguments))
         return schema.INVALID
     if not fits:
@@ -141,7 +141,7 @@ def _try_model(recipe: Recipe, source: Any, model: Any, problems: list[Problem])
         given = tuple(model(torch.zeros(2, *inputs, device="meta")).shape[1:])
         wrong = f"gives outputs of shape {given}" if given != (source.outputs,) else None
     except RuntimeError as error:
-        wrong = f"does not run: {' '.join(str(error).split())}"
+        wrong = f"does not run: {first_line(error)}"
     if wrong:
         message = (
             f"the model that {name} leaves {wrong}; the tasks have inputs of shape {inputs} and "

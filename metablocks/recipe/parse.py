@@ -22,6 +22,7 @@ from metablocks.errors import RecipeError
 Scalar: TypeAlias = bool | int | float | str | None
 
 MAX_DEPTH = 20
+_UNWRITTEN = ("Cc", "Cs", "Zl", "Zp")  # categories of characters that garble what is printed
 _PLAIN_KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*")
 _INTEGER = re.compile(r"[-+]?(0|[1-9][0-9]{0,39})")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|(0|[1-9][0-9]*)(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
@@ -150,7 +151,8 @@ def parse(text: str, source: str, problems: list[Problem]) -> Node:
     ({'inner': {'steps': 5}}, 'x.yaml:1:16')
     """
     try:
-        return _compose(iter(yaml.parse(text, Loader=yaml.BaseLoader)), source, problems)
+        loader = yaml.BaseLoader(text)
+        return _compose(iter(loader.get_event, None), source, problems)
     except RecipeError:
         raise
     except yaml.MarkedYAMLError as error:
@@ -161,14 +163,14 @@ def parse(text: str, source: str, problems: list[Problem]) -> Node:
         code = error.character if isinstance(error.character, int) else ord(error.character)
         _refuse(place, f"the character U+{code:04X} is not allowed in YAML")
     except (yaml.YAMLError, ValueError, OverflowError) as error:
-        _refuse(Place(source), f"not valid YAML: {error}")
+        _refuse(_at(loader.get_mark(), source), f"not valid YAML: {error}")
 
 
 def _compose(stream: Iterator[Any], source: str, problems: list[Problem]) -> Node:
     next(stream)  # the start of the stream
     start = next(stream)
     if not isinstance(start, events.DocumentStartEvent):
-        _refuse(Place(source), "empty; a recipe is a mapping (name, seed, tasks, model, …)")
+        _refuse(Place(source, 1, 1), "empty; a recipe is a mapping (name, seed, tasks, model, …)")
     if start.version or start.tags:
         _refuse(_place(start, source), "YAML directives are not part of a recipe")
     root = _Composer(stream, source, problems).node("", 0)
@@ -240,8 +242,8 @@ class _Composer:
 
     def scalar(self, event: Any, place: Place, path: str) -> Scalar:
         value: str = event.value
-        if any(unicodedata.category(c) in ("Cc", "Cs") and c != "\n" for c in value):
-            self.problem(place, path, "text with control characters")
+        if any(unicodedata.category(c) in _UNWRITTEN and c != "\n" for c in value):
+            self.problem(place, path, "text with control characters or line separators")
             return ""
         return scalar(value) if event.style is None else value
 
@@ -275,7 +277,11 @@ def show(value: Any) -> str:
 
 
 def _place(event: Any, source: str) -> Place:
-    return Place(source, event.start_mark.line + 1, event.start_mark.column + 1)
+    return _at(event.start_mark, source)
+
+
+def _at(mark: Any, source: str) -> Place:
+    return Place(source, mark.line + 1, mark.column + 1)
 
 
 def _refuse(place: Place, message: str) -> NoReturn:
@@ -284,7 +290,7 @@ def _refuse(place: Place, message: str) -> NoReturn:
 
 def _raise_syntax(error: yaml.MarkedYAMLError, source: str) -> NoReturn:
     mark = error.problem_mark or error.context_mark
-    place = Place(source, mark.line + 1, mark.column + 1) if mark else Place(source)
+    place = _at(mark, source) if mark else Place(source)
     problem = error.problem or error.context or "unreadable"
     if "'\\t'" in problem:
         _refuse(place, "a tab; YAML takes spaces only")

@@ -20,6 +20,8 @@ from metablocks.recipe.parse import Node, Problem, join, plain, show
 
 REQUIRED: Any = inspect.Parameter.empty
 INVALID: Any = object()
+LARGEST = 2**63 - 1
+"""The largest integer that sizes and counts of tensors are held in."""
 _LISTS = (list, collections.abc.Sequence, collections.abc.Iterable, collections.abc.Collection)
 _MAPPINGS = (dict, collections.abc.Mapping)
 
@@ -140,7 +142,9 @@ def check(node: Node, annotation: Any, path: str, problems: list[Problem]) -> An
     value = node.value
     if annotation in (None, types.NoneType) and value is None:
         return None
-    if annotation in (bool, str, int) and type(value) is annotation:
+    if annotation in (bool, str) and type(value) is annotation:
+        return value
+    if annotation is int and type(value) is int and abs(value) <= LARGEST:
         return value
     if annotation is float and type(value) in (int, float):
         number = _as_float(value)
@@ -197,6 +201,8 @@ def _hint(annotation: Any, value: Any) -> str:
         return f"; write {'true' if str(value).lower() in ('yes', 'on', '1') else 'false'}"
     if annotation is float and type(value) in (int, float):
         return "; it must be finite"
+    if annotation is int and type(value) is int:
+        return f"; it must be at most {LARGEST}"
     return ""
 
 

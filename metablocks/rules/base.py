@@ -218,5 +218,11 @@ def check_number(
 
 
 def full_like(tensor: Tensor, shape: tuple[int, ...], value: float) -> Tensor:
-    """A tensor of one value with the dtype and device of another."""
+    """A tensor of one value with the dtype and device of another.
+
+    Raises `RuleError` where the dtype does not go so far.
+    """
+    largest = torch.finfo(tensor.dtype).max
+    if abs(value) > largest:
+        raise RuleError(f"{value:g} is out of range; {tensor.dtype} goes up to {largest:.2g}")
     return torch.full(shape, value, dtype=tensor.dtype, device=tensor.device)

@@ -80,6 +80,20 @@ ONE_ERROR = {
         ("init: 0.01", "init: 1e999"),
         "bad.yaml:12:36 inner.rule[0].init: takes a number, given inf; it must be finite",
     ),
+    "too large for a tensor's sizes": (
+        ("shots: 5", "shots: 9223372036854775808"),
+        "bad.yaml:4:33 tasks.shots: takes an integer, given 9223372036854775808; it must be at most "
+        "9223372036854775807",
+    ),
+    "too large for the precision": (
+        ("init: 0.01", "init: 1e39"),
+        "bad.yaml:12:5 inner.rule: 1e+39 is out of range; torch.float32 goes up to 3.4e+38",
+    ),
+    "a net without an end": (
+        ("block: mlp\n  hidden: [8]\n", "block: conv4\n  layers: 1000000000\n"),
+        ("{block: sinusoid, ", "{block: strokes, ways: 5, "),
+        "bad.yaml:7:11 model.layers: layers asks for 1000000000 layers; it takes 1000 at most",
+    ),
     "no value": (
         ("hidden: [8]", "hidden:"),
         "bad.yaml:7:10 model.hidden: takes a list of integers, given null",
@@ -155,7 +169,11 @@ ONE_ERROR = {
     ),
     "lone surrogate": (
         ("A good recipe", r'"\ud800"'),
-        "bad.yaml:1:7 name: text with control characters",
+        "bad.yaml:1:7 name: text with control characters or line separators",
+    ),
+    "line separator": (
+        ("cite: Nobody 2020", 'cite: "a\\Lb"'),
+        "bad.yaml:2:7 cite: text with control characters or line separators",
     ),
     "tab": (("  steps: 2", "\tsteps: 2"), "bad.yaml:9:1: a tab; YAML takes spaces only"),
     "control character": (
@@ -220,6 +238,15 @@ CONSTRUCTORS = {  # other words follow, a constructor's own or this machine's de
         ("inner:\n", "surgery: [{block: append_linear, depth: 1, features: 3}]\ninner:\n"),
         "bad.yaml:8:11 surgery[0]: the model that append_linear leaves does not run: ",
     ),
+    "sizes that fit no memory": (
+        ("hidden: [8]", "hidden: [4611686018427387904]"),
+        "bad.yaml:6:3 model: mlp could not be made: RuntimeError: Storage size calculation overflowed",
+    ),
+    "what a rule sets up fits no memory": (
+        ("  steps: 2", "  steps: 4611686018427387904"),
+        ("learn: true", "learn: true, per_step: true"),
+        "bad.yaml:9:3 inner: the learner could not be set up: RuntimeError: ",
+    ),
     "chunk": (("block: loop", "block: vmap, chunk: 0"), "bad.yaml:23:56 hardware.executor.chunk: "),
     "last": (("last: 1", "last: -1"), "bad.yaml:13:35 inner.order.last: "),
 }
@@ -248,16 +275,16 @@ def test_good_recipe_passes_so_the_broken_ones_fail_for_their_own_reason(check):
 
 @pytest.mark.parametrize("case", ONE_ERROR)
 def test_bad_recipe_says_what_where_and_what_would_work(check, case):
-    change, message = ONE_ERROR[case]
-    status, out, err = check(broken(change))
+    *changes, message = ONE_ERROR[case]
+    status, out, err = check(broken(*changes))
     assert (status, out) == (2, "")
     assert err == f"{message}\n"
 
 
 @pytest.mark.parametrize("case", CONSTRUCTORS)
 def test_what_a_constructor_refuses_is_placed_at_the_field(check, case):
-    change, start = CONSTRUCTORS[case]
-    status, out, err = check(broken(change))
+    *changes, start = CONSTRUCTORS[case]
+    status, out, err = check(broken(*changes))
     assert (status, out, err.count("\n")) == (2, "", 1)
     assert err.startswith(start)
 
@@ -317,8 +344,11 @@ def test_all_errors_are_reported_at_once_in_file_order(check):
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b"", "bad.yaml: empty; a recipe is a mapping (name, seed, tasks, model, …)"),
-        (b"# only a comment\n", "bad.yaml: empty; a recipe is a mapping (name, seed, tasks, …)"),
+        (b"", "bad.yaml:1:1: empty; a recipe is a mapping (name, seed, tasks, model, …)"),
+        (
+            b"# only a comment\n",
+            "bad.yaml:1:1: empty; a recipe is a mapping (name, seed, tasks, …)",
+        ),
         (
             b"- a\n- b\n",
             "bad.yaml:1:1: takes a mapping of name, cite, seed, tasks, model, surgery, inner, ",
@@ -328,7 +358,7 @@ def test_all_errors_are_reported_at_once_in_file_order(check):
         (b"%YAML 1.1\n---\nname: x\n", "bad.yaml:1:1: YAML directives are not part of a recipe"),
         (b"[" * 50, "bad.yaml:"),
         (b"name: [" + b"[" * 50 + b"]" * 51, "bad.yaml:1:27: nested more than 20 levels deep"),
-        (b'name: "\\UFFFFFFFF"', "bad.yaml: not valid YAML"),
+        (b'cite: x\nname: "\\UFFFFFFFF"', "bad.yaml:2:10: not valid YAML"),
         (b"x" * 1_000_001, "bad.yaml: more than 1000000 bytes; this is no recipe"),
     ],
 )
