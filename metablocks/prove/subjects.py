@@ -137,6 +137,10 @@ def subject(
         if source and kind == "rule":  # each learner sets up its own
             code, imports = f"copy.deepcopy({name})", f"import copy\n\n{imports}"
         return Subject(kind, partial(copy.deepcopy, block), code, imports, _file(block))
+    if isinstance(block, partial) and not settings:
+        kind = _protocol_of(_make(block, name, {}), name, protocol)
+        told = ", ".join([*map(repr, block.args), _arguments(block.keywords)])
+        return Subject(kind, block, f"{name}({told.strip(', ')})", imports, _file(block))
     fields = _fields(block, name, settings)
     kind = _protocol_of(_make(block, name, fields), name, protocol)
     code = f"{name}({_arguments(fields)})"
@@ -317,7 +321,7 @@ def _found(module: str, attribute: str) -> tuple[str, str]:
 
 def _origin(block: Any) -> tuple[str, str]:
     """The name of a class or function, or of an object's class, and the line that imports it."""
-    kind = block if hasattr(block, "__qualname__") else type(block)
+    kind = _kind(block)
     name, module = kind.__qualname__, kind.__module__
     if "<" in name:
         return "make", f"make = ...  # what was handed to verify, from {module}"
@@ -325,9 +329,15 @@ def _origin(block: Any) -> tuple[str, str]:
     return _found("metablocks" if public else module, name)
 
 
+def _kind(block: Any) -> Any:
+    """What has a name and a file: a class or function itself, that of a partial, an object's class."""
+    if isinstance(block, partial):
+        return block.func
+    return block if hasattr(block, "__qualname__") else type(block)
+
+
 def _file(block: Any) -> str | None:
-    kind = block if hasattr(block, "__qualname__") else type(block)
     try:
-        return inspect.getsourcefile(inspect.unwrap(kind))
+        return inspect.getsourcefile(inspect.unwrap(_kind(block)))
     except TypeError:
         return None

@@ -2,6 +2,7 @@
 
 import contextlib
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from metablocks.laws import rule_gradients
 from metablocks.laws.cases import Case
 from metablocks.prove import verify
 from metablocks.prove.subjects import named, subject
+from metablocks.recipe.slots import ESTIMATOR, EXECUTOR, ORDER, RULE, STEP_LOSS
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -121,6 +123,7 @@ class Grouped(nn.Module):
         (mb.per_step_batch_norm, "norm", "per_step_batch_norm"),
         (Grouped, "norm", "norms.in_place_of_batch_norms(Grouped)"),
         (lambda: mb.Chain(mb.KFO(), mb.lslr(0.1)), "rule", "make()"),
+        (partial(mb.LearningRate, 0.1, learn=True), "rule", "LearningRate(0.1, learn=True)"),
     ],
 )
 def test_the_protocol_is_told_by_the_block(block, protocol, code):
@@ -155,6 +158,23 @@ def test_a_block_that_is_never_the_same_is_said_to_be_so():
     row = verify(forgetful, protocol="step_loss", examples=3).rows[0]
     assert row.verdict == "breaks"
     assert "a weighting:" in row.found
+
+
+# ---- every shipped block
+
+
+@pytest.mark.parametrize(
+    ("protocol", "name"),
+    [
+        (slot.name, name)
+        for slot in (RULE, ORDER, STEP_LOSS, ESTIMATOR, EXECUTOR)
+        for name in slot.blocks
+    ]
+    + [("norm", "per_step_batch_norm")],
+)
+def test_every_shipped_block_holds_the_laws_of_its_protocol(protocol, name, device):
+    report = verify(named(name, protocol=protocol), device=device, examples=3)
+    assert report.ok, str(report)
 
 
 # ---- bad input
