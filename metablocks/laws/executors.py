@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from metablocks.errors import LawError, TaskError
 from metablocks.executors import Executor, Loop
 from metablocks.laws import gradients, purity
-from metablocks.laws.problem import MakeRule, Problem, fixed_draws, hold, perturb, tolerance
+from metablocks.laws.problem import MakeRule, Problem, fixed_draws, hold, named, perturb, tolerance
 from metablocks.learner import MetaLearner
 from metablocks.order import Order
 from metablocks.rules import LearningRate
@@ -77,7 +77,7 @@ def equals_the_loop(
     within = tolerance(problem, float64=1e-10)
     for name in ("query_losses", "predictions"):
         got, expected = {name: getattr(one, name)}, {name: getattr(other, name)}
-        hold(f"{executor!r} = Loop, evaluation", got, expected, within)
+        hold(f"{named(executor)} = Loop, evaluation", got, expected, within)
 
 
 def mean_of_tasks(executor: Executor, problem: Problem) -> None:

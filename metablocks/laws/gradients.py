@@ -9,7 +9,7 @@ from torch import Tensor
 from metablocks.errors import LawError
 from metablocks.estimators import Estimator, Unrolled
 from metablocks.executors import Executor, Loop
-from metablocks.laws.problem import Problem, hold, parameters, tolerance
+from metablocks.laws.problem import Problem, hold, named, parameters, tolerance
 from metablocks.learner import MetaGradient, MetaLearner
 from metablocks.rules import LearningRate
 from metablocks.types import Progress, TaskBatch, Tensors
@@ -152,7 +152,7 @@ def one_gradient(
     expected = make(Loop()).meta_gradient(problem.tasks, progress=progress)
     for executor in executors:
         got = make(executor).meta_gradient(problem.tasks, progress=progress)
-        _hold_alike(f"{executor!r} = Loop", problem, got, expected)
+        _hold_alike(f"{named(executor)} = Loop", problem, got, expected)
 
 
 def one_estimator(
@@ -176,7 +176,7 @@ def one_estimator(
 
     expected, next_draws = run(Unrolled())
     for estimator in estimators:
-        law = f"{estimator!r} = Unrolled"
+        law = f"{named(estimator)} = Unrolled"
         got, draws = run(estimator)
         _hold_alike(law, problem, got, expected)
         hold(f"{law}, what is drawn next", draws, next_draws, within=0)

@@ -10,7 +10,7 @@ from metablocks.errors import LawError
 from metablocks.estimators import Adjoint
 from metablocks.functional import FunctionalModule
 from metablocks.laws import gradients
-from metablocks.laws.problem import MakeRule, Problem, adapted_parameters, hold, tolerance
+from metablocks.laws.problem import MakeRule, Problem, adapted_parameters, hold, named, tolerance
 from metablocks.order import FirstOrder, Order, SecondOrder
 from metablocks.rules import LearningRate
 from metablocks.types import Progress, Tensors
@@ -22,11 +22,11 @@ def decides(order: Order, *, steps: int, progress: Progress) -> None:
         answer = order(step, steps, progress)
         if not isinstance(answer, bool):
             raise LawError(
-                f"an order answers with a bool; {order!r} gave {answer!r} at step {step} of {steps}"
+                f"an order answers with a bool; {named(order)} gave {answer!r} at step {step} of {steps}"
             )
         if order(step, steps, progress) != answer:
             raise LawError(
-                f"an order is a pure function; {order!r} changed its mind at step {step} of {steps}"
+                f"an order is a pure function; {named(order)} changed its mind at step {step} of {steps}"
             )
 
 
@@ -88,7 +88,7 @@ def equivalent(
     """Two orders give one meta-gradient, bit for bit."""
     first = problem.learner(order=one).meta_gradient(problem.tasks, progress=progress)
     second = problem.learner(order=other).meta_gradient(problem.tasks, progress=progress)
-    hold(f"{one!r} = {other!r}", first.grads, second.grads, within=0)
+    hold(f"{named(one)} = {named(other)}", first.grads, second.grads, within=0)
 
 
 def truncation_ends(order: Any, problem: Problem, *, progress: Progress | None = None) -> None:

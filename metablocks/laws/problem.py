@@ -292,5 +292,14 @@ def seeded(
     return build
 
 
+def named(block: object) -> str:
+    """A block as messages name it: its `repr`, but a function's name.
+
+    >>> named(hold), named(LearningRate)
+    ('hold', 'LearningRate')
+    """
+    return getattr(block, "__name__", None) or repr(block)
+
+
 def _shorten(tensor: Tensor) -> str:
     return str([float(f"{value:.6g}") for value in tensor.flatten()[:4].tolist()])

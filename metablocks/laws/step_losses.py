@@ -7,7 +7,7 @@ import torch
 from metablocks.errors import LawError
 from metablocks.estimators import Adjoint
 from metablocks.laws import gradients
-from metablocks.laws.problem import MakeRule, Problem, hold, tolerance
+from metablocks.laws.problem import MakeRule, Problem, hold, named, tolerance
 from metablocks.step_loss import FinalStepLoss, StepLoss
 from metablocks.types import Progress
 
@@ -16,19 +16,21 @@ def is_a_weighting(step_loss: StepLoss, *, steps: int, progress: Progress) -> No
     """Law 5: weights `[steps + 1]`, each ≥ 0, summing to 1; the same when asked again."""
     weights = step_loss(steps, progress)
     if not isinstance(weights, torch.Tensor):
-        raise LawError(f"a weighting: {step_loss!r} gave {weights!r}, not a tensor")
+        raise LawError(f"a weighting: {named(step_loss)} gave {weights!r}, not a tensor")
     if weights.shape != (steps + 1,):
         raise LawError(
-            f"a weighting: {step_loss!r} gave {list(weights.shape)} for {steps} steps, not "
+            f"a weighting: {named(step_loss)} gave {list(weights.shape)} for {steps} steps, not "
             f"[steps + 1] = [{steps + 1}]"
         )
     if not bool((weights >= 0).all()) or abs(float(weights.sum()) - 1) > 1e-12:
         raise LawError(
-            f"a weighting: {step_loss!r} gave {weights.tolist()}, whose sum is "
+            f"a weighting: {named(step_loss)} gave {weights.tolist()}, whose sum is "
             f"{float(weights.sum()):.6g}; each is ≥ 0, and their sum is 1"
         )
     if not torch.equal(weights, step_loss(steps, progress)):
-        raise LawError(f"a weighting: {step_loss!r} is not a pure function of steps and progress")
+        raise LawError(
+            f"a weighting: {named(step_loss)} is not a pure function of steps and progress"
+        )
 
 
 def ends_at_final(step_loss: Any, *, steps: int, later: float) -> None:
@@ -40,7 +42,7 @@ def ends_at_final(step_loss: Any, *, steps: int, later: float) -> None:
     weights, final = step_loss(steps, progress), FinalStepLoss()(steps, progress)
     if not torch.equal(weights.double(), final):
         raise LawError(
-            f"ends at final: {step_loss!r} at {progress} is {weights.tolist()}, not the final step "
+            f"ends at final: {named(step_loss)} at {progress} is {weights.tolist()}, not the final step "
             "alone"
         )
 
