@@ -165,7 +165,9 @@ def _linear_support(problem: Problem) -> Problem:
 
     flat = torch.cat([p.detach().flatten() for p in problem.model().parameters()])
     count, generator = len(problem.tasks), torch.Generator().manual_seed(0)
-    slope = torch.randn(count, len(flat), generator=generator, dtype=torch.float64).to(flat)
+    slope = torch.randn(
+        count, len(flat), generator=generator, dtype=torch.float64, device="cpu"
+    ).to(flat)
     zero, one, nothing = flat.new_zeros(count), flat.new_ones(count), flat.new_zeros(count, 1)
     tasks = TaskBatch((nothing, (slope, zero)), (nothing, (slope, one)))
     return Problem(Flat, loss, tasks, problem.steps)

@@ -120,7 +120,9 @@ def slopes(
     generator = torch.Generator().manual_seed(0)
     directions, found = {}, {}
     for name, parameter in parameters.items():
-        direction = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+        direction = torch.randn(
+            parameter.shape, generator=generator, dtype=torch.float64, device="cpu"
+        )
         directions[name] = (direction / direction.norm().clamp_min(1e-12)).to(parameter)
         found[name] = _slope(parameter, directions[name], loss, width)
     return directions, found

@@ -74,7 +74,7 @@ def _apply(make: MakeRule, problem: Problem) -> tuple[Tensors, Tensors, Tensors,
     generator = torch.Generator().manual_seed(1)
     factors: Tensors = {}
     for name, parameter in rule.named_parameters():
-        noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+        noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64, device="cpu")
         parameter.data.add_(0.2 * noise.to(parameter))
         factors[name.removeprefix("factors.")] = parameter.detach()
     gradients = gradients_like(params)

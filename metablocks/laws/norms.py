@@ -169,7 +169,7 @@ def _moved(model: nn.Module) -> nn.Module:
     """The same model, every parameter moved by fixed noise, in place."""
     generator = torch.Generator().manual_seed(1)
     for parameter in model.parameters():
-        noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+        noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64, device="cpu")
         parameter.data.add_(0.2 * noise.to(parameter))
     return model
 

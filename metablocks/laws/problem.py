@@ -233,7 +233,9 @@ def perturb(learner: MetaLearner, part: str = "rule.", scale: float = 0.2) -> Me
     generator = torch.Generator().manual_seed(1)
     for name, parameter in learner.named_parameters():
         if part in name and parameter.requires_grad:
-            noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+            noise = torch.randn(
+                parameter.shape, generator=generator, dtype=torch.float64, device="cpu"
+            )
             parameter.data.add_(scale * noise.to(parameter))
     return learner
 
@@ -249,7 +251,7 @@ def gradients_like(params: Tensors, seed: int = 0) -> Tensors:
     """Normal draws of the names and shapes of some parameters."""
     draw = torch.Generator().manual_seed(seed)
     return {
-        name: torch.randn(p.shape, generator=draw, dtype=torch.float64).to(p)
+        name: torch.randn(p.shape, generator=draw, dtype=torch.float64, device="cpu").to(p)
         for name, p in params.items()
     }
 
@@ -274,7 +276,9 @@ def normal_draws(
     generator = torch.Generator().manual_seed(seed)
 
     def draw(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator, dtype=torch.float64).to(device, dtype)
+        return torch.randn(*shape, generator=generator, dtype=torch.float64, device="cpu").to(
+            device, dtype
+        )
 
     return draw
 

@@ -144,7 +144,9 @@ def reads_the_step(make: MakeRule, problem: Problem) -> None:
     generator = torch.Generator().manual_seed(2)
     for tensor in (*rule.parameters(), *rule.buffers()):
         if tensor.is_floating_point():
-            noise = torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
+            noise = torch.randn(
+                tensor.shape, generator=generator, dtype=torch.float64, device="cpu"
+            )
             tensor.data.add_(noise.to(tensor))
     seen: list[Tensors] = []
     for index in range(steps):

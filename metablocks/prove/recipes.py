@@ -111,7 +111,9 @@ def _perturb(learner: MetaLearner) -> None:
     generator = torch.Generator().manual_seed(SEED)
     for parameter in learner.parameters():
         if parameter.requires_grad:
-            noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+            noise = torch.randn(
+                parameter.shape, generator=generator, dtype=torch.float64, device="cpu"
+            )
             size = float(parameter.square().mean().sqrt()) or 1.0
             parameter.add_(0.1 * size * noise.to(parameter))
 
