@@ -22,6 +22,12 @@ def tasks_of(*shape, tasks=3, outputs=2):
     return mb.TaskBatch(batch(5), batch(4))
 
 
+def sinusoids(count=3, first=0, shots=3):
+    """Sinusoids with 4 queries, where and how exactly new tensors are."""
+    tasks = mb.tasks.Sinusoid(shots=shots, queries=4).sample("train", range(first, first + count))
+    return tasks.to(torch.get_default_dtype()).to(torch.get_default_device())
+
+
 def small(dropout=0.0):
     return nn.Sequential(
         nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Tanh(), nn.Dropout(dropout), nn.Linear(4, 2)
@@ -33,6 +39,8 @@ def perturbed(model, part, scale=0.3):
     generator = torch.Generator().manual_seed(1)
     for name, parameter in model.named_parameters():
         if part in name:
-            noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+            noise = torch.randn(
+                parameter.shape, generator=generator, dtype=torch.float64, device="cpu"
+            )
             parameter.data.add_(scale * noise.to(parameter))
     return model

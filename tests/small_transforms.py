@@ -33,6 +33,6 @@ def perturb(rule, amount=0.2):
     with torch.no_grad():
         for name, p in rule.named_parameters():
             if "factors." in name:
-                noise = torch.randn(p.shape, generator=generator, dtype=torch.float64)
+                noise = torch.randn(p.shape, generator=generator, dtype=torch.float64, device="cpu")
                 p.add_((amount * noise).to(p))
     return rule

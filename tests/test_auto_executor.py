@@ -5,15 +5,15 @@ import json
 import pytest
 import torch
 import torch.nn.functional as F
+from small_learners import sinusoids
 from torch import nn
 
 import metablocks as mb
 from metablocks import auto_executor
 from metablocks.cli import main
 from metablocks.laws import problem
-from metablocks.tasks import Sinusoid
 
-pytestmark = pytest.mark.usefixtures("float64")
+pytestmark = pytest.mark.usefixtures("placed")
 
 
 def learner(executor, model=None):
@@ -25,7 +25,7 @@ def learner(executor, model=None):
 
 
 def batch(count=8):
-    return Sinusoid(shots=3, queries=4).sample("train", range(count)).to(torch.float64)
+    return sinusoids(count)
 
 
 @pytest.fixture
@@ -52,12 +52,12 @@ def costs(monkeypatch):
     return tried
 
 
-def test_the_fastest_is_chosen_once_and_gives_the_loops_gradient(costs):
+def test_the_fastest_is_chosen_once_and_gives_the_loops_gradient(costs, within):
     executor = mb.AutoExecutor()
     ours, loop = learner(executor), learner(mb.Loop())
     for count in (8, 3, 8):
         got, due = ours.meta_gradient(batch(count)), loop.meta_gradient(batch(count))
-        torch.testing.assert_close(got.grads, due.grads, rtol=1e-10, atol=1e-14)
+        torch.testing.assert_close(got.grads, due.grads, rtol=within(1e-10), atol=within(1e-14))
     assert executor.chosen == "Vmap(chunk=4)"
     assert executor.reason == (
         "Vmap(chunk=4) for 8 tasks: Vmap(chunk=4) 1e+03 ms and 3.81e-05 MiB, "
@@ -67,7 +67,7 @@ def test_the_fastest_is_chosen_once_and_gives_the_loops_gradient(costs):
     assert len(costs) == 5
 
 
-def test_images_are_tried_channels_last_on_the_faster_loop(monkeypatch):
+def test_images_are_tried_channels_last_on_the_faster_loop(monkeypatch, place, within):
     seconds = {1: 2.0, 2: 1.0}
     tried = []
     measure = auto_executor._measure
@@ -81,16 +81,16 @@ def test_images_are_tried_channels_last_on_the_faster_loop(monkeypatch):
 
     monkeypatch.setattr(auto_executor, "_measure", stand_in)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    images = problem.classification(tasks=2)
+    images = problem.classification(tasks=2, **place)
     executor = mb.AutoExecutor()
     got = images.learner(executor=executor).meta_gradient(images.tasks)
     assert executor.chosen == "Loop(workers=2, channels_last='query')"
     assert mb.Loop(channels_last="query") not in tried
     due = images.learner().meta_gradient(images.tasks)
-    torch.testing.assert_close(got.grads, due.grads, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(got.grads, due.grads, rtol=within(1e-10), atol=within(1e-12))
 
 
-def test_a_budget_that_the_estimator_breaks_takes_its_thrifty_twin(monkeypatch):
+def test_a_budget_that_the_estimator_breaks_takes_its_thrifty_twin(monkeypatch, place, within):
     """Four copies of the carry in place of nine, and the gradient of `Unrolled`."""
     measured = []
 
@@ -101,12 +101,12 @@ def test_a_budget_that_the_estimator_breaks_takes_its_thrifty_twin(monkeypatch):
 
     monkeypatch.setattr(auto_executor, "_measure", stand_in)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
-    small = problem.regression(steps=9, tasks=1)
+    small = problem.regression(steps=9, tasks=1, **place)
     executor = mb.AutoExecutor(memory=70)
     for _ in range(2):
         got = small.learner(executor=executor, estimator=mb.Adjoint()).meta_gradient(small.tasks)
         due = small.learner().meta_gradient(small.tasks)
-        torch.testing.assert_close(got.grads, due.grads, rtol=1e-10, atol=1e-12)
+        torch.testing.assert_close(got.grads, due.grads, rtol=within(1e-10), atol=within(1e-12))
     assert executor.chosen in ("Loop(), thrifty", "Vmap(), thrifty")
     assert executor.record()["thrifty"]
     assert mb.Adjoint(keep_every=3) in measured
@@ -151,7 +151,7 @@ def test_tasks_of_unequal_size_and_evaluations_do_not_choose():
     executor = mb.AutoExecutor()
     ours = learner(executor)
     ours.evaluate(batch())
-    one, other = batch(1)[0], Sinusoid(shots=2, queries=4).sample("train", [1]).to(torch.float64)[0]
+    one, other = batch(1)[0], sinusoids(1, shots=2)[0]
     ours.meta_gradient([one, other])
     assert executor.chosen is None
 

@@ -9,14 +9,14 @@ import pickle
 import pytest
 import torch
 import torch.nn.functional as F
+from small_learners import sinusoids as batch
 from torch import nn
 
 import metablocks as mb
 from metablocks.compiled import Compiler, _Flat
 from metablocks.laws import gradients, problem
-from metablocks.tasks import Sinusoid
 
-pytestmark = pytest.mark.usefixtures("float64")
+pytestmark = pytest.mark.usefixtures("placed")
 
 COMPILED = pytest.mark.parametrize(
     "executor",
@@ -53,17 +53,12 @@ def learner(executor, model=None, **blocks):
     return mb.MetaLearner(net, loss=F.mse_loss, executor=executor, **blocks)
 
 
-def batch(count=3, first=0):
-    tasks = Sinusoid(shots=3, queries=4).sample("train", range(first, first + count))
-    return tasks.to(torch.float64)
-
-
 @COMPILED
 @pytest.mark.parametrize("estimator", [mb.Unrolled(), mb.Adjoint()], ids=repr)
 @pytest.mark.parametrize("make", [problem.regression, problem.classification])
-def test_compiled_is_the_plain_loop(make, executor, estimator, compilations):
+def test_compiled_is_the_plain_loop(make, executor, estimator, compilations, place):
     executor = copy.deepcopy(executor)
-    small = make(steps=2)
+    small = make(steps=2, **place)
 
     def assemble(executor):
         return small.learner(
@@ -82,7 +77,7 @@ def test_compiled_is_the_plain_loop(make, executor, estimator, compilations):
     assert bool(compilations) == (executor.compile != "trace")
 
 
-def test_one_compilation_serves_other_numbers(compilations):
+def test_one_compilation_serves_other_numbers(compilations, within):
     executor = mb.Vmap(compile=True)
     ours = learner(executor, step_loss=mb.AnnealedStepLoss(epochs=4))
     plain = learner(mb.Loop(), step_loss=mb.AnnealedStepLoss(epochs=4))
@@ -91,7 +86,7 @@ def test_one_compilation_serves_other_numbers(compilations):
         for first in (0, 3):
             got = ours.meta_gradient(batch(first=first), progress=progress)
             due = plain.meta_gradient(batch(first=first), progress=progress)
-            torch.testing.assert_close(got.grads, due.grads, rtol=1e-10, atol=1e-12)
+            torch.testing.assert_close(got.grads, due.grads, rtol=within(1e-10), atol=within(1e-12))
         with torch.no_grad():
             for parameters in (ours.parameters(), plain.parameters()):
                 next(iter(parameters)).mul_(1.5)
@@ -106,17 +101,19 @@ def test_one_compilation_serves_other_numbers(compilations):
         pytest.param(lambda ours: ours.model[0].bias.requires_grad_(False) is None, id="frozen"),
     ],
 )
-def test_what_changes_the_computation_is_compiled_anew(change, compilations):
+def test_what_changes_the_computation_is_compiled_anew(change, compilations, within):
     ours = learner(mb.Vmap(compile=True))
     ours.meta_gradient(batch())
     tasks = change(ours) or batch()
     got = ours.meta_gradient(tasks)
     assert len(compilations) == 2
     ours.executor = mb.Loop()
-    torch.testing.assert_close(got.grads, ours.meta_gradient(tasks).grads, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(
+        got.grads, ours.meta_gradient(tasks).grads, rtol=within(1e-10), atol=within(1e-12)
+    )
 
 
-def test_learners_that_share_an_executor_do_not_share_what_is_compiled(compilations):
+def test_learners_that_share_an_executor_do_not_share_what_is_compiled(compilations, within):
     executor = mb.Vmap(compile=True)
     one = learner(executor, rule=mb.LearningRate(0.1))
     other = learner(executor, rule=mb.LearningRate(0.3, granularity="tensor"))
@@ -124,7 +121,7 @@ def test_learners_that_share_an_executor_do_not_share_what_is_compiled(compilati
         one.meta_gradient(batch())
         got = other.meta_gradient(batch())
     due = learner(mb.Loop(), rule=mb.LearningRate(0.3)).meta_gradient(batch())
-    torch.testing.assert_close(got.grads, due.grads, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(got.grads, due.grads, rtol=within(1e-10), atol=within(1e-12))
     assert len(compilations) == 2
 
 
@@ -150,7 +147,7 @@ def test_random_draws_are_not_compiled(compilations):
     ],
 )
 def test_what_does_not_compile_or_is_wrong_says_so_once_and_runs_as_it_is(
-    stand_in, reason, monkeypatch, recwarn
+    stand_in, reason, monkeypatch, recwarn, within
 ):
     monkeypatch.setattr(torch, "compile", lambda graph, **_: stand_in(graph))
     ours = learner(mb.Vmap(compile=True))
@@ -159,7 +156,7 @@ def test_what_does_not_compile_or_is_wrong_says_so_once_and_runs_as_it_is(
     assert caught[0].filename == __file__
     got = ours.meta_gradient(batch())
     due = learner(mb.Loop()).meta_gradient(batch())
-    torch.testing.assert_close(got.grads, due.grads, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(got.grads, due.grads, rtol=within(1e-10), atol=within(1e-12))
     assert not recwarn.list
 
 
@@ -213,7 +210,7 @@ def test_other_settings_are_refused(block):
         block(compile="yes")
 
 
-def test_the_compiler_itself():
+def test_the_compiler_itself(within):
     """No stand-in: batch norm, second order, and the numbers of the loop."""
     net = nn.Sequential(nn.Linear(1, 3), nn.BatchNorm1d(3), nn.Tanh(), nn.Linear(3, 1))
     ours = learner(mb.Vmap(compile=True), model=net, steps=1)
@@ -221,5 +218,5 @@ def test_the_compiler_itself():
     for first in (0, 3):
         got = ours.meta_gradient(batch(first=first))
         expected = due.meta_gradient(batch(first=first))
-        torch.testing.assert_close(got.grads, expected.grads, rtol=1e-9, atol=1e-12)
+        torch.testing.assert_close(got.grads, expected.grads, rtol=within(1e-9), atol=within(1e-12))
     assert ours.executor._compiler.count == 1

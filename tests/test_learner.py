@@ -13,6 +13,8 @@ from metablocks.errors import (
 )
 from metablocks.laws import purity
 
+pytestmark = pytest.mark.usefixtures("placed")
+
 # --- the contract -------------------------------------------------------------------------------
 
 

@@ -12,6 +12,8 @@ from metablocks.errors import (
 )
 from metablocks.laws import gradients, problem, purity
 
+pytestmark = pytest.mark.usefixtures("placed")
+
 
 class TwoInputs(nn.Module):
     def __init__(self):
@@ -54,15 +56,13 @@ def test_parameters_outside_the_pattern_stay_put_but_are_meta_learned():
 
 
 @pytest.mark.parametrize("order", [mb.SecondOrder(), mb.FirstOrder()], ids=repr)
-def test_a_first_order_step_detaches_gradients_and_nothing_else(order):
+def test_a_first_order_step_detaches_gradients_and_nothing_else(order, within):
     """ANIL, one step: θ_head' = θ_head − α g(body, head); first order drops ∂g, keeps ∂α."""
     torch.manual_seed(0)
-    net = nn.Sequential(
-        nn.Linear(2, 3, bias=False), nn.Tanh(), nn.Linear(3, 1, bias=False)
-    ).double()
-    x, y, u, v = (torch.randn(4, k, dtype=torch.float64) for k in (2, 1, 2, 1))
+    net = nn.Sequential(nn.Linear(2, 3, bias=False), nn.Tanh(), nn.Linear(3, 1, bias=False))
+    x, y, u, v = (torch.randn(4, k) for k in (2, 1, 2, 1))
     body, head = (p.detach().clone().requires_grad_() for p in net.parameters())
-    rate = torch.tensor(0.1, dtype=torch.float64, requires_grad=True)
+    rate = torch.tensor(0.1, requires_grad=True)
 
     def loss(body, head, inputs, target):
         return F.mse_loss((inputs @ body.T).tanh() @ head.T, target)
@@ -76,11 +76,11 @@ def test_a_first_order_step_detaches_gradients_and_nothing_else(order):
     )
     got = learner.meta_gradient([mb.Task((x, y), (u, v))]).grads
     names = ["model.0.weight", "model.2.weight", "rule.rate.*"]
-    problem.hold("ANIL", got, dict(zip(names, expected, strict=True)), within=1e-12)
+    problem.hold("ANIL", got, dict(zip(names, expected, strict=True)), within=within(1e-12))
 
 
 @EXECUTORS
-def test_tied_parameters_move_together(executor):
+def test_tied_parameters_move_together(executor, device):
     class Tied(nn.Module):
         def __init__(self):
             super().__init__()
@@ -90,7 +90,7 @@ def test_tied_parameters_move_together(executor):
         def forward(self, x):
             return self.b(self.a(x).tanh())
 
-    model, tasks = Tied().double(), problem.quadratic(size=2).tasks
+    model, tasks = Tied().double(), problem.quadratic(size=2, device=device).tasks
     tasks = mb.TaskBatch((tasks.support[0], tasks.support[0]), (tasks.query[0], tasks.query[0]))
     learner = learner_of(model, executor=executor, rule=mb.LearningRate(0.1, learn=True))
     assert set(learner.meta_gradient(tasks).grads) == {"model.a.weight", "rule.rate.*"}

@@ -13,7 +13,7 @@ from metablocks.errors import BlockError, LawError
 from metablocks.laws import gradients, linnet, problem
 from metablocks.models import MLP, Conv4
 
-pytestmark = pytest.mark.usefixtures("float64")
+pytestmark = pytest.mark.usefixtures("placed")
 
 STEPS = 3
 
@@ -23,8 +23,8 @@ def shaken(model):
     return perturbed(model, "appended")
 
 
-def deep_problem(make=problem.regression, depth=2, width=5, device="cpu", **options):
-    plain = make(steps=STEPS, device=device)
+def deep_problem(make=problem.regression, depth=2, width=5, place=None, **options):
+    plain = make(steps=STEPS, **(place or {}))
 
     def model():
         torch.manual_seed(2)
@@ -64,7 +64,7 @@ def test_identity_leaves_the_function_exactly(make, depth, width):
 @pytest.mark.parametrize(
     ("depth", "width", "init"), [(1, None, "identity"), (3, 7, "identity"), (3, 2, "random")]
 )
-def test_collapse_gives_a_model_of_the_original_names_and_classes(make, depth, width, init):
+def test_collapse_gives_a_model_of_the_original_names_and_classes(make, depth, width, init, within):
     model, x = make(), torch.randn(6, 3)
     deep = shaken(mb.append_linear(model, depth=depth, width=width, init=init))
     flat = mb.collapse_linear(deep)
@@ -75,18 +75,18 @@ def test_collapse_gives_a_model_of_the_original_names_and_classes(make, depth, w
     model.load_state_dict(flat.state_dict())
     assert not torch.allclose(deep.eval()(x), make().eval()(x), atol=1e-2)
     for same in (model, flat):
-        torch.testing.assert_close(same.eval()(x), deep.eval()(x), rtol=0, atol=1e-12)
+        torch.testing.assert_close(same.eval()(x), deep.eval()(x), rtol=0, atol=within(1e-12))
 
 
-def test_collapse_is_the_formula():
+def test_collapse_is_the_formula(within):
     """W = W_2 W_1 W, b = W_2 W_1 b + W_2 b_1 + b_2."""
     deep = shaken(mb.append_linear(nn.Linear(3, 2), depth=2, width=4))
     one, two = deep.appended
     flat = mb.collapse_linear(deep)
     expected = two.weight @ one.weight @ deep.weight
-    torch.testing.assert_close(flat.weight, expected, rtol=0, atol=1e-14)
+    torch.testing.assert_close(flat.weight, expected, rtol=0, atol=within(1e-14))
     expected = two.weight @ one.weight @ deep.bias + two.weight @ one.bias + two.bias
-    torch.testing.assert_close(flat.bias, expected, rtol=0, atol=1e-14)
+    torch.testing.assert_close(flat.bias, expected, rtol=0, atol=within(1e-14))
 
 
 def test_names_and_state_dict_round_trip():
@@ -115,15 +115,15 @@ def test_units_beyond_the_outputs_are_alive():
     assert (deep.appended[0].weight[2:].abs().sum(1) > 0).all()
 
 
-def test_a_model_that_ends_elsewhere_says_how_many_features_it_has():
+def test_a_model_that_ends_elsewhere_says_how_many_features_it_has(within):
     model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Tanh(), nn.Flatten())
     x = torch.randn(5, 1, 4, 4)
     for depth, width in ((1, None), (3, None), (2, 20)):
         deep = mb.append_linear(model, depth=depth, width=width, features=16)
-        torch.testing.assert_close(deep(x), model(x), rtol=0, atol=1e-14)
+        torch.testing.assert_close(deep(x), model(x), rtol=0, atol=within(1e-14))
         flat = mb.collapse_linear(shaken(deep))
         assert repr(flat.linear) == repr(nn.Linear(16, 16))
-        torch.testing.assert_close(flat(x), deep(x), rtol=0, atol=1e-12)
+        torch.testing.assert_close(flat(x), deep(x), rtol=0, atol=within(1e-12))
         assert list(flat.state_dict()) == [
             "model.0.weight",
             "model.0.bias",
@@ -206,8 +206,8 @@ def test_misuse_is_refused(act, message):
 
 @pytest.mark.parametrize("make", [problem.regression, problem.classification])
 @pytest.mark.parametrize("options", [{}, {"width": 2, "init": "random"}, {"depth": 1}])
-def test_collapse_keeps_the_function_and_comes_after_adaptation(make, options, device):
-    deep = deep_problem(make, device=device, **options)
+def test_collapse_keeps_the_function_and_comes_after_adaptation(make, options, place):
+    deep = deep_problem(make, place=place, **options)
     linnet.collapse_keeps_the_function(deep)
     linnet.collapse_after_adaptation(deep)
 
@@ -228,8 +228,8 @@ def test_finite_differences_of_every_meta_parameter(adapt):
 
 
 @pytest.mark.parametrize("order", [mb.SecondOrder(), mb.FirstOrder()], ids=repr)
-def test_every_executor_gives_the_loops_gradient(order, device):
-    deep = deep_problem(problem.classification, device=device)
+def test_every_executor_gives_the_loops_gradient(order, place):
+    deep = deep_problem(problem.classification, place=place)
     gradients.one_gradient(
         deep,
         [mb.Vmap(), mb.Vmap(chunk=1), mb.Vmap(chunk=2)],
@@ -246,7 +246,7 @@ def _forward(p, x):
 
 @pytest.mark.parametrize("second", [True, False])
 @EXECUTORS
-def test_gradient_of_a_plain_autograd_loop(executor, second):
+def test_gradient_of_a_plain_autograd_loop(executor, second, within):
     """An independent implementation: no code shared, `torch.autograd` through three steps."""
     model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
     model = shaken(mb.append_linear(model, depth=2, width=3))
@@ -264,15 +264,15 @@ def test_gradient_of_a_plain_autograd_loop(executor, second):
         total = total + F.mse_loss(_forward(fast, task.query[0]), task.query[1]) / len(tasks)
     grads = torch.autograd.grad(total, list(params.values()))
     expected = {f"model.{n}": g for n, g in zip(params, grads, strict=True)}
-    problem.hold("autograd", learner.meta_gradient(tasks).grads, expected, within=1e-10)
+    problem.hold("autograd", learner.meta_gradient(tasks).grads, expected, within=within(1e-10))
 
 
-def test_on_images_head_and_appended_layers_adapt_alone():
+def test_on_images_head_and_appended_layers_adapt_alone(place, within):
     model = Conv4(input_shape=(1, 8, 8), outputs=3, filters=3, layers=2)
     learner = learner_of(mb.append_linear(model, depth=2), loss=F.cross_entropy, adapt="head.*")
-    tasks = problem.classification().tasks
+    tasks = problem.classification(**place).tasks
     adapted = learner.adapt(tasks[0].support)
     flat = mb.collapse_linear(adapted)
     x = tasks[0].query[0]
-    torch.testing.assert_close(flat(x), adapted(x), rtol=0, atol=1e-12)
+    torch.testing.assert_close(flat(x), adapted(x), rtol=0, atol=within(1e-12))
     model.load_state_dict(flat.state_dict())

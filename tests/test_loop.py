@@ -11,7 +11,7 @@ from torch import nn
 import metablocks as mb
 from metablocks.laws import gradients, problem
 
-pytestmark = pytest.mark.usefixtures("float64")
+pytestmark = pytest.mark.usefixtures("placed")
 
 FASTER = pytest.mark.parametrize(
     "executor",
@@ -28,8 +28,8 @@ FASTER = pytest.mark.parametrize(
 @FASTER
 @pytest.mark.parametrize("estimator", [mb.Unrolled(), mb.Adjoint()], ids=repr)
 @pytest.mark.parametrize("order", [mb.SecondOrder(), mb.FirstOrder()], ids=repr)
-def test_no_setting_changes_the_gradient(executor, estimator, order):
-    images = problem.classification(tasks=5)
+def test_no_setting_changes_the_gradient(executor, estimator, order, place):
+    images = problem.classification(tasks=5, **place)
 
     def make(executor):
         return images.learner(mb.meta_sgd(0.1), executor=executor, estimator=estimator, order=order)
@@ -38,11 +38,11 @@ def test_no_setting_changes_the_gradient(executor, estimator, order):
 
 
 @FASTER
-def test_evaluations_are_the_plain_loops(executor):
-    images = problem.classification()
+def test_evaluations_are_the_plain_loops(executor, place, within):
+    images = problem.classification(**place)
     got = images.learner(executor=executor).evaluate(images.tasks)
     due = images.learner().evaluate(images.tasks)
-    torch.testing.assert_close(got, due, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(got, due, rtol=within(1e-12), atol=within(1e-12))
 
 
 def test_draws_follow_each_other_in_task_order_whatever_the_workers():

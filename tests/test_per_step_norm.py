@@ -14,7 +14,7 @@ from metablocks.errors import BlockError
 from metablocks.laws import gradients, problem, purity
 from metablocks.models import Conv4
 
-pytestmark = pytest.mark.usefixtures("float64")
+pytestmark = pytest.mark.usefixtures("placed")
 
 STEPS = 3
 
@@ -23,9 +23,9 @@ def converted(model=None, steps=STEPS, **options):
     return mb.per_step_batch_norm(model or small(), steps, **options)
 
 
-def conv_problem(device="cpu", steps=STEPS, **options):
+def conv_problem(place, steps=STEPS, **options):
     """A smooth conv net whose rows differ from step to step."""
-    small = problem.classification(steps=steps, device=device)
+    small = problem.classification(steps=steps, **place)
 
     def model():
         return perturbed(mb.per_step_batch_norm(small.model(), steps, **options), ".norm.")
@@ -48,7 +48,7 @@ def conv_problem(device="cpu", steps=STEPS, **options):
         (lambda: nn.BatchNorm2d(4, track_running_stats=False), (6, 4, 3, 3)),
     ],
 )
-def test_each_row_is_the_batch_norm_it_was(make, shape, affine):
+def test_each_row_is_the_batch_norm_it_was(make, shape, affine, within):
     norm = make()
     for tensor in (*norm.parameters(), *norm.buffers()):
         if tensor.is_floating_point():
@@ -61,11 +61,13 @@ def test_each_row_is_the_batch_norm_it_was(make, shape, affine):
             if training or norm.running_mean is not None:
                 x = torch.randn(shape)
                 got, expected = new.train(training)(x), original.train(training)(x)
-                torch.testing.assert_close(got, expected, rtol=0, atol=1e-14)
+                torch.testing.assert_close(got, expected, rtol=0, atol=within(1e-14))
         back = new.at_step(step)
         assert type(back) is type(norm)
         for name, tensor in original.state_dict().items():
-            torch.testing.assert_close(back.state_dict()[name], tensor, rtol=1e-14, atol=1e-14)
+            torch.testing.assert_close(
+                back.state_dict()[name], tensor, rtol=within(1e-14), atol=within(1e-14)
+            )
 
 
 def test_names_stay_and_shapes_gain_a_step_dimension():
@@ -157,8 +159,8 @@ def test_shared_affine_and_batch_statistics_are_the_learner_without(executor, or
     assert all(torch.equal(got.grads[name], g) for name, g in expected.grads.items())
 
 
-def test_equal_rows_are_the_shared_norm_and_their_gradients_sum_to_its():
-    small = problem.classification(steps=STEPS)
+def test_equal_rows_are_the_shared_norm_and_their_gradients_sum_to_its(place, within):
+    small = problem.classification(steps=STEPS, **place)
     adapt = ["*", "!*.norm.*"]
     shared = small.learner(adapt=adapt).meta_gradient(small.tasks)
     model = mb.per_step_batch_norm(small.model(), STEPS)
@@ -166,14 +168,14 @@ def test_equal_rows_are_the_shared_norm_and_their_gradients_sum_to_its():
         model, loss=small.loss, steps=STEPS, rule=mb.LearningRate(0.1), adapt=adapt
     ).meta_gradient(small.tasks)
     got = {n: g.sum(0) if ".norm." in n else g for n, g in rows.grads.items()}
-    problem.hold("equal rows", got, shared.grads, within=1e-12)
+    problem.hold("equal rows", got, shared.grads, within=within(1e-12))
 
 
 @pytest.mark.parametrize("adapt", ["*", "inner loop leaves γ, β alone"])
 @pytest.mark.parametrize("affine", ["per_step", "shared"])
 @pytest.mark.parametrize("step_loss", [mb.FinalStepLoss(), mb.AnnealedStepLoss(epochs=5)], ids=repr)
-def test_every_executor_gives_the_loops_gradient_and_statistics(affine, adapt, step_loss, device):
-    small = conv_problem(device, affine=affine, statistics="running")
+def test_every_executor_gives_the_loops_gradient_and_statistics(affine, adapt, step_loss, place):
+    small = conv_problem(place, affine=affine, statistics="running")
     adapt = adapt if adapt == "*" else mb.norm_patterns(small.model())
 
     def learner(executor):
@@ -185,8 +187,8 @@ def test_every_executor_gives_the_loops_gradient_and_statistics(affine, adapt, s
 
 
 @pytest.mark.parametrize("affine", ["per_step", "shared"])
-def test_finite_differences_of_every_meta_parameter(affine):
-    small = conv_problem(affine=affine)
+def test_finite_differences_of_every_meta_parameter(affine, device, float64):
+    small = conv_problem({"device": device}, affine=affine)
     for adapt in ("*", mb.norm_patterns(small.model())):
         learner = small.learner(
             mb.lslr(0.1), adapt=adapt, step_loss=mb.UniformStepLoss(), executor=mb.Vmap()
@@ -195,7 +197,7 @@ def test_finite_differences_of_every_meta_parameter(affine):
 
 
 @EXECUTORS
-def test_gradient_and_statistics_of_a_plain_autograd_loop(executor):
+def test_gradient_and_statistics_of_a_plain_autograd_loop(executor, within):
     """An independent implementation: no code shared, rows chosen by hand, `torch.autograd`."""
     model = converted(nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Tanh(), nn.Linear(4, 2)))
     for parameter in model.parameters():
@@ -232,13 +234,19 @@ def test_gradient_and_statistics_of_a_plain_autograd_loop(executor):
         statistics[1] += own[1] / len(tasks)
     expected = dict(zip(leaves, torch.autograd.grad(total, list(leaves.values())), strict=True))
     got = learner.backward(tasks)
-    problem.hold("autograd", got.grads, {f"model.{n}": g for n, g in expected.items()}, 1e-12)
-    torch.testing.assert_close(model[1].running_mean, statistics[0], rtol=1e-12, atol=1e-14)
-    torch.testing.assert_close(model[1].running_var, statistics[1], rtol=1e-12, atol=1e-14)
+    problem.hold(
+        "autograd", got.grads, {f"model.{n}": g for n, g in expected.items()}, within(1e-12)
+    )
+    torch.testing.assert_close(
+        model[1].running_mean, statistics[0], rtol=within(1e-12), atol=within(1e-14)
+    )
+    torch.testing.assert_close(
+        model[1].running_var, statistics[1], rtol=within(1e-12), atol=within(1e-14)
+    )
     assert model[1].num_batches_tracked.tolist() == [2] * STEPS
 
 
-def test_tasks_of_unequal_size_and_cumulative_momentum_combine_too():
+def test_tasks_of_unequal_size_and_cumulative_momentum_combine_too(within):
     model = converted(nn.Sequential(nn.BatchNorm1d(3, momentum=None), nn.Linear(3, 2)))
     tasks = [
         tasks_of(3, tasks=1)[0],
@@ -249,7 +257,9 @@ def test_tasks_of_unequal_size_and_cumulative_momentum_combine_too():
     learner.backward(tasks)
     passes = [batch[0] for task in tasks for batch in (task.support, task.query)]
     mean = torch.stack([x.mean(0) for x in passes]).mean(0)
-    torch.testing.assert_close(model[0].running_mean[0], mean, rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(
+        model[0].running_mean[0], mean, rtol=within(1e-12), atol=within(1e-14)
+    )
     assert model[0].num_batches_tracked.tolist() == [4, 0, 0]
 
 
@@ -316,7 +326,7 @@ def test_training_is_the_same_whatever_evaluation_reads():
 
 
 @pytest.mark.parametrize("statistics", ["batch", "running"])
-def test_adapted_models_are_plain_and_predict_as_evaluation_does(statistics):
+def test_adapted_models_are_plain_and_predict_as_evaluation_does(statistics, within):
     tasks = tasks_of(3)
     learner = learner_of(converted(statistics=statistics), steps=STEPS, rule=mb.lslr(0.1))
     for _ in range(3):
@@ -326,10 +336,10 @@ def test_adapted_models_are_plain_and_predict_as_evaluation_does(statistics):
     assert type(adapted[1]) is nn.BatchNorm1d
     inputs = task.query[0]
     one_by_one = torch.cat([adapted(x[None]) for x in inputs])
-    torch.testing.assert_close(one_by_one, adapted(inputs), rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(one_by_one, adapted(inputs), rtol=within(1e-10), atol=within(1e-12))
     prediction = adapted(inputs) if statistics == "running" else adapted.train()(inputs)
     expected = learner.evaluate(tasks).predictions[1]
-    torch.testing.assert_close(prediction, expected, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(prediction, expected, rtol=within(1e-10), atol=within(1e-12))
     assert type(learner.model[1]) is mb.PerStepBatchNorm
 
 
@@ -373,9 +383,9 @@ def test_past_the_last_step_the_last_row_goes_on():
     assert torch.equal(learner.evaluate(tasks, steps=4).query_losses, expected.query_losses)
 
 
-def test_deep_nets_and_every_option_together_run():
+def test_deep_nets_and_every_option_together_run(place):
     model = Conv4(input_shape=(1, 8, 8), outputs=3, filters=3, layers=2)
-    tasks = problem.classification().tasks
+    tasks = problem.classification(**place).tasks
     for statistics, affine, beyond in itertools.product(
         ("batch", "running"), ("per_step", "shared"), ("error", "last")
     ):

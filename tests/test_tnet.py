@@ -13,7 +13,7 @@ from metablocks.errors import BlockError, SelectionError
 from metablocks.laws import gradients, problem, purity
 from metablocks.models import MLP, Conv4
 
-pytestmark = pytest.mark.usefixtures("float64")
+pytestmark = pytest.mark.usefixtures("placed")
 
 STEPS = 3
 WITHOUT = ["*", "!*.transform.*"]
@@ -52,7 +52,7 @@ LAYERS = [
 
 
 @pytest.mark.parametrize(("make", "shape"), LAYERS)
-def test_identity_changes_nothing_and_folding_is_exact(make, shape):
+def test_identity_changes_nothing_and_folding_is_exact(make, shape, within):
     layer = make()
     x = torch.randn(shape)
     new = mb.insert_tnet(layer)
@@ -60,11 +60,11 @@ def test_identity_changes_nothing_and_folding_is_exact(make, shape):
     assert isinstance(new, type(layer))
     shaken(new)
     assert not torch.allclose(new(x), layer(x), atol=1e-3)
-    torch.testing.assert_close(new(x), new.transform(layer(x)), rtol=0, atol=1e-13)
+    torch.testing.assert_close(new(x), new.transform(layer(x)), rtol=0, atol=within(1e-13))
     folded = mb.fold_tnet(new)
     assert type(folded) is type(layer)
     assert repr(folded) == repr(layer)
-    torch.testing.assert_close(folded(x), new(x), rtol=0, atol=1e-12)
+    torch.testing.assert_close(folded(x), new(x), rtol=0, atol=within(1e-12))
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,7 @@ def test_identity_changes_nothing_and_folding_is_exact(make, shape):
         small,
     ],
 )
-def test_names_shapes_and_counts(make):
+def test_names_shapes_and_counts(make, within):
     model = make()
     before = copy.deepcopy(model.state_dict())
     state = torch.get_rng_state()
@@ -96,7 +96,7 @@ def test_names_shapes_and_counts(make):
     }
     model.load_state_dict(folded.state_dict())
     x = torch.randn(6, 1, 8, 8) if isinstance(model, Conv4) else torch.randn(6, 3)
-    torch.testing.assert_close(model(x), new(x), rtol=0, atol=1e-12)
+    torch.testing.assert_close(model(x), new(x), rtol=0, atol=within(1e-12))
 
 
 def test_layers_are_selected_by_the_names_of_their_weights():
@@ -110,7 +110,7 @@ def test_layers_are_selected_by_the_names_of_their_weights():
     assert type(only.head) is nn.Linear
 
 
-def test_tied_layers_share_a_transform_and_stay_tied_when_folded():
+def test_tied_layers_share_a_transform_and_stay_tied_when_folded(within):
     model = nn.Sequential(nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 3))
     model[2].weight = model[0].weight
     new = shaken(mb.insert_tnet(model))
@@ -120,7 +120,7 @@ def test_tied_layers_share_a_transform_and_stay_tied_when_folded():
     folded = mb.fold_tnet(new)
     assert folded[0].weight is folded[2].weight
     assert folded[0].bias is not folded[2].bias
-    torch.testing.assert_close(folded(x), new(x), rtol=0, atol=1e-12)
+    torch.testing.assert_close(folded(x), new(x), rtol=0, atol=within(1e-12))
     learner = learner_of(new, adapt=mb.transform_patterns(new))
     assert learner.adapted == ("0.weight", "0.bias", "2.bias")
 
@@ -223,20 +223,20 @@ def test_a_pattern_that_matches_no_layer_is_refused():
 @pytest.mark.parametrize("order", [mb.SecondOrder(), mb.FirstOrder()], ids=repr)
 @pytest.mark.parametrize("make", [problem.classification, problem.regression])
 @EXECUTORS
-def test_identity_is_the_learner_without(make, executor, order):
-    plain = make(steps=STEPS)
+def test_identity_is_the_learner_without(make, executor, order, place, within):
+    plain = make(steps=STEPS, **place)
     blocks = {"order": order, "executor": executor, "step_loss": mb.UniformStepLoss()}
     expected = plain.learner(**blocks).meta_gradient(plain.tasks)
     tnet = problem.Problem(lambda: mb.insert_tnet(plain.model()), plain.loss, plain.tasks, STEPS)
     got = tnet.learner(adapt=WITHOUT, **blocks).meta_gradient(plain.tasks)
     torch.testing.assert_close(got.query_losses, expected.query_losses, equal_nan=True)
     theta = {name: g for name, g in got.grads.items() if "transform" not in name}
-    problem.hold("identity, θ", theta, expected.grads, within=1e-12)
+    problem.hold("identity, θ", theta, expected.grads, within=within(1e-12))
     transforms = {name: g for name, g in got.grads.items() if "transform" in name}
     assert all(g.abs().max() > 1e-6 for g in transforms.values())
 
 
-def test_one_step_moves_the_folded_layer_by_its_metric():
+def test_one_step_moves_the_folded_layer_by_its_metric(within):
     """A = T W ← A − α T Tᵀ ∇_A L, and T b alike: the gradient at A by `torch.autograd` alone."""
     rate, layer = 0.1, nn.Linear(3, 4)
     new = shaken(mb.insert_tnet(layer))
@@ -247,22 +247,22 @@ def test_one_step_moves_the_folded_layer_by_its_metric():
     after = mb.fold_tnet(learner.adapt((x, y)))
     metric = new.transform.weight @ new.transform.weight.T
     expected = [before.weight - rate * metric @ grads[0], before.bias - rate * metric @ grads[1]]
-    torch.testing.assert_close(after.weight, expected[0], rtol=0, atol=1e-14)
-    torch.testing.assert_close(after.bias, expected[1], rtol=0, atol=1e-14)
+    torch.testing.assert_close(after.weight, expected[0], rtol=0, atol=within(1e-14))
+    torch.testing.assert_close(after.bias, expected[1], rtol=0, atol=within(1e-14))
 
 
 @pytest.mark.parametrize("make", [problem.classification, problem.regression])
 @pytest.mark.parametrize("step_loss", [mb.FinalStepLoss(), mb.UniformStepLoss()], ids=repr)
-def test_finite_differences_of_every_meta_parameter(make, step_loss):
-    small = tnet_problem(make)
+def test_finite_differences_of_every_meta_parameter(make, step_loss, device):
+    small = tnet_problem(make, device=device)
     learner = small.learner(mb.lslr(0.1), adapt=WITHOUT, step_loss=step_loss, executor=mb.Vmap())
     assert any("transform" in name for name, _ in learner.named_parameters())
     gradients.finite_differences(learner, small.tasks)
 
 
 @pytest.mark.parametrize("order", [mb.SecondOrder(), mb.FirstOrder()], ids=repr)
-def test_every_executor_gives_the_loops_gradient(order, device):
-    small = tnet_problem(device=device)
+def test_every_executor_gives_the_loops_gradient(order, place):
+    small = tnet_problem(**place)
     gradients.one_gradient(
         small,
         [mb.Vmap(), mb.Vmap(chunk=1), mb.Vmap(chunk=2)],
@@ -280,7 +280,7 @@ def _forward(p, x):
 
 @pytest.mark.parametrize("second", [True, False])
 @EXECUTORS
-def test_gradient_of_a_plain_autograd_loop(executor, second):
+def test_gradient_of_a_plain_autograd_loop(executor, second, within):
     """An independent implementation: no code shared, `torch.autograd` through three steps."""
     model = nn.Sequential(
         nn.Conv2d(1, 3, 3, stride=2, padding=1), nn.Softplus(), nn.Flatten(), nn.Linear(27, 2)
@@ -307,13 +307,13 @@ def test_gradient_of_a_plain_autograd_loop(executor, second):
     grads = torch.autograd.grad(total, list(params.values()))
     expected = {f"model.{n}": g for n, g in zip(params, grads, strict=True)}
     result = learner.meta_gradient(tasks)
-    torch.testing.assert_close(result.loss, total.detach(), rtol=1e-12, atol=0)
-    problem.hold("plain autograd", result.grads, expected, within=1e-10)
+    torch.testing.assert_close(result.loss, total.detach(), rtol=within(1e-12), atol=0)
+    problem.hold("plain autograd", result.grads, expected, within=within(1e-10))
 
 
 @pytest.mark.parametrize("adapt", [WITHOUT, ["head.*", "!*.transform.*"]])
-def test_an_adapted_model_folds_to_a_plain_one_that_predicts_the_same(adapt):
-    small = tnet_problem()
+def test_an_adapted_model_folds_to_a_plain_one_that_predicts_the_same(adapt, within, place):
+    small = tnet_problem(**place)
     learner = small.learner(adapt=adapt)
     task = small.tasks[0]
     adapted = learner.adapt(task.support)
@@ -324,13 +324,15 @@ def test_an_adapted_model_folds_to_a_plain_one_that_predicts_the_same(adapt):
     assert not any("transform" in name for name in folded.state_dict())
     for model in (folded.eval(), adapted.eval()), (folded.train(), adapted.train()):
         got, expected = (m(task.query[0]) for m in model)
-        torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)
+        torch.testing.assert_close(got, expected, rtol=0, atol=within(1e-12))
     prediction = learner.evaluate(mb.TaskBatch.stack([task])).predictions[0]
-    torch.testing.assert_close(folded.train()(task.query[0]), prediction, rtol=0, atol=1e-12)
+    torch.testing.assert_close(
+        folded.train()(task.query[0]), prediction, rtol=0, atol=within(1e-12)
+    )
 
 
-def test_with_per_step_batch_norm():
-    plain = problem.classification(steps=STEPS)
+def test_with_per_step_batch_norm(device):
+    plain = problem.classification(steps=STEPS, device=device)
     model = shaken(mb.insert_tnet(mb.per_step_batch_norm(plain.model(), STEPS)))
     adapt = [*mb.transform_patterns(model), *mb.norm_patterns(model)[1:]]
     learner = learner_of(model, loss=plain.loss, steps=STEPS, adapt=adapt, executor=mb.Vmap())
@@ -340,8 +342,8 @@ def test_with_per_step_batch_norm():
     torch.testing.assert_close(mb.fold_tnet(adapted)(x), adapted(x), rtol=0, atol=1e-12)
 
 
-def test_folding_before_adaptation_loses_the_metric():
-    small = tnet_problem(problem.regression)
+def test_folding_before_adaptation_loses_the_metric(place):
+    small = tnet_problem(problem.regression, **place)
     task = small.tasks[0]
     expected = small.learner(adapt=WITHOUT).adapt(task.support)(task.query[0])
     before = problem.Problem(
@@ -351,7 +353,7 @@ def test_folding_before_adaptation_loses_the_metric():
 
 
 @pytest.mark.parametrize("act", ["meta_gradient", "evaluate"])
-def test_learners_leave_everything_as_it_was(act):
-    small = tnet_problem()
+def test_learners_leave_everything_as_it_was(act, place):
+    small = tnet_problem(**place)
     learner = small.learner(adapt=WITHOUT)
     purity.leaves_no_trace(learner, lambda learner: getattr(learner, act)(small.tasks))
