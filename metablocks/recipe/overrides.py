@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from metablocks.errors import RecipeError
 from metablocks.recipe.layout import OneBlock, slot_paths
-from metablocks.recipe.parse import Node, Place, Problem, join, parse_value, plain
+from metablocks.recipe.parse import Node, Place, Problem, join, parse_value, plain, quoted
 
 _STEP = re.compile(r'\.?([A-Za-z_][A-Za-z0-9_-]*)|\[([0-9]{1,6})\]|\[("(?:[^"\\]|\\.)*")\]')
 
@@ -34,7 +34,7 @@ def apply_overrides(
     """
     notes: list[str] = []
     for override in overrides:
-        source = f"--set {override}"
+        source = f"--set {override if override.isprintable() else quoted(override)}"
         try:
             path, value = _split(override, source, problems)
             root = _assign(root, path, value, "", source, notes)
@@ -54,14 +54,26 @@ def _split(override: str, source: str, problems: list[Problem]) -> tuple[list[st
         match = _STEP.match(name, position)
         if match is None or (match[1] and match[0].startswith(".") == (position == 0)):
             break
-        word, index, quoted = match.groups()
-        steps.append(word or (int(index) if index else json.loads(quoted)))
+        word, index, key = match.groups()
+        step = word or (int(index) if index else _unquoted(key))
+        if step is None:
+            break
+        steps.append(step)
         position = match.end()
     if position < len(name) or not steps or not isinstance(steps[0], str):
         raise RecipeError(
-            f'"{name}" is no path; it takes fields and entries, such as inner.rule[0].init'
+            f"{quoted(name)} is no path; it takes fields and entries, such as inner.rule[0].init"
         )
     return steps, parse_value(text, source, problems)
+
+
+def _unquoted(key: str) -> str | None:
+    """A quoted step as text; None for one with unknown escapes, or that a file could not have."""
+    try:
+        text: str = json.loads(key)
+    except ValueError:
+        return None
+    return text if text.isprintable() else None
 
 
 def _cut(override: str) -> tuple[str, str, str]:

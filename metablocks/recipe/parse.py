@@ -103,7 +103,7 @@ def join(path: str, key: str | int) -> str:
     if isinstance(key, int):
         return f"{path}[{key}]"
     if not _PLAIN_KEY.fullmatch(key):
-        return f"{path}[{json.dumps(key, ensure_ascii=False)}]"
+        return f"{path}[{quoted(key)}]"
     return f"{path}.{key}" if path else key
 
 
@@ -163,7 +163,8 @@ def parse(text: str, source: str, problems: list[Problem]) -> Node:
         code = error.character if isinstance(error.character, int) else ord(error.character)
         _refuse(place, f"the character U+{code:04X} is not allowed in YAML")
     except (yaml.YAMLError, ValueError, OverflowError) as error:
-        _refuse(_at(loader.get_mark(), source), f"not valid YAML: {error}")
+        mark = loader.get_mark()  # type: ignore[no-untyped-call]
+        _refuse(_at(mark, source), f"not valid YAML: {error}")
 
 
 def _compose(stream: Iterator[Any], source: str, problems: list[Problem]) -> Node:
@@ -272,8 +273,18 @@ def show(value: Any) -> str:
         return f"a list of {len(value)}"
     if isinstance(value, str):
         shown = value if len(value) <= 60 else value[:57] + "…"
-        return json.dumps(shown, ensure_ascii=False)
+        return quoted(shown)
     return "null" if value is None else str(value).lower()
+
+
+def quoted(text: str) -> str:
+    """Text in double quotes and in one line: what garbles a terminal is escaped, as YAML reads it.
+
+    >>> print(quoted("é"), quoted('a"b'), quoted("a\\nb\\u2028"))
+    "é" "a\\"b" "a\\nb\\u2028"
+    """
+    plain = json.dumps(text, ensure_ascii=False)
+    return "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in plain)
 
 
 def _place(event: Any, source: str) -> Place:
