@@ -130,7 +130,9 @@ class FunctionalModule:
     def _borrow(self, step: int, training: bool | None) -> "Iterator[_Skeleton]":
         skeleton = self._idle.pop() if self._idle else copy.deepcopy(self._blueprint)
         for own, wrapped in zip(skeleton.members, self.module.modules(), strict=True):
-            own.training = wrapped.training if training is None else training
+            mode = wrapped.training if training is None else training
+            if own.training != mode:  # setting attributes of modules takes its time
+                own.training = mode
         for module in skeleton.step_aware:
             module.inner_step = step  # type: ignore[assignment]
         try:

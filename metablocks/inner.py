@@ -18,6 +18,7 @@ from metablocks.errors import BlockError, GradientError
 from metablocks.functional import FunctionalModule, ModuleState, detach, trainable
 from metablocks.order import Order, SecondOrder
 from metablocks.rules.base import StepInfo, UpdateRule, check_updates
+from metablocks.transforms import vjp_once
 from metablocks.types import Batch, Progress, Tensors
 
 StatefulLoss: TypeAlias = Callable[[Tensors, Tensors], tuple[Tensor, Tensors]]
@@ -48,12 +49,16 @@ class SupportPass(NamedTuple):
     """The model's buffers as this pass left them."""
 
 
-def support_pass(loss: StatefulLoss, carry: Carry, rest: Tensors, *, through: bool) -> SupportPass:
+def support_pass(
+    loss: StatefulLoss, carry: Carry, rest: Tensors, *, through: bool, recorded: bool = False
+) -> SupportPass:
     """g_k = ∇L_s(θ_k): the gradient that an inner step goes by.
 
     `rest` holds the parameters that the loss needs and the step leaves alone. `through` says whether
     derivatives flow through the gradient; where not, it is taken at detached parameters, which is
-    the same as detaching it and builds no graph.
+    the same as detaching it and builds no graph. `recorded` says that the innermost transform at
+    work is a reverse-mode derivative that goes through the carry: the gradient then comes out of
+    its graph, where a transform of its own would record everything twice.
     """
     fast, fixed = carry.params, rest
     if not through:
@@ -63,12 +68,26 @@ def support_pass(loss: StatefulLoss, carry: Carry, rest: Tensors, *, through: bo
         value, buffers = loss({**fixed, **fast}, carry.buffers)
         return check_scalar(value), buffers
 
-    # torch.func.grad would make the graph of the gradient even where nobody asks for one.
-    vjp: Any = torch.func.vjp
-    value, pull, buffers = vjp(support_loss, fast, has_aux=True)
-    with torch.set_grad_enabled(through and torch.is_grad_enabled()):
-        (gradients,) = pull(torch.ones_like(value))
+    if through and recorded:
+        # Nodes of their own: the derivative at θ_k alone, whatever else the loss makes of θ_k.
+        own = {name: tensor.view_as(tensor) for name, tensor in fast.items()}
+        value, buffers = support_loss(own)
+        gradients = _slopes(value, own)
+    else:
+        value, pull, buffers = vjp_once(support_loss, fast)
+        with torch.set_grad_enabled(through and torch.is_grad_enabled()):
+            (gradients,) = pull(torch.ones_like(value))
     return SupportPass(gradients if through else detach(gradients), value.detach(), buffers)
+
+
+def _slopes(value: Tensor, params: Tensors) -> Tensors:
+    """The gradient in the graph that autograd has of `value`, differentiable in it; zero without one."""
+    if value.grad_fn is None:
+        return {name: torch.zeros_like(tensor) for name, tensor in params.items()}
+    slopes = torch.autograd.grad(
+        value, list(params.values()), create_graph=True, allow_unused=True, materialize_grads=True
+    )
+    return dict(zip(params, slopes, strict=True))
 
 
 def step(carry: Carry, support: SupportPass, rule: Rule, *, index: int, steps: int) -> Carry:
@@ -183,6 +202,8 @@ class InnerLoop:
     """The model's buffers whose changes are handed to the learner (see `changes`)."""
     training: bool | None = None
     """Overrides the model's train/eval flags, as in `FunctionalModule.apply`."""
+    recorded: bool = False
+    """Set by an estimator around whose steps a derivative is at work (see `support_pass`)."""
 
     def start(self, meta: Tensors, buffers: Tensors) -> Carry:
         """Carry 0 of a task: θ_0 and a fresh rule state."""
@@ -203,7 +224,9 @@ class InnerLoop:
             value, _, buffers = self._forward(params, buffers, support, index)
             return value, buffers
 
-        return support_pass(loss, carry, self._rest(meta), through=self.through[index])
+        return support_pass(
+            loss, carry, self._rest(meta), through=self.through[index], recorded=self.recorded
+        )
 
     def update(self, meta: Tensors, carry: Carry, support: SupportPass, index: int) -> Carry:
         """The second half: the rule turns the gradient into the next carry."""

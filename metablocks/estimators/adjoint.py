@@ -10,7 +10,7 @@ product on the way back goes through one step, recomputed with the random draws 
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 from itertools import zip_longest
 from typing import Any, NamedTuple
 
@@ -23,6 +23,7 @@ from metablocks.estimators.base import TaskGradient
 from metablocks.estimators.unrolled import weigh
 from metablocks.generators import devices_of, get_states, set_states
 from metablocks.inner import Carry, InnerLoop, SupportPass
+from metablocks.transforms import vjp_once
 from metablocks.types import Task, Tensors
 
 
@@ -71,7 +72,7 @@ class Adjoint:
     def __call__(
         self, inner: InnerLoop, meta: Tensors, buffers: Tensors, task: Task
     ) -> TaskGradient:
-        sweep = _Sweep(self, inner, meta, buffers, task, partial(torch.func.vjp, has_aux=True))
+        sweep = _Sweep(self, inner, meta, buffers, task, vjp_once)
         grads, losses, changes = sweep()
         return TaskGradient({name: grads[name] for name in meta}, *weigh(inner, losses), changes)
 
@@ -207,12 +208,13 @@ class _Sweep:
     ) -> tuple[Tensors, list[Tensor]]:
         """The product with the Jacobian of inner step `index`, by both arguments."""
         self.redraw(visit.draws)
+        inner = replace(self.inner, recorded=True)
 
         def step(fixed: Tensors, carry: Carry) -> tuple[list[Tensor], tuple[()]]:
             if visit.support is None:
-                after, _ = self.inner.step(fixed, carry, self.task.support, index)
+                after, _ = inner.step(fixed, carry, self.task.support, index)
             else:
-                after = self.inner.update(fixed, carry, visit.support, index)
+                after = inner.update(fixed, carry, visit.support, index)
             return self.read(after, index + 1), ()
 
         _, pull, _ = self.vjp_at(step, visit.carry)

@@ -21,6 +21,7 @@ from metablocks.functional import step_aware_modules
 from metablocks.inner import Carry, InnerLoop
 from metablocks.rules.base import Chain, UpdateRule, members
 from metablocks.rules.shaping import Proximal, WeightDecay
+from metablocks.transforms import vjp_once
 from metablocks.types import Task, Tensors
 
 if TYPE_CHECKING:
@@ -100,8 +101,8 @@ class Implicit:
             gradient: Tensors = torch.func.grad(support_loss)(fast)
             return gradient
 
-        grad = torch.func.grad(query_loss, argnums=(0, 1), has_aux=True)
-        (target, direct), (loss, after) = grad(carry.params, rest)
+        value, pull, (loss, after) = vjp_once(query_loss, carry.params, rest)
+        target, direct = pull(torch.ones_like(value))
         # One graph of ∇L_s gives every product: with H, which is symmetric, and with ∂²L_s/∂φ∂ρ.
         linearised: Any = torch.func.vjp(slope, carry.params, rest)
         gradient, transposed = linearised

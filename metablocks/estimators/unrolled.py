@@ -5,13 +5,14 @@
 Exact. Memory grows with the number of inner steps, as the graph of every step is kept.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from metablocks.estimators.base import TaskGradient
 from metablocks.inner import InnerLoop
+from metablocks.transforms import vjp_once
 from metablocks.types import Task, Tensors
 
 
@@ -29,11 +30,14 @@ class Unrolled:
     def __call__(
         self, inner: InnerLoop, meta: Tensors, buffers: Tensors, task: Task
     ) -> TaskGradient:
+        inner = replace(inner, recorded=True)
+
         def objective(meta: Tensors) -> tuple[Tensor, tuple[Tensor, Tensor, Tensors]]:
             loss, query_losses, changes = weighted_query_loss(inner, meta, buffers, task)
             return loss, (loss, query_losses, changes)
 
-        grads, rest = torch.func.grad(objective, has_aux=True)(meta)
+        value, pull, rest = vjp_once(objective, meta)
+        (grads,) = pull(torch.ones_like(value))
         return TaskGradient(grads, *rest)
 
     def disconnected(
