@@ -1,6 +1,7 @@
 """Options, devices, precisions and hypothesis profiles for all tests.
 
     pytest --device cuda                     the blocks run there; their numbers are the CPU's
+    pytest --device pretend                  the same without a GPU: see `pretend_device.py`
     pytest --dtype float32                   … and in single precision, within its rounding
     pytest --hypothesis-profile=thorough     300 examples of every law in place of 15
 
@@ -9,6 +10,7 @@ as ever. Finite differences are always float64: in float32 a slope has three dig
 hold nothing. The tests of those ask for `device` alone, or for `float64`.
 """
 
+import importlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -31,7 +33,7 @@ torch.set_num_threads(1)  # the laws run on tiny tensors; threads would only wai
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--device", default="cpu", help="run the laws on this device: cpu, cuda, …")
+    parser.addoption("--device", default="cpu", help="run the laws there: cpu, cuda, …, pretend")
     parser.addoption(
         "--dtype",
         default="float64",
@@ -44,8 +46,10 @@ def pytest_configure(config: pytest.Config) -> None:
     """A device that is absent is an error before anything runs, not a skip."""
     name = config.getoption("--device")
     try:
+        if name == "pretend":
+            importlib.import_module("pretend_device")
         torch.zeros(1, device=name)
-    except (RuntimeError, AssertionError) as error:
+    except (ImportError, RuntimeError, AssertionError) as error:
         found = (
             torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
         )

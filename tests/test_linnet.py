@@ -187,7 +187,10 @@ def _mlp():
             lambda: mb.append_linear(mb.append_linear(_mlp(), depth=1), depth=1),
             "MLP has appended layers already",
         ),
-        (lambda: mb.append_linear(nn.LazyLinear(2), depth=1), "run the model on one batch first"),
+        (
+            lambda: mb.append_linear(nn.LazyLinear(2, device="cpu"), depth=1),
+            "run the model on one batch first",
+        ),
         (lambda: mb.append_linear(_OwnLinear(1, 1), depth=1), "the model is a _OwnLinear"),
         (lambda: mb.append_linear(mb.insert_tnet(_mlp()), depth=1), "head is a TransformedLinear"),
         (lambda: mb.insert_tnet(mb.append_linear(_mlp(), depth=1)), "head is a DeepLinear"),

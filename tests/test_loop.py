@@ -66,10 +66,11 @@ def test_threads_have_the_callers_modes_and_share_its_threads():
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        ours = learner_of(nn.Linear(3, 2).float(), loss=look, executor=mb.Loop(workers=2))
-        ours.evaluate(tasks_of(3).to(torch.float32))  # no connection is checked in this thread
+        net, tasks = nn.Linear(3, 2).float().cpu(), tasks_of(3).to(torch.float32).to("cpu")
+        ours = learner_of(net, loss=look, executor=mb.Loop(workers=2))
+        ours.evaluate(tasks)  # no connection is checked in this thread
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            ours.evaluate(tasks_of(3).to(torch.float32))
+            ours.evaluate(tasks)
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)

@@ -130,7 +130,7 @@ class _OwnNorm(nn.BatchNorm1d):
         (lambda: converted(affine="each"), "it is one of per_step, shared"),
         (lambda: converted(beyond="lst"), 'did you mean "last"?'),
         (lambda: converted(nn.Sequential(_OwnNorm(2))), "0 is a _OwnNorm; it converts BatchNorm1d"),
-        (lambda: converted(nn.LazyBatchNorm1d()), "run the model on one batch first"),
+        (lambda: converted(nn.LazyBatchNorm1d(device="cpu")), "run the model on one batch first"),
         (lambda: converted(nn.BatchNorm2d(3))(torch.ones(2, 3)), "takes 4D input, given 2D [2, 3]"),
         (
             lambda: learner_of(converted(steps=2), steps=3, rule=mb.LearningRate(0.1)),

@@ -181,7 +181,10 @@ def _frozen():
         ),
         (lambda: mb.insert_tnet(nn.Bilinear(1, 1, 1)), "the model is a Bilinear; it takes Linear"),
         (lambda: mb.insert_tnet(nn.Sequential(_OwnLinear(1, 1))), "0 is a _OwnLinear; it takes"),
-        (lambda: mb.insert_tnet(nn.LazyLinear(2)), "run the model on one batch first"),
+        (
+            lambda: mb.insert_tnet(nn.LazyLinear(2, device="cpu")),
+            "run the model on one batch first",
+        ),
         (lambda: mb.insert_tnet(_hooked()), "0 has hooks, which would be lost"),
         (
             lambda: mb.insert_tnet(nn.MultiheadAttention(2, 1)),

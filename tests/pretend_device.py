@@ -1,0 +1,149 @@
+"""An accelerator that is none: `pytest --device pretend` finds on any machine what only a GPU would.
+
+A tensor of the device `pretend` holds one of the CPU, which computes. All else is as strict as a GPU
+is: an operation on tensors of two devices is an error (but for copies, indices and tensors without
+dimensions), so is a generator of another device, there is no `.numpy()`, and random numbers come from
+a state of the device's own. What it cannot show is what a GPU's kernels, memory and speed are; nor
+has it autocast or lazy layers.
+
+It rests on `torch.utils.backend_registration`'s backends in Python, which torch calls experimental.
+"""
+
+from typing import Any, ClassVar
+
+import torch
+from torch.overrides import _get_current_function_mode_stack
+from torch.utils import _pytree as pytree
+from torch.utils._device import DeviceContext
+from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
+
+MOVES = {"aten::_to_copy", "aten::copy_"}
+INDEXING = {"aten::index", "aten::index_put", "aten::index_put_", "aten::_index_put_impl_"}
+DRAWS = torch.Tag.nondeterministic_seeded
+
+
+class PretendModule:
+    """What `torch.get_device_module("pretend")` is."""
+
+    states: ClassVar = [
+        torch.Generator().manual_seed(0).get_state()
+    ]  # one device, and where its draws are
+
+    def is_available(self) -> bool:
+        return True
+
+    is_initialized = is_available
+
+    def _is_in_bad_fork(self) -> bool:
+        return False
+
+    def device_count(self) -> int:
+        return len(self.states)
+
+    def current_device(self) -> int:
+        return 0
+
+    def manual_seed_all(self, seed: int) -> None:
+        self.states[0] = torch.Generator().manual_seed(seed).get_state()
+
+    def get_rng_state(self, device: Any = 0) -> torch.Tensor:
+        return self.states[0].clone()
+
+    def set_rng_state(self, state: torch.Tensor, device: Any = 0) -> None:
+        self.states[0] = state.clone()
+
+    def get_amp_supported_dtype(self) -> list[torch.dtype]:
+        return [torch.bfloat16, torch.float16]
+
+
+class PretendTensor(torch.Tensor):
+    """A tensor of the device, around the tensor of the CPU that has its numbers."""
+
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+
+    @staticmethod
+    def __new__(cls, held: torch.Tensor) -> "PretendTensor":
+        layout = {
+            "strides": held.stride(),
+            "storage_offset": held.storage_offset(),
+            "dtype": held.dtype,
+            "layout": held.layout,
+            "device": torch.device("pretend", 0),
+        }
+        return torch.Tensor._make_wrapper_subclass(cls, held.size(), **layout)
+
+    def __init__(self, held: torch.Tensor) -> None:
+        self.held = held
+
+    @classmethod
+    def __torch_dispatch__(cls, operation, types, args=(), kwargs=None):
+        return _compute(operation, args, kwargs or {})
+
+    def __repr__(self) -> str:
+        return f"Pretend({self.held})"
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return _again, (self.held, self.requires_grad)
+
+
+def _again(held: torch.Tensor, requires_grad: bool) -> PretendTensor:
+    return PretendTensor(held).requires_grad_(requires_grad)
+
+
+def _compute(operation, args, kwargs):
+    """The operation on what the tensors hold; its results are the device's, but where it leaves it."""
+    leaves = pytree.tree_leaves((args, kwargs))
+    own = {id(leaf.held): leaf for leaf in leaves if isinstance(leaf, PretendTensor)}
+    name = operation._schema.name
+    for leaf in leaves:
+        foreign = isinstance(leaf, torch.Tensor) and not isinstance(leaf, PretendTensor)
+        if foreign and leaf.ndim and name not in MOVES | INDEXING:
+            raise RuntimeError(f"{operation}: tensors of two devices, {leaf.device} and pretend:0")
+        if isinstance(leaf, torch.Generator):
+            raise RuntimeError(f"{operation}: a generator of {leaf.device} for a tensor of pretend")
+    to = kwargs.get("device")
+    stays = to is None or torch.device(to).type == "pretend"
+    stays = stays and not (name == "aten::copy_" and not isinstance(args[0], PretendTensor))
+    held_args, held_kwargs = pytree.tree_map(
+        lambda leaf: leaf.held if isinstance(leaf, PretendTensor) else leaf, (args, dict(kwargs))
+    )
+    if to is not None and stays:
+        held_kwargs["device"] = torch.device("cpu")
+    if DRAWS in operation.tags:
+        with torch.random.fork_rng(devices=[]):
+            torch.set_rng_state(PretendModule.states[0])
+            result = operation(*held_args, **held_kwargs)
+            PretendModule.states[0] = torch.get_rng_state()
+    else:
+        result = operation(*held_args, **held_kwargs)
+
+    def give(leaf: Any) -> Any:
+        if not isinstance(leaf, torch.Tensor) or not stays:
+            return leaf
+        return own[id(leaf)] if id(leaf) in own else PretendTensor(leaf)
+
+    return pytree.tree_map(give, result)
+
+
+def _through_the_cpu(make):
+    """`torch.tensor` and its like, which cannot write to a device in Python."""
+
+    def made(*args, device=None, requires_grad=False, **options):
+        modes = [m for m in _get_current_function_mode_stack() if isinstance(m, DeviceContext)]
+        default = modes[-1].device if modes else "cpu"
+        to = torch.device(default if device is None else device)
+        tensor = make(*args, device="cpu" if to.type == "pretend" else device, **options)
+        tensor = tensor.to(to) if to.type == "pretend" else tensor
+        return tensor.requires_grad_() if requires_grad else tensor
+
+    return made
+
+
+_setup_privateuseone_for_python_backend("pretend", backend_module=PretendModule())
+_library = torch.library.Library("_", "IMPL")  # kept: what it registers goes with it
+_library.fallback(
+    lambda operation, *args, **kwargs: _compute(operation, args, kwargs), "PrivateUse1"
+)
+torch.accelerator.synchronize = lambda device=None: None
+torch.__future__.set_overwrite_module_params_on_conversion(True)  # a Parameter has no other class
+torch.tensor = _through_the_cpu(torch.tensor)
