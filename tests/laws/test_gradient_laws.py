@@ -1,7 +1,6 @@
-"""Meta-gradients: closed forms, finite differences, `higher`, and one gradient on every executor."""
+"""Meta-gradients: closed forms, means of tasks, and an independent library."""
 
 import copy
-import itertools
 import warnings
 
 import pytest
@@ -11,58 +10,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from metablocks import (
-    KFO,
-    Adam,
     Adjoint,
-    AnnealedStepLoss,
-    Chain,
-    ClipNorm,
-    FinalStepLoss,
     FirstOrder,
     LearningRate,
     Loop,
-    MetaCurvature,
     MetaLearner,
-    Momentum,
-    MTMask,
-    Progress,
-    Proximal,
     SecondOrder,
     TaskBatch,
-    TruncatedOrder,
-    UniformStepLoss,
     Unrolled,
     Vmap,
-    WeightDecay,
-    lslr,
-    meta_sgd,
 )
 from metablocks.laws import gradients, problem
 from metablocks.models import Conv4
-
-EXECUTORS = [Vmap(), Vmap(chunk=1), Vmap(chunk=2)]
-RATES = [
-    lambda: LearningRate(0.1),
-    lambda: LearningRate(0.1, granularity="layer", learn=True),
-    lambda: lslr(0.1),
-    lambda: meta_sgd(0.1),
-    lambda: Chain(meta_sgd(-1.0), lslr(0.1)),
-]
-RULES = {
-    **{f"rate{number}": rate for number, rate in enumerate(RATES)},
-    "kfo": lambda: Chain(KFO(), lslr(0.1)),
-    "meta_curvature": lambda: Chain(MetaCurvature(), LearningRate(0.1, learn=True)),
-    "mt_mask": lambda: Chain(MTMask(init=50.0), lslr(0.1)),  # all on, whatever is drawn
-    "momentum": lambda: Chain(Momentum(), lslr(0.1)),
-    "nesterov": lambda: Chain(Momentum(0.5, nesterov=True), lslr(0.1)),
-    "adam": lambda: Chain(Adam(eps=0.1), lslr(0.1)),  # smooth on the scale of a finite difference
-    "adam-beta1=0": lambda: Chain(Adam(beta1=0.0, beta2=0.5, eps=0.1), lslr(0.1)),
-    "clip_norm": lambda: Chain(ClipNorm(0.3), lslr(0.1)),
-    "weight_decay": lambda: Chain(WeightDecay(0.1), lslr(0.1)),
-    "proximal": lambda: Chain(Proximal(2.0), lslr(0.1)),
-    "all": lambda: Chain(ClipNorm(0.3), Momentum(0.5), Adam(eps=0.1), WeightDecay(0.1), lslr(0.1)),
-}
-STEP_LOSSES = [FinalStepLoss(), UniformStepLoss(), AnnealedStepLoss(epochs=5)]
 
 
 @pytest.mark.parametrize("make", [problem.regression, problem.classification])
@@ -81,46 +40,6 @@ def test_quadratics_have_the_closed_form(executor, seed, steps, rate, place):
 def test_first_order_on_quadratics_has_its_closed_form(seed, steps, place):
     small = problem.quadratic(seed=seed, steps=steps, **place)
     gradients.quadratic(small, order_two=False, order=FirstOrder())
-
-
-@pytest.mark.parametrize("make", [problem.regression, problem.classification])
-@pytest.mark.parametrize("adapt", ["*", "head.*", "!head.*"])
-@pytest.mark.parametrize("rule", RATES)
-@pytest.mark.parametrize("step_loss", STEP_LOSSES, ids=repr)
-def test_finite_differences_of_every_meta_parameter(make, adapt, rule, step_loss, device):
-    small = make(tasks=2, steps=2, device=device)
-    learner = small.learner(rule(), adapt=adapt, step_loss=step_loss, executor=Vmap())
-    gradients.finite_differences(learner, small.tasks, progress=Progress(2))
-
-
-@pytest.mark.filterwarnings("ignore::metablocks.RandomDrawsWarning")
-@pytest.mark.parametrize("make", [problem.regression, problem.classification])
-@pytest.mark.parametrize("rule", RULES.values(), ids=RULES.keys())
-def test_finite_differences_through_every_rule(make, rule, device):
-    small = make(tasks=2, steps=3, device=device)
-    learner = small.learner(rule(), step_loss=UniformStepLoss(), executor=Vmap())
-    gradients.finite_differences(learner, small.tasks)
-
-
-@pytest.mark.filterwarnings("ignore::metablocks.RandomDrawsWarning")
-@pytest.mark.parametrize("make", [problem.regression, problem.classification])
-@pytest.mark.parametrize(
-    ("rule", "order", "step_loss"),
-    [
-        pytest.param(rule, order, step_loss, id=f"{name}-{order}-{step_loss}")
-        for (name, rule), (order, step_loss) in itertools.product(
-            RULES.items(),
-            zip([SecondOrder(), FirstOrder(), TruncatedOrder(last=1)], STEP_LOSSES, strict=True),
-        )
-    ],
-)
-def test_every_executor_gives_the_loops_gradient(make, rule, order, step_loss, place):
-    small = make(steps=2, **place)
-
-    def learner(executor):
-        return small.learner(rule(), order=order, step_loss=step_loss, executor=executor)
-
-    gradients.one_gradient(small, EXECUTORS, learner)
 
 
 @pytest.mark.parametrize("executor", [Loop(), Vmap(chunk=2)], ids=repr)

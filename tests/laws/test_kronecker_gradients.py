@@ -1,9 +1,9 @@
-"""Meta-gradients through KFO and Meta-Curvature: finite differences, executors, plain autograd."""
+"""Meta-gradients through KFO and Meta-Curvature: plain autograd, and transforms that adapt."""
 
 import pytest
 import torch
 import torch.nn.functional as F
-from small_transforms import ADAPTING, ADAPTS, RATE, all_transforms, perturb, problems, transforms
+from small_transforms import ADAPTING, ADAPTS, RATE, perturb, problems
 from torch import nn
 
 import metablocks as mb
@@ -11,7 +11,7 @@ from metablocks import KFO, Chain, LearningRate, Loop, MetaCurvature, Vmap
 from metablocks.laws import gradients, problem
 
 
-@all_transforms
+@pytest.mark.parametrize("make", ADAPTING.values(), ids=ADAPTING.keys())
 @pytest.mark.parametrize(
     "small",
     [
@@ -20,26 +20,13 @@ from metablocks.laws import gradients, problem
     ],
     ids=["regression", "classification"],
 )
-def test_finite_differences_of_every_factor(make, small, device):
+def test_finite_differences_of_every_factor_that_adapts(make, small, device):
     small = small(tasks=1, steps=2, device=device)
     learner = perturb(small.learner(Chain(make(), LearningRate(RATE))))
     gradients.finite_differences(learner, small.tasks)
 
 
 ORDERS = [mb.SecondOrder(), mb.FirstOrder(), mb.TruncatedOrder(last=1)]
-
-
-@transforms
-@pytest.mark.parametrize("order", ORDERS, ids=repr)
-@pytest.mark.parametrize("behind", [mb.lslr, mb.meta_sgd])
-def test_every_executor_gives_the_loops_gradient(make, order, behind, place):
-    small = problem.classification(steps=2, **place)
-
-    def learner(executor):
-        rule = Chain(make(), behind(RATE))
-        return perturb(small.learner(rule, order=order, executor=executor))
-
-    gradients.one_gradient(small, [Vmap(), Vmap(chunk=2)], learner)
 
 
 @pytest.mark.parametrize("make", ADAPTING.values(), ids=ADAPTING.keys())

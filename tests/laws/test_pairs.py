@@ -1,0 +1,148 @@
+"""Every pair of axes: each value of one with each value of another, held to the laws of learners.
+
+A learner is a row: a net, what adapts, and a block of every axis. Any two values of different axes
+stand together in some row (a covering array of strength 2), so that two blocks that do not go
+together show, in as few learners as there are pairs of the two longest axes.
+"""
+
+import itertools
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+
+import metablocks as mb
+from metablocks.laws import gradients, purity
+from metablocks.laws.cases import Case
+from metablocks.laws.problem import fixed_draws, perturb
+from metablocks.laws.strategies import RULES
+
+
+def _surgery(convert, **fields):
+    """A case whose net has been through surgery, and moved off the identity."""
+
+    def make(**place):
+        plain = Case(steps=2, **fields).problem(**place)
+
+        def model():
+            with fixed_draws():
+                return perturb(convert(plain.model()), part="")
+
+        return replace(plain, model=model)
+
+    return make
+
+
+def _case(**fields):
+    return lambda **place: Case(steps=2, **fields).problem(**place)
+
+
+AXES = {
+    "net": {
+        "dense": _case(tasks=3),
+        "dense-batch-tied": _case(tasks=2, norm="batch", tied=True),
+        "conv-batch": _case(kind="conv", tasks=3, norm="batch", activation="softplus"),
+        "conv-layer-frozen": _case(kind="conv", tasks=2, depth=2, norm="layer", frozen=True),
+        "tnet": _surgery(mb.insert_tnet, tasks=2, kind="conv", norm="batch"),
+        "per-step": _surgery(lambda m: mb.per_step_batch_norm(m, 2), tasks=3, norm="batch"),
+        "linnet": _surgery(lambda m: mb.append_linear(m, depth=2, width=3), tasks=2),
+    },
+    "adapt": {"all": "*", "head": "head.*", "body": "!head.*"},
+    "rule": {make.code: make for make in RULES}
+    | {
+        "MTMask, all on": lambda: mb.Chain(mb.MTMask(init=50.0), mb.lslr(0.1)),
+        "layer": lambda: mb.LearningRate(0.1, granularity="layer", per_step=True, learn=True),
+        "Nesterov": lambda: mb.Chain(mb.Momentum(0.5, nesterov=True), mb.lslr(0.1)),
+        "Adam, β₁ = 0": lambda: mb.Chain(mb.Adam(beta1=0.0, beta2=0.5, eps=0.1), mb.lslr(0.1)),
+        "five": lambda: mb.Chain(
+            mb.ClipNorm(0.3), mb.Momentum(0.5), mb.Adam(eps=0.1), mb.WeightDecay(0.1), mb.lslr(0.1)
+        ),
+        "deep KFO": lambda: mb.Chain(mb.KFO(hidden=1, activation="tanh", psd=True), mb.lslr(0.1)),
+    },
+    "order": {
+        "mixed": lambda step, steps, progress: step % 2 == 0,
+        "second": mb.SecondOrder(),
+        "first": mb.FirstOrder(),
+        "truncated": mb.TruncatedOrder(last=1),
+        "annealed": mb.AnnealedOrder(first_order_epochs=3),
+    },
+    "step_loss": {
+        "final": mb.FinalStepLoss(),
+        "uniform": mb.UniformStepLoss(),
+        "annealed": mb.AnnealedStepLoss(epochs=5),
+    },
+    "estimator": {
+        "unrolled": mb.Unrolled(),
+        "adjoint": mb.Adjoint(),
+        "adjoint-2": mb.Adjoint(keep_every=2, offload=True),
+    },
+    "executor": {
+        "loop": mb.Loop(),
+        "loop-workers": mb.Loop(workers=2, channels_last=True),
+        "vmap": mb.Vmap(),
+        "vmap-chunk": mb.Vmap(chunk=2),
+    },
+}
+
+
+def _covering():
+    """Rows in which any two values of different axes stand together, greedily few."""
+    left = {
+        frozenset(pair)
+        for one, other in itertools.combinations(AXES, 2)
+        for pair in itertools.product(*([(axis, v) for v in AXES[axis]] for axis in (one, other)))
+    }
+    used = Counter()
+    while left:
+        row = dict(min(left, key=sorted))
+
+        for axis in [axis for axis in AXES if axis not in row]:
+            gains = {  # how many pairs a value would bring; of equals, the one that was used less
+                value: (sum(frozenset([(axis, value), o]) in left for o in row.items()),
+                        -used[axis, value])
+                for value in AXES[axis]
+            }  # fmt: skip
+            row[axis] = max(gains, key=gains.__getitem__)
+        left -= {frozenset(pair) for pair in itertools.combinations(row.items(), 2)}
+        used.update(row.items())
+        yield row
+
+
+ROWS = list(_covering())
+
+
+@pytest.mark.filterwarnings("ignore::metablocks.RandomDrawsWarning")
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: "-".join(row[axis] for axis in AXES))
+def test_any_two_blocks_go_together(row, place):
+    values = {axis: AXES[axis][name] for axis, name in row.items()}
+    small = values.pop("net")(**place)
+    make = values.pop("rule")
+    progress = mb.Progress(epoch=3)
+
+    def learner(**blocks):
+        return perturb(small.learner(make(), **{**values, **blocks}))
+
+    gradients.one_gradient(
+        small, [values["executor"]], lambda e: learner(executor=e), progress=progress
+    )
+    gradients.one_estimator(
+        small, [values["estimator"]], lambda e: learner(estimator=e), progress=progress
+    )
+    gradients.mean_of_tasks(small, range(len(small.tasks))[::-1], learner=learner())
+    purity.leaves_no_trace(learner(), lambda learner: learner.meta_gradient(small.tasks))
+    purity.leaves_no_trace(learner(), lambda learner: learner.evaluate(small.tasks))
+
+
+@pytest.mark.filterwarnings("ignore::metablocks.RandomDrawsWarning")
+@pytest.mark.parametrize(
+    "row",
+    [row for row in ROWS if row["order"] in ("second", "annealed")],
+    ids=lambda row: "-".join(row[axis] for axis in AXES),
+)
+def test_their_gradient_is_the_slope_of_every_meta_parameter(row, device):
+    """On one task, of which the mean is made."""
+    values = {axis: AXES[axis][name] for axis, name in row.items()}
+    small = values.pop("net")(device=device)
+    one = replace(small, tasks=mb.TaskBatch.stack([small.tasks[0]]))
+    learner = perturb(one.learner(values.pop("rule")(), **values))
+    gradients.slopes_agree(learner, one, progress=mb.Progress(epoch=3))
