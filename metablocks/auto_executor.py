@@ -211,7 +211,7 @@ def _settings(device: torch.device, tasks: TaskBatch, count: int) -> list[dict[s
         settings.append({"workers": workers})
     leaves = pytree.tree_leaves(tasks.query[0])
     if any(x.ndim == 5 and x.is_floating_point() for x in leaves if isinstance(x, Tensor)):
-        settings.append({"channels_last": "query"})
+        settings += [{"channels_last": "query"}, {"channels_last": True}]
     return settings
 
 

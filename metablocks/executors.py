@@ -73,7 +73,8 @@ class Loop:
       nets on a CPU gain by it. Tasks that draw random numbers go one after another all the same.
     - `channels_last`: lay out the images `[examples, channels, height, width]` of the query sets
       ("query") or of both (True) channels last, which is quicker for convolutions and much quicker for
-      max-pooling on a CPU, and not for the second derivatives of batch norm, of support sets.
+      max-pooling on a CPU; but not for the second derivatives of batch norm, so "query" is for second
+      order, True for first order.
     - `compile`: trace or compile the work on one task, once for every size of tasks (see `Compiler`).
 
     Law: neither changes a result, up to rounding.

@@ -154,7 +154,8 @@ def metablocks(contender: Contender, problem: Problem) -> Run:
     if contender.chunk is not None:
         settings["chunk"] = contender.chunk
     if contender.wide:
-        settings |= {"workers": torch.get_num_threads(), "channels_last": "query"}
+        layout = "query" if problem.second_order else True  # as README advises
+        settings |= {"workers": torch.get_num_threads(), "channels_last": layout}
     device = next(problem.model.parameters()).device.type
     learner = mb.MetaLearner(
         problem.model,
