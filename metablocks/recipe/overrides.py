@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from metablocks.errors import RecipeError
 from metablocks.recipe.layout import OneBlock, slot_paths
-from metablocks.recipe.parse import Node, Place, Problem, join, parse_value, plain, quoted
+from metablocks.recipe.parse import Node, Place, Problem, join, one_line, parse_value, plain
 
 _STEP = re.compile(r'\.?([A-Za-z_][A-Za-z0-9_-]*)|\[([0-9]{1,6})\]|\[("(?:[^"\\]|\\.)*")\]')
 
@@ -34,7 +34,7 @@ def apply_overrides(
     """
     notes: list[str] = []
     for override in overrides:
-        source = f"--set {override if override.isprintable() else quoted(override)}"
+        source = f"--set {one_line(override)}"
         try:
             path, value = _split(override, source, problems)
             root = _assign(root, path, value, "", source, notes)
@@ -62,7 +62,7 @@ def _split(override: str, source: str, problems: list[Problem]) -> tuple[list[st
         position = match.end()
     if position < len(name) or not steps or not isinstance(steps[0], str):
         raise RecipeError(
-            f"{quoted(name)} is no path; it takes fields and entries, such as inner.rule[0].init"
+            f'"{name}" is no path; it takes fields and entries, such as inner.rule[0].init'
         )
     return steps, parse_value(text, source, problems)
 

@@ -66,7 +66,8 @@ class Problem:
 
     def __str__(self) -> str:
         between = " " if self.place.line else ": "
-        return f"{self.place}{between + self.path if self.path else ''}: {self.message}"
+        path = between + self.path if self.path else ""
+        return one_line(f"{self.place}{path}: {self.message}")
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ def join(path: str, key: str | int) -> str:
     if isinstance(key, int):
         return f"{path}[{key}]"
     if not _PLAIN_KEY.fullmatch(key):
-        return f"{path}[{quoted(key)}]"
+        return f"{path}[{json.dumps(key, ensure_ascii=False)}]"
     return f"{path}.{key}" if path else key
 
 
@@ -273,18 +274,17 @@ def show(value: Any) -> str:
         return f"a list of {len(value)}"
     if isinstance(value, str):
         shown = value if len(value) <= 60 else value[:57] + "…"
-        return quoted(shown)
+        return json.dumps(shown, ensure_ascii=False)
     return "null" if value is None else str(value).lower()
 
 
-def quoted(text: str) -> str:
-    """Text in double quotes and in one line: what garbles a terminal is escaped, as YAML reads it.
+def one_line(text: str) -> str:
+    """Text without what breaks a line or garbles a terminal: such characters are escaped.
 
-    >>> print(quoted("é"), quoted('a"b'), quoted("a\\nb\\u2028"))
-    "é" "a\\"b" "a\\nb\\u2028"
+    >>> print(one_line("é\\n\\x07\\u2028"))
+    é\\n\\u0007\\u2028
     """
-    plain = json.dumps(text, ensure_ascii=False)
-    return "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in plain)
+    return "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)
 
 
 def _place(event: Any, source: str) -> Place:

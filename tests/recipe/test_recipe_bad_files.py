@@ -120,6 +120,11 @@ ONE_ERROR = {
         "bad.yaml:17:51 outer.optimizer.betas[1]: takes a number of at least 0 and below 1, "
         "given 1",
     ),
+    "a character that nobody sees": (
+        ("block: loop", "block: \ue000loop"),
+        'bad.yaml:23:43 hardware.executor.block: no executor block is called "\\ue000loop"; did you mean '
+        '"loop"? There are: loop, vmap, auto, and package.module:Name with --allow package',
+    ),
     "unknown block": (
         ("block: loop", "block: lop"),
         'bad.yaml:23:43 hardware.executor.block: no executor block is called "lop"; did you mean '
