@@ -36,7 +36,7 @@ def recipes(draw: Draw, slot: str | None = None, block: str | None = None) -> st
     varied = draw(st.sets(st.sampled_from(axes), max_size=5)) | _holding(slot)
     wanted = (slot, block)
     values = _section(draw, RecipeLayout, "", varied, wanted)
-    values["tasks"], values["model"] = _model(draw, values["tasks"], "model" in varied, wanted)
+    values["tasks"], values["model"] = _model(draw, values, "model" in varied, wanted)
     if block is None and draw(st.integers(0, 7)) == 7:
         _spoil(draw, values)
     return str(yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=100))
@@ -107,24 +107,40 @@ def _chain(
     return [_entry(draw, slot, name, varied) for name in [*front, *last]]
 
 
-def _model(draw: Draw, tasks: Entry, varied: bool, wanted: tuple[Any, Any]) -> tuple[Entry, Entry]:
-    """A model that takes the tasks' inputs, where a table has one; a wanted one gets other tasks."""
+def _model(draw: Draw, values: Entry, varied: bool, wanted: tuple[Any, Any]) -> tuple[Entry, Entry]:
+    """A model that takes the tasks' inputs and the wanted surgery, where a table has one.
+
+    Where it has none for a wanted model or surgery, it gets other tasks.
+    """
+    tasks = values["tasks"]
     names = [wanted[1]] if wanted[0] == MODEL.name else list(MODEL.blocks)
     entries = [_entry(draw, MODEL, name, varied) for name in names]
-    fitting = [(tasks, entry) for entry in entries if _fits(entry, tasks)]
-    if not fitting and wanted[0] == MODEL.name:
+    surgery = [e for e in values.get("surgery", ()) if wanted == (SURGERY.name, e["block"])]
+    fitting = [(tasks, entry) for entry in entries if _fits(entry, tasks, surgery)]
+    if not fitting and wanted[0] in (MODEL.name, SURGERY.name):
         others = [_entry(draw, TASKS, name, False) for name in TASKS.blocks]
-        fitting = [(other, entry) for other in others for entry in entries if _fits(entry, other)]
-    found: tuple[Entry, Entry] = draw(st.sampled_from(fitting or [(tasks, entries[0])]))
+        pairs = [(other, entry) for other in others for entry in entries]
+        fitting = [(other, entry) for other, entry in pairs if _fits(entry, other, surgery)]
+    found: tuple[Entry, Entry] = draw(
+        st.sampled_from(fitting or [(tasks, entry) for entry in entries])
+    )
     return found
 
 
-def _fits(entry: Entry, tasks: Entry) -> bool:
+def _fits(entry: Entry, tasks: Entry, surgery: list[Entry]) -> bool:
     """Whether the model can be made for the tasks, and is small enough for a fuzz."""
     try:
         source = _make(TASKS, tasks)
         with torch.device("meta"):
             model = _make(MODEL, entry, input_shape=source.input_shape, outputs=source.outputs)
+            for change in surgery:
+                _make(
+                    SURGERY,
+                    change,
+                    **schema.supplied(
+                        SURGERY.blocks[change["block"]], {"model": model, "steps": 1}
+                    ),
+                )
     except MetablocksError:
         return False
     return all(max(p.shape) <= WIDEST for p in model.parameters())

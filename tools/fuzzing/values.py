@@ -32,7 +32,7 @@ RANGES: dict[str, st.SearchStrategy[Any]] = {
 }
 """Fields by name of which the first few numbers would say little."""
 
-_RATES = [0.01, 0.001, 0.003, 0.02, 0.037, 0.05, 0.075, 0.1, 0.0]
+_RATES = [*[0.01, 0.001, 0.003, 0.02, 0.037, 0.05, 0.075, 0.1] * 3, 0.0]
 
 JUNK: list[Any] = [
     *(None, True, -1, 0, 0.5, "", "nothing", "*", [], {}, [[1]], [1, "a"], {"block": "nothing"}),
@@ -78,7 +78,7 @@ def _of(annotation: Any, siblings: collections.abc.Collection[Field]) -> Any:
 
 def _number(kind: Any, bounds: Interval, siblings: collections.abc.Collection[Field]) -> Any:
     if kind is int:
-        return st.sampled_from([n for n in [*[1, 2, 3] * 5, 0, -1] if n in bounds])
+        return st.sampled_from([n for n in [*[1, 2, 3] * 10, 0, -1] if n in bounds])
     if kind is float:
         return st.sampled_from([x for x in _RATES if x in bounds])
     simple = {bool: st.booleans(), str: PATTERNS, types.NoneType: st.none(), None: st.none()}
