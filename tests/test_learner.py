@@ -11,7 +11,7 @@ import metablocks as mb
 from metablocks.errors import (
     TaskError,
 )
-from metablocks.laws import purity
+from metablocks.laws import executors, problem, purity
 
 pytestmark = pytest.mark.usefixtures("placed")
 
@@ -122,13 +122,10 @@ def test_dropout_is_drawn_anew_by_backward_and_follows_from_the_seed():
     assert losses() == first
 
 
-def test_dropout_differs_between_equal_tasks():
-    one = tasks_of(3, tasks=1)[0]
-    with pytest.warns(mb.RandomDrawsWarning, match="not the draws of Loop"):
-        vmapped = learner_of(small(0.5), executor=mb.Vmap()).meta_gradient([one, one])
-    looped = learner_of(small(0.5)).meta_gradient([one, one])
-    for result in (vmapped, looped):
-        assert result.query_losses[0, -1] != result.query_losses[1, -1]
+@EXECUTORS
+@pytest.mark.filterwarnings("ignore::metablocks.RandomDrawsWarning")
+def test_dropout_differs_between_equal_tasks(executor, place):
+    executors.draws_are_independent(executor, problem.regression(**place))
 
 
 def test_evaluation_has_no_dropout():
@@ -160,20 +157,12 @@ def test_looking_leaves_no_trace(executor, act, training):
 
 
 @EXECUTORS
-@pytest.mark.parametrize("calls", [1, 2, 4])
+@pytest.mark.parametrize("estimator", [mb.Unrolled(), mb.Adjoint()], ids=repr)
 @pytest.mark.filterwarnings("ignore::metablocks.RandomDrawsWarning")
-def test_an_exception_in_the_loss_leaves_no_trace(executor, calls):
-    left = [calls]
-
-    def loss(prediction, target):
-        left[0] -= 1
-        if left[0] < 0:
-            raise ZeroDivisionError("the loss gave up")
-        return F.mse_loss(prediction, target)
-
-    learner, tasks = learner_of(small(dropout=0.3), loss=loss, executor=executor), tasks_of(3)
-    with pytest.raises(ZeroDivisionError, match="gave up"):
-        purity.leaves_no_trace(learner, lambda learner: learner.meta_gradient(tasks))
+def test_an_exception_in_the_loss_leaves_no_trace(executor, estimator):
+    own = problem.Problem(lambda: small(dropout=0.3), F.mse_loss, tasks_of(3), 2)
+    blocks = {"executor": executor, "estimator": estimator}
+    purity.leaves_no_trace_of_an_error(own, lambda loss: own.learner(loss=loss, **blocks))
 
 
 def test_a_learner_survives_copying_and_its_state_dict_round_trips():

@@ -5,12 +5,12 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from small_learners import EXECUTORS, learner_of, perturbed, small, tasks_of
+from small_learners import learner_of, perturbed, small, tasks_of
 from torch import nn
 
 import metablocks as mb
 from metablocks.errors import BlockError, LawError
-from metablocks.laws import gradients, linnet, problem
+from metablocks.laws import gradients, linnet, orders, problem
 from metablocks.models import MLP, Conv4
 
 pytestmark = pytest.mark.usefixtures("placed")
@@ -247,27 +247,13 @@ def _forward(p, x):
     return x @ p["2.appended.1.weight"].T + p["2.appended.1.bias"]
 
 
-@pytest.mark.parametrize("second", [True, False])
-@EXECUTORS
-def test_gradient_of_a_plain_autograd_loop(executor, second, within):
-    """An independent implementation: no code shared, `torch.autograd` through three steps."""
+@pytest.mark.parametrize("order", [mb.SecondOrder(), mb.FirstOrder()], ids=repr)
+def test_gradient_of_a_plain_autograd_loop(order):
+    """An independent implementation: the net written out, `torch.autograd` through three steps."""
     model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
     model = shaken(mb.append_linear(model, depth=2, width=3))
-    tasks = tasks_of(3)
-    order = mb.SecondOrder() if second else mb.FirstOrder()
-    learner = learner_of(model, steps=3, order=order, executor=executor)
-    params = {n: p.detach().clone().requires_grad_() for n, p in model.named_parameters()}
-    total = 0
-    for task in (tasks[index] for index in range(len(tasks))):
-        fast = dict(params)
-        for _ in range(3):
-            loss = F.mse_loss(_forward(fast, task.support[0]), task.support[1])
-            grads = torch.autograd.grad(loss, list(fast.values()), create_graph=second)
-            fast = {n: p - 0.1 * g for (n, p), g in zip(fast.items(), grads, strict=True)}
-        total = total + F.mse_loss(_forward(fast, task.query[0]), task.query[1]) / len(tasks)
-    grads = torch.autograd.grad(total, list(params.values()))
-    expected = {f"model.{n}": g for n, g in zip(params, grads, strict=True)}
-    problem.hold("autograd", learner.meta_gradient(tasks).grads, expected, within=within(1e-10))
+    own = problem.Problem(lambda: copy.deepcopy(model), F.mse_loss, tasks_of(3), STEPS)
+    orders.detaches_gradients(order, own, forward=_forward)
 
 
 def test_on_images_head_and_appended_layers_adapt_alone(place, within):

@@ -9,7 +9,7 @@ from small_learners import learner_of, small, tasks_of
 from torch import nn
 
 import metablocks as mb
-from metablocks.laws import gradients, problem
+from metablocks.laws import executors, problem
 
 pytestmark = pytest.mark.usefixtures("placed")
 
@@ -28,21 +28,10 @@ FASTER = pytest.mark.parametrize(
 @FASTER
 @pytest.mark.parametrize("estimator", [mb.Unrolled(), mb.Adjoint()], ids=repr)
 @pytest.mark.parametrize("order", [mb.SecondOrder(), mb.FirstOrder()], ids=repr)
-def test_no_setting_changes_the_gradient(executor, estimator, order, place):
+def test_no_setting_changes_a_result(executor, estimator, order, place):
     images = problem.classification(tasks=5, **place)
-
-    def make(executor):
-        return images.learner(mb.meta_sgd(0.1), executor=executor, estimator=estimator, order=order)
-
-    gradients.one_gradient(images, [executor], make)
-
-
-@FASTER
-def test_evaluations_are_the_plain_loops(executor, place, within):
-    images = problem.classification(**place)
-    got = images.learner(executor=executor).evaluate(images.tasks)
-    due = images.learner().evaluate(images.tasks)
-    torch.testing.assert_close(got, due, rtol=within(1e-12), atol=within(1e-12))
+    blocks = {"rule": lambda: mb.meta_sgd(0.1), "estimator": estimator, "order": order}
+    executors.equals_the_loop(executor, images, **blocks)
 
 
 def test_draws_follow_each_other_in_task_order_whatever_the_workers():

@@ -42,24 +42,11 @@ def mean_of_tasks(estimator: Estimator, problem: Problem) -> None:
 
 def leaves_no_trace(estimator: Estimator, problem: Problem) -> None:
     """Law 9: parameters, buffers, flags and random states stay, also when the loss raises."""
-    left = [10**9]
-
-    def loss(prediction: Any, target: Any) -> Tensor:
-        left[0] -= 1
-        if left[0] < 0:
-            raise ZeroDivisionError("the loss gave up")
-        return problem.loss(prediction, target)
-
-    learner = problem.learner(loss=loss, estimator=estimator)
+    learner = problem.learner(estimator=estimator)
     purity.leaves_no_trace(learner, lambda learner: learner.meta_gradient(problem.tasks))
-    for calls in range(3):
-        left[0] = calls
-        try:
-            purity.leaves_no_trace(learner, lambda learner: learner.meta_gradient(problem.tasks))
-        except ZeroDivisionError:
-            continue
-        if left[0] < 0:
-            raise LawError(f"purity: the loss raised at call {calls + 1}, and nobody heard of it")
+    purity.leaves_no_trace_of_an_error(
+        problem, lambda loss: problem.learner(loss=loss, estimator=estimator)
+    )
 
 
 def names_what_is_idle(estimator: Estimator, problem: Problem) -> None:

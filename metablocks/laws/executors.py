@@ -1,5 +1,6 @@
 """Laws of executors: a sum over tasks, the plain loop's results, draws, purity."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -7,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metablocks.errors import LawError, TaskError
+from metablocks.estimators import Estimator
 from metablocks.executors import Executor, Loop
 from metablocks.laws import gradients, purity
 from metablocks.laws.problem import MakeRule, Problem, fixed_draws, hold, named, perturb, tolerance
@@ -59,6 +61,7 @@ def equals_the_loop(
     order: Order | None = None,
     step_loss: StepLoss | None = None,
     progress: Progress | None = None,
+    estimator: Estimator | None = None,
 ) -> None:
     """Law 8: loss, query losses, meta-gradient and buffers are those of `Loop`, batch norm included.
 
@@ -67,7 +70,7 @@ def equals_the_loop(
 
     def learner(executor: Executor) -> MetaLearner:
         made = rule() if rule else LearningRate(0.1)
-        policies = {"order": order, "step_loss": step_loss}
+        policies = {"order": order, "step_loss": step_loss, "estimator": estimator}
         return perturb(problem.learner(made, executor=executor, **policies))
 
     reference = learner(Loop())
@@ -86,55 +89,47 @@ def mean_of_tasks(executor: Executor, problem: Problem) -> None:
     gradients.mean_of_tasks(problem, order, executor=executor)
 
 
-def draws_are_independent(executor: Executor, problem: Problem, *, seed: int = 0) -> None:
+def draws_are_independent(
+    executor: Executor, problem: Problem, *, rule: MakeRule | None = None, seed: int = 0
+) -> None:
     """Tasks draw random numbers of their own, which follow from the global seed.
 
-    Six copies of one task under dropout: what differs between their losses are their draws.
+    Six copies of one task: what differs between their losses are the draws of the rule, or of
+    dropout where none is given.
     """
     tasks = TaskBatch.stack([problem.tasks[0]] * 6)
     learner = MetaLearner(
-        _Dropping(problem.model()),
+        problem.model() if rule else _Dropping(problem.model()),
         loss=problem.loss,
         steps=1,
-        rule=LearningRate(0.1),
+        rule=rule() if rule else LearningRate(0.1),
         executor=executor,
     )
 
-    def losses(seed: int) -> Tensor:
+    def losses(act: Callable[[TaskBatch], Any], seed: int) -> Tensor:
         with fixed_draws():
             torch.manual_seed(seed)
-            return learner.meta_gradient(tasks).query_losses[:, -1]
+            drawn: Tensor = act(tasks).query_losses[:, -1]
+            return drawn
 
-    first = losses(seed)
-    if len(set(first.tolist())) < len(first):
-        raise LawError(f"draws: copies of a task have the same draws: losses {first.tolist()}")
-    if not torch.equal(first, losses(seed)):
-        raise LawError(f"draws: the same seed, {seed}, gives other losses when asked again")
-    if torch.equal(first, losses(seed + 1)):
-        raise LawError(f"draws: seeds {seed} and {seed + 1} give the same losses")
+    for act in (learner.meta_gradient, learner.evaluate) if rule else (learner.meta_gradient,):
+        first = losses(act, seed)
+        if len(set(first.tolist())) < len(first):
+            raise LawError(f"draws: copies of a task have the same draws: losses {first.tolist()}")
+        if not torch.equal(first, losses(act, seed)):
+            raise LawError(f"draws: the same seed, {seed}, gives other losses when asked again")
+        if torch.equal(first, losses(act, seed + 1)):
+            raise LawError(f"draws: seeds {seed} and {seed + 1} give the same losses")
 
 
 def leaves_no_trace(executor: Executor, problem: Problem) -> None:
     """Law 9: parameters, buffers, flags and random states stay, also when the loss raises."""
-    left = [10**9]
-
-    def loss(prediction: Any, target: Any) -> Tensor:
-        left[0] -= 1
-        if left[0] < 0:
-            raise ZeroDivisionError("the loss gave up")
-        return problem.loss(prediction, target)
-
-    learner = problem.learner(loss=loss, executor=executor)
+    learner = problem.learner(executor=executor)
     purity.leaves_no_trace(learner, lambda learner: learner.meta_gradient(problem.tasks))
     purity.leaves_no_trace(learner, lambda learner: learner.evaluate(problem.tasks))
-    for calls in (0, 1, 2):
-        left[0] = calls
-        try:
-            purity.leaves_no_trace(learner, lambda learner: learner.meta_gradient(problem.tasks))
-        except ZeroDivisionError:
-            continue
-        if left[0] < 0:
-            raise LawError(f"purity: the loss raised at call {calls + 1}, and nobody heard of it")
+    purity.leaves_no_trace_of_an_error(
+        problem, lambda loss: problem.learner(loss=loss, executor=executor)
+    )
 
 
 def unequal_tasks(executor: Executor, problem: Problem) -> None:

@@ -1,6 +1,6 @@
 """Laws of gradient-order policies."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -31,12 +31,18 @@ def decides(order: Order, *, steps: int, progress: Progress) -> None:
 
 
 def detaches_gradients(
-    order: Order, problem: Problem, *, progress: Progress | None = None, rate: float = 0.1
+    order: Order,
+    problem: Problem,
+    *,
+    progress: Progress | None = None,
+    rate: float = 0.1,
+    forward: Callable[[Tensors, Any], Any] | None = None,
 ) -> None:
     """Under an order, a step's *gradient* is a constant wherever the order says so, and nothing else.
 
     The meta-gradient of plain autograd, written by hand: θ ← θ − α g, with g detached where the
-    order answers `False`, never θ or α; `rate` is learned.
+    order answers `False`, never θ or α; `rate` is learned. `forward(params, inputs)` is the model,
+    written once more where that is part of the test.
     """
     progress = progress or Progress()
     model = FunctionalModule(problem.model().train(), batch_statistics=True)
@@ -50,6 +56,8 @@ def detaches_gradients(
     alpha = torch.full_like(next(iter(meta.values())).flatten()[0], rate).requires_grad_()
 
     def loss(params: Tensors, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
+        if forward is not None:
+            return problem.loss(forward(params, batch[0]), batch[1])
         state = model.state()._replace(params=params, buffers=buffers)
         return problem.loss(model(state, batch[0])[0], batch[1])
 

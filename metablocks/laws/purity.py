@@ -4,8 +4,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from metablocks.errors import LawError
+from metablocks.laws.problem import Problem
 from metablocks.learner import MetaLearner
 
 
@@ -25,6 +27,33 @@ def leaves_no_trace(learner: MetaLearner, act: Callable[[MetaLearner], Any]) -> 
         changed += [key for key in after if key not in before]
         if changed:
             raise LawError(f"purity: these changed: {', '.join(changed)}")
+
+
+def leaves_no_trace_of_an_error(
+    problem: Problem, make: Callable[[Callable[[Any, Any], Tensor]], MetaLearner]
+) -> None:
+    """Law 9: where the loss raises, at the first call or a later one, nothing moved, and it is heard of.
+
+    `make(loss)` is a learner of the problem, with this loss in the place of the problem's.
+    """
+    left = [10**9]
+
+    def loss(prediction: Any, target: Any) -> Tensor:
+        left[0] -= 1
+        if left[0] < 0:
+            raise ZeroDivisionError("the loss gave up")
+        return problem.loss(prediction, target)
+
+    learner = make(loss)
+    learner.meta_gradient(problem.tasks)  # the check of the first call has passed
+    for calls in range(4):
+        left[0] = calls
+        try:
+            leaves_no_trace(learner, lambda learner: learner.meta_gradient(problem.tasks))
+        except ZeroDivisionError:
+            continue
+        if left[0] < 0:
+            raise LawError(f"purity: the loss raised at call {calls + 1}, and nobody heard of it")
 
 
 def snapshot(learner: MetaLearner) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import metablocks as mb
-from metablocks.errors import BlockError, GradientError, TaskError
+from metablocks.errors import BlockError, TaskError
 from metablocks.estimators.conjugate_gradient import conjugate_gradient
 from metablocks.laws import end_points, gradients, problem, purity
 
@@ -302,24 +302,6 @@ def test_they_leave_no_trace(estimator, executor, place):
     small = problem.classification(**place)
     learner = small.learner(estimator=estimator, executor=executor)
     purity.leaves_no_trace(learner, lambda learner: learner.meta_gradient(small.tasks))
-
-
-@pytest.mark.parametrize("estimator", [mb.Reptile(), mb.Implicit()], ids=repr)
-def test_parameters_that_no_loss_reaches_are_named(estimator):
-    class Idle(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.used, self.idle = nn.Linear(3, 2), nn.Linear(1, 1)
-
-        def forward(self, x):
-            return self.used(x)
-
-    small = problem.regression(dtype=torch.float32)
-    learner = mb.MetaLearner(
-        Idle(), loss=F.mse_loss, steps=1, rule=mb.LearningRate(0.1), estimator=estimator
-    )
-    with pytest.raises(GradientError, match=r"depend on model\.idle\.weight, model\.idle\.bias:"):
-        learner.meta_gradient(small.tasks)
 
 
 def test_what_is_frozen_needs_no_gradient(place):

@@ -9,7 +9,7 @@ from torch import nn
 
 import metablocks as mb
 from metablocks.errors import BlockError, RuleError
-from metablocks.laws import gradients, problem, purity, rule_gradients, rules
+from metablocks.laws import executors, gradients, problem, purity, rule_gradients, rules
 from metablocks.models import MLP, Conv4
 
 pytestmark = pytest.mark.usefixtures("placed")
@@ -200,24 +200,14 @@ def test_gradient_of_a_plain_autograd_loop_and_one_draw_a_task(order, monkeypatc
     assert all(g.abs().max() > 0 for n, g in got.grads.items() if "logit" in n)
 
 
+@pytest.mark.filterwarnings("ignore::metablocks.RandomDrawsWarning")
 @pytest.mark.parametrize("executor", [mb.Loop(), mb.Vmap(), mb.Vmap(chunk=2)], ids=repr)
 def test_tasks_draw_independently_and_the_seed_reproduces(executor, place):
-    """Six copies of one task: what differs between their losses is their masks."""
+    def rule():
+        return mb.Chain(mb.MTMask(), mb.LearningRate(0.1))
+
     small = problem.regression(hidden=(16,), **place)
-    tasks = mb.TaskBatch.stack([small.tasks[0]] * 6)
-    learner = masked(small, executor=executor)
-
-    def losses(seed):
-        torch.manual_seed(seed)
-        return quietly(lambda: learner.meta_gradient(tasks)).query_losses[:, -1]
-
-    assert len(set(losses(0).tolist())) == 6
-    assert torch.equal(losses(0), losses(0))
-    assert not torch.equal(losses(0), losses(1))
-    torch.manual_seed(0)
-    again = [quietly(lambda: learner.evaluate(tasks)).query_losses for _ in range(2)]
-    assert len(set(again[0][:, -1].tolist())) == 6
-    assert torch.equal(*again)
+    executors.draws_are_independent(executor, small, rule=rule)
 
 
 def test_vmap_says_that_its_draws_are_its_own(place):
@@ -233,8 +223,8 @@ def test_every_executor_gives_the_loops_gradient_where_nothing_is_left_to_chance
         rule = mb.Chain(on(), mb.LearningRate(0.1))
         return small.learner(rule, executor=executor)
 
-    executors = [mb.Vmap(), mb.Vmap(chunk=2)]
-    quietly(lambda: gradients.one_gradient(small, executors, learner))
+    vmaps = [mb.Vmap(), mb.Vmap(chunk=2)]
+    quietly(lambda: gradients.one_gradient(small, vmaps, learner))
 
 
 def test_mt_net_is_a_tnet_with_a_mask(place):
