@@ -3,10 +3,14 @@
 `tools/fuzz` goes on where this fixed set ends.
 """
 
+import re
+import signal
+import subprocess
 import sys
 import time
 import zlib
 from pathlib import Path
+from subprocess import PIPE
 
 import pytest
 import torch
@@ -178,6 +182,18 @@ def test_the_command_searches_and_says_how_many_ran(tmp_path, capfd):
     assert "seed 3, 0.03 minutes, 1 at a time" in said
     assert "0 findings" in said
     assert list(out.iterdir()) == []
+
+
+def test_an_interrupted_command_says_what_was_done_and_leaves_nothing_behind(tmp_path):
+    words = [sys.executable, str(command.MAIN), "--minutes", "5", "--out", str(tmp_path / "found")]
+    with subprocess.Popen(words, cwd=tmp_path, text=True, stdout=PIPE, stderr=PIPE) as process:
+        first = process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=120)
+    assert (process.returncode, err) == (130, "\ninterrupted\n")
+    assert re.fullmatch(r"seed \d+, 5 minutes, 1 at a time\n", first)
+    assert re.match(r"\d+ recipes: \d+ ran, .* 0 findings\n", out)
+    assert list(tmp_path.rglob("*.yaml")) == []
 
 
 def test_the_command_tries_one_recipe_again(tmp_path, capsys, faulty):

@@ -43,19 +43,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     seed = options.seed if options.seed is not None else int(time.time()) % 100_000
     if options.worker:
         return _work(seed, options.minutes, options.out)
-    print(f"seed {seed}, {options.minutes:g} minutes, {options.jobs} at a time", flush=True)
     return _search(seed, options.minutes, options.jobs, options.out)
 
 
 def _search(seed: int, minutes: float, jobs: int, out: Path) -> int:
     counts: Counter[str] = Counter()
     messages: queue.Queue[tuple[int, dict[str, Any] | None]] = queue.Queue()
-    processes = [_start(seed + 1_000_000 * job, minutes, out) for job in range(jobs)]
-    for job, process in enumerate(processes):
-        threading.Thread(target=_listen, args=(job, process, messages), daemon=True).start()
+    processes: list[subprocess.Popen[str]] = []
     found, running, status = 0, set(range(jobs)), 0
     ends = time.monotonic() + 60 * minutes + GRACE
     try:
+        print(f"seed {seed}, {minutes:g} minutes, {jobs} at a time", flush=True)
+        for job in range(jobs):
+            processes.append(_start(seed + 1_000_000 * job, minutes, out))
+            listener = (job, processes[job], messages)
+            threading.Thread(target=_listen, args=listener, daemon=True).start()
         while running:
             try:
                 job, message = messages.get(timeout=max(ends - time.monotonic(), 0))
@@ -73,12 +75,15 @@ def _search(seed: int, minutes: float, jobs: int, out: Path) -> int:
             else:
                 counts.update(message)
     except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # ending already
         print("\ninterrupted", file=sys.stderr)
         status = 130
     finally:
         for process in processes:
             process.kill()
             process.wait()
+    for job in range(jobs if status else 0):  # none of them is to blame
+        _current(out, seed + 1_000_000 * job).unlink(missing_ok=True)
     print(
         f"{counts['ran'] + counts['refused'] + counts['failed']} recipes: {counts['ran']} ran, "
         f"{counts['refused']} were refused with a place, {counts['failed']} failed while a finding "
@@ -90,7 +95,8 @@ def _search(seed: int, minutes: float, jobs: int, out: Path) -> int:
 def _start(seed: int, minutes: float, out: Path) -> "subprocess.Popen[str]":
     words = ["--worker", "--seed", str(seed), "--minutes", str(minutes), "--out", str(out)]
     command = [sys.executable, str(MAIN), *words]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    # A session of its own: Ctrl-C is the parent's to handle.
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
 
 
 def _listen(job: int, process: "subprocess.Popen[str]", messages: "queue.Queue[Any]") -> None:
@@ -103,7 +109,6 @@ def _listen(job: int, process: "subprocess.Popen[str]", messages: "queue.Queue[A
 
 def _work(seed: int, minutes: float, out: Path, to: TextIO | None = None) -> int:
     """One process's search; what it does goes to its parent, a line of JSON at a time."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent's to handle
     stream = to or sys.stdout
     until, told = time.monotonic() + 60 * minutes, 0.0
     current = _current(out, seed)
