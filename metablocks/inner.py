@@ -58,7 +58,8 @@ def support_pass(
     derivatives flow through the gradient; where not, it is taken at detached parameters, which is
     the same as detaching it and builds no graph. `recorded` says that the innermost transform at
     work is a reverse-mode derivative that goes through the carry: the gradient then comes out of
-    its graph, where a transform of its own would record everything twice.
+    its graph, where a transform of its own would record everything twice. (A parameter frozen since
+    the learner was made adapts still, and is in no graph at first.)
     """
     fast, fixed = carry.params, rest
     if not through:
@@ -68,7 +69,7 @@ def support_pass(
         value, buffers = loss({**fixed, **fast}, carry.buffers)
         return check_scalar(value), buffers
 
-    if through and recorded:
+    if through and recorded and all(tensor.requires_grad for tensor in fast.values()):
         # Nodes of their own: the derivative at θ_k alone, whatever else the loss makes of θ_k.
         own = {name: tensor.view_as(tensor) for name, tensor in fast.items()}
         value, buffers = support_loss(own)

@@ -47,6 +47,16 @@ def test_frozen_parameters_neither_adapt_nor_get_a_gradient(executor):
     assert torch.equal(learner.adapt(tasks[0].support)[0].weight, model[0].weight)
 
 
+@EXECUTORS
+def test_a_parameter_frozen_later_adapts_still_and_loses_its_gradient_alone(executor, within):
+    learner, tasks = learner_of(small(), executor=executor), tasks_of(3)
+    due = learner.meta_gradient(tasks).grads
+    learner.model[0].bias.requires_grad_(False)
+    got = learner.meta_gradient(tasks).grads
+    assert due.pop("model.0.bias") is not None
+    problem.hold("frozen later", got, due, within(1e-12))
+
+
 def test_parameters_outside_the_pattern_stay_put_but_are_meta_learned():
     model = small()
     learner, tasks = learner_of(model, adapt="4.*"), tasks_of(3)
