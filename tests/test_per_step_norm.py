@@ -11,7 +11,7 @@ from torch import nn
 
 import metablocks as mb
 from metablocks.errors import BlockError
-from metablocks.laws import gradients, problem, purity
+from metablocks.laws import gradients, problem, purity, surgery
 from metablocks.models import Conv4
 
 pytestmark = pytest.mark.usefixtures("placed")
@@ -149,14 +149,14 @@ def test_misuse_is_refused(act, message):
 
 @pytest.mark.parametrize("order", [mb.SecondOrder(), mb.FirstOrder()], ids=repr)
 @EXECUTORS
-def test_shared_affine_and_batch_statistics_are_the_learner_without(executor, order):
-    tasks = tasks_of(3)
-    model = small()
-    blocks = {"order": order, "executor": executor, "steps": STEPS}
-    got = learner_of(converted(model, affine="shared"), **blocks).meta_gradient(tasks)
-    expected = learner_of(model, **blocks).meta_gradient(tasks)
-    assert torch.equal(got.query_losses.nan_to_num(), expected.query_losses.nan_to_num())
-    assert all(torch.equal(got.grads[name], g) for name, g in expected.grads.items())
+def test_shared_affine_and_batch_statistics_are_the_learner_without(executor, order, place):
+    surgery.same_as_without(
+        lambda model: converted(model, affine="shared"),
+        problem.classification(steps=STEPS, **place),
+        exact=True,
+        order=order,
+        executor=executor,
+    )
 
 
 def test_equal_rows_are_the_shared_norm_and_their_gradients_sum_to_its(place, within):

@@ -30,6 +30,7 @@ from metablocks.laws import (
     rules,
     sources,
     step_losses,
+    surgery,
 )
 
 __all__ = [
@@ -48,4 +49,5 @@ __all__ = [
     "rules",
     "sources",
     "step_losses",
+    "surgery",
 ]
