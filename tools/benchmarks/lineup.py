@@ -82,7 +82,8 @@ class Contender:
 
     Ours are an estimator and an executor, by name; of the others `contenders.py` has a function of
     this `name`. `compile` is the executor's setting; `wide` takes as many workers as torch has threads,
-    and images channels last (of query sets, in first order all); `bfloat16` computes under autocast, and is not held to exactness.
+    and images channels last (of query sets, in first order all); `bfloat16` computes under autocast,
+    and is not held to exactness.
     """
 
     name: str
