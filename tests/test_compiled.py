@@ -4,6 +4,8 @@ But for the last test, `torch.compile` stands aside: the traced graph runs as it
 """
 
 import copy
+import functools
+import itertools
 import pickle
 
 import pytest
@@ -18,18 +20,17 @@ from metablocks.laws import gradients, problem
 
 pytestmark = pytest.mark.usefixtures("placed")
 
-COMPILED = pytest.mark.parametrize(
-    "executor",
-    [
-        mb.Loop(compile=True),
-        mb.Loop(compile="trace"),
-        mb.Loop(compile="trace", workers=2, channels_last=True),
-        mb.Vmap(compile=True),
-        mb.Vmap(compile="trace"),
-        mb.Vmap(chunk=2, compile="auto"),
-    ],
-    ids=repr,
-)
+UNROLLED, ADJOINT = mb.Unrolled(), mb.Adjoint()
+MLP = functools.partial(problem.regression, hidden=(3,))
+CONV = functools.partial(problem.classification, layers=1, filters=2)
+COMPILED = {  # what is compiled was traced before: all pairs for the trace, some for the rest
+    mb.Loop(compile="trace"): itertools.product((MLP, CONV), (UNROLLED, ADJOINT)),
+    mb.Vmap(compile="trace"): itertools.product((MLP, CONV), (UNROLLED, ADJOINT)),
+    mb.Loop(compile="trace", workers=2, channels_last=True): [(CONV, UNROLLED), (CONV, ADJOINT)],
+    mb.Loop(compile=True): [(MLP, UNROLLED)],
+    mb.Vmap(compile=True): [(CONV, ADJOINT)],
+    mb.Vmap(chunk=2, compile="auto"): [(CONV, UNROLLED), (MLP, ADJOINT)],
+}
 
 
 @pytest.fixture
@@ -53,9 +54,14 @@ def learner(executor, model=None, **blocks):
     return mb.MetaLearner(net, loss=F.mse_loss, executor=executor, **blocks)
 
 
-@COMPILED
-@pytest.mark.parametrize("estimator", [mb.Unrolled(), mb.Adjoint()], ids=repr)
-@pytest.mark.parametrize("make", [problem.regression, problem.classification])
+@pytest.mark.parametrize(
+    ("executor", "make", "estimator"),
+    [
+        pytest.param(executor, *pair, id=f"{executor}-{pair[0].func.__name__}-{pair[1]}")
+        for executor, pairs in COMPILED.items()
+        for pair in pairs
+    ],
+)
 def test_compiled_is_the_plain_loop(make, executor, estimator, compilations, place):
     executor = copy.deepcopy(executor)
     small = make(steps=2, **place)
