@@ -54,10 +54,13 @@ def _search(seed: int, minutes: float, jobs: int, out: Path) -> int:
     ends = time.monotonic() + 60 * minutes + GRACE
     try:
         print(f"seed {seed}, {minutes:g} minutes, {jobs} at a time", flush=True)
+        # Ctrl-C waits until all are started and noted; they themselves never hear of it.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         for job in range(jobs):
             processes.append(_start(seed + 1_000_000 * job, minutes, out))
             listener = (job, processes[job], messages)
             threading.Thread(target=_listen, args=listener, daemon=True).start()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         while running:
             try:
                 job, message = messages.get(timeout=max(ends - time.monotonic(), 0))
@@ -95,8 +98,7 @@ def _search(seed: int, minutes: float, jobs: int, out: Path) -> int:
 def _start(seed: int, minutes: float, out: Path) -> "subprocess.Popen[str]":
     words = ["--worker", "--seed", str(seed), "--minutes", str(minutes), "--out", str(out)]
     command = [sys.executable, str(MAIN), *words]
-    # A session of its own: Ctrl-C is the parent's to handle.
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
 
 def _listen(job: int, process: "subprocess.Popen[str]", messages: "queue.Queue[Any]") -> None:
