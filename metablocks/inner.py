@@ -166,7 +166,8 @@ def adapt(
     for carry, value in rollout(take, Carry(fast, rule.init(fast), {}), steps):
         states.append({name: carry.params.get(name, tensor) for name, tensor in params.items()})
         losses.append(value)
-    return Trajectory(states, torch.stack(losses[1:]) if steps else torch.zeros(0))
+    some = next(iter(params.values()), torch.empty(0))
+    return Trajectory(states, torch.stack(losses[1:]) if steps else some.new_zeros(0))
 
 
 def rollout(
