@@ -47,7 +47,7 @@ def pytest_configure(config: pytest.Config) -> None:
     name = config.getoption("--device")
     try:
         if name == "pretend":
-            importlib.import_module("pretend_device")
+            importlib.import_module("pretend_device").register()
         torch.zeros(1, device=name)
     except (ImportError, RuntimeError, AssertionError) as error:
         found = (

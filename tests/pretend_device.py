@@ -139,11 +139,17 @@ def _through_the_cpu(make):
     return made
 
 
-_setup_privateuseone_for_python_backend("pretend", backend_module=PretendModule())
-_library = torch.library.Library("_", "IMPL")  # kept: what it registers goes with it
-_library.fallback(
-    lambda operation, *args, **kwargs: _compute(operation, args, kwargs), "PrivateUse1"
-)
-torch.accelerator.synchronize = lambda device=None: None
-torch.__future__.set_overwrite_module_params_on_conversion(True)  # a Parameter has no other class
-torch.tensor = _through_the_cpu(torch.tensor)
+def register() -> None:
+    """Make the device known to torch: for this process, and once."""
+    _setup_privateuseone_for_python_backend("pretend", backend_module=PretendModule())
+    _LIBRARIES.append(torch.library.Library("_", "IMPL"))
+    _LIBRARIES[0].fallback(
+        lambda operation, *args, **kwargs: _compute(operation, args, kwargs), "PrivateUse1"
+    )
+    torch.accelerator.synchronize = lambda device=None: None
+    # A Parameter has no other class.
+    torch.__future__.set_overwrite_module_params_on_conversion(True)
+    torch.tensor = _through_the_cpu(torch.tensor)
+
+
+_LIBRARIES: list[torch.library.Library] = []  # kept: what they register goes with them

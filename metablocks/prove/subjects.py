@@ -339,5 +339,5 @@ def _kind(block: Any) -> Any:
 def _file(block: Any) -> str | None:
     try:
         return inspect.getsourcefile(inspect.unwrap(_kind(block)))
-    except TypeError:
+    except (TypeError, OSError):  # made in C, or typed at a prompt
         return None
