@@ -42,7 +42,7 @@ AXES = {
         "dense": _case(tasks=3),
         "dense-batch-tied": _case(tasks=2, norm="batch", tied=True),
         "conv-batch": _case(kind="conv", tasks=3, norm="batch", activation="softplus"),
-        "dense-layer-frozen": _case(tasks=2, depth=2, norm="layer", frozen=True),
+        "dense-layer-frozen": _case(tasks=2, depth=2, width=4, norm="layer", frozen=True),
         "tnet": _surgery(mb.insert_tnet, tasks=2, kind="conv", norm="batch"),
         "per-step": _surgery(lambda m: mb.per_step_batch_norm(m, 2), tasks=3, norm="batch"),
         "linnet": _surgery(lambda m: mb.append_linear(m, depth=2, width=3), tasks=2),
