@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from metablocks.errors import LawError
+from metablocks.errors import LawError, RuleError
 from metablocks.functional import FunctionalModule
 from metablocks.generators import devices_of, get_states
 from metablocks.inner import Trajectory, adapt
@@ -23,6 +23,7 @@ from metablocks.laws.problem import (
 )
 from metablocks.order import FirstOrder, Order, SecondOrder
 from metablocks.rules import Chain, StepInfo, UpdateRule
+from metablocks.rules.base import check_updates
 from metablocks.types import Tensors
 
 
@@ -36,15 +37,10 @@ def fits_the_gradients(make: MakeRule, problem: Problem) -> None:
         before = {name: g.clone() for name, g in gradients.items()}
         for index in range(steps):
             updates, state = ready(gradients, state, StepInfo(index, steps, params))
-            names = sorted(set(updates) ^ set(gradients))
-            if names:
-                raise LawError(f"fits the gradients: updates and gradients differ in {names}")
-            for name, gradient in gradients.items():
-                if updates[name].shape != gradient.shape or updates[name].dtype != gradient.dtype:
-                    raise LawError(
-                        f"fits the gradients: the update of {name} is {list(updates[name].shape)} "
-                        f"{updates[name].dtype}, its gradient {list(gradient.shape)} {gradient.dtype}"
-                    )
+            try:
+                check_updates(updates, gradients)
+            except RuleError as error:
+                raise LawError(f"fits the gradients: {error}") from error
             hold("fits the gradients, which a rule leaves as they are", gradients, before, within=0)
 
 
