@@ -143,7 +143,7 @@ def shapes(
     [[], [4], [2, 3]]
     """
     draw = normal_draws(seed, device, dtype)
-    rows = len(_SHAPES)
+    rows = len(SHAPES)
     batch = TaskBatch(
         support=(draw(tasks, 5, 1), draw(tasks, 5, rows)),
         query=(draw(tasks, 4, 1), draw(tasks, 4, rows)),
@@ -151,7 +151,7 @@ def shapes(
     return Problem(seeded(_EveryShape, seed, device, dtype), F.mse_loss, batch, steps)
 
 
-_SHAPES: dict[str, tuple[int, ...]] = {
+SHAPES: dict[str, tuple[int, ...]] = {
     "scale": (),
     "norm.bias": (4,),
     "head.weight": (2, 3),
@@ -159,11 +159,12 @@ _SHAPES: dict[str, tuple[int, ...]] = {
     "conv2.weight": (2, 3, 2, 2),
     "conv3.weight": (2, 3, 1, 2, 2),
 }
+"""The parameters of the model of `shapes`."""
 
 
 class _EveryShape(NamedTensors):
     def __init__(self) -> None:
-        super().__init__({name: torch.randn(s) for name, s in _SHAPES.items()}, learn=True)
+        super().__init__({name: torch.randn(s) for name, s in SHAPES.items()}, learn=True)
 
     def forward(self, inputs: Tensor) -> Tensor:
         return torch.stack([(p.flatten() * inputs).tanh().mean(1) for p in self.parameters()], 1)

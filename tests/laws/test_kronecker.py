@@ -15,18 +15,10 @@ from metablocks.errors import BlockError, RuleError
 from metablocks.laws import kronecker, problem, rule_gradients, rules
 
 ACTIVATIONS = ["relu", "leaky_relu", "tanh", "gelu", "softplus"]
-SHAPES = {
-    "scale": (),
-    "norm.bias": (4,),
-    "head.weight": (2, 3),
-    "conv1.weight": (2, 3, 5),
-    "conv2.weight": (2, 3, 2, 2),
-    "conv3.weight": (2, 3, 1, 2, 2),
-}
 
 
 def tensors(place):
-    return {name: torch.randn(s, **place) for name, s in SHAPES.items()}
+    return {name: torch.randn(s, **place) for name, s in problem.SHAPES.items()}
 
 
 def apply(rule, gradients):
@@ -138,9 +130,9 @@ def count_curvature(shape):
     return shape[0] ** 2 + shape[1] ** 2 + torch.Size(shape[2:]).numel() ** 2
 
 
-@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize("name", problem.SHAPES)
 def test_there_are_as_many_numbers_as_the_docstrings_say(name, place):
-    shape, own = SHAPES[name], {name: tensors(place)[name]}
+    shape, own = problem.SHAPES[name], {name: tensors(place)[name]}
 
     def count(rule):
         return sum(p.numel() for p in rule.setup(own, 1).parameters())
