@@ -88,18 +88,13 @@ def named(name: str, settings: Sequence[str] = (), protocol: str | None = None) 
         module, _, attribute = name.partition(":")
         target: Any = find(RULE, name, [module])
         return subject(target, settings, protocol, source=(module, attribute))
-    slots = {**_SLOTS, "norm": SLOTS["surgery"]}
-    norms = ["per_step_batch_norm"]  # of surgery, what is a norm
-    found = [
-        key
-        for key, slot in slots.items()
-        if name in slot.blocks and (key != "norm" or name in norms) and protocol in (None, key)
-    ]
+    blocks = {key: dict(slot.blocks) for key, slot in _SLOTS.items()}
+    norm = "per_step_batch_norm"  # of surgery, what is a norm
+    blocks["norm"] = {norm: SLOTS["surgery"].blocks[norm]}
+    asked = [key for key in blocks if protocol in (None, key)]
+    found = [key for key in asked if name in blocks[key]]
     if not found:
-        known = [
-            n for k, slot in slots.items() if protocol in (None, k) for n in slot.blocks
-            if k != "norm" or n in norms
-        ]  # fmt: skip
+        known = [block for key in asked for block in blocks[key]]
         raise RecipeError(
             f'no block is called "{name}"{suggest(name, known)} It takes a block of one\'s own, '
             f"my_pkg.my_module:MyRule, or one of: {', '.join(known)}"
@@ -111,7 +106,7 @@ def named(name: str, settings: Sequence[str] = (), protocol: str | None = None) 
     given = {setting.partition("=")[0].strip() for setting in settings}
     example = EXAMPLES.get(name, EXAMPLES.get(f"{key} {name}", {}))
     more = [f"{field}={value}" for field, value in example.items() if field not in given]
-    return subject(slots[key].blocks[name], [*more, *settings], key)
+    return subject(blocks[key][name], [*more, *settings], key)
 
 
 def subject(
