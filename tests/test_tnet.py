@@ -266,23 +266,22 @@ def test_every_executor_gives_the_loops_gradient(order, place):
     )
 
 
-def _forward(p, x):
-    """Convolution, T, softplus, mean, linear, T: written out, no module."""
-    x = F.conv2d(x, p["0.weight"], p["0.bias"], stride=2, padding=1)
-    x = torch.einsum("pc,ncij->npij", p["0.transform.weight"].flatten(1), x)
-    x = F.softplus(x).flatten(1)
-    return (x @ p["3.weight"].T + p["3.bias"]) @ p["3.transform.weight"].T
-
-
 @pytest.mark.parametrize("order", [mb.SecondOrder(), mb.FirstOrder()], ids=repr)
-def test_gradient_of_a_plain_autograd_loop(order):
-    """An independent implementation: the net written out, `torch.autograd` through three steps."""
+def test_function_and_gradient_are_those_of_the_net_written_out(order, within):
+    """Convolution, T, softplus, linear, T."""
     model = nn.Sequential(
         nn.Conv2d(1, 3, 3, stride=2, padding=1), nn.Softplus(), nn.Flatten(), nn.Linear(27, 2)
     )
-    model, tasks = shaken(mb.insert_tnet(model)), tasks_of(1, 6, 6)
-    own = problem.Problem(lambda: copy.deepcopy(model), F.mse_loss, tasks, STEPS, WITHOUT)
-    orders.detaches_gradients(order, own, forward=_forward)
+    model, x = shaken(mb.insert_tnet(model)), torch.randn(5, 1, 6, 6)
+    p = dict(model.named_parameters())
+    due = F.conv2d(x, p["0.weight"], p["0.bias"], stride=2, padding=1)
+    due = F.softplus(torch.einsum("pc,ncij->npij", p["0.transform.weight"].flatten(1), due))
+    due = (due.flatten(1) @ p["3.weight"].T + p["3.bias"]) @ p["3.transform.weight"].T
+    torch.testing.assert_close(model(x), due, rtol=0, atol=within(1e-14))
+    own = problem.Problem(
+        lambda: copy.deepcopy(model), F.mse_loss, tasks_of(1, 6, 6), STEPS, WITHOUT
+    )
+    orders.detaches_gradients(order, own)
 
 
 @pytest.mark.parametrize("adapt", [WITHOUT, ["head.*", "!*.transform.*"]])

@@ -9,6 +9,7 @@ from torch import Tensor
 from metablocks.errors import LawError
 from metablocks.estimators import Estimator, Unrolled
 from metablocks.executors import Executor, Loop
+from metablocks.laws.plain import SEED, PlainLoop
 from metablocks.laws.problem import Problem, hold, named, parameters, tolerance
 from metablocks.learner import MetaGradient, MetaLearner
 from metablocks.rules import LearningRate
@@ -57,6 +58,25 @@ def quadratic(
         theta_grad += adjoint / len(problem.tasks)
     expected = {"model.theta": theta_grad, "rule.rate.*": rate_grad}
     hold("quadratic", result.grads, expected, tolerance(problem, float64=1e-13))
+
+
+def plain_autograd(
+    learner: MetaLearner, problem: Problem, *, progress: Progress | None = None
+) -> None:
+    """An exact learner's loss and meta-gradient are those of a hand-written loop in plain autograd.
+
+    From the same draws, so under an executor that draws as `Loop` does where any are drawn. The loop
+    is `laws.plain`: θ ← θ + rule(g), with g a constant where the order says so.
+    """
+    progress, plain = progress or Progress(), PlainLoop(learner, problem.tasks)
+    through = plain.order(progress)
+    with torch.random.fork_rng(plain.accelerators):
+        torch.manual_seed(SEED)
+        got = learner.meta_gradient(problem.tasks, progress=progress)
+    within = tolerance(problem, float64=1e-10)
+    loss = {"loss": plain.loss(through, progress)}
+    hold("plain autograd, loss", {"loss": got.loss}, loss, within)
+    hold("plain autograd, gradient", got.grads, plain.gradient(through, progress), within)
 
 
 def finite_differences(

@@ -1,19 +1,16 @@
 """Laws of gradient-order policies."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
-import torch
-
 from metablocks.errors import LawError
 from metablocks.estimators import Adjoint
-from metablocks.functional import FunctionalModule
 from metablocks.laws import gradients
-from metablocks.laws.problem import MakeRule, Problem, adapted_parameters, hold, named, tolerance
+from metablocks.laws.problem import MakeRule, Problem, hold, named
 from metablocks.order import FirstOrder, Order, SecondOrder
 from metablocks.rules import LearningRate
-from metablocks.types import Progress, Tensors
+from metablocks.types import Progress
 
 
 def decides(order: Order, *, steps: int, progress: Progress) -> None:
@@ -31,51 +28,15 @@ def decides(order: Order, *, steps: int, progress: Progress) -> None:
 
 
 def detaches_gradients(
-    order: Order,
-    problem: Problem,
-    *,
-    progress: Progress | None = None,
-    rate: float = 0.1,
-    forward: Callable[[Tensors, Any], Any] | None = None,
+    order: Order, problem: Problem, *, progress: Progress | None = None, rate: float = 0.1
 ) -> None:
     """Under an order, a step's *gradient* is a constant wherever the order says so, and nothing else.
 
-    The meta-gradient of plain autograd, written by hand: θ ← θ − α g, with g detached where the
-    order answers `False`, never θ or α; `rate` is learned. `forward(params, inputs)` is the model,
-    written once more where that is part of the test.
+    The meta-gradient is that of plain autograd, θ ← θ − α g, with g detached where the order answers
+    `False`, never θ or α; `rate` is learned.
     """
-    progress = progress or Progress()
-    model = FunctionalModule(problem.model().train(), batch_statistics=True)
-    buffers = model.state().buffers
-    names = list(adapted_parameters(problem))
-    frozen = {n for n, p in problem.model().named_parameters() if not p.requires_grad}
-    meta = {
-        n: p.detach().clone().requires_grad_(n not in frozen)
-        for n, p in problem.model().named_parameters()
-    }
-    alpha = torch.full_like(next(iter(meta.values())).flatten()[0], rate).requires_grad_()
-
-    def loss(params: Tensors, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-        if forward is not None:
-            return problem.loss(forward(params, batch[0]), batch[1])
-        state = model.state()._replace(params=params, buffers=buffers)
-        return problem.loss(model(state, batch[0])[0], batch[1])
-
-    total: torch.Tensor = torch.zeros_like(alpha)
-    for index in range(len(problem.tasks)):
-        task, params = problem.tasks[index], dict(meta)
-        for step in range(problem.steps):
-            value = loss(params, task.support)
-            grads = torch.autograd.grad(value, [params[n] for n in names], create_graph=True)
-            for name, g in zip(names, grads, strict=True):
-                through = order(step, problem.steps, progress)
-                params[name] = params[name] - alpha * (g if through else g.detach())
-        total = total + loss(params, task.query) / len(problem.tasks)
-    leaves = {f"model.{n}": p for n, p in meta.items() if n not in frozen} | {"rule.rate.*": alpha}
-    expected = dict(zip(leaves, torch.autograd.grad(total, list(leaves.values())), strict=True))
     learner = problem.learner(LearningRate(rate, learn=True), order=order)
-    got = learner.meta_gradient(problem.tasks, progress=progress).grads
-    hold("gradients alone are detached", got, expected, tolerance(problem, float64=1e-10))
+    gradients.plain_autograd(learner, problem, progress=progress)
 
 
 def one_gradient(

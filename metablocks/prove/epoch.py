@@ -8,6 +8,7 @@ import torch
 from metablocks.estimators import Implicit, Reptile, Unrolled
 from metablocks.executors import Loop, Vmap
 from metablocks.laws.gradients import slopes
+from metablocks.laws.plain import PlainLoop, Tape
 from metablocks.learner import MetaGradient, MetaLearner
 from metablocks.prove.definitions import (
     implicit,
@@ -18,7 +19,6 @@ from metablocks.prove.definitions import (
 )
 from metablocks.prove.gradient_report import Agreement, GradientPart
 from metablocks.prove.groups import Comparison, by_group
-from metablocks.prove.plain import PlainLoop, Tape
 from metablocks.prove.variants import brief, distance, norm, run, through, with_blocks
 from metablocks.step_loss import step_weights
 from metablocks.types import Progress, TaskBatch, Tensors

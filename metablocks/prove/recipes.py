@@ -13,6 +13,7 @@ import torch
 
 from metablocks.errors import MetablocksError, first_line
 from metablocks.estimators import Implicit, Reptile
+from metablocks.laws.plain import SEED
 from metablocks.learner import MetaLearner
 from metablocks.prove.epoch import check_epoch
 from metablocks.prove.gradient_report import GradientPart, GradientReport
@@ -21,7 +22,6 @@ from metablocks.prove.modules import (
     with_wrong_derivative,
     without_second_derivative,
 )
-from metablocks.prove.plain import SEED
 from metablocks.prove.small import Small, build_small
 from metablocks.prove.variants import norm, run, through, turning_points
 from metablocks.recipe.record import Recipe

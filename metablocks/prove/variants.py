@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from metablocks.executors import RandomDrawsWarning
+from metablocks.laws.plain import SEED
 from metablocks.learner import MetaGradient, MetaLearner
-from metablocks.prove.plain import SEED
 from metablocks.step_loss import step_weights
 from metablocks.types import Progress, TaskBatch, Tensors
 

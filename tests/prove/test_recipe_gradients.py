@@ -5,16 +5,13 @@ import dataclasses
 import pytest
 import torch
 
-from metablocks import SecondOrder
 from metablocks.cli import main
 from metablocks.estimators import Unrolled
 from metablocks.executors import Loop
 from metablocks.prove import check_gradients
-from metablocks.prove.plain import PlainLoop
-from metablocks.prove.small import MadeUp, build_small
+from metablocks.prove.small import MadeUp
 from metablocks.recipe import from_text, load
 from metablocks.recipe.load import recipe_files
-from metablocks.types import Progress
 
 TEXT = """\
 name: A small recipe
@@ -249,18 +246,6 @@ def test_zero_gradients_are_told_with_the_reason():
         "where training starts, and no longer once the others have moved: model.1.weight" in note
         for note in still.notes
     )
-
-
-def test_the_plain_loop_is_the_learner(device):
-    built = build_small(small("outer.step_loss.block=uniform"), device=device)
-    plain = PlainLoop(built.learner, built.tasks)
-    got = built.learner.meta_gradient(built.tasks)
-    due = plain.gradient((True, True), Progress())
-    assert SecondOrder() == built.learner.order
-    for name, grad in got.grads.items():
-        torch.testing.assert_close(grad, due[name], rtol=1e-10, atol=1e-12)  # rounding
-    loss = plain.loss((True, True), Progress())
-    torch.testing.assert_close(got.loss, loss, rtol=1e-12, atol=0)
 
 
 def test_made_up_tasks_are_a_function_of_their_number():
