@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import metablocks
-from metablocks import cli
+from metablocks import arguments, cli
 from metablocks.cli import main
 from metablocks.errors import RunError
 from metablocks.recipe import load
@@ -187,6 +187,6 @@ def test_output_into_a_pipe_that_closes_early_is_no_error():
 
 
 def test_every_command_is_documented_and_implemented():
-    parser, commands = cli._parsers()
+    parser, commands = arguments.parsers()
     assert list(commands) == COMMANDS == list(cli._COMMANDS)
     assert isinstance(parser, argparse.ArgumentParser)

@@ -1,0 +1,188 @@
+"""What the command `metablocks` takes: the parsers of its subcommands, their help and examples."""
+
+import argparse
+import re
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import NoReturn
+
+from metablocks.errors import suggest
+from metablocks.report import arguments as comparison
+from metablocks.report.arguments import typed
+from metablocks.report.request import parse_count
+
+_RECIPE = "a shipped recipe's name (see: metablocks recipes) or the path of a YAML file"
+_EXAMPLES = {
+    "run": "metablocks run maml_sinusoid\n"
+    "metablocks run mine.yaml --set inner.steps=3 --set outer.optimizer.lr=5e-4\n"
+    "metablocks run --resume runs/maml_sinusoid-20250101-120000",
+    "check": "metablocks check maml_omniglot_5w1s\n"
+    "metablocks check mine.yaml --set inner.rule[0].init=0.1 --allow my_pkg\n"
+    "metablocks check maml_pp_omniglot_5w1s --gradients",
+    "show": "metablocks show maml_sinusoid --set inner.order.block=first_order",
+    "blocks": "metablocks blocks\nmetablocks blocks rule",
+    "recipes": "metablocks recipes",
+    "eval": "metablocks eval runs/maml_sinusoid-20250101-120000 --steps 10 --tasks 1000",
+    "compare": comparison.EXAMPLES,
+    "verify": "metablocks verify my_pkg.my_module:MyRule --set rate=0.1\n"
+    "metablocks verify kfo --set hidden=1 --set activation=tanh --thorough\n"
+    "metablocks verify vmap --device cuda",
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse, whose complaints about a mistyped word also say what was meant."""
+
+    def error(self, message: str) -> NoReturn:
+        given = re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message)
+        if given:
+            message += suggest(given[1], re.findall(r"[\w-]+", given[2]))
+        super().error(message)
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """The arguments of one subcommand. Raises `SystemExit`, where argparse has said why.
+
+    >>> parse(["check", "quickstart", "--set", "seed=3"]).set
+    ['seed=3']
+    """
+    parser, commands = parsers()
+    args, extra = parser.parse_known_args(argv)
+    chosen = commands.get(args.command, parser)
+    if extra:
+        word = next((word for word in extra if word.startswith("-")), extra[0])
+        options = [option for action in chosen._actions for option in action.option_strings]
+        chosen.error(f"unknown argument {word}{suggest(word.partition('=')[0], options)}")
+    if args.command is None:
+        parser.error(f"a command is missing; it is one of {', '.join(commands)}")
+    return args
+
+
+def parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParser]]:
+    """The parser of the command, and of every subcommand by its name."""
+    from metablocks import __version__
+
+    parser = _Parser(
+        prog="metablocks",
+        description="Gradient-based meta-learning from recipes.",
+        epilog="metablocks COMMAND --help says more, with examples.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"metablocks {__version__}")
+    sub = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=_Parser)
+    commands: dict[str, argparse.ArgumentParser] = {}
+
+    def command(name: str, about: str, more: str = "") -> argparse.ArgumentParser:
+        examples = "".join(f"  {line}\n" for line in _EXAMPLES[name].splitlines())
+        commands[name] = sub.add_parser(
+            name,
+            help=about,
+            description=f"{about[0].upper()}{about[1:]}.{more}",
+            epilog=f"examples:\n{examples}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        return commands[name]
+
+    run = command("run", "train what a recipe states")
+    _add_recipe(run, optional=True)
+    _add_place(run)
+    run.add_argument("--out", type=Path, default=Path("runs"), help="folder of runs (runs)")
+    run.add_argument(
+        "--memory",
+        metavar="SIZE",
+        help="budget such as 4GiB: measure, and take the fastest executor that keeps to it",
+    )
+    run.add_argument("--resume", type=Path, metavar="RUN_DIR", help="go on with a stopped run")
+    run.add_argument("--quiet", action="store_true", help="no progress bar")
+
+    check = command("check", "build a recipe without training, and say what it would train")
+    _add_recipe(check)
+    check.add_argument(
+        "--gradients",
+        action="store_true",
+        help="measure, on a small counterpart, whether the gradient of every meta-parameter is right",
+    )
+
+    _add_recipe(command("show", "print the resolved recipe, with the origin of each value"))
+    blocks = command("blocks", "list the blocks of every slot: fields, defaults, equation, source")
+    blocks.add_argument("slot", nargs="?", metavar="SLOT", help="one slot only, such as rule")
+    command("recipes", "list the recipes that ship")
+
+    steps = typed(partial(parse_count, least=0))
+    evaluate = command("eval", "evaluate a run's checkpoint on new tasks")
+    evaluate.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="the folder of a run")
+    evaluate.add_argument("--checkpoint", choices=("best", "last", "ensemble"), default="best")
+    evaluate.add_argument("--tasks", type=typed(parse_count), metavar="N", help="how many tasks")
+    evaluate.add_argument("--steps", type=steps, metavar="K", help="inner steps")
+    evaluate.add_argument("--split", choices=("train", "validation", "test"), default="test")
+    _add_place(evaluate)
+
+    compare = command("compare", comparison.ABOUT, comparison.MORE)
+    comparison.add_arguments(compare)
+    _add_overrides(compare)
+    _add_place(compare)
+
+    verify = command("verify", "hold a block to the laws of its protocol", _ON_VERIFY)
+    verify.add_argument("block", metavar="BLOCK", help="my_pkg.my_module:MyRule, or a short name")
+    verify.add_argument("--as", dest="protocol", metavar="PROTOCOL", help="where it cannot be told")
+    verify.add_argument(
+        "--set", action="append", default=[], metavar="FIELD=VALUE", help="a field; repeatable"
+    )
+    verify.add_argument("--device", type=_device, metavar="D", help="cpu, cuda, cuda:1, …")
+    verify.add_argument("--thorough", action="store_true", help="200 problems a law, and not 15")
+    verify.add_argument("--examples", type=typed(parse_count), metavar="N", help="problems a law")
+    return parser, commands
+
+
+_ON_VERIFY = """ Problems are drawn: small smooth nets in
+float64, tasks, and other blocks of every axis; what breaks a law is shrunk to the smallest case.
+The block's code is run. Protocols: rule, order, step_loss, estimator, executor, norm (surgery
+(model, steps) -> model, or a module that takes the number of channels)"""
+
+
+def _add_recipe(parser: argparse.ArgumentParser, *, optional: bool = False) -> None:
+    parser.add_argument("recipe", nargs="?" if optional else None, metavar="RECIPE", help=_RECIPE)
+    _add_overrides(parser)
+
+
+def _add_overrides(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="PATH=VALUE",
+        help="override a field, such as inner.steps=3; repeatable, left to right",
+    )
+    parser.add_argument(
+        "--allow",
+        action="append",
+        default=[],
+        metavar="PACKAGE",
+        help="let the recipe use blocks of this package (this runs its code); repeatable",
+    )
+
+
+def _add_place(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--data", type=_folder, metavar="FOLDER", help="where the data sets are")
+    parser.add_argument(
+        "--device", metavar="D", help="cpu, cuda, cuda:1, …, in place of the recipe's"
+    )
+
+
+def _device(text: str) -> str:
+    import torch
+
+    try:
+        torch.zeros(1, device=torch.device(text))
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise argparse.ArgumentTypeError(f"{text} cannot be used here: {reason}") from None
+    return text
+
+
+def _folder(text: str) -> Path:
+    if not Path(text).is_dir():
+        raise argparse.ArgumentTypeError(f"{text} is no folder")
+    return Path(text)
