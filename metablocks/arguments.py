@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
+from metablocks.devices import find_device
 from metablocks.errors import suggest
 from metablocks.report import arguments as comparison
 from metablocks.report.arguments import typed
@@ -130,7 +131,13 @@ def parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     verify.add_argument(
         "--set", action="append", default=[], metavar="FIELD=VALUE", help="a field; repeatable"
     )
-    verify.add_argument("--device", type=_device, metavar="D", help="cpu, cuda, cuda:1, …")
+    verify.add_argument(
+        "--device",
+        type=typed(find_device),
+        default="cpu",
+        metavar="D",
+        help="auto, cpu, cuda, cuda:1, … (cpu)",
+    )
     verify.add_argument("--thorough", action="store_true", help="200 problems a law, and not 15")
     verify.add_argument("--examples", type=typed(parse_count), metavar="N", help="problems a law")
     return parser, commands
@@ -167,19 +174,8 @@ def _add_overrides(parser: argparse.ArgumentParser) -> None:
 def _add_place(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", type=_folder, metavar="FOLDER", help="where the data sets are")
     parser.add_argument(
-        "--device", metavar="D", help="cpu, cuda, cuda:1, …, in place of the recipe's"
+        "--device", metavar="D", help="auto, cpu, cuda, cuda:1, …, in place of the recipe's"
     )
-
-
-def _device(text: str) -> str:
-    import torch
-
-    try:
-        torch.zeros(1, device=torch.device(text))
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise argparse.ArgumentTypeError(f"{text} cannot be used here: {reason}") from None
-    return text
 
 
 def _folder(text: str) -> Path:

@@ -176,7 +176,7 @@ def _verify(args: argparse.Namespace, argv: list[str]) -> int:
 
     try:
         report = blocks.verify(
-            given, device=args.device or "cpu", examples=count, progress=tell if waiting else None
+            given, device=args.device, examples=count, progress=tell if waiting else None
         )
     finally:
         print("\r\x1b[K" * waiting, end="", file=sys.stderr)

@@ -16,6 +16,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from metablocks.devices import find_device
 from metablocks.errors import (
     ExecutorError,
     MetablocksError,
@@ -95,8 +96,7 @@ def build(
     ('regression', 1, device(type='cpu'))
     """
     problems: list[Problem] = []
-    place = Place(f"--device {device}") if device else recipe.place("hardware.device")
-    found = _device(str(device or recipe.at("hardware.device")), place, problems)
+    found = _device(recipe, device, problems)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(recipe.at("seed"))
         source, blocks = _blocks(recipe, found, data, problems)
@@ -151,30 +151,18 @@ def build_rule(recipe: Recipe) -> UpdateRule:
     return _chained(rules)
 
 
-def _device(name: str, place: Place, problems: list[Problem]) -> torch.device:
-    """The device that a recipe's word means; a problem where it is not here."""
-    here = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    cpu = torch.device("cpu")
-    if name == "auto":
-        return torch.device(here.type) if here else cpu
-    path = "" if place.source.startswith("--device") else "hardware.device"
+def _device(
+    recipe: Recipe, given: str | torch.device | None, problems: list[Problem]
+) -> torch.device:
+    """The recipe's device, or what is given in its place; a problem where it is not here."""
     try:
-        device = torch.device(name)
-    except RuntimeError:
-        problems.append(Problem(place, path, f'"{name}" is no device; it takes {_choices(here)}'))
-        return cpu
-    count = torch.accelerator.device_count() if here else 0
-    known = device.type == "cpu" or (here is not None and device.type == here.type)
-    if not known or (device.type != "cpu" and (device.index or 0) >= count):
-        message = f"{name} is not available here; this machine has {_choices(here)}"
-        problems.append(Problem(place, path, message))
-        return cpu
-    return device
-
-
-def _choices(here: torch.device | None) -> str:
-    names = [f"{here.type}:{n}" for n in range(torch.accelerator.device_count())] if here else []
-    return ", ".join(["auto", "cpu", *names])
+        return find_device(str(given or recipe.at("hardware.device")))
+    except ValueError as error:
+        place, path = recipe.place("hardware.device"), "hardware.device"
+        if given:
+            place, path = Place(f"--device {given}"), ""
+        problems.append(Problem(place, path, str(error)))
+        return torch.device("cpu")
 
 
 def _blocks(

@@ -197,7 +197,7 @@ def test_every_shipped_block_holds_the_laws_of_its_protocol(protocol, name, devi
         (["pathlib:Path"], "Path is no block"),
         (["right_rule:torch"], "is a module; it takes a class or function"),
         (["metablocks.rules:LearningRate"], "LearningRate needs init: --set init=VALUE"),
-        (["vmap", "--device", "abacus"], "abacus cannot be used here"),
+        (["vmap", "--device", "abacus"], '"abacus" is no device; it takes auto, cpu'),
     ],
 )
 def test_bad_input_is_refused_with_what_would_work(arguments, message, capsys):

@@ -1,15 +1,12 @@
-"""Which device a recipe's word means, on machines with and without an accelerator."""
+"""Which device a word means, on machines with and without an accelerator."""
 
 import pytest
 import torch
-from recipe_texts import GOOD
 
+from metablocks.cli import main
+from metablocks.devices import find_device
 from metablocks.errors import RecipeError
-from metablocks.recipe import build, from_text
-from metablocks.recipe.build import _device
-from metablocks.recipe.parse import Place
-
-PLACE = Place("x.yaml", 23, 20)
+from metablocks.recipe import build, load
 
 
 @pytest.fixture
@@ -38,9 +35,7 @@ def accelerators(monkeypatch):
 )
 def test_a_device_that_is_here_is_found(accelerators, kind, count, word, device):
     accelerators(kind, count)
-    problems = []
-    assert _device(word, PLACE, problems) == torch.device(device)
-    assert problems == []
+    assert find_device(word) == torch.device(device)
 
 
 @pytest.mark.parametrize(
@@ -54,16 +49,36 @@ def test_a_device_that_is_here_is_found(accelerators, kind, count, word, device)
 )
 def test_a_device_that_is_not_here_is_refused_with_what_is(accelerators, kind, count, word, has):
     accelerators(kind, count)
-    problems = []
-    _device(word, PLACE, problems)
-    assert [str(problem) for problem in problems] == [
-        f"x.yaml:23:20 hardware.device: {word} is not available here; this machine has {has}"
-    ]
+    with pytest.raises(ValueError, match=f"^{word} is not available here; this machine has {has}$"):
+        find_device(word)
+
+
+@pytest.mark.parametrize("word", ["tpu9", "", "cuda:x"])
+def test_what_is_no_device_is_refused_with_what_is(accelerators, word):
+    accelerators("cuda", 2)
+    with pytest.raises(
+        ValueError, match=f'^"{word}" is no device; it takes auto, cpu, cuda:0, cuda:1$'
+    ):
+        find_device(word)
 
 
 def test_the_argument_stands_in_for_the_recipes_device(accelerators):
     accelerators(None, 0)
-    recipe = from_text(GOOD, overrides=["hardware.device=cuda"])
+    recipe = load("maml_sinusoid", ["hardware.device=cuda"])
     assert build(recipe, device="cpu").device == torch.device("cpu")
     with pytest.raises(RecipeError, match=r"^--device cuda:3: cuda:3 is not available here"):
         build(recipe, device="cuda:3")
+
+
+@pytest.mark.parametrize("word", ["cuda", "tpu9"])
+def test_check_and_verify_refuse_it_in_the_same_words(accelerators, word, capsys):
+    accelerators(None, 0)
+    with pytest.raises(ValueError, match=word) as refusal:
+        find_device(word)
+    assert main(["check", "maml_sinusoid", "--set", f"hardware.device={word}"]) == 2
+    assert (
+        capsys.readouterr().err
+        == f"--set hardware.device={word}: hardware.device: {refusal.value}\n"
+    )
+    assert main(["verify", "vmap", "--device", word]) == 2
+    assert capsys.readouterr().err.endswith(f"argument --device: {refusal.value}\n")
