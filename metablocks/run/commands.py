@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from metablocks.errors import BlockError, RecipeError, RunError
+from metablocks.memory import keep_freed_memory
 from metablocks.recipe import Experiment, Recipe, build, load
 from metablocks.run import checkpoint, plots
 from metablocks.run.deployment import Deployment, deployment
@@ -35,8 +36,10 @@ def train_recipe(
 ) -> int:
     """Train a recipe in a new directory below `out`, or go on with the run in `resume`.
 
-    Returns the exit status: 0 when trained and tested, 130 when stopped by a signal.
+    The process keeps freed memory from then on (see `keep_freed_memory`), for speed. Returns the exit
+    status: 0 when trained and tested, 130 when stopped by a signal.
     """
+    keep_freed_memory()
     experiment = build(recipe, device=device, data=data)
     torch.manual_seed(recipe.values["seed"])
     directory, state = _open(experiment, out, resume, argv or [])

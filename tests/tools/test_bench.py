@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import warnings
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -124,7 +125,7 @@ def test_a_wrong_gradient_is_found_and_not_ranked(monkeypatch):
     assert report.fastest_peer(scores) is scores[1]
     text = report.section(lineup.SINUSOID, scores, SETTINGS, {})
     assert (
-        "| higher | 1.00 ms | 1.00 ms – 1.00 ms | not ranked | 1.0 MiB | – | **wrong: 1.0e-03**"
+        "| higher | 1.00 ms | 1.00 ms – 1.00 ms | not ranked | 1.0 MiB | – | – | **wrong: 1.0e-03**"
         in text
     )
     assert "higher: not ranked; its gradient is off by 1.0e-03" in text
@@ -164,6 +165,28 @@ def test_a_contender_that_falls_back_to_plain_code_is_no_compiled_measurement(mo
     assert result == {"failure": "not compiled, but run as it is: RuntimeError: no C++ compiler"}
 
 
+def test_the_memory_of_tensors_is_counted_to_the_byte():
+    start = torch.ones(100)  # 400 bytes
+    kept = []
+
+    def run():
+        first = start.neg()
+        second = first.neg()
+        del first
+        kept.append(second.neg())  # in the place of the first
+
+    assert worker._tensors(run, "cpu") == 800
+
+
+def test_the_plain_loop_has_no_error_and_a_wide_loop_no_count_of_its_threads_tensors():
+    reference = worker.measure(request(lineup.REFERENCE, check=True))
+    assert reference["tensors"] > 0
+    assert "error" not in reference
+    wide = worker.measure(request("metablocks_wideloop", lineup.CONV, check=True))
+    assert wide["tensors"] is None
+    assert wide["error"] < 1e-13
+
+
 def test_compiled_contenders_stay_out_of_long_loops_and_chunks_out_of_where_they_are_none():
     compiled, chunk = (lineup.CONTENDERS[f"metablocks_{n}"] for n in ("vmap_compiled", "vmap2"))
     assert compiled.left_out(lineup.CONV) is None
@@ -186,7 +209,13 @@ def test_variants_in_the_number_of_steps_are_cases_of_their_own():
 def test_the_growth_of_memory_is_that_from_the_fewest_to_the_most_steps():
     def scores(unrolled, adjoint):
         return [
-            measure.Score(lineup.CONTENDERS[name], [0.001], [peak * 2**20], error=0.0)
+            measure.Score(
+                lineup.CONTENDERS[name],
+                [0.001],
+                [peak * 2**20],
+                tensors=(peak - 5) * 2**20,
+                error=0.0,
+            )
             for name, peak in (("metablocks_loop", unrolled), ("metablocks_adjoint_loop", adjoint))
         ]
 
@@ -195,8 +224,11 @@ def test_the_growth_of_memory_is_that_from_the_fewest_to_the_most_steps():
         [(case.with_steps(64), scores(640, 13)), (case.with_steps(1), scores(20, 10))]
     )
     assert "## memory: cost by inner steps" in text
-    assert "| 1.00 ms | 1.00 ms | 640.0 MiB | 20.0 MiB | 32.00× |" in text
-    assert "| 1.00 ms | 1.00 ms | 13.0 MiB | 10.0 MiB | 1.30× |" in text
+    assert (
+        "| 1.00 ms | 1.00 ms | 640.0 MiB | 20.0 MiB | 635.0 MiB | 15.0 MiB | 32.00× | 42.33× |"
+        in text
+    )
+    assert "| 1.00 ms | 1.00 ms | 13.0 MiB | 10.0 MiB | 8.0 MiB | 5.0 MiB | 1.30× | 1.60× |" in text
     assert report.growth([(case, scores(1, 1)), (lineup.CONV, scores(1, 1))]) == []
 
 
@@ -212,7 +244,7 @@ def test_a_ratio_has_the_range_of_its_rounds_and_a_first_call_what_compiling_too
     )
     text = report.section(lineup.SINUSOID, [higher, ours], SETTINGS, {})
     row = next(line for line in text.splitlines() if line.startswith(f"| {ours.contender.title}"))
-    assert "| 2.00× (1.00–3.00) | 1.0 MiB | 63.2 s, 800.0 MiB |" in row
+    assert "| 2.00× (1.00–3.00) | 1.0 MiB | – | 63.2 s, 800.0 MiB |" in row
 
 
 def test_nan_is_no_right_gradient():
@@ -246,15 +278,15 @@ def test_quick_prints_the_run_the_table_and_the_sentence(tmp_path):
     done = bench("sinusoid", "--quick", *chosen, "--out", str(out))
     assert done.returncode == 0, done.stderr
     assert f"- command: `tools/bench sinusoid --quick {' '.join(chosen)}" in done.stdout
-    assert f"torch {torch.__version__}" in done.stdout
+    assert f"torch {version('torch')}" in done.stdout
     assert "threads: 1" in done.stdout
     for title, error in (
         ("plain loop", "reference"),
         ("TorchOpt", r"\S+e[+-]\d+"),
         ("metablocks Unrolled × Vmap", r"\S+e[+-]\d+"),
     ):
-        ms = r"[\d.]+ ms"
-        cells = (title, ms, f"{ms} – {ms}", r"[\d.]+×", r"[\d.]+ MiB", ms, error)
+        ms, mebibytes = r"[\d.]+ ms", r"[\d.]+ MiB"
+        cells = (title, ms, f"{ms} – {ms}", r"[\d.]+×", mebibytes, mebibytes, ms, error)
         row = r"\| " + r" \| ".join(cells) + r" \|"
         assert re.search(row, done.stdout), done.stdout
     sentence = r"Vmap: [\d.]+× (fast|slow)er than the fastest of higher and TorchOpt \(TorchOpt\)\."

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tools.benchmarks.lineup import CONTENDERS, REFERENCE, Case, Contender
+from tools.benchmarks.lineup import CONTENDERS, Case, Contender
 
 ROOT = Path(__file__).resolve().parents[2]
 LIMIT = 1800
@@ -46,7 +46,9 @@ class Score:
     medians: list[float] = field(default_factory=list)
     """Seconds, one a round."""
     peaks: list[int] = field(default_factory=list)
-    """Bytes, one a round."""
+    """Bytes of the process, one a round."""
+    tensors: int | None = None
+    """Bytes of tensors at the peak, in the first round."""
     first: float | None = None
     """Seconds of the first call in the first round."""
     compiling: int | None = None
@@ -82,7 +84,7 @@ def measure_case(case: Case, names: Sequence[str], settings: Settings) -> list[S
             for name in (*names[turn:], *names[:turn]):
                 if scores[name].failure is None:
                     _progress(f"{case.name}, round {index + 1} of {settings.rounds}: {name}")
-                    check = index == 0 and name != REFERENCE
+                    check = index == 0
                     _take(scores[name], _run_worker(case, name, settings, cache, check=check))
     _progress("")
     return list(scores.values())
@@ -95,6 +97,7 @@ def _take(score: Score, result: dict[str, Any]) -> None:
         if not score.medians:
             score.first = result["first"]
             score.compiling = result.get("compiling")
+            score.tensors = result.get("tensors")
         score.medians.append(statistics.median(result["times"]))
         score.peaks.append(result["peak"])
         score.error = result.get("error", score.error)

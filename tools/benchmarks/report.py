@@ -27,6 +27,8 @@ def heading(argv: Sequence[str], settings: Settings) -> str:
         f"- {settings.device}, {settings.dtype}, threads: {settings.threads}; "
         f"rounds: {settings.rounds}, in each a fresh process for every contender",
     ]
+    if settings.device == "cpu":
+        lines.append("- the C library keeps freed memory, in every contender's process")
     if settings.quick:
         lines.append("- **smoke sizes (`--quick`): these figures show that it runs, nothing more**")
     return "\n".join(lines) + "\n"
@@ -40,12 +42,12 @@ def section(
     repeats = settings.repeats or case.repeats
     devices = {score.device for score in scores if score.device not in (None, "cpu")}
     columns = (
-        "contender|median|min–max of rounds|speed / fastest peer|peak memory|first call|"
+        "contender|median|min–max of rounds|speed / fastest peer|peak memory|of tensors|first call|"
         "gradient error"
     )
     rows = [
         f"| {columns.replace('|', ' | ')} |",
-        "|---|---:|---:|---:|---:|---:|---:|",
+        "|---|---:|---:|---:|---:|---:|---:|---:|",
         *(_row(score, best) for score in scores),
     ]
     lines = [
@@ -54,8 +56,9 @@ def section(
         f"{case.summary}{''.join(f'; on {name}' for name in sorted(devices))}. Times are medians over "
         f"the runs of a process ({repeats}), then over the rounds; ratios are between medians, in "
         "brackets the least and the greatest of a round. Peers are higher and TorchOpt. "
-        "Peak memory is beyond that of the process with its libraries loaded; the gradient "
-        "error is relative to the plain loop's gradient, in float64 (bfloat16: as it is).",
+        "Peak memory is the process's, beyond that with its libraries loaded; of tensors is the most "
+        "that tensors held at a time, without what the C library's allocator leaves between them. "
+        "The gradient error is relative to the plain loop's gradient, in float64 (bfloat16: as it is).",
         "",
         *([_COMPILED, ""] if any(score.contender.compile for score in scores) else []),
         *rows,
@@ -86,25 +89,28 @@ def growth(measured: Sequence[tuple[Case, Sequence[Score]]]) -> list[str]:
 def _growth(name: str, group: Sequence[tuple[Case, Sequence[Score]]]) -> str:
     steps = [case.steps for case, _ in group]
     by_name = [{s.contender.name: s for s in scores if s.ranked} for _, scores in group]
-    heads = [f"{kind}, K={k}" for kind in ("median", "peak memory") for k in steps]
+    kinds = ("median", "peak memory", "of tensors")
+    heads = [f"{kind}, K={k}" for kind in kinds for k in steps]
     lines = [
         f"## {name}: cost by inner steps",
         "",
         "From the tables above: medians and peak memory after K inner steps, and how many times the "
-        f"peak memory of K={min(steps)} that of K={max(steps)} is.",
+        f"peak memory of K={min(steps)} that of K={max(steps)} is, the process's and the tensors'.",
         "",
-        f"| contender | {' | '.join(heads)} | memory growth |",
-        "|---|" + "---:|" * (len(heads) + 1),
+        f"| contender | {' | '.join(heads)} | memory growth | of tensors |",
+        "|---|" + "---:|" * (len(heads) + 2),
     ]
     for key in CONTENDERS:
         scores = [scores.get(key) for scores in by_name]
         if not any(scores):
             continue
         times = [_time(s.seconds) if s else "–" for s in scores]
-        peaks = [_mebibytes(s.peak) if s else "–" for s in scores]
-        high, low = (scores[steps.index(end)] for end in (max(steps), min(steps)))
-        ratio = f"{high.peak / low.peak:.2f}×" if high and low and low.peak else "–"
-        lines.append(f"| {CONTENDERS[key].title} | {' | '.join([*times, *peaks, ratio])} |")
+        cells, ratios = times, []
+        for peaks in ([s and s.peak for s in scores], [s and s.tensors for s in scores]):
+            cells += [_mebibytes(peak) for peak in peaks]
+            high, low = (peaks[steps.index(end)] for end in (max(steps), min(steps)))
+            ratios.append(f"{high / low:.2f}×" if high and low else "–")
+        lines.append(f"| {CONTENDERS[key].title} | {' | '.join([*cells, *ratios])} |")
     return "\n".join(lines) + "\n"
 
 
@@ -127,7 +133,7 @@ def fastest_peer(scores: Sequence[Score]) -> Score | None:
 def _row(score: Score, best: Score | None) -> str:
     title = score.contender.title
     if score.failure is not None:
-        return f"| {title} | failed: {_cell(score.failure)} | – | – | – | – | – |"
+        return f"| {title} | failed: {_cell(score.failure)} | – | – | – | – | – | – |"
     ratio = _ratio(score, best) if best and score.ranked else "–"
     if score.wrong:
         ratio = "not ranked"
@@ -135,8 +141,9 @@ def _row(score: Score, best: Score | None) -> str:
     first = "–" if score.first is None else _time(score.first)
     if score.compiling is not None:
         first += f", {_mebibytes(score.compiling)}"
-    cells = [title, _time(score.seconds), spread, ratio, _mebibytes(score.peak), first]
-    return f"| {' | '.join([*cells, _error(score)])} |"
+    memory = [_mebibytes(score.peak), _mebibytes(score.tensors)]
+    cells = [title, _time(score.seconds), spread, ratio, *memory, first, _error(score)]
+    return f"| {' | '.join(cells)} |"
 
 
 def _ratio(score: Score, best: Score) -> str:
@@ -173,8 +180,8 @@ def _sentences(scores: Sequence[Score], best: Score | None) -> list[str]:
     return lines
 
 
-def _mebibytes(count: float) -> str:
-    return f"{count / 2**20:.1f} MiB"
+def _mebibytes(count: float | None) -> str:
+    return "–" if count is None else f"{count / 2**20:.1f} MiB"
 
 
 def _time(seconds: float) -> str:

@@ -5,7 +5,6 @@
 The last line of its output is the result, as JSON.
 """
 
-import ctypes
 import gc
 import json
 import resource
@@ -14,11 +13,13 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import accumulate
 from typing import Any
 
 import torch
 
 from metablocks import CompileWarning
+from metablocks.memory import keep_freed_memory, release_freed_memory
 from tools.benchmarks.contenders import make
 from tools.benchmarks.lineup import CONTENDERS, REFERENCE, Case
 from tools.benchmarks.problem import build
@@ -35,12 +36,16 @@ WARM_UPS = 2
 def measure(request: dict[str, Any]) -> dict[str, Any]:
     """Times in seconds, peak memory in bytes, and, where asked for, the error of the gradient.
 
-    `first` is the time of the first call. Where that compiles, `compiling` is its peak memory, and
-    `peak` is that of the calls after it; compiled code itself counts as loaded.
+    Every contender's process keeps freed memory (see `keep_freed_memory`), the peers' too. `peak` is
+    what the process held beyond its start, `tensors` what tensors held, which is the same in every
+    run; None where it cannot be told. `first` is the time of the first call. Where that compiles,
+    `compiling` is its peak memory, and `peak` is that of the calls after it; compiled code itself
+    counts as loaded.
     """
     case, contender = Case(**request["case"]), CONTENDERS[request["contender"]]
     device, dtype = request["device"], getattr(torch, request["dtype"])
     torch.set_num_threads(request["threads"])
+    keep_freed_memory()
 
     # One run at a tiny size loads what loads on first use (libraries, kernels, thread pools), so
     # that the memory measured is the computation's. It compiles nothing: the first call pays that.
@@ -52,7 +57,8 @@ def measure(request: dict[str, Any]) -> dict[str, Any]:
     result = {"first": _time(lambda: _first(run), device), "device": _device_name(device)}
     if contender.compile:
         result["compiling"] = peak()
-        _release()
+        gc.collect()
+        release_freed_memory()  # or what is free would hide what the next call takes
         peak = _watch_memory(device)
     for _ in range(WARM_UPS - 1):
         run()
@@ -60,7 +66,9 @@ def measure(request: dict[str, Any]) -> dict[str, Any]:
     result["times"] = [_time(run, device) for _ in range(request["repeats"])]
     result["peak"] = peak()
     if request["check"]:
-        result["error"] = gradient_error(request["contender"], case, device=device)
+        result["tensors"] = _tensors(run, device) if not contender.wide else None
+        if contender.name != REFERENCE:
+            result["error"] = gradient_error(contender.name, case, device=device)
     return result
 
 
@@ -119,6 +127,19 @@ def _device_name(device: str) -> str:
     return module.get_device_name(device) if hasattr(module, "get_device_name") else device
 
 
+def _tensors(run: Callable[[], Any], device: str) -> int:
+    """The most bytes that tensors held at a time in a run in this thread, beyond those before it."""
+    if device != "cpu":
+        peak = _watch_memory(device)
+        run()
+        return peak()
+    with torch.autograd.profiler.profile(profile_memory=True) as profile:
+        run()
+    events = [e for e in profile.kineto_results.events() if e.name() == "[memory]"]
+    sizes = (event.nbytes() for event in sorted(events, key=lambda event: event.start_ns()))
+    return max(accumulate(sizes, initial=0))
+
+
 def _watch_memory(device: str) -> Callable[[], int]:
     """Starts watching; the function it returns gives the peak beyond the memory held at the start."""
     if device != "cpu":
@@ -136,15 +157,6 @@ def _watch_memory(device: str) -> Callable[[], int]:
         unit = 1 if sys.platform == "darwin" else 1024
         held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return lambda: unit * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - held)
-
-
-def _release() -> None:
-    """Give memory that is free back to the system, or it would hide what the next call takes."""
-    gc.collect()
-    if sys.platform == "linux":
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc; musl has none
-        if trim is not None:
-            trim(0)
 
 
 def _status(field: str) -> int:

@@ -1,0 +1,30 @@
+"""What a process holds: kept for what comes, or given back."""
+
+import subprocess
+import sys
+
+import pytest
+
+from metablocks.memory import keep_freed_memory, release_freed_memory
+
+FAULTS = """
+import resource, torch
+from metablocks.memory import keep_freed_memory
+
+assert keep_freed_memory()
+torch.ones(2**22)  # 16 MiB
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+torch.ones(2**22)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(not keep_freed_memory(), reason="glibc's allocator alone has the setting")
+def test_memory_that_is_kept_is_not_cleared_page_by_page():
+    done = subprocess.run([sys.executable, "-c", FAULTS], capture_output=True, text=True)
+    assert int(done.stdout) < 100, done.stderr  # of 4096 pages
+
+
+def test_giving_back_what_is_free_needs_nothing_to_be_free():
+    release_freed_memory()
+    release_freed_memory()
