@@ -9,6 +9,7 @@ from typing import NoReturn
 
 from metablocks.devices import find_device
 from metablocks.errors import suggest
+from metablocks.memory import parse_bytes
 from metablocks.report import arguments as comparison
 from metablocks.report.arguments import typed
 from metablocks.report.request import parse_count
@@ -92,6 +93,7 @@ def parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     run.add_argument("--out", type=Path, default=Path("runs"), help="folder of runs (runs)")
     run.add_argument(
         "--memory",
+        type=_size,
         metavar="SIZE",
         help="budget such as 4GiB: measure, and take the fastest executor that keeps to it",
     )
@@ -176,6 +178,11 @@ def _add_place(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--device", metavar="D", help="auto, cpu, cuda, cuda:1, …, in place of the recipe's"
     )
+
+
+def _size(text: str) -> str:
+    typed(parse_bytes)(text)
+    return text
 
 
 def _folder(text: str) -> Path:

@@ -181,10 +181,3 @@ def test_a_run_records_its_choice_and_goes_on_with_it(tmp_path, capsys, monkeypa
     assert told.startswith(f"{again.chosen} for 4 tasks: ")
     monkeypatch.setattr(auto_executor, "_measure", None)  # whoever goes on does not measure
     assert main(["run", "--resume", str(run), "--out", str(tmp_path), "--quiet"]) == 0
-
-
-def test_a_wrong_budget_on_the_command_line_is_an_error_with_its_place(capsys):
-    assert main(["run", "maml_sinusoid", "--memory", "lots"]) == 2
-    error = capsys.readouterr().err
-    assert "memory is 'lots'; it takes bytes, or a size such as \"4GiB\"" in error
-    assert "Traceback" not in error

@@ -37,6 +37,11 @@ COMMANDS = ["run", "check", "show", "blocks", "recipes", "eval", "compare", "ver
         (["eval", "x", "--split", "tset"], 'did you mean "test"?'),
         (["eval", "x", "--checkpoint", "lats"], 'did you mean "last"?'),
         (["run", "quickstart", "--data", "nowhere"], "nowhere is no folder"),
+        (
+            ["run", "quickstart", "--memory", "lots"],
+            "argument --memory: memory is 'lots'; it takes",
+        ),
+        (["run", "quickstart", "--memory", '4GiB"'], "argument --memory: memory is '4GiB\"'; it"),
         (["run"], "metablocks run: no recipe; give one, or --resume RUN_DIR"),
         (["run", "--resume", "nowhere"], "nowhere: no such folder; give one that metablocks run"),
         (["eval", "."], ".: has no recipe.yaml; it is not the folder of a run"),
