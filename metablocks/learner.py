@@ -133,13 +133,8 @@ class MetaLearner(nn.Module):
         parameters = dict(model.named_parameters())
         rule.setup({name: parameters[name].detach() for name in self.adapted}, steps)
         self._functional_rule = FunctionalModule(rule)
-        collected = {
-            f"{name}.{own}" if name else own
-            for name, module in model.named_modules()
-            if getattr(module, "collects_buffers", False)
-            for own, _ in module.named_buffers()
-        }
         # Of the model's state: not the buffers of batch norms, which nobody reads.
+        collected = _collected_buffers(model)
         self._collected = tuple(n for n in self._functional_model.state().buffers if n in collected)
         self._identity = object()  # tells this learner's compiled functions from another's
         self._connected: set[tuple[Any, ...]] = set()
@@ -198,8 +193,7 @@ class MetaLearner(nn.Module):
 
         Raises `BlockError` for more steps than a per-step block was set up for.
         """
-        steps = self._evaluation_steps(steps)
-        inner = self._inner(steps, (False,) * steps, (0.0,) * steps + (1.0,), training=False)
+        inner = self._inner_at_evaluation(steps)
 
         def judge(shared: Any, buffers: Tensors, task: Task) -> tuple[Any, Any]:
             meta, _ = shared
@@ -225,8 +219,7 @@ class MetaLearner(nn.Module):
         Per-step batch norms have become ordinary ones, with the row of that step; where they evaluate
         by running statistics, these are what they carry.
         """
-        steps = self._evaluation_steps(steps)
-        inner = self._inner(steps, (False,) * steps, (0.0,) * steps + (1.0,), training=False)
+        inner = self._inner_at_evaluation(steps)
         with self._preserve_random_state(), torch.no_grad():
             meta, buffers = detach(self._meta_parameters()), self._model_buffers()
             carries = [carry for _, carry in inner.rollout(meta, buffers, support)]
@@ -292,6 +285,11 @@ class MetaLearner(nn.Module):
             training=training,
         )
 
+    def _inner_at_evaluation(self, steps: int | None) -> InnerLoop:
+        """In `eval()` mode, through no step; the last query loss counts."""
+        steps = self._evaluation_steps(steps)
+        return self._inner(steps, (False,) * steps, (0.0,) * steps + (1.0,), training=False)
+
     def _meta_parameters(self) -> Tensors:
         return {name: p for name, p in self.named_parameters() if p.requires_grad}
 
@@ -354,6 +352,16 @@ def _check_types(learner: MetaLearner) -> None:
             f"the loss {type(learner.loss).__name__} has trainable parameters, which no gradient "
             "would reach; put them into the model, or freeze them with requires_grad_(False)"
         )
+
+
+def _collected_buffers(model: nn.Module) -> set[str]:
+    """The names of the buffers of modules with `collects_buffers = True`."""
+    return {
+        f"{name}.{own}" if name else own
+        for name, module in model.named_modules()
+        if getattr(module, "collects_buffers", False)
+        for own, _ in module.named_buffers()
+    }
 
 
 def _mean(total: Tensor, count: int) -> Tensor:
