@@ -72,6 +72,18 @@ def suggest(given: str, candidates: Iterable[str]) -> str:
     return f'; did you mean "{near[0]}"?' if near else ""
 
 
+def suggest_then(given: str, candidates: Iterable[str], then: str) -> str:
+    """The same, and after it a sentence that says what there is; or that alone, as a clause.
+
+    >>> suggest_then("leanr", ["learn", "init"], "it takes: learn, init")
+    '; did you mean "learn"? It takes: learn, init'
+    >>> suggest_then("xyzzy", ["learn", "init"], "it takes: learn, init")
+    '; it takes: learn, init'
+    """
+    near = suggest(given, candidates)
+    return f"{near} {then[0].upper()}{then[1:]}" if near else f"; {then}"
+
+
 def first_line(error: Exception) -> str:
     """What an error says, in one line; torch's go on with a trace of its C++ code.
 

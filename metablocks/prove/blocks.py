@@ -55,6 +55,7 @@ def verify(
     """
     given = block if isinstance(block, Subject) else subject(block, protocol=protocol)
     try:
+        from metablocks.laws import strategies  # noqa: F401  (first: it says what to install)
         from metablocks.prove.laws_of import LAWS
     except MissingError as error:
         raise MissingError(f"metablocks verify: {error}") from error.__cause__

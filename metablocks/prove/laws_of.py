@@ -1,4 +1,4 @@
-"""The laws of each protocol: which function says it, what it is run on, and where it does not apply.
+"""The laws of each protocol: which function says it, what it is run on, and what excuses a block.
 
 One literal table a protocol. A law is called with the block (of a rule with what makes it, since a
 learner sets up its own), with a problem where it needs one, and with what else is drawn.
@@ -9,10 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
-from torch import nn
 
 from metablocks.estimators import Implicit, Reptile
 from metablocks.laws import (
@@ -27,7 +25,7 @@ from metablocks.laws import (
     step_losses,
     strategies,
 )
-from metablocks.laws.cases import Case
+from metablocks.prove import excuses
 from metablocks.rules import KFO, MetaCurvature
 
 
@@ -54,79 +52,6 @@ class Law:
         """The law in a sentence, from its docstring."""
         return (self.check.__doc__ or "").split("\n\n")[0].replace("\n    ", " ")
 
-
-# ---- where a law does not apply
-
-
-def _draws(make: Any) -> str | None:
-    return "it draws random numbers" if any(rules.draws(make, Case().problem())) else None
-
-
-def _draws_nothing_or_says_so(make: Any) -> str | None:
-    if make().draws_each_step:
-        return "it declares draws_each_step"
-    return None if _draws(make) else "it draws no random numbers"
-
-
-def _any_step(make: Any) -> str | None:
-    rule = make().setup({"w": torch.zeros(2)}, 2)
-    return (
-        "it is made for any number of steps (max_steps is None)" if rule.max_steps is None else None
-    )
-
-
-def _no_identity(make: Any) -> str | None:
-    if rules.is_the_identity(make, Case().problem()):
-        return None
-    return "it does not start as the identity"
-
-
-def _more_than_a_product(make: Any) -> str | None:
-    rule = make()
-    if rule.hidden:
-        return "it has hidden layers"
-    return None if rule.rate is None else "it adapts its transform"
-
-
-def _without(field: str) -> Callable[[Any], str | None]:
-    def excuse(block: Any) -> str | None:
-        known = (
-            [f.name for f in dataclasses.fields(block)] if dataclasses.is_dataclass(block) else []
-        )
-        return None if field in known else f"it is no dataclass with a field {field}"
-
-    return excuse
-
-
-def _not_exact(estimator: Any) -> str | None:
-    return None if getattr(estimator, "exact", True) else "it declares exact = False"
-
-
-def _draws_batches(estimator: Any) -> str | None:
-    return "it draws batches" if getattr(estimator, "batch", None) else None
-
-
-def _no_conversion(norm: Any) -> str | None:
-    return "it is a module, and not a conversion" if hasattr(norm, "module") else None
-
-
-def _no_rows(norm: Any) -> str | None:
-    problem = Case(norm="batch", steps=2, width=3).problem()
-    if not norms.is_step_aware(norm, problem):
-        return "no module of it asks for the inner step (inner_step)"
-    rows = [p for p in norm(problem.model(), 5).parameters() if p.ndim == 2 and len(p) == 5]
-    return None if rows else "its parameters have no row for each step"
-
-
-def _evaluates_by_statistics(norm: Any) -> str | None:
-    model: nn.Module = norm(Case(norm="batch").problem().model(), 1)
-    stored = any(getattr(module, "keeps_statistics", False) for module in model.modules())
-    return (
-        "it evaluates by other statistics than it trains by (keeps_statistics)" if stored else None
-    )
-
-
-# ---- the tables
 
 _SMALL = strategies.cases(tasks=1)
 _ANY = strategies.cases()
@@ -155,9 +80,9 @@ LAWS: dict[str, list[Law]] = {
             "draws once a task",
             rules.draws_once_a_task,
             {"case": _SMALL},
-            _draws_nothing_or_says_so,
+            excuses.draws_nothing_or_says_so,
         ),
-        Law("reads the step", rules.reads_the_step, {"case": _SMALL}, _any_step),
+        Law("reads the step", rules.reads_the_step, {"case": _SMALL}, excuses.any_number_of_steps),
         Law("adapt is its loop", rules.adapt_is_its_loop, {"case": _SMALL}),
         Law("zero Hessian", rules.zero_hessian, {"case": _SMALL}),
         Law(
@@ -170,14 +95,16 @@ LAWS: dict[str, list[Law]] = {
             rule_gradients.one_gradient,
             {"case": _ANY, "order": strategies.orders(), "step_loss": strategies.step_losses()},
         ),
-        Law("mean of tasks", rule_gradients.mean_of_tasks, {"case": _SEVERAL}, _draws),
-        Law("identity at first", rule_gradients.same_as_without, {"case": _ANY}, _no_identity),
+        Law("mean of tasks", rule_gradients.mean_of_tasks, {"case": _SEVERAL}, excuses.draws),
+        Law(
+            "identity at first", rule_gradients.same_as_without, {"case": _ANY}, excuses.no_identity
+        ),
         Law("purity", rule_gradients.leaves_no_trace, {"case": _ANY}),
         Law(
             "Kronecker product",
             kronecker.kfo_is_a_kronecker_product,
             {"case": _SMALL},
-            _more_than_a_product,
+            excuses.more_than_a_product,
             KFO,
         ),
         Law(
@@ -203,12 +130,12 @@ LAWS: dict[str, list[Law]] = {
             orders.one_gradient,
             {"case": _ANY, "rule": strategies.rules(), "progress": strategies.progress()},
         ),
-        Law("truncation ends", orders.truncation_ends, {"case": _SMALL}, _without("last")),
+        Law("truncation ends", orders.truncation_ends, {"case": _SMALL}, excuses.without("last")),
         Law(
             "annealing switches",
             orders.annealing_switches,
             {"case": _SMALL, "epoch": st.just(2), "others": _EPOCHS},
-            _without("first_order_epochs"),
+            excuses.without("first_order_epochs"),
         ),
     ],
     "step_loss": [
@@ -231,7 +158,7 @@ LAWS: dict[str, list[Law]] = {
             "ends at final",
             step_losses.ends_at_final,
             {"steps": st.integers(0, 8), "later": _LATER},
-            _without("epochs"),
+            excuses.without("epochs"),
         ),
     ],
     "estimator": [
@@ -239,41 +166,44 @@ LAWS: dict[str, list[Law]] = {
             "equals Unrolled",
             estimators.equals_unrolled,
             {"case": _ANY, **_POLICIES, "rule": strategies.rules(draws=True)},
-            _not_exact,
+            excuses.not_exact,
         ),
-        Law("zero Hessian", estimators.zero_hessian, {"case": _PLAIN}, _not_exact),
+        Law("zero Hessian", estimators.zero_hessian, {"case": _PLAIN}, excuses.not_exact),
         Law(
-            "closed form", estimators.closed_form, {"case": _QUADRATIC, "rate": _RATES}, _not_exact
+            "closed form",
+            estimators.closed_form,
+            {"case": _QUADRATIC, "rate": _RATES},
+            excuses.not_exact,
         ),
         Law(
             "finite differences",
             estimators.finite_differences,
             {"case": _ANY, "step_loss": strategies.step_losses()},
-            _not_exact,
+            excuses.not_exact,
         ),
-        Law("one executor", estimators.one_executor, {"case": _ALL_ADAPT}, _draws_batches),
-        Law("mean of tasks", estimators.mean_of_tasks, {"case": _ALL_ADAPT}, _draws_batches),
+        Law("one executor", estimators.one_executor, {"case": _ALL_ADAPT}, excuses.draws_batches),
+        Law("mean of tasks", estimators.mean_of_tasks, {"case": _ALL_ADAPT}, excuses.draws_batches),
         Law("names what is idle", estimators.names_what_is_idle, {"case": _PLAIN}),
         Law("purity", estimators.leaves_no_trace, {"case": _PLAIN}),
         Law(
             "Reptile is joint training",
             end_points.reptile_is_joint_training,
             {"case": _PLAIN},
-            _draws_batches,
+            excuses.draws_batches,
             Reptile,
         ),
         Law(
             "Reptile is its loop",
             end_points.reptile_is_its_loop,
             {"case": _PLAIN},
-            _draws_batches,
+            excuses.draws_batches,
             Reptile,
         ),
         Law(
             "Reptile is interpolation",
             end_points.reptile_is_interpolation,
             {"case": _PLAIN},
-            _draws_batches,
+            excuses.draws_batches,
             Reptile,
         ),
         Law(
@@ -302,9 +232,19 @@ LAWS: dict[str, list[Law]] = {
         Law("tasks of unequal size", executors.unequal_tasks, {"case": _SMALL}),
     ],
     "norm": [
-        Law("keeps the function", norms.keeps_the_function, {"case": _BATCH_NORM}, _no_conversion),
+        Law(
+            "keeps the function",
+            norms.keeps_the_function,
+            {"case": _BATCH_NORM},
+            excuses.no_conversion,
+        ),
         Law("is not aliased", norms.is_not_aliased, {"case": _BATCH_NORM}),
-        Law("a row for each step", norms.has_a_row_for_each_step, {"case": _BATCH_NORM}, _no_rows),
+        Law(
+            "a row for each step",
+            norms.has_a_row_for_each_step,
+            {"case": _BATCH_NORM},
+            excuses.no_rows,
+        ),
         Law(
             "training ignores what is stored",
             norms.training_ignores_what_is_stored,
@@ -316,7 +256,7 @@ LAWS: dict[str, list[Law]] = {
             "finite differences",
             norms.finite_differences,
             {"case": _BATCH_NORM},
-            _evaluates_by_statistics,
+            excuses.evaluates_by_statistics,
         ),
         Law("purity", norms.leaves_no_trace, {"case": _BATCH_NORM}),
     ],

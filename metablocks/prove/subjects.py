@@ -13,26 +13,21 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from torch import nn
-
 import metablocks
-from metablocks.errors import BlockError, MetablocksError, RecipeError, suggest
+from metablocks.errors import BlockError, MetablocksError, RecipeError, suggest, suggest_then
 from metablocks.laws.norms import in_place_of_batch_norms
+from metablocks.prove.protocols import (
+    PROTOCOLS,
+    SLOTS_OF,
+    check_protocol,
+    is_instance,
+    is_norm,
+    parameters,
+    protocol_of,
+)
 from metablocks.recipe import schema
-from metablocks.recipe.construct import fits_slot
 from metablocks.recipe.parse import Problem, parse_value
-from metablocks.recipe.slots import ESTIMATOR, EXECUTOR, ORDER, RULE, SLOTS, STEP_LOSS, find
-from metablocks.rules import UpdateRule
-
-PROTOCOLS = {
-    "rule": "an update rule",
-    "order": "a gradient order",
-    "step_loss": "a step loss",
-    "estimator": "an estimator",
-    "executor": "an executor",
-    "norm": "a norm",
-}
-_SLOTS = {slot.name: slot for slot in (RULE, ORDER, STEP_LOSS, ESTIMATOR, EXECUTOR)}
+from metablocks.recipe.slots import RULE, SLOTS, find
 
 EXAMPLES: dict[str, dict[str, Any]] = {
     "learning_rate": {"init": 0.1},
@@ -82,23 +77,23 @@ def named(name: str, settings: Sequence[str] = (), protocol: str | None = None) 
     Raises `RecipeError` for a name that leads nowhere, an unknown or missing field, and a block whose
     protocol cannot be told.
     """
-    _check_protocol(protocol)
+    check_protocol(protocol)
     if ":" in name:
         _check_importable(name)
         module, _, attribute = name.partition(":")
         target: Any = find(RULE, name, [module])
         return subject(target, settings, protocol, source=(module, attribute))
-    blocks = {key: dict(slot.blocks) for key, slot in _SLOTS.items()}
+    blocks = {key: dict(slot.blocks) for key, slot in SLOTS_OF.items()}
     norm = "per_step_batch_norm"  # of surgery, what is a norm
     blocks["norm"] = {norm: SLOTS["surgery"].blocks[norm]}
     asked = [key for key in blocks if protocol in (None, key)]
     found = [key for key in asked if name in blocks[key]]
     if not found:
         known = [block for key in asked for block in blocks[key]]
-        raise RecipeError(
-            f'no block is called "{name}"{suggest(name, known)} It takes a block of one\'s own, '
-            f"my_pkg.my_module:MyRule, or one of: {', '.join(known)}"
+        takes = (
+            f"it takes a block of one's own, my_pkg.my_module:MyRule, or one of: {', '.join(known)}"
         )
+        raise RecipeError(f'no block is called "{name}"{suggest_then(name, known, takes)}')
     if len(found) > 1:
         kinds = " and ".join(PROTOCOLS[key] for key in found)
         raise RecipeError(f'"{name}" is {kinds}; say which: --as {found[0]}')
@@ -120,41 +115,33 @@ def subject(
 
     Raises `RecipeError` for fields that do not fit, `BlockError` for what is no block.
     """
-    _check_protocol(protocol)
+    check_protocol(protocol)
     name, imports = _origin(block) if source is None else _found(*source)
-    if _is_norm(block, protocol):
+    if is_norm(block, protocol):
         return Subject("norm", *_norm(block, name, settings), imports, _file(block))
-    if _is_instance(block, protocol):
+    if is_instance(block, protocol):
         if settings:
             raise RecipeError(f"{name} is made already; --set {settings[0]} has nothing to set")
-        kind = _protocol_of(block, name, protocol)
+        kind = protocol_of(block, name, protocol)
         code = name if source or inspect.isfunction(block) else repr(block).splitlines()[0]
         if source and kind == "rule":  # each learner sets up its own
             code, imports = f"copy.deepcopy({name})", f"import copy\n\n{imports}"
         return Subject(kind, partial(copy.deepcopy, block), code, imports, _file(block))
     if isinstance(block, partial) and not settings:
-        kind = _protocol_of(_make(block, name, {}), name, protocol)
+        kind = protocol_of(_make(block, name, {}), name, protocol)
         told = ", ".join([*map(repr, block.args), _arguments(block.keywords)])
         return Subject(kind, block, f"{name}({told.strip(', ')})", imports, _file(block))
     fields = _fields(block, name, settings)
-    kind = _protocol_of(_make(block, name, fields), name, protocol)
+    kind = protocol_of(_make(block, name, fields), name, protocol)
     code = f"{name}({_arguments(fields)})"
     return Subject(kind, partial(block, **fields), code, imports, _file(block))
-
-
-def _is_norm(block: Any, protocol: str | None) -> bool:
-    if protocol is not None:
-        return protocol == "norm"
-    if isinstance(block, type):
-        return issubclass(block, nn.Module) and not issubclass(block, UpdateRule)
-    return inspect.isfunction(block) and _parameters(block)[:1] == ["model"]
 
 
 def _norm(block: Any, name: str, settings: Sequence[str]) -> tuple[Callable[[], Any], str]:
     """Surgery `(model, steps, …) -> model`, or a module class `(channels, …)`."""
     module = isinstance(block, type)
     takes = "channels" if module else "model, steps"
-    context = _parameters(block)[:1] if module else ["model", "steps"]
+    context = parameters(block)[:1] if module else ["model", "steps"]
     fields = _fields(block, name, settings, context=context)
     code = f"lambda {takes}: {name}({takes}, {_arguments(fields)})" if fields else name
     bound = partial(block, **fields)
@@ -167,71 +154,6 @@ def _norm(block: Any, name: str, settings: Sequence[str]) -> tuple[Callable[[], 
         return norm
 
     return make, f"norms.in_place_of_batch_norms({code})"
-
-
-def _is_instance(block: Any, protocol: str | None) -> bool:
-    """Whether it is a block itself; a class or another function makes one.
-
-    Of a function that could be a block and could make one, the names of its parameters tell.
-    """
-    if isinstance(block, type):
-        return False
-    if protocol is not None:
-        return fits_slot(block, _SLOTS[protocol])
-    return bool(_protocols(block)) and (not inspect.isfunction(block) or _named_like(block))
-
-
-def _named_like(function: Any) -> bool:
-    """Whether a function's parameters are those of a protocol's call, by name."""
-    names = _parameters(function)
-    calls = (
-        ["step", "steps", "progress"],
-        ["steps", "progress"],
-        ["fn", "shared", "buffers", "tasks"],
-    )
-    return names in calls
-
-
-def _protocols(block: Any) -> list[str]:
-    if isinstance(block, UpdateRule):
-        return ["rule"]
-    if hasattr(block, "disconnected"):
-        return ["estimator"] if fits_slot(block, ESTIMATOR) else []
-    return [name for name in ("order", "step_loss", "executor") if fits_slot(block, _SLOTS[name])]
-
-
-def _protocol_of(block: Any, name: str, protocol: str | None) -> str:
-    found = _protocols(block)
-    if protocol is not None:
-        if protocol in found:
-            return protocol
-        raise BlockError(f"{name} is no {protocol}: {_TAKES[protocol]}")
-    if len(found) == 1:
-        return found[0]
-    if found:
-        raise BlockError(f"{name} could be {' or '.join(found)}; say which: --as {found[0]}")
-    raise BlockError(
-        f"{name} is no block. A rule is an UpdateRule; others are called: "
-        + "; ".join(f"{kind}: {takes}" for kind, takes in _TAKES.items() if kind != "rule")
-    )
-
-
-_TAKES = {
-    "rule": "it takes a subclass of metablocks.UpdateRule",
-    "order": "(step, steps, progress) -> bool",
-    "step_loss": "(steps, progress) -> weights [steps + 1]",
-    "estimator": "(inner, meta, buffers, task) -> TaskGradient, with a method disconnected",
-    "executor": "(fn, shared, buffers, tasks) -> (sum, stacked)",
-    "norm": "(model, steps) -> model, or a module class that takes the number of channels",
-}
-
-
-def _check_protocol(protocol: str | None) -> None:
-    if protocol is not None and protocol not in PROTOCOLS:
-        raise BlockError(
-            f'no protocol is called "{protocol}"{suggest(protocol, PROTOCOLS)} There are: '
-            f"{', '.join(PROTOCOLS)}"
-        )
 
 
 def _check_importable(name: str) -> None:
@@ -272,7 +194,7 @@ def _fields(
         if field not in known:
             takes = ", ".join(known) or "no field"
             raise RecipeError(
-                f"--set {setting}: unknown field{suggest(field, known)} {name} takes: {takes}"
+                f"--set {setting}: unknown field{suggest(field, known) or ';'} {name} takes: {takes}"
             )
         node = parse_value(text, f"--set {setting}", problems)
         fields[field] = schema.check(node, known[field].annotation, field, problems)
@@ -296,13 +218,6 @@ def _make(block: Any, name: str, fields: Mapping[str, Any]) -> Any:
     except Exception as error:
         kind = type(error).__name__
         raise BlockError(f"{name}({_arguments(fields)}) failed: {kind}: {error}") from error
-
-
-def _parameters(block: Any) -> list[str]:
-    try:
-        return list(inspect.signature(block).parameters)
-    except (TypeError, ValueError):
-        return []
 
 
 def _arguments(fields: Mapping[str, Any]) -> str:

@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from metablocks import rules
 from metablocks.auto_executor import AutoExecutor
-from metablocks.errors import RecipeError, suggest
+from metablocks.errors import RecipeError, suggest, suggest_then
 from metablocks.estimators import Adjoint, Estimator, Implicit, Reptile, Unrolled
 from metablocks.executors import Executor, Loop, Vmap
 from metablocks.models import MLP, Conv4, append_linear, insert_tnet, per_step_batch_norm
@@ -180,11 +180,11 @@ def find(slot: Slot, name: str, allow: Collection[str] = ()) -> Callable[..., An
     if ":" in name:
         return _outside(name, allow)
     if name not in slot.blocks:
-        hint = suggest(name, slot.blocks)
-        there_are = " There are" if hint else "; there are"
+        there_are = (
+            f"there are: {', '.join(slot.blocks)}, and package.module:Name with --allow package"
+        )
         raise RecipeError(
-            f'no {slot.name} block is called "{name}"{hint}{there_are}: {", ".join(slot.blocks)}, '
-            "and package.module:Name with --allow package"
+            f'no {slot.name} block is called "{name}"{suggest_then(name, slot.blocks, there_are)}'
         )
     return slot.blocks[name]
 

@@ -189,6 +189,12 @@ def test_every_shipped_block_holds_the_laws_of_its_protocol(protocol, name, devi
         (["kof"], 'no block is called "kof"; did you mean "kfo"?'),
         (["annealed"], '"annealed" is a gradient order and a step loss; say which: --as order'),
         (["kfo", "--as", "rul"], 'no protocol is called "rul"; did you mean "rule"?'),
+        (
+            ["xyz"],
+            'no block is called "xyz"; it takes a block of one\'s own, my_pkg.my_module:MyRule',
+        ),
+        (["kfo", "--as", "xyz"], 'no protocol is called "xyz"; there are: rule, order, step_loss,'),
+        (["kfo", "--set", "xyz=1"], "--set xyz=1: unknown field; KFO takes: hidden,"),
         (["kfo", "--as", "order"], 'no block is called "kfo"'),
         (["kfo", "--set", "hiden=1"], 'unknown field; did you mean "hidden"? KFO takes: hidden,'),
         (["kfo", "--set", "hidden"], "no = in it; it takes field=value"),
@@ -205,6 +211,17 @@ def test_bad_input_is_refused_with_what_would_work(arguments, message, capsys):
     out, err = capsys.readouterr()
     assert message in err
     assert "Traceback" not in out + err
+
+
+def test_without_hypothesis_it_says_what_to_install(monkeypatch, capsys):
+    for name in ("metablocks.laws.strategies", "metablocks.prove.laws_of"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.delattr("metablocks.laws.strategies", raising=False)
+    monkeypatch.setitem(sys.modules, "hypothesis", None)
+    assert main(["verify", "kfo"]) == 1
+    err = capsys.readouterr().err
+    assert err.startswith("metablocks verify: the strategies of the laws draw with hypothesis")
+    assert "pip install metablocks[test]" in err
 
 
 def test_a_module_that_fails_to_import_says_how(tmp_path, monkeypatch, capsys):
