@@ -13,9 +13,10 @@ import torch
 import torch.nn.functional as F
 from small_learners import sinusoids as batch
 from torch import nn
+from torch.utils import _pytree as pytree
 
 import metablocks as mb
-from metablocks.compiled import Compiler, _Flat
+from metablocks.compiled import Compiler, _check, _Flat, _Unfit
 from metablocks.laws import gradients, problem
 
 pytestmark = pytest.mark.usefixtures("placed")
@@ -164,6 +165,22 @@ def test_what_does_not_compile_or_is_wrong_says_so_once_and_runs_as_it_is(
     due = learner(mb.Loop()).meta_gradient(batch())
     torch.testing.assert_close(got.grads, due.grads, rtol=within(1e-10), atol=within(1e-12))
     assert not recwarn.list
+
+
+@pytest.mark.parametrize("off", [0.5, 3.0])
+def test_what_rounding_explains_is_measured_where_it_is_more_than_usual(off, recwarn):
+    """One result as near to the truth as the function's own passes, one three times as far does not."""
+    flat = _Flat(lambda x: (x + 3e4) - 3e4, pytree.tree_structure((0.0,)))
+    leaves = [torch.rand(1000, dtype=torch.float32)]
+    own = flat(*leaves)
+    error = own[0] - leaves[0]
+    assert error.norm() / own[0].norm() > 5e-4  # the usual is 3.5e-4
+    got = [leaves[0] - off * error]
+    if off < 2:
+        _check(got, own, flat, leaves)
+    else:
+        with pytest.raises(_Unfit, match=r"explains 3e-04, and .*e-04 as measured in double"):
+            _check(got, own, flat, leaves)
 
 
 def _fail(*_, **options):

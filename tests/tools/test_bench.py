@@ -193,6 +193,9 @@ def test_compiled_contenders_stay_out_of_long_loops_and_chunks_out_of_where_they
     assert "up to 5" in compiled.left_out(lineup.CONV.with_steps(20))
     assert "smoke sizes" in compiled.left_out(lineup.CONV, quick=True)
     assert chunk.left_out(lineup.CONV) is None
+    bfloat16 = lineup.CONTENDERS["metablocks_loop_compiled_bfloat16"]
+    assert bfloat16.left_out(lineup.CONV) is None
+    assert "half precision" in bfloat16.left_out(lineup.SINUSOID)
     assert "no more than one chunk" in chunk.left_out(lineup.CASES["memory"])
     reason = compiled.left_out(lineup.CONV.with_steps(20))
     text = report.section(lineup.CONV, [], SETTINGS, {"metablocks_vmap_compiled": reason})

@@ -104,6 +104,8 @@ class Contender:
             return (
                 f"compiled graphs grow with the inner steps; by default up to {MOST_COMPILED_STEPS}"
             )
+        if self.bfloat16 and case.net == "mlp":
+            return "half precision is for nets whose time goes into products of matrices"
         if self.wide and (case.net == "mlp" or case.tasks == 1):
             return "threads and the layout of images are for several tasks of images"
         if self.chunk is not None and self.chunk >= case.tasks:
@@ -174,5 +176,6 @@ CONTENDERS = {
             for traced, e in product((False, "trace"), ("Unrolled", "Adjoint"))
         ),
         _ours("Unrolled", "Loop", wide=True, compile="trace", bfloat16=True),
+        _ours("Unrolled", "Loop", compile=True, bfloat16=True),
     )
 }
