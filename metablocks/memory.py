@@ -70,8 +70,8 @@ def keep_freed_memory() -> bool:
 
     The C library returns large blocks to the system, which clears every page of them when they are
     asked for again. Several workers (`Loop(workers=2)`) wait for that in turn: on a conv net it takes
-    a tenth to a fifth of their time. From now on the process holds what it once took until it ends;
-    its peak stays about the same. `metablocks run` does this when it begins.
+    a tenth of their time. From now on the process holds until it ends what it once took, and its peak
+    may be a fifth higher. `metablocks run` does this when it begins.
 
     Returns whether there was something to set: glibc alone has it. The environment does the same
     before a process starts: `MALLOC_MMAP_THRESHOLD_`, `MALLOC_TRIM_THRESHOLD_`, `MALLOC_TOP_PAD_`.

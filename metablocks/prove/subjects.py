@@ -160,6 +160,8 @@ def _check_importable(name: str) -> None:
     """Raises `RecipeError`, with what is near, where there is no such module."""
     module = name.partition(":")[0]
     parts = module.split(".")
+    if not all(map(str.isidentifier, parts)):  # find() says what a path looks like
+        return
     for count in range(1, len(parts) + 1):
         path = ".".join(parts[:count])
         try:

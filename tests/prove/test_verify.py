@@ -184,6 +184,10 @@ def test_every_shipped_block_holds_the_laws_of_its_protocol(protocol, name, devi
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (
+            ["../right_rule:PowerRate"],
+            '"../right_rule:PowerRate" is no path to a block; it takes package',
+        ),
         (["right_rul:PowerRate"], 'there is no module "right_rul"; did you mean "right_rule"?'),
         (["right_rule:PowerRat"], 'has no "PowerRat"; did you mean "PowerRate"?'),
         (["kof"], 'no block is called "kof"; did you mean "kfo"?'),

@@ -49,7 +49,8 @@ def traced(monkeypatch):
 def request(name, case=lineup.SINUSOID, **changes):
     """What a worker is asked to do, at smoke sizes."""
     own = {"case": dataclasses.asdict(case.quick()), "contender": name, "device": "cpu"}
-    return {**own, "dtype": "float32", "threads": 1, "repeats": 1, "check": False, **changes}
+    own |= {"dtype": "float32", "threads": 1, "repeats": 1, "check": False}
+    return {**own, "keep_freed_memory": False, **changes}
 
 
 def bench(*argv, **environment):
@@ -248,6 +249,16 @@ def test_a_ratio_has_the_range_of_its_rounds_and_a_first_call_what_compiling_too
     text = report.section(lineup.SINUSOID, [higher, ours], SETTINGS, {})
     row = next(line for line in text.splitlines() if line.startswith(f"| {ours.contender.title}"))
     assert "| 2.00× (1.00–3.00) | 1.0 MiB | – | 63.2 s, 800.0 MiB |" in row
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_what_becomes_of_freed_memory_is_said_and_done(kept, monkeypatch):
+    text = report.heading([], dataclasses.replace(SETTINGS, keep_freed_memory=kept))
+    assert ("keeps freed memory, in every contender's process" in text) == kept
+    done = []
+    monkeypatch.setattr(worker, "keep_freed_memory", lambda: done.append(True))
+    worker.measure(request("plain_loop", keep_freed_memory=kept))
+    assert bool(done) == kept
 
 
 def test_nan_is_no_right_gradient():

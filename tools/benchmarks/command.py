@@ -44,6 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         rounds=options.rounds or (1 if options.quick else 3),
         quick=options.quick,
         repeats=options.repeats,
+        keep_freed_memory=options.freed_memory == "kept",
     )
     cases = [case for name in names for case in _variants(CASES[name], options.steps)]
     if settings.quick:
@@ -126,6 +127,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--rounds", type=_count, help="fresh processes each (default: 3)")
     parser.add_argument(
         "--repeats", type=_count, help="timed runs in a process (default: a case's)"
+    )
+    parser.add_argument(
+        "--freed-memory",
+        choices=["kept", "as-is"],
+        default="kept",
+        help="kept by the C library in every contender's process, which is quicker, or by its own "
+        "ways, where the peak of a process may be lower (default: kept)",
     )
     parser.add_argument("--device", default="cpu", help="cpu, cuda, … (default: cpu)")
     parser.add_argument("--dtype", default="float32", choices=["float32", "float64"])

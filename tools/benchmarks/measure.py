@@ -36,6 +36,8 @@ class Settings:
     quick: bool
     repeats: int | None
     """None: as often as the case says."""
+    keep_freed_memory: bool = True
+    """In every contender's process, on the CPU."""
 
 
 @dataclass
@@ -115,6 +117,7 @@ def _run_worker(
         "threads": settings.threads,
         "repeats": settings.repeats or case.repeats,
         "check": check,
+        "keep_freed_memory": settings.keep_freed_memory,
     }
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     environment = {

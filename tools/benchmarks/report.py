@@ -27,7 +27,7 @@ def heading(argv: Sequence[str], settings: Settings) -> str:
         f"- {settings.device}, {settings.dtype}, threads: {settings.threads}; "
         f"rounds: {settings.rounds}, in each a fresh process for every contender",
     ]
-    if settings.device == "cpu":
+    if settings.device == "cpu" and settings.keep_freed_memory:
         lines.append("- the C library keeps freed memory, in every contender's process")
     if settings.quick:
         lines.append("- **smoke sizes (`--quick`): these figures show that it runs, nothing more**")

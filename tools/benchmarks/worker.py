@@ -36,16 +36,16 @@ WARM_UPS = 2
 def measure(request: dict[str, Any]) -> dict[str, Any]:
     """Times in seconds, peak memory in bytes, and, where asked for, the error of the gradient.
 
-    Every contender's process keeps freed memory (see `keep_freed_memory`), the peers' too. `peak` is
-    what the process held beyond its start, `tensors` what tensors held, which is the same in every
-    run; None where it cannot be told. `first` is the time of the first call. Where that compiles,
-    `compiling` is its peak memory, and `peak` is that of the calls after it; compiled code itself
-    counts as loaded.
+    `peak` is what the process held beyond its start, `tensors` what tensors held, which is the same in
+    every run; None where it cannot be told. `first` is the time of the first call. Where that
+    compiles, `compiling` is its peak memory, and `peak` is that of the calls after it; compiled code
+    itself counts as loaded.
     """
     case, contender = Case(**request["case"]), CONTENDERS[request["contender"]]
     device, dtype = request["device"], getattr(torch, request["dtype"])
     torch.set_num_threads(request["threads"])
-    keep_freed_memory()
+    if request["keep_freed_memory"]:
+        keep_freed_memory()
 
     # One run at a tiny size loads what loads on first use (libraries, kernels, thread pools), so
     # that the memory measured is the computation's. It compiles nothing: the first call pays that.
