@@ -2,6 +2,7 @@
 
 import math
 from itertools import pairwise
+from typing import Literal
 
 from torch import Tensor, nn
 
@@ -13,8 +14,10 @@ class MLP(nn.Module):
     """Linear layers of the `hidden` widths with an activation after each, then a linear head.
 
     Inputs `[examples, *input_shape]` are flattened; output `[examples, outputs]`. `hidden=()` is a
-    linear model. `bias=False` leaves out the bias of every layer. Weights start Xavier-uniform,
-    biases zero. Parameters are named `body.…` and `head.…`.
+    linear model. `bias=False` leaves out the bias of every layer. Parameters are named `body.…` and
+    `head.…`. With `init="xavier"` weights start Xavier-uniform and biases zero; with "fan_in" both
+    start uniform within ±1/√inputs, as PyTorch's layers do: units that see one number then bend in
+    different places.
 
     Source: Finn, Abbeel, Levine 2017 (sinusoid: two hidden layers of 40, ReLU).
 
@@ -23,8 +26,10 @@ class MLP(nn.Module):
     torch.Size([5, 1])
     >>> list(MLP(input_shape=(3,), outputs=2, hidden=(4,), bias=False).state_dict())
     ['body.linear0.weight', 'head.weight']
+    >>> bool(MLP(input_shape=(1,), outputs=1, init="fan_in").body.linear0.bias.any())
+    True
 
-    Raises `BlockError` for a width below 1, more than 1000 layers, or an unknown activation.
+    Raises `BlockError` for a width below 1, more than 1000 layers, an unknown activation or `init`.
     """
 
     def __init__(
@@ -35,6 +40,7 @@ class MLP(nn.Module):
         hidden: tuple[int, ...] = (40, 40),
         activation: Activation = "relu",
         bias: bool = True,
+        init: Literal["xavier", "fan_in"] = "xavier",
     ) -> None:
         super().__init__()
         if any(width < 1 for width in hidden):
@@ -43,13 +49,15 @@ class MLP(nn.Module):
         if outputs < 1:
             raise BlockError(f"outputs is {outputs}; MLP takes 1 or more")
         check_choice("activation", activation, ACTIVATIONS)
+        check_choice("init", init, ("xavier", "fan_in"))
         widths = [math.prod(input_shape), *hidden]
         self.body = nn.Sequential()
         for index, (inputs, width) in enumerate(pairwise(widths)):
             self.body.add_module(f"linear{index}", nn.Linear(inputs, width, bias=bias))
             self.body.add_module(f"activation{index}", ACTIVATIONS[activation]())
         self.head = nn.Linear(widths[-1], outputs, bias=bias)
-        xavier(self)
+        if init == "xavier":
+            xavier(self)
 
     def forward(self, inputs: Tensor) -> Tensor:
         output: Tensor = self.head(self.body(inputs.flatten(1)))

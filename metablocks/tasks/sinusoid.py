@@ -9,6 +9,7 @@ the frequency is the same block with another `frequency`.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -23,11 +24,14 @@ from metablocks.types import TaskBatch
 class Sinusoid:
     """Tasks y = A sin(f x − φ), with A, φ, f and every x drawn uniformly from their ranges.
 
+    `points="even"` takes the examples of a task from an even grid over `domain`, ends included, which
+    support and query share out at random: all of it once (Nichol, Achiam, Schulman 2018).
+
     `sample` returns float32 leaves, inputs and targets `[tasks, examples, 1]`: `shots` support and
     `queries` query examples. Values are computed in float64 on the host, so every device gets the
     same numbers. Obeys the law of `TaskSource`. The splits are independent draws of one family.
 
-    Raises `TaskError` for `shots` or `queries` below 1 and for a range that is none.
+    Raises `TaskError` for `shots` or `queries` below 1, a range that is none and other `points`.
 
     Source: Finn, Abbeel, Levine 2017, section 5.1.
 
@@ -42,6 +46,7 @@ class Sinusoid:
     phase: tuple[float, float] = (0.0, math.pi)
     frequency: tuple[float, float] = (1.0, 1.0)
     domain: tuple[float, float] = (-5.0, 5.0)
+    points: Literal["drawn", "even"] = "drawn"
     seed: int = 0
     device: str | torch.device = "cpu"
 
@@ -59,6 +64,9 @@ class Sinusoid:
             raise TaskError(
                 f"Sinusoid: domain={self.domain!r} holds a single x; low must be below high"
             )
+
+        if self.points not in ("drawn", "even"):
+            raise TaskError(f'Sinusoid: points={self.points!r}; it takes "drawn" or "even"')
 
     @property
     def kind(self) -> Kind:
@@ -79,7 +87,11 @@ class Sinusoid:
         amplitude = _scale(uniform[:, 0:1], self.amplitude)
         phase = _scale(uniform[:, 1:2], self.phase)
         frequency = _scale(uniform[:, 2:3], self.frequency)
-        x = _scale(uniform[:, 3:], self.domain)
+        place = uniform[:, 3:]
+        if self.points == "even":
+            ranks = place.argsort(axis=1).argsort(axis=1)
+            place = ranks / (self.shots + self.queries - 1)
+        x = _scale(place, self.domain)
         return regression(x, amplitude * np.sin(frequency * x - phase), self.shots, self.device)
 
 

@@ -48,6 +48,15 @@ def test_fixed_ranges_give_one_function() -> None:
     torch.testing.assert_close(y, 2 * torch.sin(3 * x - 0.5), atol=5e-6, rtol=0)
 
 
+def test_even_points_are_one_grid_that_support_and_query_share_out_anew_in_each_task() -> None:
+    source = Sinusoid(shots=2, queries=3, domain=(-1.0, 3.0), points="even")
+    x, y = joined(source.sample("train", range(50)))
+    assert x.sort().values.unique(dim=0).tolist() == [[-1.0, 0.0, 1.0, 2.0, 3.0]]
+    assert len(x[:, :2].sort().values.unique(dim=0)) == 10  # every pair is a support set
+    drawn = Sinusoid(shots=2, queries=3, domain=(-1.0, 3.0)).sample("train", range(50))
+    assert torch.equal(fit(x, y)[0].round(decimals=3), fit(*joined(drawn))[0].round(decimals=3))
+
+
 def test_support_and_query_have_the_sizes_asked_for(device) -> None:
     batch = Sinusoid(shots=3, queries=7, device=device).sample("train", range(2))
     assert [tuple(leaf.shape) for leaf in batch.support] == [(2, 3, 1), (2, 3, 1)]
@@ -120,6 +129,7 @@ def test_logistic_labels_of_steep_tasks_are_the_side_of_the_boundary() -> None:
         (lambda: Sinusoid(phase=(0.0, math.inf)), "phase=.*finite"),
         (lambda: Sinusoid(frequency=(1.0,)), "frequency=.*pair"),
         (lambda: Sinusoid(domain=(1.0, 1.0)), "domain=.*single x; low must be below high"),
+        (lambda: Sinusoid(points="grid"), 'points=.grid.; it takes "drawn" or "even"'),
         (lambda: Linear(shots=0, queries=1), "Linear: shots=0"),
         (lambda: Linear(shots=1, queries=1, sigma=0.0), "sigma=0.0; sigma is a finite number abo"),
         (lambda: Linear(shots=1, queries=1, sigma=math.nan), "sigma=nan"),

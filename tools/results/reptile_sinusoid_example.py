@@ -48,7 +48,7 @@ def main() -> None:
             for p, start in zip(net.parameters(), trained, strict=True):
                 p.copy_(start)
         amplitude, phase = sine()
-        x, fresh = torch.empty(10, 1).uniform_(-5, 5), torch.empty(40, 1).uniform_(-5, 5)
+        x, fresh = GRID[torch.randperm(len(GRID))].split([10, 40])
         for step in range(STEPS + 1):
             with torch.no_grad():
                 error = (net(fresh) - amplitude * torch.sin(fresh + phase)).square().mean()
