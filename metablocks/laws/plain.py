@@ -54,8 +54,11 @@ class PlainLoop:
         for norm in tracking_norms(self.model).values():  # batch statistics, as in every learner
             norm.track_running_stats = False
             norm.running_mean = norm.running_var = norm.num_batches_tracked = None
+        # As they are now: of a module used twice, `functional_call` leaves in it what it was given.
+        self.tensors: Tensors = dict(self.model.named_parameters())
+        self.buffers = {name: b.detach().clone() for name, b in self.model.named_buffers()}
         named = [
-            *((f"model.{name}", p) for name, p in self.model.named_parameters()),
+            *((f"model.{name}", p) for name, p in self.tensors.items()),
             *((f"rule.{name}", p) for name, p in self.rule.named_parameters()),
         ]
         self.parameters: Tensors = {name: p for name, p in named if p.requires_grad}
@@ -131,9 +134,7 @@ class PlainLoop:
 
     def start(self) -> tuple[Tensors, Tensors]:
         """θ_0, of what adapts, and the buffers of a task."""
-        params = dict(self.model.named_parameters())
-        fast: Tensors = {name: params[name] for name in self.learner.adapted}
-        return fast, {name: b.detach().clone() for name, b in self.model.named_buffers()}
+        return {name: self.tensors[name] for name in self.learner.adapted}, dict(self.buffers)
 
     def support(
         self, fast: Tensors, buffers: Tensors, batch: Batch, index: int, through: bool
@@ -160,7 +161,7 @@ class PlainLoop:
         """The loss of a batch at fast weights, and the buffers after the pass."""
         for module in step_aware_modules(self.model):
             module.inner_step = index  # type: ignore[assignment]
-        tensors = fast | {name: buffer.clone() for name, buffer in buffers.items()}
+        tensors = self.tensors | fast | {name: buffer.clone() for name, buffer in buffers.items()}
         args, kwargs = module_arguments(batch[0])
         prediction = functional_call(self.model, tensors, args, kwargs)
         return self.learner.loss(prediction, batch[1]), {name: tensors[name] for name in buffers}

@@ -196,6 +196,7 @@ def relative_error(got: Mapping[str, Tensor], expected: Mapping[str, Tensor]) ->
     return error if error == error else float("inf")
 
 
+@torch.no_grad()
 def hold(
     law: str, got: Mapping[str, Tensor], expected: Mapping[str, Tensor], within: float
 ) -> None:

@@ -21,12 +21,27 @@ from metablocks import (
     Vmap,
 )
 from metablocks.laws import gradients, problem
+from metablocks.laws.cases import Case
 from metablocks.models import Conv4
 
 
 @pytest.mark.parametrize("make", [problem.regression, problem.classification])
 def test_without_steps_it_is_the_supervised_gradient(make, place):
     gradients.no_steps(make(**place))
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case(tied=True, norm="batch", steps=2, tasks=2),
+        Case(frozen=True, steps=2),
+        Case(kind="conv", norm="batch", adapt="head.*", steps=2),
+    ],
+    ids=repr,
+)
+def test_it_is_that_of_plain_autograd_on_tied_frozen_and_partly_adapted_nets(case, place):
+    small = case.problem(**place)
+    gradients.plain_autograd(small.learner(), small)
 
 
 @given(seed=st.integers(0, 1000), steps=st.integers(1, 6), rate=st.floats(-0.3, 0.3))
