@@ -196,54 +196,31 @@ def test_finite_differences_of_every_meta_parameter(affine, device, float64):
         gradients.finite_differences(learner, small.tasks)
 
 
+@pytest.mark.parametrize("affine", ["per_step", "shared"])
 @EXECUTORS
-def test_gradient_and_statistics_of_a_plain_autograd_loop(executor, within):
-    """An independent implementation: no code shared, rows chosen by hand, `torch.autograd`."""
-    model = converted(nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Tanh(), nn.Linear(4, 2)))
-    for parameter in model.parameters():
-        nn.init.normal_(parameter, std=0.7)
+def test_its_gradient_is_that_of_plain_autograd(executor, affine, place):
+    small = conv_problem(place, affine=affine)
+    for adapt in ("*", mb.norm_patterns(small.model())):
+        blocks = {"step_loss": mb.UniformStepLoss(), "executor": executor}
+        gradients.plain_autograd(small.learner(adapt=adapt, **blocks), small)
+
+
+@EXECUTORS
+def test_each_row_collects_the_passes_of_its_step_and_tasks_take_the_mean(executor, within):
+    """By hand, of a norm on the inputs: support before update k, then query after it, in row k."""
+    model = converted(nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 2)))
     tasks = tasks_of(3)
-    learner = learner_of(
-        model,
-        steps=STEPS,
-        adapt=mb.norm_patterns(model),
-        step_loss=mb.UniformStepLoss(),
-        executor=executor,
-    )
-    leaves = {name: p.detach().clone().requires_grad_() for name, p in model.named_parameters()}
-    statistics = [torch.zeros(STEPS, 4), torch.zeros(STEPS, 4)]
-    total = torch.zeros(())
-    for index in range(len(tasks)):
-        own = [torch.zeros(STEPS, 4), torch.ones(STEPS, 4)]
+    learner = learner_of(model, steps=STEPS, step_loss=mb.UniformStepLoss(), executor=executor)
+    learner.backward(tasks)
 
-        def forward(w, batch, step, own=own):
-            x = batch[0] @ w["0.weight"].T + w["0.bias"]
-            mean, var = x.mean(0), ((x - x.mean(0)) ** 2).mean(0)
-            for running, seen in zip(own, (mean, var * len(x) / (len(x) - 1)), strict=True):
-                running[step] = 0.9 * running[step] + 0.1 * seen.detach()
-            x = (x - mean) / (var + 1e-5).sqrt() * leaves["1.weight"][step] + leaves["1.bias"][step]
-            return F.mse_loss(x.tanh() @ w["3.weight"].T + w["3.bias"], batch[1])
+    def after(old, batch_statistic):
+        support, query = (batch_statistic(batch[0]) for batch in (tasks.support, tasks.query))
+        return (0.9 * (0.9 * old + 0.1 * support) + 0.1 * query).mean(0).expand(STEPS, 3)
 
-        fast = {n: p for n, p in leaves.items() if not n.startswith("1.")}
-        for step in range(STEPS):
-            loss = forward(fast, tasks[index].support, step)
-            grads = torch.autograd.grad(loss, list(fast.values()), create_graph=True)
-            fast = {n: p - 0.1 * g for (n, p), g in zip(fast.items(), grads, strict=True)}
-            total = total + forward(fast, tasks[index].query, step) / STEPS / len(tasks)
-        statistics[0] += own[0] / len(tasks)
-        statistics[1] += own[1] / len(tasks)
-    expected = dict(zip(leaves, torch.autograd.grad(total, list(leaves.values())), strict=True))
-    got = learner.backward(tasks)
-    problem.hold(
-        "autograd", got.grads, {f"model.{n}": g for n, g in expected.items()}, within(1e-12)
-    )
-    torch.testing.assert_close(
-        model[1].running_mean, statistics[0], rtol=within(1e-12), atol=within(1e-14)
-    )
-    torch.testing.assert_close(
-        model[1].running_var, statistics[1], rtol=within(1e-12), atol=within(1e-14)
-    )
-    assert model[1].num_batches_tracked.tolist() == [2] * STEPS
+    close = {"rtol": within(1e-12), "atol": within(1e-14)}
+    torch.testing.assert_close(model[0].running_mean, after(0, lambda x: x.mean(1)), **close)
+    torch.testing.assert_close(model[0].running_var, after(1, lambda x: x.var(1)), **close)
+    assert model[0].num_batches_tracked.tolist() == [2] * STEPS
 
 
 def test_tasks_of_unequal_size_and_cumulative_momentum_combine_too(within):

@@ -1,50 +1,97 @@
-"""Laws of the Kronecker-factored transforms: what they compute, as one dense matrix.
+"""Laws of the Kronecker-factored transforms: what they compute, as dense matrices, and how KFO adapts.
 
 An identity hides a transposed factor, so the factors are moved away from it first.
 """
 
+import copy
+
 import torch
 from torch import Tensor
+from torch.func import functional_call
 
+from metablocks.laws.plain import PlainLoop, gradient
 from metablocks.laws.problem import (
     MakeRule,
     Problem,
     adapted_parameters,
     gradients_like,
     hold,
+    perturb,
     tolerance,
 )
 from metablocks.laws.rules import seeded_rule
-from metablocks.rules import StepInfo
+from metablocks.rules import KFO, Chain, LearningRate, StepInfo, UpdateRule
 from metablocks.types import Tensors
 
 
 def kfo_is_a_kronecker_product(make: MakeRule, problem: Problem) -> None:
     """vec(L G R + B) = (Rᵀ ⊗ L) vec G + vec B, for each filter of a convolution by itself.
 
-    For a `KFO` without hidden layers, on every parameter of the problem: L is `factors.left.…`,
-    R `factors.right.…`, B `factors.bias.…`; with `psd`, LᵀL and RᵀR stand in their places. vec goes
-    down the columns.
+    On every parameter of the problem: L is `factors.left.…`, R `factors.right.…`, B `factors.bias.…`;
+    with `psd`, LᵀL and RᵀR stand in their places. vec goes down the columns. A hidden layer is
+    K₋(h) + σ(K₊(h)) − σ(K₋(h)), its K₊ and K₋ being such products.
     """
-    updates, gradients, factors, psd = _apply(make, problem)
+    rule, updates, gradients, factors = _apply(make, problem)
+    assert isinstance(rule, KFO)
     expected: Tensors = {}
-    for name, gradient in gradients.items():
-        left = factors[f"left.{name}"]
-        right = factors.get(f"right.{name}", left.new_ones(1, 1))
-        if psd:
-            left, right = left.mT @ left, right.mT @ right
-        dense = torch.kron(right.mT.contiguous(), left)
-        size = len(left), len(right)
-        bias = factors[f"bias.{name}"] if f"bias.{name}" in factors else left.new_zeros(size)
-        rows = [gradient] if gradient.ndim < 3 else list(gradient.flatten(2))
-        each = [
-            (dense @ _column_major(g.reshape(size)) + _column_major(bias.reshape(size)))
-            .reshape(size[::-1])
-            .mT
-            for g in rows
-        ]
-        expected[name] = torch.stack(each).reshape(gradient.shape)
+    for name, whole in gradients.items():
+
+        def product(layer: str, flow: Tensor, name: str = name) -> Tensor:
+            left = factors[f"{layer}left.{name}"]
+            right = factors.get(f"{layer}right.{name}", left.new_ones(1, 1))
+            if rule.psd:
+                left, right = left.mT @ left, right.mT @ right
+            moved = torch.kron(right.mT.contiguous(), left) @ flow
+            bias = factors.get(f"{layer}bias.{name}", torch.zeros_like(moved))
+            return moved + _column_major(bias.reshape(len(left), len(right)))
+
+        size = len(factors[f"left.{name}"]), -1
+        each = []
+        for g in [whole] if whole.ndim < 3 else whole.flatten(2):
+            flow = _column_major(g.reshape(size))
+            for layer in range(rule.hidden):
+                on, off = (product(f"hidden{layer}.{side}.", flow) for side in ("on", "off"))
+                flow = off + rule.activation(on) - rule.activation(off)
+            each.append(product("", flow).reshape(-1, size[0]).mT)
+        expected[name] = torch.stack(each).reshape(whole.shape)
     hold("KFO is a Kronecker product", updates, expected, tolerance(problem, float64=1e-12))
+
+
+def kfo_adapts_down_the_slope(make: MakeRule, problem: Problem) -> None:
+    """φ_k = φ_{k−1} − α ∂L_s(θ_k)/∂φ_{k−1}, by autograd through θ_k = θ_{k−1} − α U(g_{k−1}; φ_{k−1}).
+
+    For a `KFO` with `adapt_transform`: φ are its factors, U is what it is without. On the
+    support set of the problem's first task.
+    """
+    rule = seeded_rule(make)
+    assert isinstance(rule, KFO)
+    assert rule.rate is not None
+    rate, batch = rule.rate, problem.tasks[0].support
+    learner = perturb(problem.learner(Chain(rule, LearningRate(rate))))
+    plain, fixed = PlainLoop(learner, problem.tasks), copy.deepcopy(rule)
+    fixed.rate = None
+    factors = {name: p.detach().requires_grad_() for name, p in rule.named_parameters()}
+    start, buffers = plain.start()
+    theta = {name: p.detach().requires_grad_() for name, p in start.items()}
+    state = plain.rule.init(theta)
+    for step in range(problem.steps):
+        loss, buffers = plain.forward(theta, buffers, batch, step)
+        gradients = gradient(loss, theta, keep=True)
+        if step > 0:
+            slope = gradient(loss, factors)
+            factors = {
+                name: (p - rate * slope[name]).detach().requires_grad_()
+                for name, p in factors.items()
+            }
+        theta = {name: p.detach() for name, p in theta.items()}
+        info = StepInfo(step, problem.steps, theta)
+        with torch.no_grad():
+            got, state = plain.rule(gradients, state, info)
+        moved, _ = functional_call(fixed, factors, (gradients, (), info))
+        due = {name: -rate * update for name, update in moved.items()}
+        within = tolerance(problem, float64=1e-12)
+        hold(f"KFO adapts down the slope, step {step}", got, due, within)
+        theta = {name: p + due[name] for name, p in theta.items()}
 
 
 def curvature_is_a_kronecker_product(make: MakeRule, problem: Problem) -> None:
@@ -52,23 +99,23 @@ def curvature_is_a_kronecker_product(make: MakeRule, problem: Problem) -> None:
 
     For `MetaCurvature`, on every parameter of the problem, its entries row by row.
     """
-    updates, gradients, factors, _ = _apply(make, problem)
+    _, updates, gradients, factors = _apply(make, problem)
     expected: Tensors = {}
-    for name, gradient in gradients.items():
-        if gradient.ndim < 2:
+    for name, g in gradients.items():
+        if g.ndim < 2:
             dense = torch.diag(factors[f"scale.{name}"].reshape(-1))
-        elif gradient.ndim == 2:
+        elif g.ndim == 2:
             dense = torch.kron(factors[f"out.{name}"], factors[f"in.{name}"].mT.contiguous())
         else:
             inner = torch.kron(factors[f"in.{name}"], factors[f"filter.{name}"])
             dense = torch.kron(factors[f"out.{name}"], inner)
-        expected[name] = (dense @ gradient.reshape(-1)).reshape(gradient.shape)
+        expected[name] = (dense @ g.reshape(-1)).reshape(g.shape)
     within = tolerance(problem, float64=1e-12)
     hold("Meta-Curvature is a Kronecker product", updates, expected, within)
 
 
-def _apply(make: MakeRule, problem: Problem) -> tuple[Tensors, Tensors, Tensors, bool]:
-    """Updates of a rule off the identity, the gradients they are of, its factors, and its `psd`."""
+def _apply(make: MakeRule, problem: Problem) -> tuple[UpdateRule, Tensors, Tensors, Tensors]:
+    """A rule off the identity, its updates, the gradients they are of, and its factors."""
     params = adapted_parameters(problem)
     rule = seeded_rule(make).setup(params, 1)
     generator = torch.Generator().manual_seed(1)
@@ -80,7 +127,7 @@ def _apply(make: MakeRule, problem: Problem) -> tuple[Tensors, Tensors, Tensors,
     gradients = gradients_like(params)
     with torch.no_grad():
         updates, _ = rule(gradients, rule.init(params), StepInfo(0, 1, params))
-    return updates, gradients, factors, bool(getattr(rule, "psd", False))
+    return rule, updates, gradients, factors
 
 
 def _column_major(matrix: Tensor) -> Tensor:

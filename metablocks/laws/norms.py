@@ -130,6 +130,15 @@ def one_gradient(norm: Norm, problem: Problem) -> None:
     )
 
 
+def plain_autograd(norm: Norm, problem: Problem) -> None:
+    """Loss and gradient are those of a hand-written loop in plain autograd.
+
+    Step k of the norm serves the support pass before update k and the query pass after it.
+    """
+    learner = _learner(norm, problem, step_loss=UniformStepLoss())
+    gradients.plain_autograd(learner, problem)
+
+
 def mean_of_tasks(norm: Norm, problem: Problem) -> None:
     """Law 13: gradient and statistics of a batch are the mean of its tasks', in any order."""
     order = range(len(problem.tasks))[::-1]

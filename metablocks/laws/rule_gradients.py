@@ -46,6 +46,22 @@ def finite_differences(
     gradients.slopes_agree(learner, problem)
 
 
+def plain_autograd(
+    make: MakeRule,
+    problem: Problem,
+    *,
+    order: Order | None = None,
+    step_loss: StepLoss | None = None,
+) -> None:
+    """Loss and gradient are those of a hand-written loop in plain autograd, from the same draws.
+
+    The rule's parameters are moved away from where they start. θ ← θ + rule(g): what enters the
+    rule, its state and the parameters that it reads, keeps its derivative, under any order.
+    """
+    learner = perturb(learner_with(make, problem, order=order, step_loss=step_loss))
+    gradients.plain_autograd(learner, problem)
+
+
 def one_gradient(
     make: MakeRule,
     problem: Problem,

@@ -34,11 +34,8 @@ def no_identity(make: Any) -> str | None:
     return "it does not start as the identity"
 
 
-def more_than_a_product(make: Any) -> str | None:
-    rule = make()
-    if rule.hidden:
-        return "it has hidden layers"
-    return None if rule.rate is None else "it adapts its transform"
+def keeps_its_transform(make: Any) -> str | None:
+    return "it does not adapt its transform" if make().rate is None else None
 
 
 def without(field: str) -> Callable[[Any], str | None]:

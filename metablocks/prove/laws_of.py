@@ -91,6 +91,11 @@ LAWS: dict[str, list[Law]] = {
             {"case": _ANY, "step_loss": strategies.step_losses()},
         ),
         Law(
+            "plain autograd",
+            rule_gradients.plain_autograd,
+            {"case": _ANY, "order": strategies.orders(), "step_loss": strategies.step_losses()},
+        ),
+        Law(
             "one gradient",
             rule_gradients.one_gradient,
             {"case": _ANY, "order": strategies.orders(), "step_loss": strategies.step_losses()},
@@ -104,7 +109,13 @@ LAWS: dict[str, list[Law]] = {
             "Kronecker product",
             kronecker.kfo_is_a_kronecker_product,
             {"case": _SMALL},
-            excuses.more_than_a_product,
+            kind=KFO,
+        ),
+        Law(
+            "adapts down the slope",
+            kronecker.kfo_adapts_down_the_slope,
+            {"case": _SMALL},
+            excuses.keeps_its_transform,
             KFO,
         ),
         Law(
@@ -250,6 +261,7 @@ LAWS: dict[str, list[Law]] = {
             norms.training_ignores_what_is_stored,
             {"case": _BATCH_NORM},
         ),
+        Law("plain autograd", norms.plain_autograd, {"case": _BATCH_NORM}),
         Law("one gradient", norms.one_gradient, {"case": _BATCH_NORM}),
         Law("mean of tasks", norms.mean_of_tasks, {"case": _BATCH_NORM}),
         Law(

@@ -86,9 +86,25 @@ def test_every_factor_has_a_gradient_from_the_first_meta_step_on(activation, psd
 # ---- against dense matrices
 
 
-@pytest.mark.parametrize("options", [{}, {"psd": True}, {"bias": False}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"psd": True},
+        {"bias": False},
+        {"hidden": 2},
+        {"hidden": 1, "activation": "tanh", "psd": True},
+    ],
+    ids=str,
+)
 def test_kfo_is_a_dense_kronecker_product(options, place):
     kronecker.kfo_is_a_kronecker_product(lambda: KFO(**options), problem.shapes(**place))
+
+
+@pytest.mark.parametrize("options", [{}, {"hidden": 1, "activation": "tanh", "psd": True}], ids=str)
+@problems
+def test_an_adapting_kfo_moves_its_factors_down_the_slope(options, small, place):
+    kronecker.kfo_adapts_down_the_slope(lambda: KFO(**options, **ADAPTS), small(**place))
 
 
 def test_meta_curvature_is_a_dense_kronecker_product(place):

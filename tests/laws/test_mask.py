@@ -72,6 +72,11 @@ def test_adapt_is_its_loop_for_the_same_draws(place):
     )
 
 
+def test_one_mask_is_drawn_for_a_task(place):
+    rules.draws_once_a_task(mb.MTMask, problem.shapes(**place))
+    assert rules.draws(mb.MTMask, problem.shapes(**place)) == (True, False)
+
+
 # ---- the mask
 
 
@@ -150,54 +155,10 @@ def test_low_precision_draws_are_as_fine_as_float32s():
 # ---- the laws of learners
 
 
-def _forward(p, x):
-    return torch.tanh(x @ p["body.linear0.weight"].T + p["body.linear0.bias"]) @ p["head.weight"].T
-
-
 @pytest.mark.parametrize("order", [mb.SecondOrder(), mb.FirstOrder()], ids=repr)
-def test_gradient_of_a_plain_autograd_loop_and_one_draw_a_task(order, monkeypatch, place, within):
-    """An independent implementation, given the draws: three steps with one mask for each task."""
-    torch.manual_seed(0)
-    second = isinstance(order, mb.SecondOrder)
-    small = problem.regression(hidden=(4,), **place)
-    learner = masked(small, mask=mb.MTMask(temperature=0.8), order=order)
-    learner.meta_gradient(small.tasks)  # the check of the first call draws too
-    draws, rand_like = [], torch.rand_like
-
-    def record(tensor, dtype):
-        draws.append(rand_like(tensor, dtype=dtype))
-        return draws[-1]
-
-    monkeypatch.setattr(torch, "rand_like", record)
-    got = learner.meta_gradient(small.tasks)
-    layers = ["body.linear0", "head"]
-    assert [len(u) for u in draws] == [4, 2] * len(small.tasks)
-
-    meta = {n: p.detach().clone().requires_grad_() for n, p in learner.named_parameters()}
-    total = 0
-    for index in range(len(small.tasks)):
-        masks = {}
-        for layer, u in zip(layers, draws[2 * index : 2 * index + 2], strict=True):
-            noisy = meta[f"rule.rules.0.logit.{layer}.*"] + torch.log(u) - torch.log(1 - u)
-            soft = torch.sigmoid(noisy / 0.8)
-            masks[layer] = soft + ((noisy > 0).to(soft) - soft).detach()
-        fast = {n.removeprefix("model."): p for n, p in meta.items() if n.startswith("model.")}
-
-        def loss(batch, fast):
-            return F.mse_loss(_forward(fast, batch[0]) + fast["head.bias"], batch[1])
-
-        task = small.tasks[index]
-        for _ in range(STEPS):
-            value = loss(task.support, fast)
-            grads = torch.autograd.grad(value, list(fast.values()), create_graph=second)
-            for name, grad in zip(list(fast), grads, strict=True):
-                mask = masks[name.rpartition(".")[0]]
-                mask = mask[:, None] if grad.ndim == 2 else mask
-                fast[name] = fast[name] - 0.1 * mask * grad
-        total = total + loss(task.query, fast) / len(small.tasks)
-    grads = torch.autograd.grad(total, list(meta.values()))
-    problem.hold("autograd", got.grads, dict(zip(meta, grads, strict=True)), within=within(1e-10))
-    assert all(g.abs().max() > 0 for n, g in got.grads.items() if "logit" in n)
+@pytest.mark.parametrize("make", [problem.regression, problem.classification])
+def test_its_gradient_is_that_of_plain_autograd_and_of_the_soft_mask(make, order, place):
+    rule_gradients.plain_autograd(lambda: mb.MTMask(temperature=0.8), make(**place), order=order)
 
 
 @pytest.mark.filterwarnings("ignore::metablocks.RandomDrawsWarning")

@@ -43,6 +43,7 @@ def by_rule(rule):
 
 
 def by_torch(make, clip=None):
+    """The oracle: an optimiser of `torch.optim`, and `torch.nn.utils.clip_grad_norm_`."""
     params = {name: torch.nn.Parameter(p) for name, p in start().items()}
     optimizer, rows = make(params.values(), lr=RATE), [start()]
     for _ in range(STEPS):
@@ -101,7 +102,7 @@ def test_adam_takes_the_steps_of_torch_where_eps_is_small(rule, optimizer, optio
 
 
 def test_adam_differs_from_torch_by_its_eps_alone():
-    """m̂ / √(v̂ + eps²), written once more, at an eps that counts."""
+    """The oracle is the equation of Kingma and Ba with m̂ / √(v̂ + eps²), at an eps that counts."""
     eps, (beta1, beta2), theta = 0.1, (0.9, 0.999), start()
     first = {name: torch.zeros_like(p) for name, p in theta.items()}
     second = {name: torch.zeros_like(p) for name, p in theta.items()}

@@ -1,4 +1,4 @@
-"""Ten faults that meta-learning code has had, each caught by the law meant for it.
+"""A dozen faults that meta-learning code has had, each caught by the law meant for it.
 
 A fault is the smallest wrong copy of a shipped block. The law holds for the right block on the very
 problem on which it breaks for the wrong one, so that it is the fault it sees, and nothing else.
@@ -41,6 +41,7 @@ from metablocks.laws import (
     norms,
     orders,
     problem,
+    rule_gradients,
     rules,
     step_losses,
 )
@@ -135,6 +136,22 @@ class MaskPerStep(MTMask):
     def forward(self, updates, state, step):
         masked, _ = super().forward(updates, super().init(step.params), step)
         return masked, state
+
+
+class MaskTwice(MTMask):
+    """Its straight-through gradient is twice the soft mask's."""
+
+    def _draw(self, logit):
+        mask = super()._draw(logit)
+        return mask + (mask - mask.detach())
+
+
+class TooFar(KFO):
+    """With `adapt_transform`, its factors go down the slope at twice the rate."""
+
+    def _slope(self, factors, before, gradients):
+        slope = super()._slope(factors, before, gradients)
+        return {key: 2 * s for key, s in slope.items()}
 
 
 class SumForMean(Loop):
@@ -232,6 +249,20 @@ FAULTS = [
         MTMask,
         rules.draws_once_a_task,
         "draws once a task: init and forward both draw random numbers",
+    ),
+    Fault(
+        "a mask with another gradient than the soft one's",
+        MaskTwice,
+        MTMask,
+        rule_gradients.plain_autograd,
+        "plain autograd, gradient: relative error",
+    ),
+    Fault(
+        "a transform that adapts at another rate than the weights",
+        partial(TooFar, adapt_transform=True, rate=0.1),
+        partial(KFO, adapt_transform=True, rate=0.1),
+        kronecker.kfo_adapts_down_the_slope,
+        "KFO adapts down the slope, step 1: relative error",
     ),
     Fault(
         "an executor that sums instead of averaging",

@@ -64,7 +64,7 @@ def test_a_subtly_wrong_rule_breaks_the_law_meant_for_it_on_the_smallest_case(ca
     broken = [law for law, verdict in verdicts(out).items() if verdict == "BREAKS"]
     assert broken == ["finite differences"]
     assert "smallest  Case(), step_loss=FinalStepLoss(): a dense net, one hidden layer of 2" in out
-    assert "1 of 8 laws breaks" in out
+    assert "1 of 9 laws breaks" in out
     with pytest.raises(LawError, match="finite differences: relative error"):
         exec(again(out), {})
 
