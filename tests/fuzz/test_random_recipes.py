@@ -18,9 +18,12 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+from metablocks.errors import LawError
 from metablocks.estimators import Unrolled
 from metablocks.order import SecondOrder
+from metablocks.recipe.record import Recipe
 from metablocks.recipe.slots import ORDER, SLOTS
+from metablocks.run import checkpoint
 from tools.fuzzing import command, trial
 from tools.fuzzing.data import draw_data_sets
 from tools.fuzzing.recipes import recipes
@@ -144,17 +147,17 @@ def test_a_run_without_an_end_is_a_finding(faulty, monkeypatch):
 
 def test_a_run_that_resumes_as_another_is_a_finding(faulty, monkeypatch):
     monkeypatch.setattr(Faulty, "act", staticmethod(lambda: None))
-    restore = trial.checkpoint.restore
+    restore = checkpoint.restore
 
     def forgets(path, experiment):
         state = restore(path, experiment)
         next(experiment.learner.parameters()).data.add_(1.0)
         return state
 
-    monkeypatch.setattr(trial.checkpoint, "restore", forgets)
-    recipe = trial.from_text(faulty, trial.SOURCE)
-    with pytest.raises(Finding, match=r"resumed, .* is another"):
-        trial._check_resume(recipe, None)
+    monkeypatch.setattr(checkpoint, "restore", forgets)
+    monkeypatch.setattr(Recipe, "hash", "00")  # of the quarter that is resumed
+    with pytest.raises(LawError, match=r"resume: .*learner.* is another: by"):
+        attempt(faulty)
 
 
 @pytest.mark.parametrize("message", ["", "no such block", "fuzz.yaml: no such block"])

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from small_runs import SMALL, finish, only_run, start, wait_for_epochs
 
 from metablocks.cli import main
+from metablocks.laws.resume import same_checkpoint
 from metablocks.recipe import build, load
 from metablocks.run import Scores, checkpoint
 from metablocks.run.directory import RunDirectory
@@ -156,23 +157,7 @@ def assert_same_run(one: Path, other: Path) -> None:
     epochs = [json.loads(line)["epoch"] for line in (one / "times.jsonl").read_text().splitlines()]
     assert epochs == list(range(1, len(epochs) + 1))
     for name in (name for name in names if name.endswith(".pt")):
-        mine, reference = (torch.load(run / name, weights_only=True) for run in (one, other))
-        assert_equal(mine, reference)
-
-
-def assert_equal(one, other) -> None:
-    if isinstance(other, torch.Tensor):
-        assert torch.equal(one, other)
-    elif isinstance(other, dict):
-        assert one.keys() == other.keys()
-        for key in other:
-            assert_equal(one[key], other[key])
-    elif isinstance(other, list | tuple):
-        assert len(one) == len(other)
-        for pair in zip(one, other, strict=True):
-            assert_equal(*pair)
-    else:
-        assert one == other
+        same_checkpoint(one / name, other / name)
 
 
 @pytest.mark.parametrize("epochs", [2, 6])

@@ -8,10 +8,9 @@ from small_runs import only_run
 from torch import nn
 
 from metablocks.cli import main
+from metablocks.laws import resume
 from metablocks.recipe import build, load
 from metablocks.recipe.optimizers import linear
-from metablocks.run import checkpoint
-from metablocks.run.state import TrainingState
 from metablocks.run.train import meta_step
 from metablocks.types import Progress
 
@@ -52,25 +51,8 @@ def test_a_run_of_an_estimator_that_says_nothing_has_no_such_key(tmp_path, capsy
 
 
 @pytest.mark.parametrize("name", ["imaml_sinusoid", "reptile_sinusoid"])
-def test_a_checkpoint_in_the_middle_of_an_epoch_goes_on_bit_for_bit(name, tmp_path):
-    def go(experiment, state, steps):
-        for _ in range(steps):
-            state.record(meta_step(experiment, state.step, Progress()))
-
-    torch.manual_seed(0)
-    whole, state = small(name), TrainingState()
-    go(whole, state, 3)
-    torch.manual_seed(0)
-    part, halfway = small(name), TrainingState()
-    go(part, halfway, 1)
-    checkpoint.save(tmp_path / "last.pt", part, halfway)
-    torch.manual_seed(1)
-    other = small(name)
-    restored = checkpoint.restore(tmp_path / "last.pt", other)
-    go(other, restored, 2)
-    assert restored == state
-    for key, tensor in whole.learner.state_dict().items():
-        assert torch.equal(tensor, other.learner.state_dict()[key]), key
+def test_a_checkpoint_in_the_middle_of_an_epoch_goes_on_bit_for_bit(name):
+    resume.goes_on_bit_for_bit(lambda: small(name), first=1, then=2)
 
 
 def test_a_linear_schedule_takes_every_group_to_its_end_and_can_be_restored():

@@ -6,7 +6,6 @@ without a place; a run that does not go on as it began; minutes of silence.
 
 import re
 import signal
-import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,12 +19,11 @@ import torch
 
 from metablocks.errors import RecipeError
 from metablocks.executors import RandomDrawsWarning
+from metablocks.laws.resume import goes_on_bit_for_bit
 from metablocks.prove.recipes import check_gradients
 from metablocks.recipe import Experiment, Recipe, build, from_text
 from metablocks.recipe.listing import summary
-from metablocks.run import checkpoint
 from metablocks.run.deployment import deployment
-from metablocks.run.state import TrainingState
 from metablocks.run.train import final_task_scores, meta_step
 from metablocks.types import Progress
 
@@ -72,7 +70,7 @@ def _attempt(text: str, data: Path | None) -> Outcome:
     _train(experiment)
     _evaluate(experiment)
     if int(recipe.hash, 16) % 4 == 0:  # a quarter of the recipes, the same ones every time
-        _check_resume(recipe, data)
+        goes_on_bit_for_bit(lambda: build(recipe, data=data))
     _check_gradients(recipe)
     return Outcome(recipe)
 
@@ -89,11 +87,10 @@ def _check_text(recipe: Recipe) -> None:
         raise Finding(f"written out and read again, it is another recipe:\n{recipe.to_yaml()}")
 
 
-def _train(experiment: Experiment, first: int = 0, steps: int = 2) -> None:
-    """Meta-steps by the loop that `metablocks run` has, with an epoch's end after each."""
-    if not first:
-        torch.manual_seed(experiment.recipe.at("seed"))
-    for number in range(first, first + steps):
+def _train(experiment: Experiment) -> None:
+    """Two meta-steps by the loop that `metablocks run` has, with an epoch's end after each."""
+    torch.manual_seed(experiment.recipe.at("seed"))
+    for number in range(2):
         result = meta_step(experiment, number, Progress(number / experiment.steps_per_epoch))
         _finite("training loss", result.loss)
         for name, grad in result.grads.items():
@@ -115,27 +112,6 @@ def _evaluate(experiment: Experiment) -> None:
     adapted = experiment.learner.adapt(task.support)
     with torch.no_grad():
         _finite("an adapted model's prediction", adapted(task.query[0]))
-
-
-def _check_resume(recipe: Recipe, data: Path | None) -> None:
-    """Two meta-steps are one, a checkpoint, and another in a new process: bit for bit."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "checkpoint.pt"
-        whole, halves = build(recipe, data=data), build(recipe, data=data)
-        _train(halves, steps=1)
-        checkpoint.save(path, halves, TrainingState(step=1))
-        if (chosen := checkpoint.choice(halves)) is not None:
-            whole.learner.executor.use(chosen)  # type: ignore[attr-defined]  # not by the clock again
-        _train(whole)
-        resumed = build(recipe, data=data)
-        torch.manual_seed(12345)
-        state = checkpoint.restore(path, resumed)
-        _train(resumed, first=state.step, steps=1)
-    expected = whole.learner.state_dict()
-    for name, tensor in resumed.learner.state_dict().items():
-        if not torch.equal(tensor, expected[name]):
-            worst = float((tensor - expected[name]).abs().max())
-            raise Finding(f"resumed, {name} is another: by {worst:.1e}")
 
 
 def _check_gradients(recipe: Recipe) -> None:
