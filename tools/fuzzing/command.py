@@ -32,6 +32,8 @@ EXAMPLES = """examples:
 """
 GRACE = 120.0
 """Seconds after the end in which a process may finish its last recipe before it is given up."""
+POLL = 0.5
+"""Seconds after which Ctrl-C is heard at the latest, whichever thread the signal came to."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -52,19 +54,23 @@ def _search(seed: int, minutes: float, jobs: int, out: Path) -> int:
     processes: list[subprocess.Popen[str]] = []
     found, running, status = 0, set(range(jobs)), 0
     ends = time.monotonic() + 60 * minutes + GRACE
+    interrupted = threading.Event()
+    before = signal.signal(signal.SIGINT, lambda *_: interrupted.set())
     try:
         print(f"seed {seed}, {minutes:g} minutes, {jobs} at a time", flush=True)
-        # Ctrl-C waits until all are started and noted; they themselves never hear of it.
+        # What is blocked here stays so in them: they never hear of Ctrl-C.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         for job in range(jobs):
             processes.append(_start(seed + 1_000_000 * job, minutes, out))
             listener = (job, processes[job], messages)
             threading.Thread(target=_listen, args=listener, daemon=True).start()
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-        while running:
+        while running and not interrupted.is_set():
             try:
-                job, message = messages.get(timeout=max(ends - time.monotonic(), 0))
+                job, message = messages.get(timeout=POLL)
             except queue.Empty:
+                if time.monotonic() < ends:
+                    continue
                 for job in running:
                     found += _lost(out, seed + 1_000_000 * job, "never came to an end")
                 break
@@ -77,14 +83,14 @@ def _search(seed: int, minutes: float, jobs: int, out: Path) -> int:
                 print(message["found"], flush=True)
             else:
                 counts.update(message)
-    except KeyboardInterrupt:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # ending already
-        print("\ninterrupted", file=sys.stderr)
-        status = 130
     finally:
         for process in processes:
             process.kill()
             process.wait()
+        signal.signal(signal.SIGINT, before)
+    if interrupted.is_set():
+        print("\ninterrupted", file=sys.stderr)
+        status = 130
     for job in range(jobs if status else 0):  # none of them is to blame
         _current(out, seed + 1_000_000 * job).unlink(missing_ok=True)
     print(
