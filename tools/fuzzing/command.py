@@ -33,7 +33,7 @@ EXAMPLES = """examples:
 GRACE = 120.0
 """Seconds after the end in which a process may finish its last recipe before it is given up."""
 POLL = 0.5
-"""Seconds after which Ctrl-C is heard at the latest, whichever thread the signal came to."""
+"""Seconds after which Ctrl-C is heard at the latest."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
