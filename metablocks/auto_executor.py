@@ -23,13 +23,7 @@ from metablocks.executors import (
     count_tasks,
 )
 from metablocks.generators import devices_of, get_states, set_states
-from metablocks.memory import (
-    forget_peak,
-    format_bytes,
-    parse_bytes,
-    peak_memory,
-    release_freed_memory,
-)
+from metablocks.memory import forget_peak, format_bytes, parse_bytes, peak_memory
 from metablocks.types import TaskBatch, Tensors
 
 log = logging.getLogger("metablocks")
@@ -227,7 +221,6 @@ def _measure(
     """What an executor gives, with the random states after it; its seconds, its peak in bytes."""
     device = devices[-1]  # the accelerator, where there is one
     times: list[float] = []
-    release_freed_memory()  # or the candidate before would hide what this one takes
     forget_peak(device)
     held = peak_memory(device) or 0
     for _ in range(1 + _ROUNDS):

@@ -38,9 +38,13 @@ def format_bytes(size: float) -> str:
 
 
 def forget_peak(device: torch.device) -> None:
-    """Let `peak_memory` count from now on: on Linux and on accelerators; elsewhere it goes on."""
+    """Let `peak_memory` count from now on: on Linux and on accelerators; elsewhere it goes on.
+
+    On the CPU what is free is given back first, or it would count as held.
+    """
     try:
         if device.type == "cpu":
+            release_freed_memory()
             Path("/proc/self/clear_refs").write_text("5")
         else:
             torch.get_device_module(device.type).reset_peak_memory_stats(device)
@@ -69,9 +73,9 @@ def keep_freed_memory() -> bool:
     """Let this process keep, for the tensors to come, the memory that tensors on the CPU gave back.
 
     The C library returns large blocks to the system, which clears every page of them when they are
-    asked for again. Several workers (`Loop(workers=2)`) wait for that in turn: on a conv net it takes
-    a tenth of their time. From now on the process holds until it ends what it once took, and its peak
-    may be a fifth higher. `metablocks run` does this when it begins.
+    asked for again; several workers (`Loop(workers=2)`) wait for that in turn. From now on the process
+    holds until it ends what it once took, and its peak may be a fifth higher. `metablocks run` does
+    this when it begins.
 
     Returns whether there was something to set: glibc alone has it. The environment does the same
     before a process starts: `MALLOC_MMAP_THRESHOLD_`, `MALLOC_TRIM_THRESHOLD_`, `MALLOC_TOP_PAD_`.

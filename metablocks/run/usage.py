@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 import torch
 
-from metablocks.memory import forget_peak, peak_memory, release_freed_memory
+from metablocks.memory import forget_peak, peak_memory
 
 
 class Meter:
@@ -24,7 +24,6 @@ class Meter:
     def __init__(self, device: torch.device, spent: Mapping[str, float] | None = None) -> None:
         spent = spent or {}
         self.device = device
-        release_freed_memory()  # or what reading the data left free would count as held
         forget_peak(device)
         self.memory_at_start = peak_memory(device)
         self._started = time.perf_counter() - spent.get("seconds", 0.0)

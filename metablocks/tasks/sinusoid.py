@@ -64,7 +64,6 @@ class Sinusoid:
             raise TaskError(
                 f"Sinusoid: domain={self.domain!r} holds a single x; low must be below high"
             )
-
         if self.points not in ("drawn", "even"):
             raise TaskError(f'Sinusoid: points={self.points!r}; it takes "drawn" or "even"')
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from metablocks.memory import forget_peak, peak_memory, release_freed_memory
+from metablocks.memory import forget_peak, peak_memory
 from metablocks.recipe import build, load
 from metablocks.run import Scores, accuracy, score
 from metablocks.run.scores import summarise
@@ -126,7 +126,6 @@ def test_what_was_held_before_training_does_not_hide_what_training_holds():
 
 def test_peak_memory_is_in_bytes_and_does_not_fall():
     cpu, slack = torch.device("cpu"), 4 * 2**20  # the kernel counts in batches of pages
-    release_freed_memory()  # what a run in this process left free would be taken again unseen
     forget_peak(cpu)
     before = peak_memory(cpu)
     held = torch.ones(64, 2**20)  # 256 MiB

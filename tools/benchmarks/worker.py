@@ -7,7 +7,6 @@ The last line of its output is the result, as JSON.
 
 import gc
 import json
-import resource
 import sys
 import time
 import warnings
@@ -19,7 +18,7 @@ from typing import Any
 import torch
 
 from metablocks import CompileWarning
-from metablocks.memory import keep_freed_memory, release_freed_memory
+from metablocks.memory import forget_peak, keep_freed_memory, peak_memory
 from tools.benchmarks.contenders import make
 from tools.benchmarks.lineup import CONTENDERS, REFERENCE, Case
 from tools.benchmarks.problem import build
@@ -58,7 +57,6 @@ def measure(request: dict[str, Any]) -> dict[str, Any]:
     if contender.compile:
         result["compiling"] = peak()
         gc.collect()
-        release_freed_memory()  # or what is free would hide what the next call takes
         peak = _watch_memory(device)
     for _ in range(WARM_UPS - 1):
         run()
@@ -142,26 +140,10 @@ def _tensors(run: Callable[[], Any], device: str) -> int:
 
 def _watch_memory(device: str) -> Callable[[], int]:
     """Starts watching; the function it returns gives the peak beyond the memory held at the start."""
-    if device != "cpu":
-        torch.accelerator.reset_peak_memory_stats(device)
-        held = torch.accelerator.memory_allocated(device)
-        return lambda: torch.accelerator.max_memory_allocated(device) - held
-    try:
-        # Linux. The peak of getrusage would not do: a process inherits it from the one that
-        # started it, and it cannot be put back after the imports.
-        with open("/proc/self/clear_refs", "w") as refs:
-            refs.write("5")
-        held = _status("VmRSS")
-        return lambda: max(0, _status("VmHWM") - held)
-    except OSError:
-        unit = 1 if sys.platform == "darwin" else 1024
-        held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return lambda: unit * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - held)
-
-
-def _status(field: str) -> int:
-    with open("/proc/self/status") as lines:
-        return next(1024 * int(line.split()[1]) for line in lines if line.startswith(field))
+    where = torch.device(device)
+    forget_peak(where)
+    held = peak_memory(where) or 0
+    return lambda: max(0, (peak_memory(where) or 0) - held)
 
 
 def main(argv: list[str]) -> int:
