@@ -1,52 +1,76 @@
 """The model at the end of a task, as a plain module that predicts by itself."""
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import nn
 
+from metablocks.errors import ModuleError, first_line
 from metablocks.functional import module_arguments, step_aware_modules, tracking_norms
 from metablocks.inner import Carry
 from metablocks.surgery import replace_modules
+from metablocks.twins import Survey
 from metablocks.types import Batch
 
 
 @torch.no_grad()
-def adapted_model(model: nn.Module, carries: Sequence[Carry], support: Batch) -> nn.Module:
-    """A copy of `model` at the last of carry 0 … K, in `eval()` mode.
+def adapted_model(
+    model: nn.Module, carry: Carry, before: Carry, steps: int, support: Batch, *, replaced: bool
+) -> nn.Module:
+    """A copy of `model` at the last carry, in `eval()` mode; `before` is the carry one step earlier.
 
-    Step-aware modules stay at the last inner step; those that know what they are there (a method
-    `at_step(index)`) are replaced by it. Batch norms carry the statistics of the support pass of that
-    step, but for those that predict by statistics they have stored (`keeps_statistics`).
+    Frozen parameters that did not adapt are shared with `model`. Step-aware modules stay at the last
+    inner step; those that know what they are there (a method `at_step(index)`) are replaced by it. If
+    `replaced`, batch norms carry the statistics of the support pass of that step, except for those that
+    predict by statistics they have stored (`keeps_statistics`).
     """
-    last = max(len(carries) - 2, 0)
-    adapted, before = (_at(model, carry, last) for carry in (carries[-1], carries[last]))
+    last = max(steps - 1, 0)
+    frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
+    adapted = _at(model, carry, last, shared=frozen)
     stored = {n for n, m in model.named_modules() if getattr(m, "keeps_statistics", False)}
-    norms = {name: n for name, n in tracking_norms(before).items() if name not in stored}
-    for norm in norms.values():
-        norm.reset_running_stats()
+    norms = {n: m for n, m in tracking_norms(adapted).items() if n not in stored}
+    if not norms or not replaced:
+        return adapted
+    passing = _at(model, before, last, shared=frozen)
+    for name in norms:
+        norm = passing.get_submodule(name)
+        norm.reset_running_stats()  # type: ignore[operator]
         norm.train()
-        norm.momentum = 1.0
+        norm.momentum = 1.0  # type: ignore[assignment]
     args, kwargs = module_arguments(support[0])
-    if norms:
-        before(*args, **kwargs)
+    passing(*args, **kwargs)
     for name, norm in norms.items():
-        for buffer, value in norm.named_buffers():
-            adapted.get_buffer(f"{name}.{buffer}" if name else buffer).copy_(value)
+        for leaf, value in passing.get_submodule(name).named_buffers(recurse=False):
+            norm.get_buffer(leaf).copy_(value)
     return adapted
 
 
-def _at(model: nn.Module, carry: Carry, index: int) -> nn.Module:
+def _at(model: nn.Module, carry: Carry, index: int, *, shared: set[str]) -> nn.Module:
     """A copy of the model at a carry, in `eval()` mode, fixed at inner step `index`."""
-    model = copy.deepcopy(model).eval()
-    model.zero_grad(set_to_none=True)
-    own = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    for name, tensor in {**carry.params, **carry.buffers}.items():
-        own[name].copy_(tensor)
-    for module in step_aware_modules(model):
+    memo: dict[int, object] = {}
+    for name, parameter in model.named_parameters():
+        if name in carry.params:
+            fast = carry.params[name].detach().clone()
+            memo[id(parameter)] = nn.Parameter(fast, parameter.requires_grad)
+        elif name in shared:
+            memo[id(parameter)] = parameter
+    for name, buffer in model.named_buffers():
+        if name in carry.buffers:
+            memo[id(buffer)] = carry.buffers[name].detach().clone()
+    for tensor in Survey(model).tensors.values():
+        if tensor.grad_fn is not None:  # an activation kept from a pass of the user's
+            memo[id(tensor)] = tensor.detach().clone()
+    try:
+        copied = copy.deepcopy(model, memo).eval()
+    except Exception as error:
+        raise ModuleError(
+            f"{type(model).__name__} cannot be copied, which adapt() needs: {first_line(error)}; give "
+            "what it holds a __deepcopy__, or take losses and predictions from evaluate()"
+        ) from error
+    for module in step_aware_modules(copied):
         module.inner_step = index  # type: ignore[assignment]
-    return fixed_at_step(model, index)
+    return fixed_at_step(copied, index)
 
 
 def fixed_at_step(model: nn.Module, index: int) -> nn.Module:

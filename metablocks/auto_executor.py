@@ -14,15 +14,14 @@ from metablocks.compiled import Compile, Compiler
 from metablocks.errors import ExecutorError
 from metablocks.executors import (
     Executor,
-    KeyedFunction,
     Loop,
     RandomDrawsWarning,
     TaskFunction,
     Tasks,
+    TaskWork,
     Vmap,
-    count_tasks,
 )
-from metablocks.generators import devices_of, get_states, set_states
+from metablocks.generators import Generator, States, devices_of, generators_of, get_states, set_states
 from metablocks.memory import forget_peak, format_bytes, parse_bytes, peak_memory
 from metablocks.types import TaskBatch, Tensors
 
@@ -94,11 +93,11 @@ class AutoExecutor:
     def __call__(
         self, fn: TaskFunction, shared: Any, buffers: Tensors, tasks: Tasks
     ) -> tuple[Any, Any]:
-        count = count_tasks(tasks)
+        count = len(tasks)
         if not isinstance(tasks, TaskBatch):
             return Loop()(fn, shared, buffers, tasks)
         if self._choice is None:
-            if isinstance(fn, KeyedFunction):
+            if isinstance(fn, TaskWork) and fn.key is not None:
                 return self._choose(fn, shared, buffers, tasks, count)
             return Vmap()(fn, shared, buffers, tasks)
         assert self._executor is not None
@@ -109,12 +108,13 @@ class AutoExecutor:
         self._executor = replace(choice.executor, compile=self.compile)
 
     def _choose(
-        self, fn: KeyedFunction, shared: Any, buffers: Tensors, tasks: TaskBatch, count: int
+        self, fn: TaskWork, shared: Any, buffers: Tensors, tasks: TaskBatch, count: int
     ) -> tuple[Any, Any]:
         devices = devices_of(shared)
-        begin = get_states(devices)
+        generators = generators_of(shared)
+        begin = get_states(generators)
         costs: dict[_Candidate, tuple[float, int]] = {}
-        results: dict[_Candidate, tuple[Any, Any, list[Tensor]]] = {}
+        results: dict[_Candidate, tuple[Any, Any, States]] = {}
 
         def fits(candidate: _Candidate) -> bool:
             return not self._budget or (candidate in costs and costs[candidate][1] <= self._budget)
@@ -123,7 +123,7 @@ class AutoExecutor:
             work = candidate.work(fn)
             try:
                 results[candidate], costs[candidate] = _measure(
-                    candidate.executor, devices, begin, work, shared, buffers, tasks
+                    candidate.executor, devices[-1], generators, begin, work, shared, buffers, tasks
                 )
             except (ExecutorError, RandomDrawsWarning) as error:
                 log.info("%s is out: %s", candidate, error)
@@ -159,7 +159,7 @@ class AutoExecutor:
         self.reason = f"{best} for {count} tasks: {told}"
         log.info("executor: %s", self.reason)
         to_sum, to_stack, end = results[best]
-        set_states(devices, end)
+        set_states(end)
         return to_sum, to_stack
 
     def _breaks_budget(
@@ -216,15 +216,18 @@ def _settings(device: torch.device, tasks: TaskBatch, count: int) -> list[dict[s
 
 
 def _measure(
-    executor: Executor, devices: list[torch.device], begin: list[Tensor], *args: Any
-) -> tuple[tuple[Any, Any, list[Tensor]], tuple[float, int]]:
+    executor: Executor,
+    device: torch.device,
+    generators: list[Generator],
+    begin: States,
+    *args: Any,
+) -> tuple[tuple[Any, Any, States], tuple[float, int]]:
     """What an executor gives, with the random states after it; its seconds, its peak in bytes."""
-    device = devices[-1]  # the accelerator, where there is one
     times: list[float] = []
     forget_peak(device)
     held = peak_memory(device) or 0
     for _ in range(1 + _ROUNDS):
-        set_states(devices, begin)
+        set_states(begin)
         started = time.perf_counter()
         with warnings.catch_warnings():
             warnings.simplefilter("error", RandomDrawsWarning)
@@ -233,4 +236,4 @@ def _measure(
             torch.accelerator.synchronize(device)
         times.append(time.perf_counter() - started)
     peak = max(0, (peak_memory(device) or 0) - held)
-    return (to_sum, to_stack, get_states(devices)), (min(times[1:]), peak)
+    return (to_sum, to_stack, get_states(generators)), (min(times[1:]), peak)

@@ -172,7 +172,7 @@ def _trace(flat: _Flat, leaves: list[Any]) -> torch.fx.GraphModule:
     devices = {x.device for x in leaves if _on_accelerator(x)}
     kind = next(iter(devices)).type if devices else "cuda"
     with torch.random.fork_rng([d.index for d in devices], device_type=kind):
-        graph: torch.fx.GraphModule = make_fx(flat)(*leaves)  # runs the function
+        graph: torch.fx.GraphModule = make_fx(flat)(*map(_apart, leaves))  # runs the function
     graph.graph.eliminate_dead_code()
     graph.recompile()
     drawing = {
@@ -182,7 +182,27 @@ def _trace(flat: _Flat, leaves: list[Any]) -> torch.fx.GraphModule:
     }
     if drawing:
         raise _Unfit(f"it draws random numbers ({', '.join(sorted(drawing))})")
+    sized = {str(node.target) for node in graph.graph.nodes if _has_size_of_data(node)}
+    if sized:
+        raise _Unfit(
+            f"sizes in it depend on the data ({', '.join(sorted(sized))}), and a trace would keep those "
+            "of the first task"
+        )
     return graph
+
+
+def _apart(leaf: Any) -> Any:
+    """The same tensor as another object: of one that is given twice a trace makes one argument."""
+    return leaf.view_as(leaf) if isinstance(leaf, Tensor) else leaf
+
+
+def _has_size_of_data(node: Any) -> bool:
+    if torch.Tag.dynamic_output_shape not in getattr(node.target, "tags", ()):
+        return False
+    if node.target is not torch.ops.aten.index.Tensor:
+        return True
+    masks = (index.meta.get("val") for index in node.args[1] if index is not None)
+    return any(mask is None or mask.dtype in (torch.bool, torch.uint8) for mask in masks)
 
 
 def _as_it_is(graph: torch.fx.GraphModule) -> Callable[..., list[Tensor]]:

@@ -9,7 +9,7 @@ tasks.
 """
 
 import warnings
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 
@@ -18,8 +18,9 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from metablocks.compiled import Compile, Compiler
-from metablocks.errors import BlockError, ExecutorError, MetablocksError, TaskError
-from metablocks.generators import devices_of, get_states, set_states
+from metablocks.errors import BlockError, ExecutorError, MetablocksError, TaskError, first_line
+from metablocks.generators import Draws, generators_of
+from metablocks.outputs import Apart, stack_rows
 from metablocks.threads import map_in_threads
 from metablocks.types import Task, TaskBatch, Tensors
 
@@ -29,19 +30,23 @@ ChannelsLast: TypeAlias = bool | Literal["query"]
 
 
 @dataclass(frozen=True)
-class KeyedFunction:
-    """A task function that says what it depends on besides its arguments, so that it can be compiled.
+class TaskWork:
+    """A task function with what executors may know of it.
 
-    Functions of equal `key` give equal results for equal arguments. `thrifty` gives the same results
-    in less memory and more time, where there is a way to.
+    - `draws`: the random generators that it draws from.
+    - `key`: what it depends on besides its arguments: work of equal keys gives equal results for equal
+      arguments, and may be compiled. None for work that is never compiled.
+    - `thrifty`: work of the same results in less memory and more time, if there is any.
     """
 
     call: TaskFunction
-    key: Hashable
-    thrifty: "KeyedFunction | None" = None
+    draws: Draws
+    key: Hashable | None = None
+    thrifty: "TaskWork | None" = None
 
     def __call__(self, shared: Any, buffers: Tensors, task: Task) -> tuple[Any, Any]:
-        return self.call(shared, buffers, task)
+        with self.draws.observed():
+            return self.call(shared, buffers, task)
 
 
 class RandomDrawsWarning(UserWarning):
@@ -92,7 +97,6 @@ class Loop:
     channels_last: ChannelsLast = False
     compile: Compile = False
     _compiler: Compiler | None = field(init=False, repr=False, compare=False)
-    _drawn: list[bool] = field(init=False, repr=False, compare=False, default_factory=list)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_compiler", Compiler.of("Loop", self.compile))
@@ -117,18 +121,16 @@ class Loop:
             result = _call(self._compiler, fn, work, shared, buffers, support, query)
             return result
 
-        workers = min(self.workers, len(tasks))
-        if workers == 1 or self._drawn:
-            return _add_up(map(run, range(len(tasks))))
-        devices = devices_of(shared)
-        before = get_states(devices)
-        results = _add_up(map_in_threads(run, range(len(tasks)), workers))
-        if all(map(torch.equal, before, get_states(devices))):
-            return results
-        # Whose draws came first was a matter of chance.
-        self._drawn.append(True)
-        set_states(devices, before)
-        return self(fn, shared, buffers, tasks)
+        fn = _as_work(fn, shared)
+        count = len(tasks)
+        # The first task may have to tell whether the work draws: whose draws come first must not be
+        # a matter of chance.
+        alone = 0 if fn.draws.known else 1
+        results = [run(index) for index in range(alone)]
+        rest = range(alone, count)
+        workers = 1 if fn.draws.kinds else min(self.workers, len(rest))
+        results += map_in_threads(run, rest, workers) if workers > 1 else [run(i) for i in rest]
+        return _add_up(results)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,42 +171,62 @@ class Vmap:
     ) -> tuple[Any, Any]:
         if not isinstance(tasks, TaskBatch):
             tasks = TaskBatch.stack(tasks)
+        fn = _as_work(fn, shared)
+        compiled = self._compiler is not None and fn.key is not None
+        apart: list[Apart] = []
 
-        def chunk(shared: Any, own: Tensors, support: Any, query: Any) -> tuple[Any, Any]:
-            def one(own: Tensors, support: Any, query: Any) -> tuple[Any, Any]:
-                return fn(shared, own, Task(support, query))
+        def chunk(shared: Any, buffers: Tensors, batches: Any) -> tuple[Any, Any]:
+            leaves, spec = pytree.tree_flatten(batches)
+            tensors = {i: leaf for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)}
 
-            to_sum, to_stack = _vmap(one, own, support, query)
+            def task_of(tensors: dict[int, Tensor]) -> Task:
+                # What is not a tensor is the same for every task.
+                own = [tensors.get(i, leaf) for i, leaf in enumerate(leaves)]
+                return Task(*pytree.tree_unflatten(own, spec))
+
+            def one(buffers: Tensors, tensors: dict[int, Tensor]) -> tuple[Any, Any]:
+                to_sum, to_stack = fn(shared, buffers, task_of(tensors))
+                if compiled:
+                    return to_sum, to_stack
+                apart.append(Apart(to_stack))
+                return to_sum, apart[-1].tensors
+
+            def first() -> None:
+                row = pytree.tree_map(lambda leaf: leaf[0], (buffers, tensors))
+                fn(shared, row[0], task_of(row[1]))
+
+            to_sum, to_stack = _vmap(one, first, buffers, tensors)
             return pytree.tree_map(lambda leaf: leaf.sum(0), to_sum), to_stack
 
         count = len(tasks)
         size = min(self.chunk or count, count)
-        devices = devices_of(shared)
-        before = get_states(devices)
         total: Any = None
         rows: list[Any] = []
-        for first in range(0, count, size):
-            width = min(size, count - first)
-            support, query = _rows((tasks.support, tasks.query), first, width)
+        for start in range(0, count, size):
+            width = min(size, count - start)
+            batches = _rows((tasks.support, tasks.query), start, width)
             # A buffer that a task writes needs a copy of its own for each task.
             own = {name: b.expand(width, *b.shape) for name, b in buffers.items()}
-            to_sum, to_stack = _call(self._compiler, fn, chunk, shared, own, support, query)
+            to_sum, to_stack = _call(self._compiler, fn, chunk, shared, own, batches)
             total = pytree.tree_map(torch.add, total, to_sum) if rows else to_sum
             rows.append(to_stack)
-        if not all(map(torch.equal, before, get_states(devices))):
+        if fn.draws.kinds:
             warnings.warn(
                 "the model or the rule draws random numbers (dropout, a mask?). Under Vmap they are "
                 "independent between tasks and follow from the seed, but they are not the draws of Loop",
                 RandomDrawsWarning,
                 stacklevel=2,
             )
-        return total, pytree.tree_map(lambda *leaves: torch.cat(leaves), *rows)
+        stacked = pytree.tree_map(lambda *leaves: torch.cat(leaves), *rows)
+        return total, stacked if compiled else apart[0].together(stacked)
 
 
-def count_tasks(tasks: Tasks) -> int:
-    """How many tasks there are.
+def check_tasks(tasks: Tasks, *, differentiated: bool = False) -> int:
+    """The number of tasks.
 
-    Raises `TaskError` for what is no `TaskBatch` and no list of `Task`, and for none.
+    Raises `TaskError` for anything but a `TaskBatch` or a list of `Task`, for none, and for tensors
+    made under `torch.inference_mode`; if they enter what is `differentiated`, for tensors that require
+    a gradient, which they would not get.
     """
     if not isinstance(tasks, TaskBatch | Sequence) or isinstance(tasks, str):
         raise TaskError(
@@ -212,22 +234,46 @@ def count_tasks(tasks: Tasks) -> int:
         )
     if not len(tasks):
         raise TaskError("an empty list of tasks; at least one task is needed")
+    whole = [("tasks", tasks)] if isinstance(tasks, TaskBatch) else []
     for index, task in enumerate(tasks if isinstance(tasks, Sequence) else ()):
         if not isinstance(task, Task):
             raise TaskError(
                 f"tasks[{index}] is a {type(task).__name__}; it takes Task(support, query)"
             )
+        whole.append((f"tasks[{index}]", task))
+    for name, one in whole:
+        for side in ("support", "query"):
+            for path, leaf in pytree.tree_leaves_with_path(getattr(one, side)):
+                if isinstance(leaf, Tensor):
+                    where = f"{name}.{side}{pytree.keystr(path)}"
+                    _check_leaf(where, leaf, differentiated)
     return len(tasks)
 
 
-def _add_up(results: Iterable[tuple[Any, Any]]) -> tuple[Any, Any]:
+def _check_leaf(where: str, leaf: Tensor, differentiated: bool) -> None:
+    if leaf.is_inference():
+        raise TaskError(
+            f"{where} was made under torch.inference_mode(), and autograd cannot save it; make it "
+            "outside, under torch.no_grad() if need be, or give a clone"
+        )
+    if differentiated and leaf.requires_grad:
+        raise TaskError(
+            f"{where} requires a gradient, and a meta-gradient goes to meta-parameters alone, so that "
+            "what computed this tensor would not learn. Give tensor.detach(); or put what computes it "
+            "into the model; or differentiate metablocks.adapt, which goes through the batch"
+        )
+
+
+def _add_up(results: Sequence[tuple[Any, Any]]) -> tuple[Any, Any]:
     """The sum of the first results, and the second ones stacked."""
-    total: Any = None
-    rows: list[Any] = []
-    for to_sum, to_stack in results:
-        total = pytree.tree_map(torch.add, total, to_sum) if rows else to_sum
-        rows.append(to_stack)
-    return total, pytree.tree_map(_stack, *rows)
+    total = results[0][0]
+    for to_sum, _ in results[1:]:
+        total = pytree.tree_map(torch.add, total, to_sum)
+    return total, stack_rows([to_stack for _, to_stack in results])
+
+
+def _as_work(fn: TaskFunction, shared: Any) -> TaskWork:
+    return fn if isinstance(fn, TaskWork) else TaskWork(fn, Draws(generators_of(shared)))
 
 
 def _channels_last(batch: Any) -> Any:
@@ -247,37 +293,31 @@ def _channels_last(batch: Any) -> Any:
     return pytree.tree_map(lay_out, inputs), target
 
 
-def _call(compiler: Compiler | None, fn: TaskFunction, work: Callable[..., Any], *args: Any) -> Any:
-    """`work(*args)`, compiled where that is wished and `fn` says what it depends on."""
-    if compiler is None or not isinstance(fn, KeyedFunction):
+def _rows(tree: Any, first: int, width: int) -> Any:
+    return pytree.tree_map(
+        lambda leaf: leaf.narrow(0, first, width) if isinstance(leaf, Tensor) else leaf, tree
+    )
+
+
+def _call(compiler: Compiler | None, fn: TaskWork, work: Callable[..., Any], *args: Any) -> Any:
+    """`work(*args)`, compiled if that is wished and `fn` says what it depends on."""
+    if compiler is None or fn.key is None:
         return work(*args)
     return compiler(work, fn.key, *args)
 
 
-def _vmap(one: Callable[..., tuple[Any, Any]], *args: Any) -> tuple[Any, Any]:
+def _vmap(
+    one: Callable[..., tuple[Any, Any]], first: Callable[[], object], *args: Any
+) -> tuple[Any, Any]:
+    """`vmap(one)(*args)`. What it refuses and the plain `first` task runs is an `ExecutorError`."""
     try:
         return torch.func.vmap(one, randomness="different")(*args)
     except MetablocksError:
         raise
-    except RuntimeError as error:
-        words = ["vmap", "batching rule", "functorch"]
-        if any(map(torch.is_autocast_enabled, _device_types(args))):
-            words += ["expected scalar type"]  # batch norm's derivatives in mixed precision
-        if not any(word in str(error) for word in words):
-            raise
-        raise ExecutorError(
-            f"Vmap cannot run this model or loss: {str(error).splitlines()[0]} Use executor=Loop()"
-        ) from error
-
-
-def _device_types(tree: Any) -> set[str]:
-    return {leaf.device.type for leaf in pytree.tree_leaves(tree) if isinstance(leaf, Tensor)}
-
-
-def _rows(tree: Any, first: int, width: int) -> Any:
-    return pytree.tree_map(lambda leaf: leaf.narrow(0, first, width), tree)
-
-
-def _stack(*leaves: Tensor) -> Any:
-    alike = len({leaf.shape for leaf in leaves}) == 1
-    return torch.stack(leaves) if alike else list(leaves)
+    except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
+        refusal = error
+    first()  # raises what is wrong with the work itself
+    raise ExecutorError(
+        f"Vmap cannot run this model, loss or metric, which a plain loop runs: torch.func.vmap says: "
+        f"{first_line(refusal)} Use executor=Loop()"
+    ) from refusal

@@ -2,26 +2,30 @@
 
     output, new_state = fmodule(state, *args)
 
-The wrapped module is never mutated, patched or hooked. What runs is a *skeleton*: a copy of the
-module whose parameters and buffers live on the `meta` device, so that a tensor nobody passed is an
-error and not a stale value. Skeletons are borrowed from a pool, one for each call in flight, which
-makes a call re-entrant and thread-safe although `torch.func.functional_call` is neither. Buffers
-are cloned before the call, so an in-place update reaches the returned state only.
+The wrapped module is never mutated, patched or hooked, and no copy of it is kept. What runs is a
+*twin*, made for one pass: new module objects with the attributes that the module has at that moment,
+and the tensors of the state in the places of its parameters and buffers. So every change of the module
+is seen by the next call, what a pass stores in attributes ends with it, and calls nest and run in
+threads. Parameters, buffers and tensor attributes that a pass writes in place are found out in a first
+pass, which is watched, and copied in every pass from then on; others are not.
 """
 
-import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Mapping, Set
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
-from torch import nn
-from torch.func import functional_call
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parameter import is_lazy
 
 from metablocks.errors import ModuleError
+from metablocks.fingerprint import fingerprint
+from metablocks.generators import Watch, Written, generators_of, get_states, set_states, storage
+from metablocks.kernels import second_derivative_wanted, unfused
+from metablocks.twins import Survey, twin
 from metablocks.types import Tensors
+
+NormStatistics: TypeAlias = Literal["batch", "running"]
 
 
 class ModuleState(NamedTuple):
@@ -34,13 +38,14 @@ class ModuleState(NamedTuple):
 class FunctionalModule:
     """A module as a pure function `(state, *args) -> (output, new state)`.
 
-    `batch_statistics=True` makes every batch norm (and tracking instance norm) normalise by the
-    statistics of its own input, in `train()` and in `eval()` alike: its running buffers are not part
-    of the state, and are neither read nor written.
+    `norm_statistics` says what every batch norm (and tracking instance norm) normalises by, in
+    `train()` and `eval()` alike: `"batch"`, its own input, its running buffers being no part of the
+    state; `"running"`, its stored statistics, which stay as they are. With None each norm does as its
+    flags say.
 
     Modules follow the `train()`/`eval()` flags of the wrapped module at the time of the call. A
     *step-aware* module, one with an attribute `inner_step`, finds the index of the inner step there
-    while it runs.
+    while it runs. A parameter that the module writes in place is in the new state as written.
 
     Law: a call changes neither `module` nor any tensor of `state`; the same state and arguments (and
     random state) give the same output.
@@ -52,39 +57,84 @@ class FunctionalModule:
     >>> int(new.buffers["num_batches_tracked"]), int(model.num_batches_tracked)
     (1, 0)
 
-    Raises `ModuleError` for a module that cannot be copied (lazy parameters not yet initialised,
-    tensors computed by hooks) and for a state with missing or unknown names.
+    Raises `ModuleError` for a module that cannot be wrapped (lazy parameters not yet initialised,
+    `DistributedDataParallel` and other wrappers that act on `.grad`, compiled and scripted modules)
+    and for a state with missing or unknown names.
     """
 
-    def __init__(self, module: nn.Module, *, batch_statistics: bool = False) -> None:
+    def __init__(self, module: nn.Module, *, norm_statistics: NormStatistics | None = None) -> None:
         self.module = module
-        self.batch_statistics = batch_statistics
-        self._blueprint = _skeleton(module, batch_statistics)
-        self._idle: list[_Skeleton] = []
-        self._parameters = tuple(name for name, _ in self._blueprint.module.named_parameters())
-        self._buffers = tuple(name for name, _ in self._blueprint.module.named_buffers())
-        self._aliases = _aliases(self._blueprint.module)
+        self.norm_statistics = norm_statistics
+        self._views: dict[Any, ModuleView] = {}
+        self.now()
+
+    def now(self) -> "ModuleView":
+        """The module as it is now, to be called several times."""
+        key = fingerprint(self.module)
+        if key not in self._views:
+            views = [*self._views.items()][-3:]  # flags go back and forth; other changes do not
+            self._views = {**dict(views), key: ModuleView(self.module, key, self.norm_statistics)}
+        return self._views[key]
 
     def state(self) -> ModuleState:
         """The module's current tensors themselves, not copies: autograd reaches the module's `.grad`."""
-        parameters = dict(self.module.named_parameters())
-        buffers = dict(self.module.named_buffers())
-        return ModuleState(
-            {name: parameters[name] for name in self._parameters},
-            {name: buffers[name] for name in self._buffers},
-        )
+        return self.now().state()
 
     def __call__(self, state: ModuleState, *args: Any, **kwargs: Any) -> tuple[Any, ModuleState]:
         """`module(*args, **kwargs)` under `state`."""
-        return self.call("forward", state, args, kwargs)
+        return self.now().call("forward", state, args, kwargs)
 
     def apply(
         self, state: ModuleState, inputs: Any, *, step: int = 0, training: bool | None = None
     ) -> tuple[Any, ModuleState]:
-        """The module on a batch's inputs: a tuple is its positional arguments, a dict its keywords.
+        """The module on a batch's inputs, as `ModuleView.apply`."""
+        return self.now().apply(state, inputs, step=step, training=training)
 
-        Anything else is its one argument. `step` is the inner step that step-aware modules see;
-        `training` overrides the wrapped module's flags.
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_views": {}}
+
+
+class ModuleView:
+    """A module as it was at one moment, as a pure function. `FunctionalModule.now` makes them."""
+
+    def __init__(
+        self, module: nn.Module, key: Any, norm_statistics: NormStatistics | None = None
+    ) -> None:
+        _check(module)
+        survey = Survey(module)
+        self.module = module
+        self.key = key
+        """The module's fingerprint."""
+        self.generators = survey.generators
+        """The random generators that modules hold."""
+        named = (*module.named_parameters(), *module.named_buffers())
+        names = {id(tensor): name for name, tensor in named}
+        self._tensors = survey.tensors  # that attributes hold, by path
+        self._parts = [
+            _Part(own, survey, index, names, norm_statistics)
+            for index, own in enumerate(survey.modules)
+        ]
+        self._parameters = self._places("_parameters", names.values())
+        self._buffers = self._places("_buffers", names.values())
+        self._mapped = any(part.special for part in self._parts)
+        self._written: dict[tuple[str, bool | None], frozenset[str]] = {}
+        self._changing: dict[bool | None, frozenset[str]] = {}
+
+    def state(self) -> ModuleState:
+        """The module's current tensors themselves, not copies."""
+        params, buffers = (
+            {name: part.module.__dict__[kind][leaf] for name, (part, leaf) in places.items()}
+            for kind, places in (("_parameters", self._parameters), ("_buffers", self._buffers))
+        )
+        return ModuleState(params, buffers)
+
+    def apply(
+        self, state: ModuleState, inputs: Any, *, step: int = 0, training: bool | None = None
+    ) -> tuple[Any, ModuleState]:
+        """The module on a batch's inputs (see `module_arguments`).
+
+        `step` is the inner step that step-aware modules see; `training` overrides the wrapped
+        module's flags.
         """
         args, kwargs = module_arguments(inputs)
         return self.call("forward", state, args, kwargs, step=step, training=training)
@@ -99,76 +149,240 @@ class FunctionalModule:
         step: int = 0,
         training: bool | None = None,
     ) -> tuple[Any, ModuleState]:
-        """Any method of the module under `state`."""
-        self._check(state)
-        own = state.params | {name: buffer.clone() for name, buffer in state.buffers.items()}
-        tensors = {key: own[name] for key, name in self._aliases.items()}
-        with self._borrow(step, training) as skeleton:
-            # Every name is given, tied ones too: functional_call need not look for them each time.
-            output = functional_call(
-                skeleton, tensors, (method, args, kwargs or {}), tie_weights=False
-            )
-        buffers = {name: tensors[f"module.{name}"] for name in state.buffers}
-        return output, ModuleState(state.params, buffers)
+        """Any method of the module under `state`; `"forward"` is the call of it, hooks and all."""
+        self._check_names(state)
 
-    def _check(self, state: ModuleState) -> None:
+        def run(tensors: Tensors) -> tuple[Any, Tensors]:
+            return self._run(tensors, method, args, kwargs or {}, step, training)
+
+        written = self._written.get((method, training))
+        if written is None:
+            output, buffers, tensors, written = self._first_run(state, run)
+            self._written[method, training] = written
+            changed = {n for n, b in buffers.items() if n in written or b is not tensors[n]}
+            self._changing[training] = frozenset(changed)
+        else:
+            tensors = self._given(state)
+            for name in written:
+                tensors[name] = tensors[name].clone()
+            versions = _versions(tensors)
+            output, buffers = run(tensors)
+            self._check_versions(tensors, versions, written)
+        params = {n: tensors[n] if n in written else t for n, t in state.params.items()}
+        return output, ModuleState(params if written else state.params, buffers)
+
+    def written(self, *, method: str = "forward", training: bool | None = None) -> frozenset[str]:
+        """The names of the tensors that the method writes in place; none before its first call."""
+        return self._written.get((method, training), frozenset())
+
+    def changing_buffers(self, *, training: bool | None = None) -> Set[str]:
+        """The names of the buffers that a pass changes; all of them before the first pass."""
+        return self._changing.get(training, self._buffers.keys())
+
+    def _first_run(
+        self, state: ModuleState, run: "Callable[[Tensors], tuple[Any, Tensors]]"
+    ) -> tuple[Any, Tensors, Tensors, frozenset[str]]:
+        """A run that finds out what the module writes in place; run again, on copies, if anything."""
+        states = get_states(generators_of([*state.params.values()], self.generators))
+        given = self._given(state)
+        own = self.state()
+        guarded = {
+            storage(tensor): name
+            for tree in (own.params, own.buffers, given)
+            for name, tensor in tree.items()
+        }
+        guarded.pop(0, None)
+        tensors = {name: _alias(tensor) for name, tensor in given.items()}
+        watch = Watch(guarded)
+        try:
+            with watch:
+                output, buffers = run(tensors)
+            if all(storage(tensors[name]) == storage(given[name]) for name in given):
+                return output, buffers, tensors, frozenset()
+        except Written:
+            pass
+        set_states(watch.drawn_from(states))
+        tensors = {name: tensor.clone() for name, tensor in given.items()}
+        before = {name: storage(tensor) for name, tensor in tensors.items()}
+        watch = Watch({address: name for name, address in before.items() if address}, refuse=False)
+        with watch:
+            output, buffers = run(tensors)
+        set_anew = {name for name in tensors if storage(tensors[name]) != before[name]}
+        return output, buffers, tensors, frozenset(watch.written | set_anew)
+
+    def _run(
+        self,
+        tensors: Tensors,
+        method: str,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        step: int,
+        training: bool | None,
+    ) -> tuple[Any, Tensors]:
+        """The method with these tensors in the places of the module's own, and the buffers after it."""
+        twins = [object.__new__(part.kind) for part in self._parts]
+        memo: dict[int, Any] = {}
+        if self._mapped:
+            memo = {id(part.module): made for part, made in zip(self._parts, twins, strict=True)}
+            memo |= {id(tensor): tensors[path] for path, tensor in self._tensors.items()}
+            for part in self._parts:
+                memo |= part.tensors(tensors)
+        for part, made in zip(self._parts, twins, strict=True):
+            part.fill(made, twins, tensors, memo, step, training)
+        act: Any = twins[0] if method == "forward" else getattr(twins[0], method)
+        output = act(*args, **kwargs)
+        buffers = {
+            name: twins[part.index].__dict__["_buffers"][leaf]
+            for name, (part, leaf) in self._buffers.items()
+        }
+        return output, buffers
+
+    def _given(self, state: ModuleState) -> Tensors:
+        """Every tensor of a pass: the state's, by name, and those that attributes hold, by path."""
+        tensors = {
+            name: _alias(tensor) if isinstance(tensor, nn.Parameter) else tensor
+            for tree in state
+            for name, tensor in tree.items()
+        }
+        for part in self._parts:
+            tensors |= part.beside()
+        return tensors | self._tensors
+
+    def _places(self, kind: str, names: Iterable[str]) -> "dict[str, tuple[_Part, str]]":
+        """Where each named tensor stands first."""
+        places: dict[str, tuple[_Part, str]] = {}
+        for part in self._parts:
+            for leaf, name in part.slots[kind].items():
+                if name is not None and not part.hidden:
+                    places.setdefault(name, (part, leaf))
+        return {name: places[name] for name in names if name in places}
+
+    def _check_names(self, state: ModuleState) -> None:
         for kind, given, known in (
             ("parameter", state.params, self._parameters),
             ("buffer", state.buffers, self._buffers),
         ):
-            missing = [name for name in known if name not in given]
-            if not missing and len(given) == len(known):
+            if given.keys() == known.keys():
                 continue
-            unknown = sorted(set(given) - set(known))
+            missing = [name for name in known if name not in given]
+            unknown = [name for name in given if name not in known]
             problem = f"lacks {missing}" if missing else f"has unknown names {unknown}"
             raise ModuleError(
                 f"the {kind}s of the state given to {type(self.module).__name__} {problem}; "
                 "start from FunctionalModule.state()"
             )
 
-    @contextmanager
-    def _borrow(self, step: int, training: bool | None) -> "Iterator[_Skeleton]":
-        skeleton = self._idle.pop() if self._idle else copy.deepcopy(self._blueprint)
-        for own, wrapped in zip(skeleton.members, self.module.modules(), strict=True):
-            mode = wrapped.training if training is None else training
-            if own.training != mode:  # setting attributes of modules takes its time
-                own.training = mode
-        for module in skeleton.step_aware:
-            module.inner_step = step  # type: ignore[assignment]
-        try:
-            yield skeleton
-        finally:
-            self._idle.append(skeleton)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_idle": []}
+    def _check_versions(
+        self, tensors: Tensors, versions: list[int], written: frozenset[str]
+    ) -> None:
+        for name, before, now in zip(tensors, versions, _versions(tensors), strict=True):
+            if now != before and name not in written:
+                raise ModuleError(
+                    f"a pass of {type(self.module).__name__} wrote {name} in place, which its first "
+                    "pass did not; such writes are found out in the first pass, so that this one has "
+                    "reached the tensor itself. Write it in every pass, or write a copy of it"
+                )
 
 
-class _Skeleton(nn.Module):
-    """A tensorless copy of a module, with one door to all of its methods."""
+class _Part:
+    """One module of a tree: what its twin is filled with."""
 
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__()
+    def __init__(
+        self,
+        module: nn.Module,
+        survey: Survey,
+        index: int,
+        names: Mapping[int, str],
+        norm_statistics: NormStatistics | None,
+    ) -> None:
         self.module = module
-        self.members = list(module.modules())
-        self.step_aware = step_aware_modules(module)
+        self.index = index
+        self.kind = type(module)
+        self.hidden = index >= survey.registered
+        """Whether it stands in a plain attribute alone, so that its tensors are no part of the state."""
+        self.special = survey.special[index]
+        self.norm = norm_statistics if _tracks(module) else None
+        self.step_aware = hasattr(module, "inner_step")
+        self.recurrent = isinstance(module, nn.RNNBase)
+        self.slots: dict[str, dict[str, str | None]] = {
+            kind: {
+                leaf: None
+                if tensor is None or (kind == "_buffers" and self.norm == "batch")
+                else names.get(id(tensor), f"{index}.{leaf}")
+                for leaf, tensor in module.__dict__[kind].items()
+            }
+            for kind in ("_parameters", "_buffers")
+        }
+        places = {id(own): place for place, own in enumerate(survey.modules)}
+        self.children = {
+            leaf: None if child is None else places[id(child)]
+            for leaf, child in module._modules.items()
+        }
 
-    def forward(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if method == "forward":
-            return self.module(*args, **kwargs)
-        return getattr(self.module, method)(*args, **kwargs)
+    def beside(self) -> Tensors:
+        """The tensors of a module that stands in a plain attribute."""
+        if not self.hidden:
+            return {}
+        return {
+            name: self.module.__dict__[kind][leaf]
+            for kind, slots in self.slots.items()
+            for leaf, name in slots.items()
+            if name is not None
+        }
+
+    def tensors(self, tensors: Tensors) -> dict[int, Tensor]:
+        """The tensors of this pass, by the id of the module's own in their place."""
+        return {
+            id(self.module.__dict__[kind][leaf]): tensors[name]
+            for kind, slots in self.slots.items()
+            for leaf, name in slots.items()
+            if name is not None
+        }
+
+    def fill(
+        self,
+        made: nn.Module,
+        twins: list[nn.Module],
+        tensors: Tensors,
+        memo: dict[int, Any],
+        step: int,
+        training: bool | None,
+    ) -> None:
+        """Give the twin the module's attributes as they are now, and the tensors of this pass."""
+        own = self.module.__dict__.copy()
+        for name in self.special:
+            own[name] = twin(own[name], memo)
+        for kind, slots in self.slots.items():
+            own[kind] = {leaf: n if n is None else tensors[n] for leaf, n in slots.items()}
+        own["_modules"] = {
+            leaf: place if place is None else twins[place] for leaf, place in self.children.items()
+        }
+        if training is not None:
+            own["training"] = training
+        if self.step_aware:
+            own["inner_step"] = step
+        if self.norm == "running":
+            own["training"] = False
+        elif self.norm == "batch":
+            own["track_running_stats"] = False
+        object.__setattr__(made, "__dict__", own)
+        if self.recurrent and second_derivative_wanted():
+            own["forward"] = unfused(made.forward)
 
 
 def module_arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """How a batch's inputs become the arguments of a module.
+    """The positional and keyword arguments that a batch's inputs are for a module.
+
+    A tuple or list is its positional arguments, a mapping its keywords; anything else, a named tuple
+    and a packed sequence too, is its one argument.
 
     >>> module_arguments((1, 2)), module_arguments({"x": 1}), module_arguments(1)
     (((1, 2), {}), ((), {'x': 1}), ((1,), {}))
     """
-    if isinstance(inputs, tuple | list):
+    if isinstance(inputs, Mapping):
+        return (), dict(inputs)
+    if isinstance(inputs, tuple | list) and not hasattr(inputs, "_fields"):
         return tuple(inputs), {}
-    if isinstance(inputs, dict):
-        return (), inputs
     return (inputs,), {}
 
 
@@ -182,48 +396,8 @@ def tracking_norms(module: nn.Module) -> dict[str, _NormBase]:
     return {
         name: member
         for name, member in module.named_modules()
-        if isinstance(member, _NormBase) and member.running_mean is not None
+        if isinstance(member, _NormBase) and _tracks(member)
     }
-
-
-def _skeleton(module: nn.Module, batch_statistics: bool) -> _Skeleton:
-    kind = type(module).__name__
-    memo: dict[int, Any] = {}
-    for name, parameter in module.named_parameters():
-        if is_lazy(parameter):
-            raise ModuleError(
-                f"parameter {name} of {kind} is lazy and has no shape yet; "
-                "run the module on one batch before wrapping it"
-            )
-        memo[id(parameter)] = nn.Parameter(
-            torch.empty_like(parameter, device="meta"), requires_grad=parameter.requires_grad
-        )
-    for buffer in module.buffers():
-        memo[id(buffer)] = torch.empty_like(buffer, device="meta")
-    try:
-        skeleton = copy.deepcopy(module, memo)
-    except Exception as error:
-        raise ModuleError(
-            f"{kind} cannot be copied, which a functional wrapper needs: {error}. Tensors that a "
-            "hook computes from parameters are the usual cause: use "
-            "torch.nn.utils.parametrizations instead of torch.nn.utils.weight_norm, for one"
-        ) from error
-    if batch_statistics:
-        for norm in tracking_norms(skeleton).values():
-            norm.track_running_stats = False
-            for name in ("running_mean", "running_var", "num_batches_tracked"):
-                setattr(norm, name, None)
-    return _Skeleton(skeleton)
-
-
-def _aliases(module: nn.Module) -> dict[str, str]:
-    """Every name of every tensor, as the skeleton sees it, and the name under which the tensor stands."""
-    first: dict[int, str] = {}
-    names: dict[str, str] = {}
-    for named in (module.named_parameters, module.named_buffers):
-        for name, tensor in named(remove_duplicate=False):
-            names[f"module.{name}"] = first.setdefault(id(tensor), name)
-    return names
 
 
 def detach(tree: Tensors) -> Tensors:
@@ -243,3 +417,43 @@ def trainable(params: Tensors) -> Tensors:
         for name, tensor in params.items()
         if tensor.requires_grad or not isinstance(tensor, nn.Parameter)
     }
+
+
+_alias: Any = torch.ops.aten.alias
+
+_WRAPPERS = {
+    "DistributedDataParallel": "whose hooks average what loss.backward() computes, and a "
+    "meta-gradient passes them by; give the learner model.module, and average .grad over processes "
+    "after backward()",
+    "FullyShardedDataParallel": "which gathers parameters while its own forward runs, and fast weights "
+    "are not its parameters; give the learner the plain module",
+    "FSDPModule": "whose parameters are sharded, and fast weights are not its parameters; give the "
+    "learner the plain module",
+    "DataParallel": "which copies the module to other devices; give the learner model.module",
+    "OptimizedModule": "made by torch.compile, through which there is no second derivative; give the "
+    "learner the plain module, and compile by the executor: Loop(compile=True)",
+    "ScriptModule": "whose parameters stand outside of Python; give the learner the plain module",
+}
+
+
+def _check(module: nn.Module) -> None:
+    """Raise `ModuleError` for what cannot be wrapped."""
+    for name, member in module.named_modules():
+        for base in type(member).__mro__:
+            if base.__name__ in _WRAPPERS:
+                where = f"{name} of {type(module).__name__}" if name else "the model"
+                raise ModuleError(f"{where} is a {base.__name__}, {_WRAPPERS[base.__name__]}")
+    for name, parameter in module.named_parameters():
+        if is_lazy(parameter):
+            raise ModuleError(
+                f"parameter {name} of {type(module).__name__} is lazy and has no shape yet; "
+                "run the module on one batch before wrapping it"
+            )
+
+
+def _tracks(module: nn.Module) -> bool:
+    return isinstance(module, _NormBase) and module.running_mean is not None
+
+
+def _versions(tensors: Tensors) -> list[int]:
+    return [tensor._version if not tensor.is_inference() else 0 for tensor in tensors.values()]

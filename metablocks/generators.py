@@ -1,41 +1,249 @@
-"""The states of the random generators that a computation can draw from."""
+"""Random numbers: the generators that work can draw from, and which of them it does draw from.
 
-from collections.abc import Sequence
-from typing import Any
+A generator belongs to the whole process, so its state is put back only if the work at hand has drawn
+from it: what another thread draws meanwhile stays drawn.
+"""
 
+import random
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, TypeAlias
+
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+States: TypeAlias = list[tuple["Generator", Any]]
+
+
+@dataclass(frozen=True, eq=False)
+class Generator:
+    """A source of random numbers, by its state."""
+
+    kind: str
+    """"torch", "python", "numpy": the process's own; "held": an object that a module holds."""
+    get: Callable[[], Any]
+    put: Callable[[Any], None]
+
+
+def generators_of(tree: Any, held: Iterable[Any] = ()) -> list[Generator]:
+    """The generators that a computation on a tree's tensors can draw from, and those held.
+
+    >>> [generator.kind for generator in generators_of(torch.ones(1))]
+    ['torch', 'python', 'numpy']
+    """
+    of_devices = [
+        Generator("torch", torch.get_rng_state, torch.set_rng_state)
+        if device.type == "cpu"
+        else _of_accelerator(device)
+        for device in devices_of(tree)
+    ]
+    python = Generator("python", random.getstate, random.setstate)
+    numpy = Generator("numpy", np.random.get_state, np.random.set_state)
+    return [*of_devices, python, numpy, *(known for known in map(_held, held) if known)]
+
+
+def is_generator(value: object) -> bool:
+    """Whether an object is a random generator of PyTorch, Python or NumPy."""
+    return isinstance(value, _HELD)
 
 
 def devices_of(tree: Any) -> list[torch.device]:
     """The devices of a tree's tensors, the CPU's first, which is always there."""
     found = {leaf.device for leaf in pytree.tree_leaves(tree) if isinstance(leaf, Tensor)}
-    others = sorted((device for device in found if device.type != "cpu"), key=str)
+    others = sorted((d for d in found if d.type not in ("cpu", "meta")), key=str)
     return [torch.device("cpu"), *others]
 
 
-def get_states(devices: Sequence[torch.device]) -> list[Tensor]:
-    """The state of each device's generator.
+def get_states(generators: Iterable[Generator]) -> States:
+    """The generators with their states.
 
-    >>> states = get_states(devices_of(torch.ones(1)))
-    >>> first = torch.rand(2)
-    >>> set_states(devices_of(torch.ones(1)), states)
-    >>> torch.equal(first, torch.rand(2))
-    True
+    >>> generators = generators_of(torch.ones(1))
+    >>> states = get_states(generators)
+    >>> first = torch.rand(2), random.random(), np.random.rand()
+    >>> set_states(states)
+    >>> torch.equal(first[0], torch.rand(2)), first[1:] == (random.random(), np.random.rand())
+    (True, True)
     """
-    return [
-        torch.get_rng_state()
-        if device.type == "cpu"
-        else torch.get_device_module(device.type).get_rng_state(device)
-        for device in devices
-    ]
+    return [(generator, generator.get()) for generator in generators]
 
 
-def set_states(devices: Sequence[torch.device], states: Sequence[Tensor]) -> None:
-    """Put the generators back into an earlier state."""
-    for device, state in zip(devices, states, strict=True):
-        if device.type == "cpu":
-            torch.set_rng_state(state)
-        else:
-            torch.get_device_module(device.type).set_rng_state(state, device)
+def set_states(states: States) -> None:
+    """Put generators back into earlier states."""
+    for generator, state in states:
+        generator.put(state)
+
+
+class Draws:
+    """What one kind of work draws from, learned from its first run.
+
+    >>> draws = Draws(generators_of(torch.ones(1)))
+    >>> with draws.put_back(), draws.observed():
+    ...     first = torch.rand(1)
+    >>> draws.kinds, torch.equal(first, torch.rand(1))
+    ({'torch'}, True)
+    """
+
+    def __init__(self, generators: list[Generator]) -> None:
+        self.generators = generators
+        self.known = False
+        """Whether the work was observed to its end."""
+        self.kinds: set[str] = set()
+        """The kinds of generators that it has drawn from so far."""
+
+    @contextmanager
+    def observed(self) -> Iterator[None]:
+        """Run the block, one whole piece of work; unless `known`, see what this thread draws in it."""
+        if self.known:
+            yield
+            return
+        begin = [(g, g.get()) for g in self.generators if g.kind in ("python", "numpy")]
+        watch = Watch()
+        before, _local.watch = _local.watch, (watch, begin)
+        try:
+            with watch:
+                yield
+            self.kinds |= self._so_far()
+            self.known = True
+        finally:
+            self.kinds |= self._so_far()
+            _local.watch = before
+
+    def states(self) -> States:
+        """The states of all generators that the work may draw from."""
+        return get_states(g for g in self.generators if not self.known or g.kind in self.kinds)
+
+    def restore(self, states: States) -> None:
+        """Put back what the work has drawn from."""
+        kinds = self.kinds if self.known else self.kinds | self._so_far()
+        set_states([(generator, state) for generator, state in states if generator.kind in kinds])
+
+    @contextmanager
+    def put_back(self) -> Iterator[None]:
+        """Leave the generators as they were found."""
+        states = self.states()
+        try:
+            yield
+        finally:
+            self.restore(states)
+
+    def _so_far(self) -> set[str]:
+        if _local.watch is None:
+            return set()
+        watch, begin = _local.watch
+        return watch.draws | {generator.kind for generator, _ in watch.drawn_from(begin)}
+
+
+class Watch(TorchDispatchMode):
+    """Sees the operations of this thread: what they draw from, and which guarded storages they write.
+
+    `guarded` names storages by their address. What would write one raises `Written` instead, unless
+    `refuse` is False.
+    """
+
+    def __init__(self, guarded: Mapping[int, str] | None = None, *, refuse: bool = True) -> None:
+        super().__init__()
+        self.guarded = guarded or {}
+        self.refuse = refuse
+        self.written: set[str] = set()
+        self.draws: set[str] = set()
+
+    def drawn_from(self, states: "States") -> "States":
+        """Of the generators with earlier states, those that have been drawn from.
+
+        Python's and NumPy's are told by their states: it may have been another thread.
+        """
+        return [
+            (generator, state)
+            for generator, state in states
+            if generator.kind in self.draws
+            or (generator.kind in ("python", "numpy") and not _equal(generator.get(), state))
+        ]
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if torch.Tag.nondeterministic_seeded in function.tags:
+            generator = kwargs.get("generator")
+            if generator is not None:
+                self.draws.add("held")
+            if generator is None or generator is torch.default_generator:
+                self.draws.add("torch")
+        if self.guarded and function._schema.is_mutable:
+            self._check(function._schema.arguments, args, kwargs)
+        return function(*args, **kwargs)
+
+    def _check(self, arguments: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        for index, argument in enumerate(arguments):
+            if argument.alias_info is None or not argument.alias_info.is_write:
+                continue
+            value = args[index] if index < len(args) else kwargs.get(argument.name)
+            for leaf in pytree.tree_leaves(value):
+                name = self.guarded.get(storage(leaf)) if isinstance(leaf, Tensor) else None
+                if name is not None and self.refuse:
+                    raise Written(name)
+                if name is not None:
+                    self.written.add(name)
+
+
+class Written(BaseException):
+    """A guarded tensor is about to be written. No `Exception`: the code at work must not catch it."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self.name = name
+
+
+def storage(tensor: Tensor) -> int:
+    """The address of a tensor's storage; 0 if it has none of its own."""
+    while torch._C._functorch.is_functorch_wrapped_tensor(tensor):  # type: ignore[attr-defined]
+        tensor = torch._C._functorch.get_unwrapped(tensor)  # type: ignore[attr-defined]
+    try:
+        return int(tensor.untyped_storage()._cdata) if tensor.numel() else 0
+    except (RuntimeError, NotImplementedError):  # a sparse tensor, for one
+        return 0
+
+
+class _Local(threading.local):
+    watch: "tuple[Watch, States] | None" = None
+
+
+_local = _Local()
+_HELD = (torch.Generator, random.Random, np.random.Generator, np.random.RandomState)
+
+
+def _held(value: Any) -> Generator | None:
+    if isinstance(value, torch.Generator):
+        return Generator("held", value.get_state, value.set_state)
+    if isinstance(value, random.Random):
+        return Generator("held", value.getstate, value.setstate)
+    if isinstance(value, np.random.RandomState):
+        return Generator("held", value.get_state, value.set_state)
+    if isinstance(value, np.random.Generator):
+        bits = value.bit_generator
+        return Generator("held", lambda: bits.state, lambda state: setattr(bits, "state", state))
+    return None
+
+
+def _of_accelerator(device: torch.device) -> Generator:
+    module = torch.get_device_module(device.type)
+    return Generator(
+        "torch", partial(module.get_rng_state, device), partial(_set_accelerator, module, device)
+    )
+
+
+def _set_accelerator(module: Any, device: torch.device, state: Tensor) -> None:
+    module.set_rng_state(state, device)
+
+
+def _equal(one: Any, other: Any) -> bool:
+    return all(
+        np.array_equal(a, b) if isinstance(a, np.ndarray) else a == b
+        for a, b in zip(one, other, strict=True)
+    )

@@ -7,18 +7,19 @@ made. Everything above is written in terms of them: `adapt` for a loss function 
 `InnerLoop` for a whole learner, and every estimator on top of `InnerLoop`.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
+from metablocks.derivatives import detach_tree, gradient
 from metablocks.errors import BlockError, GradientError
-from metablocks.functional import FunctionalModule, ModuleState, detach, trainable
+from metablocks.functional import ModuleState, ModuleView, detach, trainable
+from metablocks.generators import Draws
 from metablocks.order import Order, SecondOrder
 from metablocks.rules.base import StepInfo, UpdateRule, check_updates
-from metablocks.transforms import vjp_once
 from metablocks.types import Batch, Progress, Tensors
 
 StatefulLoss: TypeAlias = Callable[[Tensors, Tensors], tuple[Tensor, Tensors]]
@@ -28,7 +29,7 @@ Rule: TypeAlias = Callable[[Tensors, Any, StepInfo], tuple[Tensors, Any]]
 
 
 class Carry(NamedTuple):
-    """What one inner step hands to the next; a pytree."""
+    """State carried between inner steps; a pytree."""
 
     params: Tensors
     """The fast weights: adapted parameters only."""
@@ -39,7 +40,7 @@ class Carry(NamedTuple):
 
 
 class SupportPass(NamedTuple):
-    """What a carry makes of the support batch."""
+    """Gradient, loss and buffers of the support batch at a carry."""
 
     gradients: Tensors
     """∇L_s(θ_k), by the names of the fast weights."""
@@ -47,19 +48,16 @@ class SupportPass(NamedTuple):
     """L_s(θ_k), a constant scalar."""
     buffers: Tensors
     """The model's buffers as this pass left them."""
+    written: Tensors = {}  # noqa: RUF012  (nobody writes into it)
+    """By how much the pass changed fast weights in place, of a model that does so; constants."""
 
 
-def support_pass(
-    loss: StatefulLoss, carry: Carry, rest: Tensors, *, through: bool, recorded: bool = False
-) -> SupportPass:
+def support_pass(loss: StatefulLoss, carry: Carry, rest: Tensors, *, through: bool) -> SupportPass:
     """g_k = ∇L_s(θ_k): the gradient that an inner step goes by.
 
     `rest` holds the parameters that the loss needs and the step leaves alone. `through` says whether
-    derivatives flow through the gradient; where not, it is taken at detached parameters, which is
-    the same as detaching it and builds no graph. `recorded` says that the innermost transform at
-    work is a reverse-mode derivative that goes through the carry: the gradient then comes out of
-    its graph, where a transform of its own would record everything twice. (A parameter frozen since
-    the learner was made adapts still, and is in no graph at first.)
+    derivatives flow through the gradient; if not, it is taken at detached parameters, which is the
+    same as detaching it and builds no graph.
     """
     fast, fixed = carry.params, rest
     if not through:
@@ -69,44 +67,33 @@ def support_pass(
         value, buffers = loss({**fixed, **fast}, carry.buffers)
         return check_scalar(value), buffers
 
-    if through and recorded and all(tensor.requires_grad for tensor in fast.values()):
-        # Nodes of their own: the derivative at θ_k alone, whatever else the loss makes of θ_k.
-        own = {name: tensor.view_as(tensor) for name, tensor in fast.items()}
-        value, buffers = support_loss(own)
-        gradients = _slopes(value, own)
-    else:
-        value, pull, buffers = vjp_once(support_loss, fast)
-        with torch.set_grad_enabled(through and torch.is_grad_enabled()):
-            (gradients,) = pull(torch.ones_like(value))
-    return SupportPass(gradients if through else detach(gradients), value.detach(), buffers)
-
-
-def _slopes(value: Tensor, params: Tensors) -> Tensors:
-    """The gradient in the graph that autograd has of `value`, differentiable in it; zero without one."""
-    if value.grad_fn is None:
-        return {name: torch.zeros_like(tensor) for name, tensor in params.items()}
-    slopes = torch.autograd.grad(
-        value, list(params.values()), create_graph=True, allow_unused=True, materialize_grads=True
-    )
-    return dict(zip(params, slopes, strict=True))
+    gradients, value, buffers = gradient(support_loss, fast, differentiable=through)
+    if not through and not any(buffer.requires_grad for buffer in carry.buffers.values()):
+        buffers = detach_tree(buffers)
+    return SupportPass(gradients, value, buffers)
 
 
 def step(carry: Carry, support: SupportPass, rule: Rule, *, index: int, steps: int) -> Carry:
     """θ_{k+1} = θ_k + rule(g_k): inner step `index` of `steps`, on what the support pass gave."""
-    updates, state = rule(support.gradients, carry.rule, StepInfo(index, steps, carry.params))
-    check_updates(updates, carry.params)
-    params = {name: parameter + updates[name] for name, parameter in carry.params.items()}
+    start = carry.params
+    if support.written:
+        start = start | {name: start[name] + move for name, move in support.written.items()}
+    updates, state = rule(support.gradients, carry.rule, StepInfo(index, steps, start))
+    check_updates(updates, start)
+    params = {name: parameter + updates[name] for name, parameter in start.items()}
     return Carry(params, state, support.buffers)
 
 
 class QueryPass(NamedTuple):
-    """What a carry makes of a query batch."""
+    """Loss and prediction of a query batch at a carry."""
 
     loss: Tensor
     """A scalar."""
     prediction: Any
     buffers: Tensors
     """The model's buffers as this pass left them. They are not handed on to later steps."""
+    score: Tensor | None = None
+    """The metric of the prediction, a constant; None without a metric."""
 
 
 class Trajectory(NamedTuple):
@@ -158,26 +145,15 @@ def adapt(
     def loss(params: Tensors, buffers: Tensors) -> tuple[Tensor, Tensors]:
         return loss_fn(params, batch), buffers
 
-    def take(carry: Carry, index: int) -> tuple[Carry, Tensor]:
-        support = support_pass(loss, carry, rest, through=order(index, steps, progress))
-        return step(carry, support, rule, index=index, steps=steps), support.loss
-
-    states, losses = [], []
-    for carry, value in rollout(take, Carry(fast, rule.init(fast), {}), steps):
-        states.append({name: carry.params.get(name, tensor) for name, tensor in params.items()})
-        losses.append(value)
-    some = next(iter(params.values()), torch.empty(0))
-    return Trajectory(states, torch.stack(losses[1:]) if steps else some.new_zeros(0))
-
-
-def rollout(
-    take: Callable[[Carry, int], tuple[Carry, Tensor]], carry: Carry, steps: int
-) -> Iterator[tuple[Carry, Tensor]]:
-    """Carry 0 … `steps`, each with the support loss of the step that led to it (nan for carry 0)."""
-    yield carry, torch.tensor(torch.nan)
+    carry = Carry(fast, rule.init(fast), {})
+    states, losses = [dict(params)], []
     for index in range(steps):
-        carry, loss = take(carry, index)
-        yield carry, loss
+        support = support_pass(loss, carry, rest, through=order(index, steps, progress))
+        carry = step(carry, support, rule, index=index, steps=steps)
+        states.append({name: carry.params.get(name, tensor) for name, tensor in params.items()})
+        losses.append(support.loss)
+    like = next(iter(params.values()), torch.empty(0))
+    return Trajectory(states, torch.stack(losses) if steps else like.new_zeros(0))
 
 
 @dataclass(frozen=True)
@@ -188,12 +164,14 @@ class InnerLoop:
     knows how the meta-gradient is computed or how tasks are spread.
     """
 
-    model: FunctionalModule
-    rule: FunctionalModule
+    model: ModuleView
+    rule: ModuleView
     loss_fn: Callable[[Any, Any], Tensor]
     adapted: tuple[str, ...]
     constants: Tensors
     """Frozen parameters, under the learner's names: needed by the forward pass, never learned."""
+    model_buffers: Tensors
+    """The model's buffers that no pass writes."""
     rule_buffers: Tensors
     steps: int
     through: tuple[bool, ...]
@@ -204,8 +182,10 @@ class InnerLoop:
     """The model's buffers whose changes are handed to the learner (see `changes`)."""
     training: bool | None = None
     """Overrides the model's train/eval flags, as in `FunctionalModule.apply`."""
-    recorded: bool = False
-    """Set by an estimator around whose steps a derivative is at work (see `support_pass`)."""
+    metric: Callable[[Any, Any], Any] | None = None
+    """`(prediction, target) -> score`, of every query pass."""
+    draws: Draws | None = None
+    """What random generators the work draws from; None if none."""
 
     def start(self, meta: Tensors, buffers: Tensors) -> Carry:
         """Carry 0 of a task: θ_0 and a fresh rule state."""
@@ -222,13 +202,15 @@ class InnerLoop:
     def support(self, meta: Tensors, carry: Carry, support: Batch, index: int) -> SupportPass:
         """The first half of inner step `index`: the gradient on the support batch."""
 
-        def loss(params: Tensors, buffers: Tensors) -> tuple[Tensor, Tensors]:
-            value, _, buffers = self._forward(params, buffers, support, index)
-            return value, buffers
+        def loss(params: Tensors, buffers: Tensors) -> tuple[Tensor, Any]:
+            value, _, after = self._forward(params, buffers, support, index)
+            written = self.model.written(training=self.training) & carry.params.keys()
+            return value, (after.buffers, {name: after.params[name] for name in written})
 
-        return support_pass(
-            loss, carry, self._rest(meta), through=self.through[index], recorded=self.recorded
-        )
+        passed = support_pass(loss, carry, self._rest(meta), through=self.through[index])
+        buffers, written = passed.buffers
+        moves = {name: (t - carry.params[name]).detach() for name, t in written.items()}
+        return passed._replace(buffers=buffers, written=moves)
 
     def update(self, meta: Tensors, carry: Carry, support: SupportPass, index: int) -> Carry:
         """The second half: the rule turns the gradient into the next carry."""
@@ -244,8 +226,12 @@ class InnerLoop:
     def query(self, meta: Tensors, carry: Carry, query: Batch, index: int) -> QueryPass:
         """The query pass at carry `index`; it belongs to the step that led there."""
         params = {**self._rest(meta), **carry.params}
-        value, prediction, buffers = self._forward(params, carry.buffers, query, max(index - 1, 0))
-        return QueryPass(check_scalar(value), prediction, buffers)
+        value, prediction, after = self._forward(params, carry.buffers, query, max(index - 1, 0))
+        score = None
+        if self.metric is not None:
+            with torch.no_grad():
+                score = _as_scalar(self.metric(detach_tree(prediction), query[1]), value)
+        return QueryPass(check_scalar(value), prediction, after.buffers, score)
 
     def weighted(self, value: Tensor, index: int) -> Tensor:
         """v_k · `value`, in the dtype of `value`."""
@@ -254,7 +240,8 @@ class InnerLoop:
     @property
     def tensors(self) -> dict[str, Any]:
         """The fields that hold tensors, to be handed to a function that is compiled."""
-        return {name: getattr(self, name) for name in ("constants", "rule_buffers", "weights")}
+        names = ("constants", "model_buffers", "rule_buffers", "weights")
+        return {name: getattr(self, name) for name in names}
 
     def changes(self, *passes: tuple[Tensors, Tensors]) -> Tensors:
         """Σ (after − before) of the collected buffers over passes `(before, after)`, as constants."""
@@ -265,26 +252,18 @@ class InnerLoop:
 
         return {name: change(name) for name in self.collected}
 
-    def rollout(
-        self, meta: Tensors, buffers: Tensors, support: Batch, steps: int | None = None
-    ) -> Iterator[tuple[int, Carry]]:
-        """`(index, carry)` for carry 0 … `steps` (all of them unless given)."""
-
-        def take(carry: Carry, index: int) -> tuple[Carry, Tensor]:
-            return self.step(meta, carry, support, index)
-
-        steps = self.steps if steps is None else steps
-        carries = rollout(take, self.start(meta, buffers), steps)
-        return ((index, carry) for index, (carry, _) in enumerate(carries))
-
     def _forward(
         self, params: Tensors, buffers: Tensors, batch: Batch, index: int
-    ) -> tuple[Tensor, Any, Tensors]:
+    ) -> tuple[Tensor, Any, ModuleState]:
         inputs, target = batch
         prediction, state = self.model.apply(
-            ModuleState(params, buffers), inputs, step=index, training=self.training
+            ModuleState(params, self.model_buffers | buffers),
+            inputs,
+            step=index,
+            training=self.training,
         )
-        return self.loss_fn(prediction, target), prediction, state.buffers
+        after = {name: state.buffers[name] for name in buffers}
+        return self.loss_fn(prediction, target), prediction, state._replace(buffers=after)
 
     def _rest(self, meta: Tensors) -> Tensors:
         """The parameters that stay put inside a task: those not adapted, learned or frozen."""
@@ -314,6 +293,18 @@ def check_scalar(loss: Any) -> Tensor:
             "take the mean over examples"
         )
     return loss
+
+
+def _as_scalar(score: Any, like: Tensor) -> Tensor:
+    """A metric's tensor or number as a tensor."""
+    if isinstance(score, Tensor):
+        return score.detach()
+    try:
+        return like.detach().new_tensor(float(score))
+    except (TypeError, ValueError) as error:
+        raise BlockError(
+            f"the metric returned {type(score).__name__}; it returns a scalar tensor or a number"
+        ) from error
 
 
 def check_steps(steps: object) -> int:

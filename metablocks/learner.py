@@ -4,32 +4,33 @@ It holds the meta-parameters and hands each block what it needs; the mathematics
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
 
 from metablocks.adapted import adapted_model
-from metablocks.errors import BlockError, GradientError
+from metablocks.derivatives import detach_tree
+from metablocks.errors import BlockError, suggest
 from metablocks.estimators import Estimator, Unrolled
-from metablocks.executors import (
-    Executor,
-    KeyedFunction,
-    Loop,
-    TaskFunction,
-    Tasks,
-    count_tasks,
-)
-from metablocks.functional import FunctionalModule, detach
+from metablocks.executors import Executor, Loop, Tasks, TaskWork, check_tasks
+from metablocks.fingerprint import fingerprint
+from metablocks.functional import FunctionalModule, NormStatistics, detach
+from metablocks.generators import Draws, generators_of
 from metablocks.inner import InnerLoop, check_steps
 from metablocks.order import Order, SecondOrder
+from metablocks.reach import check_constant, check_reach, check_reads
 from metablocks.rules.base import UpdateRule
 from metablocks.selection import select_parameters
 from metablocks.step_loss import FinalStepLoss, StepLoss, step_weights
-from metablocks.types import Batch, Progress, Task, Tensors
+from metablocks.twins import Survey
+from metablocks.types import Batch, Progress, Task, Tensors, map_tensors
+
+Metric = Callable[[Any, Any], Any]
+"""`(prediction, target) -> score`: a scalar tensor, or a number."""
 
 
 class MetaGradient(NamedTuple):
@@ -45,6 +46,8 @@ class MetaGradient(NamedTuple):
     """Mean over tasks of the changes of the buffers that are collected (see `MetaLearner`)."""
     metrics: Tensors = {}  # noqa: RUF012  (nobody writes into it)
     """Mean over tasks of what the estimator says of its own work: scalars by name."""
+    scores: Tensor | None = None
+    """`[tasks, steps + 1]`: the metric, if one was given; nan where no query pass was made."""
 
     @property
     def trouble(self) -> str | None:
@@ -61,7 +64,8 @@ class Evaluation(NamedTuple):
     query_losses: Tensor
     """`[tasks, steps + 1]`: before adaptation, then after each step."""
     predictions: Any
-    """The model's output on the query set after the last step, `[tasks, examples, ...]`."""
+    """The model's output on the query set after the last step, `[tasks, examples, ...]`; what of it is
+    not a tensor of one shape is a list by task."""
     metrics: Tensor | None
     """`[tasks, steps + 1]`: the metric, where one was given."""
 
@@ -69,25 +73,30 @@ class Evaluation(NamedTuple):
 class MetaLearner(nn.Module):
     """Gradient-based meta-learning of a model's initialisation, and of all that its blocks learn.
 
-    - `model`: any `nn.Module`. It stays the caller's own: the outer optimiser moves its parameters,
-      and nothing else touches it. Its batch norms normalise by batch statistics in the inner loop
-      and the query pass, at evaluation too; their running buffers are neither read nor written.
-      Buffers of a module of one's own pass from support pass to support pass within a task, and end
-      with it; those of a module with `collects_buffers = True` (`per_step_batch_norm`) are brought
-      up to date by `backward`: a task's passes move them, and what is stored moves by the mean over
-      tasks.
+    - `model`: any `nn.Module`, seen as it is at each call. It stays the caller's own: the outer
+      optimiser moves its parameters, and nothing else touches it. Buffers of a module of one's own pass
+      from support pass to support pass within a task, and end with it; those of a module with
+      `collects_buffers = True` (`per_step_batch_norm`) are brought up to date by `backward`: a task's
+      passes move them, and what is stored moves by the mean over tasks.
     - `loss`: `(prediction, target) -> scalar`.
     - `steps`: inner steps on the support set.
     - `rule`, `order`, `step_loss`, `estimator`, `executor`: one block for each axis. `rule` is set up
       here, for the adapted parameters.
     - `adapt`: patterns that select which parameters move inside a task (see `selection`). Frozen
-      parameters (`requires_grad=False`) neither move nor get a meta-gradient.
+      parameters (`requires_grad=False`) neither move nor get a meta-gradient; freezing and unfreezing
+      count from the next call on.
+    - `norm_statistics`: what batch norms normalise by, in the inner loop, the query pass and at
+      evaluation: `"batch"`, the statistics of the batch at hand, or `"running"`, those they have
+      stored, for a pre-trained net. Stored statistics are neither updated nor replaced.
+    - `allow_unused`: patterns of meta-parameters that no task need reach (`"experts.*"`).
 
     `named_parameters()` gives the model's parameters under `model.` and the rule's under `rule.`.
 
-    Laws: `meta_gradient`, `evaluate` and `adapt` leave parameters, buffers, `.grad`, training flags
-    and random states bit-identical, also when the loss raises. A batch's gradient is the mean of its
-    tasks', whatever their order and the executor.
+    Laws: `meta_gradient`, `evaluate` and `adapt` leave parameters, buffers, plain attributes of modules,
+    `.grad`, training flags and random states bit-identical, also when the loss raises. A batch's
+    gradient is the mean of its tasks', whatever their order and the executor. What is changed between
+    two calls is seen by the next. Every trainable tensor that the loss depends on is a meta-parameter,
+    or is refused by name.
 
     >>> from metablocks.rules import LearningRate
     >>> from metablocks.types import TaskBatch
@@ -113,6 +122,8 @@ class MetaLearner(nn.Module):
         order: Order | None = None,
         step_loss: StepLoss | None = None,
         adapt: str | Sequence[str] = "*",
+        norm_statistics: NormStatistics = "batch",
+        allow_unused: str | Sequence[str] = (),
         estimator: Estimator | None = None,
         executor: Executor | None = None,
     ) -> None:
@@ -128,20 +139,33 @@ class MetaLearner(nn.Module):
         _check_types(self)
         if hasattr(self.estimator, "inner_rule"):
             rule = self.rule = self.estimator.inner_rule(rule)
-        self._functional_model = FunctionalModule(model, batch_statistics=True)
-        self.adapted = select_parameters(adapt, model)
+        self.norm_statistics = _check_norm_statistics(norm_statistics, model)
+        self.allow_unused = (
+            (allow_unused,) if isinstance(allow_unused, str) else tuple(allow_unused)
+        )
+        self._functional_models: dict[NormStatistics, FunctionalModule] = {}
+        self._functional_model(norm_statistics)
+        self._patterns = adapt
+        self._selected: tuple[Hashable, tuple[str, ...]] = ((), ())
         parameters = dict(model.named_parameters())
         rule.setup({name: parameters[name].detach() for name in self.adapted}, steps)
         self._functional_rule = FunctionalModule(rule)
-        # Of the model's state: not the buffers of batch norms, which nobody reads.
-        collected = _collected_buffers(model)
-        self._collected = tuple(n for n in self._functional_model.state().buffers if n in collected)
         self._identity = object()  # tells this learner's compiled functions from another's
-        self._connected: set[tuple[Any, ...]] = set()
+        self._draws: dict[Hashable, Draws] = {}
+        self._read: set[Hashable] = set()
+        self._reached = False
         self._evaluation_steps(steps)
         for block in (rule, self.order, self.step_loss, self.estimator, self.executor):
             if hasattr(block, "check"):
                 block.check(self)
+
+    @property
+    def adapted(self) -> tuple[str, ...]:
+        """The names of the parameters that move inside a task, frozen ones left out."""
+        flags = tuple((name, p.requires_grad) for name, p in self.model.named_parameters())
+        if self._selected[0] != flags:
+            self._selected = flags, select_parameters(self._patterns, self.model)
+        return self._selected[1]
 
     @property
     def max_steps(self) -> int | None:
@@ -152,28 +176,34 @@ class MetaLearner(nn.Module):
         ]
         return min((limit for limit in limits if isinstance(limit, int)), default=None)
 
-    def meta_gradient(self, tasks: Tasks, *, progress: Progress | None = None) -> MetaGradient:
+    def meta_gradient(
+        self, tasks: Tasks, *, progress: Progress | None = None, metric: Metric | None = None
+    ) -> MetaGradient:
         """The meta-gradient of the mean weighted query loss over tasks; touches nothing.
 
         `tasks` is a `TaskBatch`, or a list of `Task` where sizes differ. Random draws start from the
-        current global state, which is put back.
+        current global state, which is put back. `metric(prediction, target)` is taken of every query
+        pass that is made anyway (`scores`).
 
-        Raises `GradientError` for a meta-parameter that the loss does not depend on, `TaskError` for
-        malformed tasks, and what the blocks raise.
+        Raises `GradientError` for a meta-parameter that no task of the first batch reaches, and for
+        trainable tensors that the loss reads and that are none; `TaskError` for malformed tasks, and
+        what the blocks raise.
         """
-        with self._preserve_random_state():
-            return self._meta_gradient(tasks, progress or Progress())
+        return self._meta_gradient(tasks, progress or Progress(), metric, put_back=True)
 
-    def backward(self, tasks: Tasks, *, progress: Progress | None = None) -> MetaGradient:
-        """Add the meta-gradient into `.grad`, as `loss.backward()` does, and return it.
+    def backward(
+        self, tasks: Tasks, *, progress: Progress | None = None, metric: Metric | None = None
+    ) -> MetaGradient:
+        """Add the meta-gradient into `.grad`, as `loss.backward()` does, hooks and all, and return it.
 
         Buffers that are collected move by `buffer_changes`. Random draws advance the global state,
         so that the next call draws anew.
         """
-        result = self._meta_gradient(tasks, progress or Progress())
-        for name, parameter in self._meta_parameters().items():
-            grad = result.grads[name]
-            parameter.grad = grad.clone() if parameter.grad is None else parameter.grad + grad
+        result = self._meta_gradient(tasks, progress or Progress(), metric, put_back=False)
+        parameters = self._meta_parameters()
+        torch.autograd.backward(
+            list(parameters.values()), [result.grads[name].clone() for name in parameters]
+        )
         for name, change in result.buffer_changes.items():
             self.model.get_buffer(name.removeprefix("model.")).add_(change)
         return result
@@ -183,82 +213,124 @@ class MetaLearner(nn.Module):
         tasks: Tasks,
         *,
         steps: int | None = None,
-        metric: Callable[[Any, Any], Tensor] | None = None,
+        metric: Metric | None = None,
+        norm_statistics: NormStatistics | None = None,
     ) -> Evaluation:
         """Adapt to each task and judge on its query set, with no meta-gradient.
 
-        The model runs in `eval()` mode (no dropout), batch norm by batch statistics all the same:
-        the field's transductive convention. `steps` overrides the trained number of inner steps;
-        `metric(prediction, target) -> scalar` is computed before adaptation and after each step.
+        The model runs in `eval()` mode (no dropout), batch norm by the learner's `norm_statistics`
+        unless given: by default those of the batch, the field's transductive convention. `steps`
+        overrides the trained number of inner steps; `metric(prediction, target)` is computed before
+        adaptation and after each step.
 
         Raises `BlockError` for more steps than a per-step block was set up for.
         """
-        inner = self._inner_at_evaluation(steps)
+        check_tasks(tasks)
+        inner, buffers = self._inner_at_evaluation(steps, metric, norm_statistics)
 
         def judge(shared: Any, buffers: Tensors, task: Task) -> tuple[Any, Any]:
-            meta, _ = shared
+            meta, tensors = shared
+            loop = replace(inner, **tensors)
+            support, query = map_tensors(torch.Tensor.detach, (task.support, task.query))
             losses, scores = [], []
-            prediction: Any = None
-            for index, carry in inner.rollout(meta, buffers, task.support):
-                loss, prediction, _ = inner.query(meta, carry, task.query, index)
-                losses.append(loss)
-                if metric is not None:
-                    scores.append(metric(prediction, task.query[1]))
-            return (), (torch.stack(losses), prediction, torch.stack(scores) if scores else ())
+            carry = loop.start(meta, buffers)
+            for index in range(loop.steps + 1):
+                passed = loop.query(meta, carry, query, index)
+                check_constant(passed.loss, self)
+                losses.append(passed.loss.detach())
+                scores.append(() if passed.score is None else passed.score)
+                if index < loop.steps:
+                    carry, _ = loop.step(meta, carry, support, index)
+            prediction = detach_tree(passed.prediction)
+            return (), (
+                torch.stack(losses),
+                prediction,
+                () if metric is None else torch.stack(scores),
+            )
 
-        count_tasks(tasks)
-        with self._preserve_random_state():
-            _, (losses, predictions, scores) = self._execute(judge, inner, tasks)
+        with self._working(inner, put_back=True):
+            _, result = self._execute(TaskWork(judge, _drawing(inner)), inner, buffers, tasks)
+        losses, predictions, scores = result
         return Evaluation(losses, predictions, scores if metric is not None else None)
 
     def adapt(self, support: Batch, *, steps: int | None = None) -> nn.Module:
         """A copy of the model adapted to one support batch, in `eval()` mode, ready to predict.
 
-        Its batch norms carry the support set's statistics of the last inner step: in `eval()` it
-        predicts one example at a time, in `train()` it gives the transductive numbers of `evaluate`.
-        Per-step batch norms have become ordinary ones, with the row of that step; where they evaluate
-        by running statistics, these are what they carry.
+        Its batch norms carry the support set's statistics of the last inner step (with
+        `norm_statistics="running"` the stored ones): in `eval()` it predicts one example at a time, in
+        `train()` it gives the transductive numbers of `evaluate`. Per-step batch norms have become
+        ordinary ones, with the row of that step; where they evaluate by running statistics, these are
+        what they carry. Frozen parameters that do not adapt are the model's own, not copies.
         """
-        inner = self._inner_at_evaluation(steps)
-        with self._preserve_random_state(), torch.no_grad():
-            meta, buffers = detach(self._meta_parameters()), self._model_buffers()
-            carries = [carry for _, carry in inner.rollout(meta, buffers, support)]
-            return adapted_model(self.model, carries, support)
+        inner, buffers = self._inner_at_evaluation(steps)
+        support = map_tensors(torch.Tensor.detach, Task(support, support).support)
+        check_tasks([Task(support, support)])
+        meta = detach(self._meta_parameters())
+        with self._working(inner, put_back=True), _drawing(inner).observed():
+            self._check_reads(inner, buffers, Task(support, support))
+            last = carry = inner.start(meta, buffers)
+            for index in range(inner.steps):
+                last = carry
+                carry, _ = inner.step(meta, carry, support, index)
+            replaced = self.norm_statistics == "batch"
+            return adapted_model(self.model, carry, last, inner.steps, support, replaced=replaced)
 
-    def _meta_gradient(self, tasks: Tasks, progress: Progress) -> MetaGradient:
+    def _meta_gradient(
+        self, tasks: Tasks, progress: Progress, metric: Metric | None, *, put_back: bool
+    ) -> MetaGradient:
+        count = check_tasks(tasks, differentiated=True)
         through = tuple(self.order(k, self.steps, progress) for k in range(self.steps))
         weights = step_weights(self.step_loss, self.steps, progress)
-        inner = self._inner(self.steps, through, weights)
-
-        count = count_tasks(tasks)
-        self._check_connected(inner, tasks[0])
-        work = self._keyed(self.estimator, inner)
-        totals, query_losses = self._execute(work, inner, tasks)
+        inner, buffers = self._inner(self.steps, through, weights, metric=metric)
+        with self._working(inner, put_back=True):
+            self._check_first_batch(inner, buffers, tasks)
+        inner, buffers = self._inner(self.steps, through, weights, metric=metric)
+        work = self._work(self.estimator, inner)
+        with self._working(inner, put_back=put_back):
+            totals, (query_losses, scores) = self._execute(work, inner, buffers, tasks)
         grads, changes, metrics, loss = totals
         grads = {name: grad / count for name, grad in grads.items()}
         changes = {f"model.{name}": _mean(change, count) for name, change in changes.items()}
         metrics = {name: total / count for name, total in metrics.items()}
-        return MetaGradient(loss / count, grads, query_losses, changes, metrics)
+        return MetaGradient(
+            loss / count, grads, query_losses, changes, metrics, None if metric is None else scores
+        )
 
-    def _keyed(self, estimator: Estimator, inner: InnerLoop) -> KeyedFunction:
+    def _work(self, estimator: Estimator, inner: InnerLoop) -> TaskWork:
         """The estimator as a function of tasks that may be compiled, and its thrifty twin."""
 
         def estimate(shared: Any, buffers: Tensors, task: Task) -> tuple[Any, Any]:
             meta, tensors = shared
             result = estimator(replace(inner, **tensors), meta, buffers, task)
-            totals = (result.grads, result.changes, result.metrics, result.loss)
-            return totals, result.query_losses
+            grads = {
+                name: result.grads[name] if name in result.grads else torch.zeros_like(tensor)
+                for name, tensor in meta.items()
+            }
+            totals = (grads, result.changes, result.metrics, result.loss)
+            scores = () if result.scores is None else result.scores
+            return totals, (result.query_losses, scores)
 
-        modes = tuple(module.training for module in self.modules())
-        key = (self._identity, estimator, inner.steps, inner.through, modes)
+        key = (self._identity, estimator, inner.steps, inner.through, *self._key(inner))
         twin = estimator.thrifty(inner.steps) if hasattr(estimator, "thrifty") else None
-        return KeyedFunction(estimate, key, self._keyed(twin, inner) if twin else None)
+        thrifty = self._work(twin, inner) if twin else None
+        return TaskWork(estimate, _drawing(inner), key, thrifty)
 
-    def _execute(self, work: TaskFunction, inner: InnerLoop, tasks: Tasks) -> tuple[Any, Any]:
+    def _execute(
+        self, work: TaskWork, inner: InnerLoop, buffers: Tensors, tasks: Tasks
+    ) -> tuple[Any, Any]:
         """`work((meta, tensors of the inner loop), buffers, task)` on every task."""
         shared = (detach(self._meta_parameters()), inner.tensors)
-        with torch.no_grad():  # torch.func keeps its own graph; autograd's would be waste
-            return self.executor(work, shared, self._model_buffers(), tasks)
+        return self.executor(work, shared, buffers, tasks)
+
+    @contextmanager
+    def _working(self, inner: InnerLoop, *, put_back: bool) -> Iterator[None]:
+        """Gradients are enabled, whatever the caller's mode; random states are put back if asked."""
+        with torch.inference_mode(False), torch.enable_grad():
+            if not put_back:
+                yield
+                return
+            with _drawing(inner).put_back():
+                yield
 
     def _inner(
         self,
@@ -266,14 +338,24 @@ class MetaLearner(nn.Module):
         through: tuple[bool, ...],
         weights: tuple[float, ...],
         training: bool | None = None,
-    ) -> InnerLoop:
-        return InnerLoop(
-            model=self._functional_model,
-            rule=self._functional_rule,
+        metric: Metric | None = None,
+        norm_statistics: NormStatistics | None = None,
+    ) -> tuple[InnerLoop, Tensors]:
+        """The inner loop as everything is now, and the buffers that a task begins with."""
+        model = self._functional_model(norm_statistics or self.norm_statistics).now()
+        rule = self._functional_rule.now()
+        frozen = detach({n: p for n, p in self.named_parameters() if not p.requires_grad})
+        changing = model.changing_buffers(training=training)
+        buffers = detach(model.state().buffers)
+        collected = _collected_buffers(self.model)
+        inner = InnerLoop(
+            model=model,
+            rule=rule,
             loss_fn=self.loss,
             adapted=self.adapted,
-            constants=detach({n: p for n, p in self.named_parameters() if not p.requires_grad}),
-            rule_buffers=detach(self._functional_rule.state().buffers),
+            constants=frozen,
+            model_buffers={n: b for n, b in buffers.items() if n not in changing},
+            rule_buffers=detach(rule.state().buffers),
             steps=steps,
             through=through,
             weights={
@@ -281,36 +363,65 @@ class MetaLearner(nn.Module):
                 for index, weight in enumerate(weights)
                 if weight
             },
-            collected=self._collected,
+            collected=tuple(name for name in buffers if name in collected and name in changing),
             training=training,
+            metric=metric,
         )
+        draws = self._draws_of((training, *self._key(inner)), inner)
+        return replace(inner, draws=draws), {n: b for n, b in buffers.items() if n in changing}
 
-    def _inner_at_evaluation(self, steps: int | None) -> InnerLoop:
+    def _inner_at_evaluation(
+        self,
+        steps: int | None,
+        metric: Metric | None = None,
+        norm_statistics: NormStatistics | None = None,
+    ) -> tuple[InnerLoop, Tensors]:
         """In `eval()` mode, through no step; the last query loss counts."""
         steps = self._evaluation_steps(steps)
-        return self._inner(steps, (False,) * steps, (0.0,) * steps + (1.0,), training=False)
+        if norm_statistics is not None:
+            _check_norm_statistics(norm_statistics, self.model)
+        weights = (0.0,) * steps + (1.0,)
+        return self._inner(steps, (False,) * steps, weights, False, metric, norm_statistics)
+
+    def _functional_model(self, norm_statistics: NormStatistics) -> FunctionalModule:
+        if norm_statistics not in self._functional_models:
+            made = FunctionalModule(self.model, norm_statistics=norm_statistics)
+            self._functional_models[norm_statistics] = made
+        return self._functional_models[norm_statistics]
+
+    def _key(self, inner: InnerLoop) -> tuple[Hashable, ...]:
+        """What the work depends on besides tensors and numbers of steps: equal keys, equal work."""
+        functions = (self.loss, inner.metric)
+        return inner.model.key, inner.rule.key, *map(fingerprint, functions)
+
+    def _draws_of(self, key: Hashable, inner: InnerLoop) -> Draws:
+        if key not in self._draws:
+            held = [*inner.model.generators, *inner.rule.generators]
+            held += Survey(self.loss).generators if isinstance(self.loss, nn.Module) else []
+            kept = [*self._draws.items()][-7:]
+            draws = Draws(generators_of(self._meta_parameters(), held))
+            self._draws = {**dict(kept), key: draws}
+        return self._draws[key]
 
     def _meta_parameters(self) -> Tensors:
         return {name: p for name, p in self.named_parameters() if p.requires_grad}
 
-    def _model_buffers(self) -> Tensors:
-        return detach(self._functional_model.state().buffers)
-
-    def _check_connected(self, inner: InnerLoop, task: Task) -> None:
-        """Once for each set of decisions: every meta-parameter must reach the loss."""
-        decisions = (inner.steps, inner.through, tuple(inner.weights))
-        if decisions in self._connected:
+    def _check_first_batch(self, inner: InnerLoop, buffers: Tensors, tasks: Tasks) -> None:
+        """Once: the loss reads nothing trainable but meta-parameters, and reaches all of these."""
+        if self._reached:
+            self._check_reads(inner, buffers, tasks[0])
             return
-        with self._preserve_random_state():
-            meta = detach(self._meta_parameters())
-            names = self.estimator.disconnected(inner, meta, self._model_buffers(), task)
-        if names:
-            raise GradientError(
-                f"the loss does not depend on {', '.join(names)}: there is no meta-gradient for "
-                "it. Use it in the model's forward pass or the rule, take the steps that need it, "
-                "or freeze it with requires_grad_(False)"
-            )
-        self._connected.add(decisions)
+        with _drawing(inner).observed():
+            check_reach(self, inner, buffers, tasks)
+        self._reached = True
+        self._read.add(self._key(inner))
+
+    def _check_reads(self, inner: InnerLoop, buffers: Tensors, task: Task) -> None:
+        """Once for each state of model, rule and loss: nothing trainable is read but meta-parameters."""
+        key = self._key(inner)
+        if key not in self._read:
+            check_reads(self, inner, buffers, task)
+            self._read.add(key)
 
     def _evaluation_steps(self, steps: int | None) -> int:
         steps = self.steps if steps is None else check_steps(steps)
@@ -320,13 +431,6 @@ class MetaLearner(nn.Module):
                 f"{self.max_steps}; take at most {self.max_steps}"
             )
         return steps
-
-    @contextmanager
-    def _preserve_random_state(self) -> Iterator[None]:
-        devices = {p.device for p in self.parameters() if p.device.type != "cpu"}
-        kind = next(iter(devices)).type if devices else "cuda"
-        with torch.random.fork_rng([device.index for device in devices], device_type=kind):
-            yield
 
 
 def _check_types(learner: MetaLearner) -> None:
@@ -345,13 +449,28 @@ def _check_types(learner: MetaLearner) -> None:
             raise BlockError(f"{name} is {given}; it takes a {kind.__name__}{hint}")
     if not callable(learner.loss):
         raise BlockError(f"loss is {learner.loss!r}; it takes (prediction, target) -> scalar")
-    if isinstance(learner.loss, nn.Module) and any(
-        p.requires_grad for p in learner.loss.parameters()
-    ):
+
+
+def _check_norm_statistics(given: Any, model: nn.Module) -> Any:
+    if given not in get_args(NormStatistics):
         raise BlockError(
-            f"the loss {type(learner.loss).__name__} has trainable parameters, which no gradient "
-            "would reach; put them into the model, or freeze them with requires_grad_(False)"
+            f"norm_statistics is {given!r}{suggest(str(given), get_args(NormStatistics))}; it is one of "
+            f"{', '.join(get_args(NormStatistics))}"
         )
+    if given != "batch":
+        for name, module in model.named_modules():
+            if getattr(module, "collects_buffers", False):
+                raise BlockError(
+                    f"norm_statistics is {given!r}, but {name or 'the model'} is a "
+                    f"{type(module).__name__}, which has statistics of its own; say what it normalises "
+                    "by where it is made, as per_step_batch_norm(statistics=...)"
+                )
+    return given
+
+
+def _drawing(inner: InnerLoop) -> Draws:
+    assert inner.draws is not None
+    return inner.draws
 
 
 def _collected_buffers(model: nn.Module) -> set[str]:

@@ -5,7 +5,7 @@ each are done sooner than one after another on two.
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import TypeVar
@@ -18,13 +18,13 @@ Result = TypeVar("Result")
 
 def map_in_threads(
     work: Callable[[Item], Result], items: Iterable[Item], threads: int
-) -> Iterator[Result]:
-    """`map(work, items)`, in the order of the items, `threads` of them under way at a time.
+) -> list[Result]:
+    """`[work(item) for item in items]`, `threads` of them under way at a time.
 
     Gradients are enabled and autocast is on in the threads where they are for the caller. The first
     error ends it, once what is under way is done.
 
-    >>> list(map_in_threads(abs, [-1, -2, -3], threads=2))
+    >>> map_in_threads(abs, [-1, -2, -3], threads=2)
     [1, 2, 3]
     """
     before = torch.get_num_threads()
@@ -34,7 +34,12 @@ def map_in_threads(
         with ThreadPoolExecutor(
             threads, initializer=torch.set_num_threads, initargs=(each,)
         ) as pool:
-            yield from pool.map(run, items)
+            # Not pool.map: a generator would turn a StopIteration of the work into its own end.
+            futures = [pool.submit(run, item) for item in items]
+            wait(futures, return_when=FIRST_EXCEPTION)
+            for future in futures:
+                future.cancel()
+            return [future.result() for future in futures if not future.cancelled()]
     finally:
         torch.set_num_threads(before)  # a part of that setting is the whole process's
 

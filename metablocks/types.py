@@ -5,7 +5,7 @@ support batch to adapt on and a query batch to judge the adaptation by. A *task 
 of equal size along a new first dimension: `[tasks, examples, ...]`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -48,12 +48,18 @@ class Task:
     support: Batch
     query: Batch
 
+    def __post_init__(self) -> None:
+        _as_dicts(self)
+
 
 @dataclass(frozen=True)
 class TaskBatch:
-    """Tasks of equal size, stacked: every leaf is `[tasks, examples, ...]`.
+    """Tasks of equal size, stacked: every tensor is `[tasks, examples, ...]`.
 
-    Raises `TaskError` where the leaves disagree on the number of tasks.
+    What is not a tensor (None, a flag, a number) is the same for every task. Mappings of other kinds
+    become dicts, here and in `Task`.
+
+    Raises `TaskError` if the tensors disagree on the number of tasks.
 
     >>> tasks = TaskBatch(support=(torch.zeros(3, 5, 1), torch.zeros(3, 5, 1)),
     ...                   query=(torch.zeros(3, 10, 1), torch.zeros(3, 10, 1)))
@@ -71,6 +77,7 @@ class TaskBatch:
                 raise TaskError(
                     f"TaskBatch.{side} is {_describe(batch)}; it takes a pair (inputs, target)"
                 )
+        _as_dicts(self)
         sizes = {
             f"{side}{pytree.keystr(path)} {list(leaf.shape)}": leaf.shape[0] if leaf.ndim else None
             for side in ("support", "query")
@@ -86,13 +93,13 @@ class TaskBatch:
             )
 
     def __len__(self) -> int:
-        leaves: list[Tensor] = pytree.tree_leaves((self.support, self.query))
-        return leaves[0].shape[0]
+        leaves = pytree.tree_leaves((self.support, self.query))
+        return next(int(leaf.shape[0]) for leaf in leaves if isinstance(leaf, Tensor))
 
     def __getitem__(self, index: int) -> Task:
         if not -len(self) <= index < len(self):
             raise IndexError(f"task {index} of a batch of {len(self)}")
-        return Task(*pytree.tree_map(lambda leaf: leaf[index], (self.support, self.query)))
+        return Task(*map_tensors(lambda leaf: leaf[index], (self.support, self.query)))
 
     def to(self, target: torch.device | str | torch.dtype) -> "TaskBatch":
         """The same tasks on a device, or with floating-point tensors of a dtype."""
@@ -101,7 +108,7 @@ class TaskBatch:
             keeps = isinstance(target, torch.dtype) and not leaf.is_floating_point()
             return leaf if keeps else leaf.to(target)
 
-        return TaskBatch(*pytree.tree_map(move, (self.support, self.query)))
+        return TaskBatch(*map_tensors(move, (self.support, self.query)))
 
     @staticmethod
     def stack(tasks: Sequence[Task]) -> "TaskBatch":
@@ -109,14 +116,47 @@ class TaskBatch:
         if not tasks:
             raise TaskError("an empty list of tasks; at least one task is needed")
         trees = [(task.support, task.query) for task in tasks]
-        shapes = [[tuple(leaf.shape) for leaf in pytree.tree_leaves(tree)] for tree in trees]
-        for index, other in enumerate(shapes):
-            if other != shapes[0]:
+        flat = [pytree.tree_flatten(tree) for tree in trees]
+        forms = [[_form(leaf) for leaf in leaves] for leaves, _ in flat]
+        for index, (_, spec) in enumerate(flat):
+            if forms[index] != forms[0] or spec != flat[0][1]:
                 raise TaskError(
-                    f"tasks of unequal size cannot be stacked: task 0 has shapes {shapes[0]}, "
-                    f"task {index} has {other}; pass them as a list and use executor=Loop()"
+                    f"tasks of unequal size cannot be stacked: task 0 has shapes {forms[0]}, "
+                    f"task {index} has {forms[index]}; pass them as a list and use executor=Loop()"
                 )
-        return TaskBatch(*pytree.tree_map(lambda *leaves: torch.stack(leaves), *trees))
+        columns = zip(*(leaves for leaves, _ in flat), strict=True)
+        stacked = [torch.stack(c) if isinstance(c[0], Tensor) else c[0] for c in columns]
+        return TaskBatch(*pytree.tree_unflatten(stacked, flat[0][1]))
+
+
+def map_tensors(function: Callable[[Tensor], Any], tree: Any) -> Any:
+    """The pytree with `function(tensor)` in the place of every tensor, all else as it is."""
+    return pytree.tree_map(lambda x: function(x) if isinstance(x, Tensor) else x, tree)
+
+
+def _form(leaf: Any) -> Any:
+    if isinstance(leaf, Tensor):
+        return tuple(leaf.shape)
+    plain = leaf is None or isinstance(leaf, bool | int | float | str)
+    return leaf if plain else f"a {type(leaf).__name__}, {id(leaf)}"
+
+
+def _as_dicts(owner: Any) -> None:
+    """Make dicts of the mappings of other kinds, such as a tokenizer's, in support and query."""
+    for side in ("support", "query"):
+        batch = getattr(owner, side)
+        object.__setattr__(owner, side, _with_dicts(batch))
+
+
+def _with_dicts(tree: Any) -> Any:
+    if isinstance(tree, Mapping):
+        items = {key: _with_dicts(value) for key, value in tree.items()}
+        same = type(tree) is dict and all(items[key] is tree[key] for key in tree)
+        return tree if same else items
+    if type(tree) in (tuple, list):
+        items = [_with_dicts(value) for value in tree]
+        return tree if all(a is b for a, b in zip(items, tree, strict=True)) else type(tree)(items)
+    return tree
 
 
 def _describe(value: Any) -> str:

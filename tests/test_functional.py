@@ -110,7 +110,7 @@ def test_running_statistics_come_back_as_the_module_would_have_written_them():
 )
 def test_batch_statistics_are_used_in_training_and_evaluation_alike(norm, training):
     x = torch.randn(6, 3, 4)
-    fmodule = FunctionalModule(norm.train(training), batch_statistics=True)
+    fmodule = FunctionalModule(norm.train(training), norm_statistics="batch")
     assert not fmodule.state().buffers
     got, _ = fmodule(fmodule.state(), x)
     torch.testing.assert_close(got, copy.deepcopy(norm).train()(x))

@@ -18,12 +18,12 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from metablocks.derivatives import vjp
 from metablocks.errors import BlockError
-from metablocks.estimators.base import TaskGradient
+from metablocks.estimators.base import TaskGradient, reached
 from metablocks.estimators.unrolled import weigh
-from metablocks.generators import devices_of, get_states, set_states
-from metablocks.inner import Carry, InnerLoop, SupportPass
-from metablocks.transforms import vjp_once
+from metablocks.generators import States
+from metablocks.inner import Carry, InnerLoop, QueryPass, SupportPass
 from metablocks.types import Task, Tensors
 
 
@@ -72,22 +72,16 @@ class Adjoint:
     def __call__(
         self, inner: InnerLoop, meta: Tensors, buffers: Tensors, task: Task
     ) -> TaskGradient:
-        sweep = _Sweep(self, inner, meta, buffers, task, vjp_once)
-        grads, losses, changes = sweep()
-        return TaskGradient({name: grads[name] for name in meta}, *weigh(inner, losses), changes)
+        grads, queries, changes = _Sweep(self, inner, meta, buffers, task)()
+        loss, losses, scores = weigh(inner, queries)
+        grads = {name: grads[name] for name in meta if name in grads}
+        return TaskGradient(grads, loss, losses, changes, scores)
 
     def thrifty(self, steps: int) -> "Adjoint | None":
         """The same sweep with the fewest copies, about 2√steps of them, where that is fewer."""
         stride = round(steps**0.5)
         fewer = self.keep_every == 1 and stride > 1
         return replace(self, keep_every=stride) if fewer else None
-
-    def disconnected(
-        self, inner: InnerLoop, meta: Tensors, buffers: Tensors, task: Task
-    ) -> list[str]:
-        with torch.no_grad():
-            grads, _, _ = _Sweep(self, inner, meta, buffers, task, _sparse_vjp)()
-        return [name for name in meta if name not in grads]
 
 
 class _Visit(NamedTuple):
@@ -96,7 +90,7 @@ class _Visit(NamedTuple):
     carry: Carry
     support: SupportPass | None
     """The support pass, where the step takes its gradient for a constant."""
-    draws: list[Tensor]
+    draws: States
     """The generators' states before what there is to recompute."""
 
 
@@ -109,26 +103,24 @@ class _Sweep:
     meta: Tensors
     buffers: Tensors
     task: Task
-    vjp: Callable[..., Any]
-    """`(outputs, pull, aux) = vjp(function, *tensors)`, `function` returning `(outputs, aux)`."""
 
-    def __call__(self) -> tuple[Tensors, dict[int, Tensor], Tensors]:
-        """The meta-gradient, the query losses by carry, the changes of the collected buffers."""
+    def __call__(self) -> tuple[Tensors, dict[int, QueryPass], Tensors]:
+        """The meta-gradient, the query passes by carry, the changes of the collected buffers."""
         inner = self.inner
         grads: Tensors = {}
-        losses: dict[int, Tensor] = {}
-        slopes: dict[int, Callable[[], list[Tensor]]] = {}  # of the query losses, by carry
+        queries: dict[int, QueryPass] = {}
+        slopes: dict[int, Callable[[], list[Any]]] = {}  # of the query losses, by carry
         passes: list[tuple[Tensors, Tensors]] = []
         kept: list[tuple[int, Callable[[], _Visit]]] = []
         begin = self.draws()
-        draws: list[list[Tensor]] = []  # before each step
+        draws: list[States] = []  # before each step
         carry = inner.start(self.meta, self.buffers)
         for index in range(self.last + 1):
             if index in inner.weights:
-                losses[index], own, slope, after = self.query(carry, index)
-                grads = _add(grads, own)
+                queries[index], own, slope = self.query(carry, index)
+                _add(grads, own)
                 slopes[index] = self.keep(slope)
-                passes.append((carry.buffers, after))
+                passes.append((carry.buffers, queries[index].buffers))
             if index < self.last:
                 draws.append(self.draws())
                 visit, after_step = self.visit(carry, index, draws[index])
@@ -145,13 +137,13 @@ class _Sweep:
                 first, recall = kept.pop()
                 visits = self.between(recall(), first, index, draws)
             own, adjoint = self.back(visits.pop(), adjoint, index)
-            grads = _add(grads, own)
+            _add(grads, own)
             if index in slopes:
                 adjoint = _sum(adjoint, slopes.pop(index)())
         self.redraw(begin)
-        grads = _add(grads, self.back_to_meta(adjoint))
+        _add(grads, self.back_to_meta(adjoint))
         self.redraw(end)
-        return grads, losses, changes
+        return grads, queries, changes
 
     @cached_property
     def last(self) -> int:
@@ -164,16 +156,14 @@ class _Sweep:
         adapted = {f"model.{name}" for name in self.inner.adapted}
         return {name: tensor for name, tensor in self.meta.items() if name not in adapted}
 
-    def visit(self, carry: Carry, index: int, draws: list[Tensor]) -> tuple[_Visit, Carry]:
+    def visit(self, carry: Carry, index: int, draws: States) -> tuple[_Visit, Carry]:
         """Inner step `index`: what is kept of it, and the next carry."""
         support = self.inner.support(self.meta, carry, self.task.support, index)
         constant = self.is_constant(carry, index)
         visit = _Visit(carry, support, self.draws()) if constant else _Visit(carry, None, draws)
         return visit, self.inner.update(self.meta, carry, support, index)
 
-    def between(
-        self, visit: _Visit, first: int, last: int, draws: list[list[Tensor]]
-    ) -> list[_Visit]:
+    def between(self, visit: _Visit, first: int, last: int, draws: list[States]) -> list[_Visit]:
         """The visits to steps `first` … `last`, recomputed from the first one."""
         if first == last:
             return [visit]
@@ -187,28 +177,26 @@ class _Sweep:
     def is_constant(self, carry: Carry, index: int) -> bool:
         """Whether all that the support pass of step `index` gives is constant in the derivative."""
         through = self.inner.through
-        learned = any(through[:index]) and any(
-            b.is_floating_point() for b in carry.buffers.values()
-        )
+        learned = any(through[:index]) and any(_is_float(b) for b in carry.buffers.values())
         return not through[index] and not learned
 
-    def query(self, carry: Carry, index: int) -> tuple[Tensor, Tensors, list[Tensor], Tensors]:
-        """The query loss at a carry, its weighted gradient by both arguments, and the new buffers."""
+    def query(self, carry: Carry, index: int) -> tuple[QueryPass, Tensors, list[Any]]:
+        """The query pass at a carry, and its weighted gradient by both arguments."""
 
-        def loss(fixed: Tensors, carry: Carry) -> tuple[Tensor, Tensors]:
+        def loss(fixed: Tensors, carry: Carry) -> tuple[Tensor, QueryPass]:
             passed = self.inner.query(fixed, carry, self.task.query, index)
-            return passed.loss, passed.buffers
+            return passed.loss, passed._replace(prediction=None)
 
-        value, pull, buffers = self.vjp_at(loss, carry._replace(rule=()))
+        value, pull, passed = self.vjp_at(loss, carry._replace(rule=()))
         own, slope = pull(self.inner.weighted(torch.ones_like(value), index))
-        return value.detach(), own, slope, buffers
+        return passed, own, slope
 
     def back(
         self, visit: _Visit, adjoint: list[Tensor], index: int
     ) -> tuple[Tensors, list[Tensor]]:
         """The product with the Jacobian of inner step `index`, by both arguments."""
         self.redraw(visit.draws)
-        inner = replace(self.inner, recorded=True)
+        inner = self.inner
 
         def step(fixed: Tensors, carry: Carry) -> tuple[list[Tensor], tuple[()]]:
             if visit.support is None:
@@ -228,8 +216,8 @@ class _Sweep:
             carry = self.inner.start(dict(zip(self.meta, meta, strict=True)), self.buffers)
             return self.read(carry, 0), ()
 
-        _, pull, _ = self.vjp(start, *self.meta.values())
-        return dict(zip(self.meta, pull(adjoint), strict=True))
+        _, pull, _ = vjp(start, *self.meta.values())
+        return reached(dict(zip(self.meta, pull(adjoint), strict=True)))
 
     def vjp_at(self, function: Callable[[Tensors, Carry], tuple[Any, Any]], carry: Carry) -> Any:
         """`vjp(function, fixed, carry)` whose `pull` gives `({name: cotangent}, [cotangent, …])`."""
@@ -239,11 +227,12 @@ class _Sweep:
             fixed = dict(zip(names, tensors[: len(names)], strict=True))
             return function(fixed, _fill(carry, tensors[len(names) :]))
 
-        outputs, pull_flat, aux = self.vjp(flat, *self.fixed.values(), *_floats(carry))
+        outputs, pull_flat, aux = vjp(flat, *self.fixed.values(), *_floats(carry))
 
         def pull(cotangents: Any) -> tuple[Tensors, list[Tensor]]:
             grads = pull_flat(cotangents)
-            return dict(zip(names, grads[: len(names)], strict=True)), list(grads[len(names) :])
+            own = reached(dict(zip(names, grads[: len(names)], strict=True)))
+            return own, list(grads[len(names) :])
 
         return outputs, pull, aux
 
@@ -263,21 +252,18 @@ class _Sweep:
 
         return recall
 
-    def draws(self) -> list[Tensor]:
-        """The state of every generator that the model or the rule can draw from."""
-        return get_states(self.devices)
+    def draws(self) -> States:
+        """The state of every generator that the work may draw from."""
+        return self.inner.draws.states() if self.inner.draws else []
 
-    def redraw(self, draws: list[Tensor]) -> None:
-        """Put the generators back into an earlier state."""
-        set_states(self.devices, draws)
-
-    @cached_property
-    def devices(self) -> list[torch.device]:
-        return devices_of(self.meta)
+    def redraw(self, states: States) -> None:
+        """Put the generators that the work draws from back into an earlier state."""
+        if self.inner.draws:
+            self.inner.draws.restore(states)
 
 
 def _floats(carry: Carry) -> list[Tensor]:
-    """The floating-point tensors of a carry; the rule's come last."""
+    """The real and complex tensors of a carry; the rule's come last."""
     leaves = [*carry.params.values(), *carry.buffers.values(), *pytree.tree_leaves(carry.rule)]
     return [leaf for leaf in leaves if _is_float(leaf)]
 
@@ -294,36 +280,16 @@ def _fill(carry: Carry, tensors: Sequence[Tensor]) -> Carry:
 
 
 def _is_float(leaf: Any) -> bool:
-    return isinstance(leaf, Tensor) and leaf.is_floating_point()
+    return isinstance(leaf, Tensor) and (leaf.is_floating_point() or leaf.is_complex())
 
 
-def _add(total: Mapping[str, Tensor | None], own: Mapping[str, Tensor | None]) -> Tensors:
-    """Named gradients added up; what is None adds nothing."""
-    grads: Tensors = {name: grad for name, grad in total.items() if grad is not None}
-    for name, grad in own.items():
-        if grad is not None:
-            grads[name] = grads[name] + grad if name in grads else grad
-    return grads
+def _add(grads: Tensors, more: Mapping[str, Tensor]) -> None:
+    """Add named gradients, in place of the dict."""
+    for name, grad in more.items():
+        grads[name] = grads[name] + grad if name in grads else grad
 
 
 def _sum(adjoint: Sequence[Tensor | None], slope: Sequence[Tensor | None]) -> list[Any]:
     """A cotangent and that of a query loss, which reads all but the rule's state at the end."""
     pairs = zip_longest(adjoint, slope)
     return [b if a is None else a if b is None else a + b for a, b in pairs]
-
-
-def _sparse_vjp(function: Callable[..., tuple[Any, Any]], *tensors: Tensor) -> tuple[Any, Any, Any]:
-    """`torch.func.vjp` whose cotangents are None where there is no dependence; not under `vmap`."""
-    leaves = [tensor.detach().requires_grad_() for tensor in tensors]
-    with torch.enable_grad():
-        outputs, aux = function(*leaves)
-
-    def pull(cotangents: Any) -> Sequence[Tensor | None]:
-        pairs = zip(pytree.tree_leaves(outputs), pytree.tree_leaves(cotangents), strict=True)
-        live = [(output, c) for output, c in pairs if c is not None and output.requires_grad]
-        if not live:
-            return [None] * len(leaves)
-        ends, cotangents = zip(*live, strict=True)
-        return torch.autograd.grad(ends, leaves, cotangents, allow_unused=True)
-
-    return outputs, pull, aux

@@ -1,16 +1,13 @@
 """What estimators that do not look through the inner loop refuse, by name, when a learner is built."""
 
-from collections.abc import Iterable
 from dataclasses import replace
-from typing import TYPE_CHECKING
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from metablocks.errors import BlockError
-from metablocks.inner import InnerLoop
+from metablocks.estimators.unrolled import each_carry
+from metablocks.inner import InnerLoop, QueryPass
 from metablocks.order import FirstOrder, SecondOrder
 from metablocks.step_loss import FinalStepLoss
-from metablocks.types import Batch, Tensors
 
 if TYPE_CHECKING:
     from metablocks.learner import MetaLearner
@@ -38,23 +35,12 @@ def check_last_step_alone(block: str, learner: "MetaLearner") -> None:
         )
 
 
-def unreached(
-    inner: InnerLoop, meta: Tensors, buffers: Tensors, batches: Iterable[Batch]
-) -> list[str]:
-    """The meta-parameters that the loss depends on for none of the batches, before any step."""
-    leaves = {name: tensor.detach().requires_grad_() for name, tensor in meta.items()}
-    found: set[str] = set()
-    with torch.enable_grad():
-        carry = inner.start(leaves, buffers)
-        for batch in batches:
-            loss = inner.query(leaves, carry, batch, 0).loss
-            if not loss.requires_grad:
-                continue
-            grads = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
-            found |= {name for name, grad in zip(meta, grads, strict=True) if grad is not None}
-    return [name for name in meta if name not in found]
-
-
 def first_order(inner: InnerLoop) -> InnerLoop:
     """The same inner loop, differentiated through nowhere."""
     return replace(inner, through=(False,) * inner.steps)
+
+
+def at_the_end(inner: InnerLoop, query: QueryPass) -> dict[str, Any]:
+    """Losses and scores `[steps + 1]` of the last carry alone, for a `TaskGradient`."""
+    score = None if query.score is None else each_carry(inner, {inner.steps: query.score})
+    return {"query_losses": each_carry(inner, {inner.steps: query.loss}), "scores": score}

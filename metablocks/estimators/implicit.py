@@ -8,21 +8,21 @@ with ρ the parameters that do not adapt. Memory is that of one step, for any nu
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
 
+from metablocks.derivatives import gradient, vjp
 from metablocks.errors import BlockError
-from metablocks.estimators.base import TaskGradient
-from metablocks.estimators.checks import check_last_step_alone, first_order, unreached
+from metablocks.estimators.base import TaskGradient, filled, reached
+from metablocks.estimators.checks import at_the_end, check_last_step_alone, first_order
 from metablocks.estimators.conjugate_gradient import conjugate_gradient
 from metablocks.functional import step_aware_modules
-from metablocks.inner import Carry, InnerLoop
+from metablocks.inner import Carry, InnerLoop, QueryPass
 from metablocks.rules.base import Chain, UpdateRule, members
 from metablocks.rules.shaping import Proximal, WeightDecay
-from metablocks.transforms import vjp_once
-from metablocks.types import Task, Tensors
+from metablocks.types import Batch, Task, Tensors
 
 if TYPE_CHECKING:
     from metablocks.learner import MetaLearner
@@ -90,26 +90,29 @@ class Implicit:
         adapted = {f"model.{name}" for name in inner.adapted}
         rest = {name: tensor for name, tensor in meta.items() if name not in adapted}
 
-        def query_loss(fast: Tensors, rest: Tensors) -> tuple[Tensor, tuple[Tensor, Tensors]]:
+        def query_loss(fast: Tensors, rest: Tensors) -> tuple[Tensor, QueryPass]:
             passed = inner.query(meta | rest, _at(carry, fast), task.query, inner.steps)
-            return passed.loss, (passed.loss, passed.buffers)
+            return passed.loss, passed._replace(prediction=None)
 
-        def slope(fast: Tensors, rest: Tensors) -> Tensors:
-            def support_loss(fast: Tensors) -> Tensor:
-                return inner.query(meta | rest, _at(carry, fast), task.support, inner.steps).loss
+        def slope(fast: Tensors, rest: Tensors) -> tuple[Tensors, tuple[()]]:
+            def support_loss(fast: Tensors) -> tuple[Tensor, tuple[()]]:
+                passed = inner.query(meta | rest, _at(carry, fast), task.support, inner.steps)
+                return passed.loss, ()
 
-            gradient: Tensors = torch.func.grad(support_loss)(fast)
-            return gradient
+            slopes, _, _ = gradient(support_loss, fast, differentiable=True)
+            return slopes, ()
 
-        value, pull, (loss, after) = vjp_once(query_loss, carry.params, rest)
-        target, direct = pull(torch.ones_like(value))
+        value, pull, query = vjp(query_loss, carry.params, rest)
+        own, direct = pull(torch.ones_like(value))
+        target = filled(own, carry.params)
         # One graph of ∇L_s gives every product: with H, which is symmetric, and with ∂²L_s/∂φ∂ρ.
-        linearised: Any = torch.func.vjp(slope, carry.params, rest)
-        gradient, transposed = linearised
+        support_gradient, transposed, _ = vjp(slope, carry.params, rest, reuse=True)
 
         def product(vector: Tensors) -> Tensors:
-            curved, _ = transposed(vector)
-            return {name: x + curved[name] / self.proximal for name, x in vector.items()}
+            curved = reached(transposed(vector)[0])
+            return {
+                n: x + curved[n] / self.proximal if n in curved else x for n, x in vector.items()
+            }
 
         solution, residual = conjugate_gradient(
             product,
@@ -118,24 +121,27 @@ class Implicit:
             tolerance=self.tolerance,
             least=_LEAST_CURVATURE,
         )
-        _, mixed = transposed(solution)
+        mixed = {n: -m / self.proximal for n, m in reached(transposed(solution)[1]).items()}
         grads = {f"model.{name}": v for name, v in solution.items() if f"model.{name}" in meta}
-        grads |= {name: direct[name] - mixed[name] / self.proximal for name in rest}
+        grads |= reached(direct)
+        grads |= {name: grads[name] + m if name in grads else m for name, m in mixed.items()}
 
         start = inner.start(meta, buffers).params
-        pulls = [gradient[n] + self.proximal * (p - start[n]) for n, p in carry.params.items()]
+        pulls = [
+            support_gradient[n] + self.proximal * (p - start[n]) for n, p in carry.params.items()
+        ]
         metrics = {
             "cg_residual": residual,
-            "inner_gradient": torch.stack([pull.square().sum() for pull in pulls]).sum().sqrt(),
+            "inner_gradient": torch.stack([p.abs().square().sum() for p in pulls]).sum().sqrt(),
         }
-        changes = inner.changes((buffers, carry.buffers), (carry.buffers, after))
-        before = [torch.full_like(loss, torch.nan)] * inner.steps
-        return TaskGradient(grads, loss, torch.stack([*before, loss]), changes, metrics)
+        changes = inner.changes((buffers, carry.buffers), (carry.buffers, query.buffers))
+        return TaskGradient(
+            grads, query.loss, changes=changes, metrics=metrics, **at_the_end(inner, query)
+        )
 
-    def disconnected(
-        self, inner: InnerLoop, meta: Tensors, buffers: Tensors, task: Task
-    ) -> list[str]:
-        return unreached(inner, meta, buffers, [task.support, task.query])
+    def batches(self, task: Task) -> list[Batch]:
+        """The batches whose loss must depend on every meta-parameter."""
+        return [task.support, task.query]
 
     def inner_rule(self, rule: UpdateRule) -> UpdateRule:
         """The rule with `Proximal` in front, unless it starts with one."""

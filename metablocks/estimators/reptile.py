@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 
 from metablocks.errors import BlockError, TaskError
 from metablocks.estimators.base import TaskGradient
-from metablocks.estimators.checks import check_last_step_alone, first_order, unreached
+from metablocks.estimators.checks import at_the_end, check_last_step_alone, first_order
 from metablocks.inner import InnerLoop
 from metablocks.types import Batch, Task, Tensors
 
@@ -83,19 +83,14 @@ class Reptile:
         for index in range(inner.steps):
             carry, _ = inner.step(meta, carry, batch(index), index)
         query = inner.query(meta, carry, task.query, inner.steps)
-        loss = query.loss.detach()
         changes = inner.changes((buffers, carry.buffers), (carry.buffers, query.buffers))
         names = [name for name in inner.adapted if f"model.{name}" in meta]
         grads = {f"model.{name}": start.params[name] - carry.params[name] for name in names}
-        before = [torch.full_like(loss, torch.nan)] * inner.steps
-        return TaskGradient(grads, loss, torch.stack([*before, loss]), changes)
+        return TaskGradient(grads, query.loss.detach(), changes=changes, **at_the_end(inner, query))
 
-    def disconnected(
-        self, inner: InnerLoop, meta: Tensors, buffers: Tensors, task: Task
-    ) -> list[str]:
-        silent = unreached(inner, meta, buffers, [self._examples(task)])
-        adapted = {f"model.{name}" for name in inner.adapted}
-        return [name for name in meta if name in silent or name not in adapted]
+    def batches(self, task: Task) -> list[Batch]:
+        """The batches whose loss must depend on every meta-parameter."""
+        return [self._examples(task)]
 
     def check(self, learner: "MetaLearner") -> None:
         check_last_step_alone("Reptile", learner)

@@ -5,14 +5,16 @@
 Exact. Memory grows with the number of inner steps, as the graph of every step is kept.
 """
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from metablocks.estimators.base import TaskGradient
-from metablocks.inner import InnerLoop
-from metablocks.transforms import vjp_once
+from metablocks.derivatives import vjp
+from metablocks.estimators.base import TaskGradient, reached
+from metablocks.inner import InnerLoop, QueryPass
 from metablocks.types import Task, Tensors
 
 
@@ -30,49 +32,50 @@ class Unrolled:
     def __call__(
         self, inner: InnerLoop, meta: Tensors, buffers: Tensors, task: Task
     ) -> TaskGradient:
-        inner = replace(inner, recorded=True)
+        def objective(meta: Tensors) -> tuple[Tensor, tuple[Any, ...]]:
+            loss, *rest = weighted_query_loss(inner, meta, buffers, task)
+            return loss, (loss, *rest)
 
-        def objective(meta: Tensors) -> tuple[Tensor, tuple[Tensor, Tensor, Tensors]]:
-            loss, query_losses, changes = weighted_query_loss(inner, meta, buffers, task)
-            return loss, (loss, query_losses, changes)
-
-        value, pull, rest = vjp_once(objective, meta)
+        value, pull, rest = vjp(objective, meta)
         (grads,) = pull(torch.ones_like(value))
-        return TaskGradient(grads, *rest)
-
-    def disconnected(
-        self, inner: InnerLoop, meta: Tensors, buffers: Tensors, task: Task
-    ) -> list[str]:
-        with torch.enable_grad():
-            leaves = {name: tensor.detach().requires_grad_() for name, tensor in meta.items()}
-            loss, _, _ = weighted_query_loss(inner, leaves, buffers, task)
-        if not loss.requires_grad:
-            return list(meta)
-        grads = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
-        return [name for name, grad in zip(meta, grads, strict=True) if grad is None]
+        return TaskGradient(reached(grads), *rest)
 
 
 def weighted_query_loss(
     inner: InnerLoop, meta: Tensors, buffers: Tensors, task: Task
-) -> tuple[Tensor, Tensor, Tensors]:
-    """Σ_k v_k L_q(θ_k), the losses `[steps + 1]`, and the changes of the collected buffers.
+) -> tuple[Tensor, Tensor, Tensors, Tensor | None]:
+    """Σ_k v_k L_q(θ_k); losses `[steps + 1]`, changes of the tracked buffers, scores `[steps + 1]`.
 
     What has no weight is not computed: its loss is nan.
     """
-    losses: dict[int, Tensor] = {}
+    queries: dict[int, QueryPass] = {}
     passes: list[tuple[Tensors, Tensors]] = []
-    last = buffers
-    for index, carry in inner.rollout(meta, buffers, task.support, steps=max(inner.weights)):
-        last = carry.buffers
+    last = max(inner.weights)
+    carry = inner.start(meta, buffers)
+    for index in range(last + 1):
         if index in inner.weights:
-            losses[index], _, after = inner.query(meta, carry, task.query, index)
-            passes.append((carry.buffers, after))
-    return *weigh(inner, losses), inner.changes((buffers, last), *passes)
+            queries[index] = inner.query(meta, carry, task.query, index)
+            passes.append((carry.buffers, queries[index].buffers))
+        if index < last:
+            carry, _ = inner.step(meta, carry, task.support, index)
+    loss, losses, scores = weigh(inner, queries)
+    return loss, losses, inner.changes((buffers, carry.buffers), *passes), scores
 
 
-def weigh(inner: InnerLoop, losses: dict[int, Tensor]) -> tuple[Tensor, Tensor]:
-    """Σ_k v_k L_q(θ_k), and the losses `[steps + 1]`, nan where there is none."""
-    loss = torch.stack([inner.weighted(value, index) for index, value in losses.items()]).sum()
-    nan = torch.full_like(loss.detach(), torch.nan)
-    values = [losses[k].detach() if k in losses else nan for k in range(inner.steps + 1)]
-    return loss, torch.stack(values)
+def weigh(
+    inner: InnerLoop, queries: Mapping[int, QueryPass]
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Σ_k v_k L_q(θ_k), and losses and scores `[steps + 1]`, nan where there is none."""
+    loss = torch.stack([inner.weighted(q.loss, index) for index, q in queries.items()]).sum()
+    losses = each_carry(inner, {index: query.loss for index, query in queries.items()})
+    scores = {index: query.score for index, query in queries.items() if query.score is not None}
+    return loss, losses, each_carry(inner, scores) if scores else None
+
+
+def each_carry(inner: InnerLoop, values: Mapping[int, Tensor]) -> Tensor:
+    """Constants `[steps + 1]` of scalars by the carry, nan where there is none."""
+    like = next(iter(values.values()))
+    dtype = like.dtype if like.is_floating_point() else torch.get_default_dtype()
+    nan = torch.full_like(like.detach(), torch.nan, dtype=dtype)
+    rows = [values[k].detach().to(dtype) if k in values else nan for k in range(inner.steps + 1)]
+    return torch.stack(rows)

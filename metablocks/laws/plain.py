@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from metablocks.functional import detach, module_arguments, step_aware_modules, tracking_norms
-from metablocks.generators import devices_of, get_states, set_states
+from metablocks.generators import States, generators_of, get_states, set_states
 from metablocks.learner import MetaLearner
 from metablocks.rules import Chain, MTMask, StepInfo, UpdateRule
 from metablocks.types import Batch, Progress, Task, TaskBatch, Tensors
@@ -33,7 +33,7 @@ class Tape:
     """The gradients and buffers of steps that are not differentiated through, as they were first."""
 
     passes: dict[tuple[int, int], tuple[Tensors, Tensors]] = field(default_factory=dict)
-    draws: dict[tuple[int, int], list[Tensor]] = field(default_factory=dict)
+    draws: dict[tuple[int, int], States] = field(default_factory=dict)
     """The generators' states after them."""
 
 
@@ -110,7 +110,7 @@ class PlainLoop:
         steps = self.learner.steps
         fast, buffers = self.start()
         state = self.rule.init(fast)
-        devices = devices_of(self.parameters)
+        generators = generators_of(self.parameters)
         total: list[Tensor] = []
         last = max(k for k in range(steps + 1) if weights[k] > 0)
         for k in range(last + 1):
@@ -121,14 +121,14 @@ class PlainLoop:
                 held = tape if not through[k] else None
                 if held is not None and (number, k) in held.passes:
                     gradients, buffers = held.passes[number, k]
-                    set_states(devices, held.draws[number, k])
+                    set_states(held.draws[number, k])
                 else:
                     gradients, buffers = self.support(
                         fast, buffers, task.support, k, through[k] and graph
                     )
                 if held is not None:
                     held.passes[number, k] = gradients, buffers
-                    held.draws[number, k] = get_states(devices)
+                    held.draws[number, k] = get_states(generators)
                 fast, state = self.move(gradients, state, fast, k)
         return torch.stack(total).sum()
 

@@ -10,7 +10,7 @@ import torch
 
 from metablocks.errors import LawError, RuleError
 from metablocks.functional import FunctionalModule
-from metablocks.generators import devices_of, get_states
+from metablocks.generators import States, generators_of, get_states
 from metablocks.inner import Trajectory, adapt
 from metablocks.laws.problem import (
     MakeRule,
@@ -119,13 +119,13 @@ def draws(make: MakeRule, problem: Problem) -> tuple[bool, bool]:
     """Whether `init` draws random numbers, and whether `forward` does."""
     params = adapted_parameters(problem)
     rule, info = seeded_rule(make).setup(params, 1), StepInfo(0, 1, params)
-    devices = devices_of(params)
+    generators = generators_of(params)
     with fixed_draws():
-        before = get_states(devices)
+        before = get_states(generators)
         state = rule.init(params)
-        between = get_states(devices)
+        between = get_states(generators)
         rule(gradients_like(params), state, info)
-        after = get_states(devices)
+        after = get_states(generators)
     return _moved(before, between), _moved(between, after)
 
 
@@ -216,7 +216,7 @@ def adapt_is_its_loop(make: MakeRule, problem: Problem) -> None:
     On the support set of the problem's first task, from the same draws.
     """
     steps, start, batch = problem.steps, adapted_parameters(problem), problem.tasks[0].support
-    model = FunctionalModule(problem.model(), batch_statistics=True)
+    model = FunctionalModule(problem.model(), norm_statistics="batch")
     frozen = {n: p for n, p in model.state().params.items() if n not in start}
 
     def loss(params: Tensors, batch: Any) -> torch.Tensor:
@@ -241,8 +241,8 @@ def adapt_is_its_loop(make: MakeRule, problem: Problem) -> None:
             hold(f"adapt is its loop, step {index}", _detached(got), _detached(theta), within)
 
 
-def _moved(before: Sequence[torch.Tensor], after: Sequence[torch.Tensor]) -> bool:
-    return not all(map(torch.equal, before, after))
+def _moved(before: States, after: States) -> bool:
+    return any(repr(one) != repr(other) for (_, one), (_, other) in zip(before, after, strict=True))
 
 
 def seeded_rule(make: MakeRule) -> UpdateRule:

@@ -1,0 +1,232 @@
+"""Derivatives of functions of tensors: two engines, one mathematics.
+
+Plain autograd (`torch.autograd.grad`), unless a transform of `torch.func` is at work: whatever
+`loss.backward(create_graph=True)` runs, runs. Inside `torch.func.vmap` (and `grad`, `jvp`, …) the
+derivatives are `torch.func`'s. Nothing above this file knows which of the two is at work.
+"""
+
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from metablocks.kernels import twice_differentiable
+from metablocks.types import Tensors
+
+
+def gradient(
+    function: Callable[[Tensors], tuple[Tensor, Any]], point: Tensors, *, differentiable: bool
+) -> tuple[Tensors, Tensor, Any]:
+    """∇f at `point`, f there, and what `function` returns beside f.
+
+    `function` maps named tensors to a scalar and anything else. A derivative that flows through
+    `point`, or through whatever else `function` reads, flows through the gradient if it is
+    `differentiable` and gradients are enabled; if not, the gradient is a constant and its graph is
+    gone. What f does not depend on has the gradient zero.
+
+    >>> gradient(lambda p: ((p["x"] ** 3).sum(), "aux"), {"x": torch.ones(1)}, differentiable=False)
+    ({'x': tensor([3.])}, tensor(1.), 'aux')
+    """
+    differentiable = differentiable and torch.is_grad_enabled()
+    recorded = _is_recorded(point)
+    if _transformed() and not (differentiable and recorded):
+        return _gradient_by_transform(function, point, differentiable)
+    # Nodes of their own: the derivative at `point` alone, whatever else f makes of its tensors.
+    nodes = {
+        name: _alias(tensor)
+        if differentiable and (recorded or tensor.requires_grad)
+        else tensor.detach().requires_grad_()
+        for name, tensor in point.items()
+    }
+    _expect(nodes.values())
+    with torch.enable_grad(), twice_differentiable(differentiable):
+        value, aux = function(nodes)
+    _watch(value)
+    if not value.requires_grad:
+        return {name: torch.zeros_like(t) for name, t in point.items()}, value, aux
+    slopes = torch.autograd.grad(
+        value,
+        list(nodes.values()),
+        create_graph=differentiable,
+        retain_graph=differentiable or _has_graph(aux),
+        allow_unused=True,
+    )
+    gradients = {
+        name: torch.zeros_like(tensor) if slope is None else slope
+        for (name, tensor), slope in zip(point.items(), slopes, strict=True)
+    }
+    return gradients, value.detach(), aux
+
+
+def vjp(
+    function: Callable[..., tuple[Any, Any]], *primals: Any, reuse: bool = False
+) -> tuple[Any, Callable[[Any], tuple[Any, ...]], Any]:
+    """`(outputs, pull, aux)`: `pull(cotangents)` gives the vector–Jacobian product by each primal.
+
+    `function(*primals)` returns `(outputs, aux)`; primals, outputs and cotangents are pytrees of
+    tensors. The product is a constant. By plain autograd it is None by a tensor on which no output
+    depends, where `torch.func` gives zeros; cotangents may be None. The graph is gone after the first
+    `pull`, unless it is to be used again (`reuse`).
+
+    >>> outputs, pull, _ = vjp(lambda x, y: (x**3, ()), torch.tensor(2.0), torch.tensor(1.0))
+    >>> outputs, pull(torch.tensor(1.0))
+    (tensor(8.), (tensor(12.), None))
+    """
+    if _transformed():
+        return _vjp_by_transform(function, primals, reuse)
+    tensors, spec = pytree.tree_flatten(primals)
+    leaves = [tensor.detach().requires_grad_() for tensor in tensors]
+    _expect(leaves)
+    with torch.enable_grad():
+        outputs, aux = function(*pytree.tree_unflatten(leaves, spec))
+    ends = pytree.tree_leaves(outputs)
+    _watch(ends)
+
+    def pull(cotangents: Any) -> tuple[Any, ...]:
+        pairs = zip(ends, pytree.tree_leaves(cotangents), strict=True)
+        live = [(end, c) for end, c in pairs if c is not None and end.requires_grad]
+        grads: Iterable[Tensor | None] = [None] * len(leaves)
+        if live:
+            heads, seeds = zip(*live, strict=True)
+            grads = torch.autograd.grad(heads, leaves, seeds, retain_graph=reuse, allow_unused=True)
+        return tuple(pytree.tree_unflatten(list(grads), spec))
+
+    return detach_tree(outputs), pull, detach_tree(aux)
+
+
+def detach_tree(tree: Any) -> Any:
+    """The same pytree, its tensors cut off from every derivative."""
+    return pytree.tree_map(lambda x: x.detach() if isinstance(x, Tensor) else x, tree)
+
+
+@contextmanager
+def watched_leaves() -> Iterator[dict[int, Tensor]]:
+    """The trainable tensors that functions differentiated in the block read past their arguments, by id.
+
+    By plain autograd alone, and in this thread.
+
+    >>> weight = torch.ones(1, requires_grad=True)
+    >>> with watched_leaves() as foreign:
+    ...     _ = gradient(lambda p: ((weight * p["x"]).sum(), ()), {"x": weight}, differentiable=False)
+    >>> [tensor is weight for tensor in foreign.values()]
+    [True]
+    """
+    before = _local.leaves, _local.nodes
+    _local.leaves, _local.nodes = {}, {}
+    try:
+        yield _local.leaves
+    finally:
+        _local.leaves, _local.nodes = before
+
+
+def graph_leaves(outputs: Any) -> list[Tensor]:
+    """The tensors that the graph of `outputs` begins with: trainable ones that they depend on."""
+    ends = [x for x in pytree.tree_leaves(outputs) if isinstance(x, Tensor) and x.requires_grad]
+    leaves = {id(x): x for x in ends if x.grad_fn is None}
+    stack: list[Any] = [x.grad_fn for x in ends if x.grad_fn is not None]
+    seen = set(stack)
+    while stack:
+        node = stack.pop()
+        variable = getattr(node, "variable", None)
+        if variable is not None:
+            leaves[id(variable)] = variable
+        for following, _ in node.next_functions:
+            if following is not None and following not in seen:
+                seen.add(following)
+                stack.append(following)
+    return list(leaves.values())
+
+
+def _has_graph(tree: Any) -> bool:
+    return any(isinstance(x, Tensor) and x.requires_grad for x in pytree.tree_leaves(tree))
+
+
+class _Local(threading.local):
+    level: int | None = None
+    """The level of `torch.func` at which a vjp of this file records."""
+    leaves: dict[int, Tensor] | None = None
+    nodes: dict[int, Tensor] | None = None
+
+
+_local = _Local()
+_functorch: Any = torch._C._functorch  # type: ignore[attr-defined]
+_alias: Any = torch.ops.aten.alias  # a view whose backward takes sparse gradients as they are
+
+
+def _transformed() -> bool:
+    return _functorch.peek_interpreter_stack() is not None
+
+
+def _is_recorded(point: Tensors) -> bool:
+    """Whether a vjp of this file is the innermost transform and goes through every tensor of `point`.
+
+    The gradient then comes out of its graph: a transform of its own would record everything twice.
+    """
+    level = _local.level
+    return (
+        level is not None
+        and _functorch.maybe_current_level() == level
+        and all(tensor.requires_grad for tensor in point.values())
+    )
+
+
+def _gradient_by_transform(
+    function: Callable[[Tensors], tuple[Tensor, Any]], point: Tensors, differentiable: bool
+) -> tuple[Tensors, Tensor, Any]:
+    with twice_differentiable(differentiable):
+        value, pull, aux = _transform(function, point)
+    with torch.set_grad_enabled(differentiable):
+        (gradients,) = pull(torch.ones_like(value), retain_graph=differentiable)
+    return gradients, value.detach(), aux
+
+
+def _vjp_by_transform(
+    function: Callable[..., tuple[Any, Any]], primals: tuple[Any, ...], reuse: bool
+) -> tuple[Any, Callable[[Any], tuple[Any, ...]], Any]:
+    def recorded(*primals: Any) -> tuple[Any, Any]:
+        before, _local.level = _local.level, _functorch.maybe_current_level()
+        try:
+            return function(*primals)
+        finally:
+            _local.level = before
+
+    outputs, pull, aux = _transform(recorded, *primals)
+
+    def pull_constant(cotangents: Any) -> tuple[Any, ...]:
+        with torch.no_grad():
+            return tuple(pull(cotangents, retain_graph=reuse))
+
+    return outputs, pull_constant, aux
+
+
+def _transform(function: Callable[..., tuple[Any, Any]], *primals: Any) -> Any:
+    """`torch.func.vjp` with what stands beside the outputs, which need not be tensors alone."""
+    form: list[Any] = []
+
+    def with_tensors(*primals: Any) -> tuple[Any, list[Tensor]]:
+        outputs, aux = function(*primals)
+        leaves, spec = pytree.tree_flatten(aux)
+        form[:] = [None if isinstance(x, Tensor) else (x,) for x in leaves], spec
+        return outputs, [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+
+    transform: Any = torch.func.vjp
+    outputs, pull, tensors = transform(with_tensors, *primals, has_aux=True)
+    held, spec = form
+    rest = iter(tensors)
+    aux = pytree.tree_unflatten([next(rest) if x is None else x[0] for x in held], spec)
+    return outputs, pull, aux
+
+
+def _expect(nodes: Iterable[Tensor]) -> None:
+    if _local.nodes is not None:
+        _local.nodes |= {id(node): node for node in nodes}
+
+
+def _watch(outputs: Any) -> None:
+    if _local.leaves is not None and _local.nodes is not None:
+        leaves = {id(leaf): leaf for leaf in graph_leaves(outputs)}
+        _local.leaves |= {key: leaf for key, leaf in leaves.items() if key not in _local.nodes}

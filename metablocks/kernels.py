@@ -1,0 +1,89 @@
+"""Kernels that can be differentiated twice, where a second derivative is taken, and only there.
+
+Fused attention and the recurrent layers of oneDNN and cuDNN have a first derivative alone; PyTorch has
+another kernel for each. Its switches belong to the whole process: the first thread to ask turns them,
+the last one to leave turns them back.
+"""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch.backends import cuda, cudnn, mkldnn
+
+_local = threading.local()
+
+
+@contextmanager
+def twice_differentiable(wanted: bool = True) -> Iterator[None]:
+    """Run the block with kernels that have a second derivative, if `wanted`.
+
+    Law: values and first derivatives stay, up to rounding.
+
+    >>> with twice_differentiable():
+    ...     cuda.flash_sdp_enabled(), second_derivative_wanted()
+    (False, True)
+    """
+    if not wanted:
+        yield
+        return
+    before = second_derivative_wanted()
+    _local.wanted = True
+    try:
+        with _attention:
+            yield
+    finally:
+        _local.wanted = before
+
+
+def second_derivative_wanted() -> bool:
+    """Whether this thread is in `twice_differentiable`."""
+    return getattr(_local, "wanted", False)
+
+
+def unfused(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """A recurrent layer's `forward`, run by PyTorch's own operations."""
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        with _recurrent:
+            return forward(*args, **kwargs)
+
+    return run
+
+
+class _Off:
+    """Switches turned off while any thread is inside."""
+
+    def __init__(self, *switches: tuple[Callable[[], bool], Callable[[bool], Any]]) -> None:
+        self.switches = switches
+        self.lock = threading.Lock()
+        self.inside = 0
+        self.before: list[bool] = []
+
+    def __enter__(self) -> None:
+        with self.lock:
+            if not self.inside:
+                self.before = [is_on() for is_on, _ in self.switches]
+                for _, turn in self.switches:
+                    turn(False)
+            self.inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self.lock:
+            self.inside -= 1
+            if not self.inside:
+                for (_, turn), on in zip(self.switches, self.before, strict=True):
+                    turn(on)
+
+
+_attention = _Off(
+    (cuda.flash_sdp_enabled, cuda.enable_flash_sdp),
+    (cuda.mem_efficient_sdp_enabled, cuda.enable_mem_efficient_sdp),
+    (cuda.cudnn_sdp_enabled, cuda.enable_cudnn_sdp),
+)
+_recurrent = _Off(
+    (lambda: mkldnn.enabled, torch._C._set_mkldnn_enabled),  # type: ignore[attr-defined]
+    (lambda: cudnn.enabled, torch._C._set_cudnn_enabled),  # type: ignore[attr-defined]
+)

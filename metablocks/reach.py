@@ -1,0 +1,166 @@
+"""Checks that the meta-gradient is whole: nothing trainable is cut off, every meta-parameter is reached.
+
+By plain autograd on single tasks of a learner, before the work on the batch.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from fnmatch import fnmatchcase
+from functools import partial
+from types import FunctionType, MethodType
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from metablocks.derivatives import graph_leaves, vjp, watched_leaves
+from metablocks.errors import GradientError, ModuleError
+from metablocks.executors import Tasks
+from metablocks.functional import detach
+from metablocks.inner import InnerLoop
+from metablocks.types import Task, Tensors
+
+if TYPE_CHECKING:
+    from metablocks.learner import MetaLearner
+
+
+def check_reach(learner: "MetaLearner", inner: InnerLoop, buffers: Tensors, tasks: Tasks) -> None:
+    """Raise `GradientError` for a meta-parameter that no task's loss depends on.
+
+    Tasks are tried in turn until all are reached. `check_reads` of each of them.
+    """
+    missing = [name for name, p in learner.named_parameters() if p.requires_grad]
+    for index in range(len(tasks)):
+        reached = check_reads(learner, inner, buffers, tasks[index])
+        missing = [name for name in missing if name not in reached]
+        if not missing:
+            return
+    unused = [name for name in missing if not _fits(name, learner.allow_unused)]
+    if unused:
+        raise GradientError(
+            f"the loss does not depend on {', '.join(unused)} in any task of this first batch: there is "
+            "no meta-gradient for it. Use it in the model's forward pass or the rule, take the steps "
+            "that need it, freeze it with requires_grad_(False), or name it in allow_unused=..."
+        )
+
+
+def check_reads(learner: "MetaLearner", inner: InnerLoop, buffers: Tensors, task: Task) -> set[str]:
+    """The meta-parameters that a task's loss depends on.
+
+    Raises `GradientError` for trainable tensors that are not meta-parameters and that the loss, the rule
+    or the model reads: their gradient would be lost in silence.
+    """
+    for name, tensor in (*learner.named_parameters(), *learner.named_buffers()):
+        if tensor.is_inference():
+            raise ModuleError(
+                f"{name} was made under torch.inference_mode(), and autograd cannot save it; make the "
+                "model and the rule outside of it"
+            )
+    meta = detach({n: p for n, p in learner.named_parameters() if p.requires_grad})
+    reached, foreign = _look(learner, inner, meta, buffers, task)
+    loose = {key for key, tensor in foreign.items() if not isinstance(tensor, nn.Parameter)}
+    if (
+        loose
+    ):  # made under way, as inputs to be differentiated by, or there before? then it comes again
+        _, again = _look(learner, inner, meta, buffers, task)
+        foreign = {k: t for k, t in foreign.items() if k not in loose or k in again}
+    if foreign:
+        raise _cut_off(learner, foreign.values())
+    return reached
+
+
+def check_constant(loss: Tensor, learner: "MetaLearner") -> None:
+    """Raise `GradientError` if a loss of constants depends on a trainable parameter."""
+    if loss.requires_grad:
+        leaves = [leaf for leaf in graph_leaves(loss) if isinstance(leaf, nn.Parameter)]
+        if leaves:
+            raise _cut_off(learner, leaves)
+
+
+def _look(
+    learner: "MetaLearner", inner: InnerLoop, meta: Tensors, buffers: Tensors, task: Task
+) -> tuple[set[str], dict[int, Tensor]]:
+    """The names that one task's loss depends on, and other trainable tensors that it reads, by id."""
+    estimator = learner.estimator
+    with watched_leaves() as foreign:
+        grads: set[str] = set(estimator(inner, meta, buffers, task).grads)
+        if hasattr(estimator, "batches"):
+            grads = set()
+            for batch in estimator.batches(task):
+
+                def loss(meta: Tensors, batch: Any = batch) -> tuple[Tensor, tuple[()]]:
+                    return inner.query(meta, inner.start(meta, buffers), batch, 0).loss, ()
+
+                value, pull, _ = vjp(loss, meta)
+                (slopes,) = pull(torch.ones_like(value))
+                grads |= {name for name, slope in slopes.items() if slope is not None}
+        return grads, dict(foreign)
+
+
+def _fits(name: str, patterns: Sequence[str]) -> bool:
+    """Whether a pattern fits a meta-parameter's name from any of its dots on.
+
+    >>> _fits("rule.rate.experts.0.weight", ["experts.*"]), _fits("model.head.bias", ["experts.*"])
+    (True, False)
+    """
+    parts = name.split(".")
+    ends = [".".join(parts[index:]) for index in range(len(parts))]
+    return any(fnmatchcase(end, pattern) for end in ends for pattern in patterns)
+
+
+def _cut_off(learner: "MetaLearner", tensors: Iterable[Tensor]) -> GradientError:
+    names = {id(tensor): name for name, tensor in _named(learner)}
+    own = {id(p) for p in learner.parameters()}
+    listed = []
+    by_itself = False
+    for tensor in tensors:
+        by_itself |= id(tensor) in own
+        plain = f"a {type(tensor).__name__} of shape {list(tensor.shape)}"
+        listed.append(names.get(id(tensor), plain))
+    remedy = (
+        "It reads the model's own parameters past the pass at hand (a closure, a lambda, a hook or a "
+        "penalty over model.parameters()), where fast weights are meant. Read them as attributes of "
+        "self inside the model's forward, or return what the loss needs from there"
+        if by_itself
+        else "Put it into the model, so that it is a meta-parameter, or detach it: "
+        "requires_grad_(False), .detach()"
+    )
+    return GradientError(
+        f"the loss, the rule or the model reads {', '.join(sorted(listed))}, trainable, but not as a "
+        f"meta-parameter: its gradient would be cut off without a word. {remedy}"
+    )
+
+
+def _named(learner: "MetaLearner") -> Iterator[tuple[str, Tensor]]:
+    """The trainable tensors that can be found from a learner, with the names to call them by."""
+    for name, reader in (("the loss", learner.loss), ("the rule", learner.rule)):
+        yield from _inside(name, reader, 3)
+    for name, module in learner.model.named_modules():
+        for attribute, value in vars(module).items():
+            if not attribute.startswith("_"):
+                where = f"model.{name}.{attribute}" if name else f"model.{attribute}"
+                yield from _inside(where, value, 3)
+    yield from learner.named_parameters()
+
+
+def _inside(where: str, value: Any, depth: int) -> Iterator[tuple[str, Tensor]]:
+    if isinstance(value, Tensor):
+        yield where, value
+    elif isinstance(value, nn.Module):
+        yield from ((f"{where}'s {name}", p) for name, p in value.named_parameters())
+    elif depth and isinstance(value, MethodType):
+        yield from _inside(where, value.__self__, depth - 1)
+    elif depth and isinstance(value, partial):
+        for part in (value.func, *value.args, *value.keywords.values()):
+            yield from _inside(where, part, depth - 1)
+    elif depth and isinstance(value, FunctionType):
+        code = value.__code__
+        cells = zip(code.co_freevars, value.__closure__ or (), strict=True)
+        for name, cell in cells:
+            yield from _inside(f"{where}'s {name}", cell.cell_contents, depth - 1)
+        for name in code.co_names:
+            if name in value.__globals__:
+                yield from _inside(f"{where}'s {name}", value.__globals__[name], depth - 2)
+    elif depth and isinstance(value, dict | list | tuple):
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        for key, item in items:
+            yield from _inside(f"{where}.{key}", item, depth - 1)
