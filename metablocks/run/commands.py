@@ -71,6 +71,7 @@ def train_recipe(
 def evaluate_run(
     run_dir: Path,
     *,
+    allow: Sequence[str] = (),
     checkpoint: str = "best",
     tasks: int | None = None,
     steps: int | None = None,
@@ -81,10 +82,12 @@ def evaluate_run(
     """Evaluate a checkpoint of a run on the fixed tasks of a split, and print the scores.
 
     `checkpoint` is `best`, `last`, or `ensemble`: the best ones together, where the run kept them.
+    Nothing is written. Raises `RecipeError` as `load_recipe` does, and `RunError` for a record or a
+    checkpoint that cannot be read.
     """
     directory = RunDirectory(run_dir)
     record = _read_record(directory)
-    recipe = load(str(directory.recipe), allow=allowed_packages(run_dir))
+    recipe = load_recipe(run_dir, allow=allow)
     experiment = build(recipe, device=device, data=data or _data_of(record))
     try:
         if checkpoint == "ensemble":
@@ -105,9 +108,37 @@ def evaluate_run(
     return 0
 
 
-def allowed_packages(run_dir: Path) -> list[str]:
-    """The packages that a run was allowed to take blocks from."""
-    return list(_read_record(RunDirectory(run_dir)).get("allow", []))
+def load_recipe(run_dir: Path, overrides: Sequence[str] = (), allow: Sequence[str] = ()) -> Recipe:
+    """The recipe of a run, with outside blocks from the packages in `allow` alone.
+
+    Raises `RecipeError` as `load` does. Where `run.json` names packages that `allow` does not, the
+    message says so.
+
+    Law: `run.json` allows nothing; who writes a run's files decides nothing about what code runs.
+    """
+    directory = RunDirectory(run_dir)
+    try:
+        return load(directory.recipe, overrides, allow)
+    except RecipeError as error:
+        options = [f"--allow {name}" for name in _recorded_packages(directory) if name not in allow]
+        if not options:
+            raise
+        words = " ".join(options)
+        hint = f"{run_dir}: this run was made with {words}; if you trust that code, add {words}"
+        raise RecipeError(f"{error}\n{hint}") from None
+
+
+def _recorded_packages(directory: RunDirectory) -> list[str]:
+    """What `run.json` says was allowed, for a message: only what can be the name of a package."""
+    try:
+        names = _read_record(directory).get("allow")
+    except RunError:
+        return []
+    return [
+        name
+        for name in (names if isinstance(names, list) else [])
+        if isinstance(name, str) and all(part.isidentifier() for part in name.split("."))
+    ]
 
 
 def place_arguments(allow: Sequence[str], data: Path | None, device: str | None) -> tuple[str, ...]:
@@ -193,7 +224,9 @@ def _read_record(directory: RunDirectory) -> dict[str, Any]:
         raise RunError(
             f"{directory.record}: not readable as the record of a run: {error}"
         ) from error
-    if not isinstance(record, dict) or not {"recipe", "data"} <= record.keys():
+    if not isinstance(record, dict) or not (
+        isinstance(record.get("recipe"), str) and isinstance(record.get("data"), dict)
+    ):
         raise RunError(f"{directory.record}: not the record of a run; metablocks run writes one")
     return record
 
@@ -208,8 +241,8 @@ def _data_record(experiment: Experiment) -> dict[str, Any]:
 
 
 def _data_of(record: dict[str, Any]) -> Path | None:
-    folder = record.get("data", {}).get("folder")
-    return Path(folder) if folder and Path(folder).is_dir() else None
+    folder = record["data"].get("folder")
+    return Path(folder) if isinstance(folder, str) and Path(folder).is_dir() else None
 
 
 def _facts(experiment: Experiment) -> str:
@@ -240,8 +273,8 @@ def _summary(
     data: Path | None,
     device: str | None,
 ) -> str:
-    def command(what: str, *words: object, allow: Sequence[str] = ()) -> str:
-        where = place_arguments(allow, data, device)
+    def command(what: str, *words: object) -> str:
+        where = place_arguments(recipe.allow, data, device)
         return f"  {shlex.join(['metablocks', *map(str, words), *where])}    {what}"
 
     recipe, path = experiment.recipe, directory.path
@@ -254,7 +287,7 @@ def _summary(
     order = "second_order" if first else "first_order"
     words = ("run", directory.recipe, "--set", f"inner.order.block={order}")
     looks_through = recipe.at("outer.estimator.block") not in ("reptile", "implicit")
-    orders = [command(f"{order.replace('_', '-')} gradients", *words, allow=recipe.allow)]
+    orders = [command(f"{order.replace('_', '-')} gradients", *words)]
     return "\n".join(
         [
             "",
