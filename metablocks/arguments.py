@@ -120,6 +120,7 @@ def parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     evaluate.add_argument("--tasks", type=typed(parse_count), metavar="N", help="how many tasks")
     evaluate.add_argument("--steps", type=steps, metavar="K", help="inner steps")
     evaluate.add_argument("--split", choices=("train", "validation", "test"), default="test")
+    _add_allow(evaluate)
     _add_place(evaluate)
 
     compare = command("compare", comparison.ABOUT, comparison.MORE)
@@ -164,6 +165,10 @@ def _add_overrides(parser: argparse.ArgumentParser) -> None:
         metavar="PATH=VALUE",
         help="override a field, such as inner.steps=3; repeatable, left to right",
     )
+    _add_allow(parser)
+
+
+def _add_allow(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--allow",
         action="append",

@@ -76,7 +76,11 @@ def _run(args: argparse.Namespace, argv: list[str]) -> int:
         args.set.append(
             f'hardware.executor={{block: auto, memory: "{args.memory}", compile: false}}'
         )
-    recipe = load(args.recipe or _recipe_of(args.resume), args.set, args.allow)
+    if args.recipe is None:
+        _check_run(args.resume)
+        recipe = run.load_recipe(args.resume, args.set, args.allow)
+    else:
+        recipe = load(args.recipe, args.set, args.allow)
     _print_notes(recipe.notes)
     return run.train_recipe(
         recipe,
@@ -138,10 +142,11 @@ def _recipes(args: argparse.Namespace, argv: list[str]) -> int:
 def _eval(args: argparse.Namespace, argv: list[str]) -> int:
     from metablocks import run
 
-    _recipe_of(args.run_dir)
-    _make_importable(run.allowed_packages(args.run_dir))
+    _check_run(args.run_dir)
+    _make_importable(args.allow)
     return run.evaluate_run(
         args.run_dir,
+        allow=args.allow,
         checkpoint=args.checkpoint,
         tasks=args.tasks,
         steps=args.steps,
@@ -196,9 +201,8 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace, list[str]], int]] = {
 }
 
 
-def _recipe_of(run_dir: Path) -> Path:
-    recipe = run_dir / "recipe.yaml"
-    if not recipe.is_file():
+def _check_run(run_dir: Path) -> None:
+    if not (run_dir / "recipe.yaml").is_file():
         what = (
             "has no recipe.yaml; it is not the folder of a run"
             if run_dir.is_dir()
@@ -207,7 +211,6 @@ def _recipe_of(run_dir: Path) -> Path:
             )
         )
         raise RecipeError(f"{run_dir}: {what}")
-    return recipe
 
 
 def _make_importable(allow: list[str]) -> None:

@@ -27,7 +27,7 @@ from metablocks.prove.protocols import (
 )
 from metablocks.recipe import schema
 from metablocks.recipe.parse import Problem, parse_value
-from metablocks.recipe.slots import RULE, SLOTS, find
+from metablocks.recipe.slots import SLOTS, import_block
 
 EXAMPLES: dict[str, dict[str, Any]] = {
     "learning_rate": {"init": 0.1},
@@ -81,7 +81,7 @@ def named(name: str, settings: Sequence[str] = (), protocol: str | None = None) 
     if ":" in name:
         _check_importable(name)
         module, _, attribute = name.partition(":")
-        target: Any = find(RULE, name, [module])
+        target: Any = import_block(name)
         return subject(target, settings, protocol, source=(module, attribute))
     blocks = {key: dict(slot.blocks) for key, slot in SLOTS_OF.items()}
     norm = "per_step_batch_norm"  # of surgery, what is a norm
@@ -160,13 +160,13 @@ def _check_importable(name: str) -> None:
     """Raises `RecipeError`, with what is near, where there is no such module."""
     module = name.partition(":")[0]
     parts = module.split(".")
-    if not all(map(str.isidentifier, parts)):  # find() says what a path looks like
+    if not all(map(str.isidentifier, parts)):  # import_block() says what a path looks like
         return
     for count in range(1, len(parts) + 1):
         path = ".".join(parts[:count])
         try:
             spec = importlib.util.find_spec(path)
-        except Exception:  # importing the packages above it failed; find() says how
+        except Exception:  # importing the packages above it failed; import_block() says how
             return
         if spec is None:
             above = importlib.util.find_spec(".".join(parts[: count - 1])) if count > 1 else None

@@ -8,6 +8,7 @@ path, `my_pkg.my_module:MyRule`, from packages that the user allowed.
 import importlib
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 from torch import nn
@@ -174,6 +175,9 @@ def find(slot: Slot, name: str, allow: Collection[str] = ()) -> Callable[..., An
     Raises `RecipeError` for a name that is not in the table, a package that is not allowed, and a
     path that leads to nothing callable.
 
+    Law: a class or function from outside was written in a package of `allow`. A module also reaches
+    what it imports (`my_pkg:os.system`), which who allows that package has not allowed.
+
     >>> find(ORDER, "truncated").__name__
     'TruncatedOrder'
     """
@@ -189,27 +193,68 @@ def find(slot: Slot, name: str, allow: Collection[str] = ()) -> Callable[..., An
     return slot.blocks[name]
 
 
+def import_block(name: str) -> Callable[..., Any]:
+    """The class or function at `package.module:Name`, wherever it was written. Runs its module.
+
+    For names that the user typed; those of a recipe go through `find`. Raises `RecipeError` for a
+    module that cannot be imported, and a path that leads to nothing callable.
+    """
+    found: Callable[..., Any] = _follow(name)[-1]
+    return found
+
+
 def _outside(name: str, allow: Collection[str]) -> Callable[..., Any]:
-    module_name, _, attribute = name.partition(":")
-    package = module_name.partition(".")[0]
-    if not all(part.isidentifier() for part in [*module_name.split("."), *attribute.split(".")]):
-        raise RecipeError(f'"{name}" is no path to a block; it takes package.module:Name')
-    if not any(module_name == a or module_name.startswith(f"{a}.") for a in allow):
+    module_name, package = _module(name), name.partition(":")[0].partition(".")[0]
+    if not _is_allowed(module_name, allow):
         raise RecipeError(
             f'"{name}" is code from outside metablocks, which a recipe may not run by itself; '
             f"to run it, allow it: --allow {package}"
         )
+    objects = _follow(name)
+    for home in filter(None, map(_home, objects)):
+        if not _is_allowed(home, allow):
+            raise RecipeError(
+                f'"{name}" is code of "{home}", which "{module_name}" only imports; '
+                f"to run it, allow that too: --allow {home.partition('.')[0]}"
+            )
+    found: Callable[..., Any] = objects[-1]
+    return found
+
+
+def _module(name: str) -> str:
+    module_name, _, attribute = name.partition(":")
+    if not all(part.isidentifier() for part in [*module_name.split("."), *attribute.split(".")]):
+        raise RecipeError(f'"{name}" is no path to a block; it takes package.module:Name')
+    return module_name
+
+
+def _is_allowed(module_name: str, allow: Collection[str]) -> bool:
+    return any(module_name == a or module_name.startswith(f"{a}.") for a in allow)
+
+
+def _follow(name: str) -> list[Any]:
+    """The objects on a path, from behind its module to the callable that it leads to."""
+    module_name, attribute = _module(name), name.partition(":")[2]
     try:
         target: Any = importlib.import_module(module_name)
     except Exception as error:
         kind = type(error).__name__
         raise RecipeError(f'importing "{module_name}" failed: {kind}: {error}') from error
+    objects = []
     for part in attribute.split("."):
         if not hasattr(target, part):
             near = suggest(part, dir(target))
             raise RecipeError(f'"{module_name}" has no "{attribute}"{near}')
         target = getattr(target, part)
+        objects.append(target)
     if not callable(target):
         raise RecipeError(f'"{name}" is a {type(target).__name__}; it takes a class or function')
-    found: Callable[..., Any] = target
-    return found
+    return objects
+
+
+def _home(target: Any) -> str | None:
+    """The module that a module, class or function is written in; None for objects that were made."""
+    if isinstance(target, ModuleType):
+        return target.__name__
+    module = getattr(target, "__module__", None) if hasattr(target, "__qualname__") else None
+    return module if isinstance(module, str) else None

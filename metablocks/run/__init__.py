@@ -1,6 +1,6 @@
 """Training and evaluation of recipes: plain loops over the contract."""
 
-from metablocks.run.commands import allowed_packages, evaluate_run, train_recipe
+from metablocks.run.commands import evaluate_run, load_recipe, train_recipe
 from metablocks.run.scores import Scores, accuracy, score
 from metablocks.run.train import Stopped, final_scores, train
 
@@ -8,9 +8,9 @@ __all__ = [
     "Scores",
     "Stopped",
     "accuracy",
-    "allowed_packages",
     "evaluate_run",
     "final_scores",
+    "load_recipe",
     "score",
     "train",
     "train_recipe",

@@ -9,18 +9,26 @@
     checkpoint.pt   where training stands; best.pt: where validation was best
     epoch-<n>.pt    the best epochs by validation, where the recipe asks for an ensemble
     *.png           plots, where matplotlib is installed
+    .lock           held by the process that trains here
 
 A file is replaced in one go or only appended to, so that a killed run leaves nothing half-written
-but at most the last line of a log, which `--resume` drops.
+but at most the last line of a log, which `--resume` drops. `checkpoint.pt` is there before anything
+else is finished, and what it does not count is at most one epoch.
 """
 
+import errno
 import json
+import logging
 import os
 import platform
 import re
+import shlex
+import socket
 import subprocess
+import sys
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +38,8 @@ import torch
 
 import metablocks
 from metablocks.errors import RunError
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -65,9 +75,80 @@ class RunDirectory:
     def keep_members(self, epochs: Collection[int]) -> None:
         """Delete the checkpoints of all other epochs."""
         kept = {self.member(epoch) for epoch in epochs}
-        for path in self.path.glob("epoch-*.pt"):
+        for path in self._members():
             if path not in kept:
                 path.unlink()
+
+    def check_resumable(self) -> None:
+        """Raise `RunError` where the checkpoint is gone and what was finished is not.
+
+        Going on would begin again, and write over it. A run that has finished nothing may begin again.
+        """
+        last = self.checkpoint("last")
+        logs = [path for path in (self.metrics, self.times) if _read_whole_lines(path)]
+        files = [self.checkpoint("best"), *self._members(), *sorted(self.path.glob("*.png"))]
+        finished = [path.name for path in [*logs, *files] if path.is_file()]
+        if finished and not last.is_file():
+            raise RunError(
+                f"{last}: no such checkpoint, but there are {', '.join(finished)}; to go on would be to "
+                f"begin again and write over them. Put {last.name} back; or train anew, in a directory "
+                f"of its own: {self._train_anew()}"
+            )
+
+    def check_log(self, epochs: int) -> None:
+        """Raise `RunError` unless the log fits a checkpoint after so many epochs.
+
+        It has a line for each of them, and at most one more: of an epoch that was logged when the run
+        was killed, and did not count yet. Going on drops what is beyond.
+        """
+        logged = [row["epoch"] for row in self.read_metrics() if "epoch" in row]
+        most = epochs if self.tested else epochs + 1
+        if logged != list(range(1, len(logged) + 1)) or not epochs <= len(logged) <= most:
+            raise RunError(
+                f"{self.metrics}: {len(logged)} epochs are logged{' and a test' * self.tested}, but "
+                f"{self.checkpoint('last').name} was written after {epochs}; to go on would lose lines. "
+                "Put the two files back as they were at one time; or train anew, in a directory of its "
+                f"own: {self._train_anew()}"
+            )
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the directory: one process at a time trains in it.
+
+        The lock is the operating system's, on the open file `.lock`, and ends with the process that
+        holds it, in whatever way that ends; the file alone locks nothing. It is `flock` (across
+        machines where the file system has it), and on Windows a locked byte. A file system without
+        locks is reported in the log, and nothing is locked.
+
+        Raises `RunError`, naming process and machine, while another holds it.
+
+        Law: of two that enter at once, in any processes or threads, one raises.
+        """
+        path = self.path / ".lock"
+        try:
+            options = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
+            file = os.fdopen(os.open(path, options, 0o666), "r+", encoding="utf-8")
+        except OSError as error:
+            raise RunError(f"{path}: cannot be opened ({error.strerror})") from error
+        with file:  # closing it ends the lock
+            if not _lock(file.fileno(), path):
+                holder = file.read(200).strip()
+                raise RunError(
+                    f"{self.path}: {holder or 'another process'} is training this run, and two at once "
+                    "would write over each other's work; wait until it has ended, or stop it first"
+                )
+            file.truncate()
+            file.write(f"process {os.getpid()} on {socket.gethostname()}")
+            file.flush()
+            try:
+                yield
+            finally:
+                file.truncate(0)
+
+    @property
+    def tested(self) -> bool:
+        """True once the log is complete: the test is its last line."""
+        return any("test" in row for row in self.read_metrics())
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """The complete lines of `metrics.jsonl`."""
@@ -95,6 +176,15 @@ class RunDirectory:
             file.flush()
             os.fsync(file.fileno())
 
+    def _members(self) -> list[Path]:
+        numbered = re.compile(r"epoch-[0-9]+\.pt")  # and not a copy that a user keeps beside them
+        return sorted(
+            path for path in self.path.glob("epoch-*.pt") if numbered.fullmatch(path.name)
+        )
+
+    def _train_anew(self) -> str:
+        return shlex.join(["metablocks", "run", str(self.recipe)])
+
 
 def create(out: Path, name: str) -> RunDirectory:
     """A new directory `out/<name>-<time>`, never one that exists.
@@ -120,7 +210,10 @@ def create(out: Path, name: str) -> RunDirectory:
 def write_atomically(path: Path, write: Callable[[Any], object]) -> None:
     """Replace a file in one go: whoever reads it sees the old or the new, never a part."""
     partial = path.with_name(f".{path.name}.partial")
-    with partial.open("wb") as file:
+    partial.unlink(
+        missing_ok=True
+    )  # of a killed process, or a link to where nothing is to be written
+    with partial.open("xb") as file:
         write(file)
         file.flush()
         os.fsync(file.fileno())
@@ -170,11 +263,38 @@ def _device_name(device: torch.device) -> str:
     return f"{device} ({torch.get_device_module(device.type).get_device_name(device)})"
 
 
+def _lock(descriptor: int, path: Path) -> bool:
+    """Lock an open file without waiting; False while another has locked it."""
+    try:
+        if sys.platform == "win32":
+            import msvcrt
+
+            os.lseek(descriptor, 2**30, os.SEEK_SET)  # far from the text: nobody else can read it
+            try:
+                msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+            finally:
+                os.lseek(descriptor, 0, os.SEEK_SET)
+        else:
+            import fcntl
+
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+            return False
+        _log.warning(
+            "%s: this file system has no locks (%s); do not train this run twice at once",
+            path,
+            error.strerror,
+        )
+    return True
+
+
+def _read_whole_lines(path: Path) -> list[bytes]:
+    return path.read_bytes().rpartition(b"\n")[0].splitlines() if path.exists() else []
+
+
 def _read_lines(path: Path) -> list[dict[str, Any]]:
-    if not path.exists():
-        return []
-    whole = path.read_bytes().rpartition(b"\n")[0]
-    return [json.loads(line) for line in whole.splitlines()]
+    return [json.loads(line) for line in _read_whole_lines(path)]
 
 
 def _jsonl(rows: list[dict[str, Any]]) -> str:

@@ -1,9 +1,10 @@
 """The pictures of a run: how training went, and how well the learner adapts at the end."""
 
 import math
+from pathlib import Path
 from typing import Any
 
-from metablocks.run.directory import RunDirectory
+from metablocks.run.directory import RunDirectory, write_atomically
 
 
 def draw(directory: RunDirectory) -> list[str]:
@@ -47,8 +48,7 @@ def _training(directory: RunDirectory, rows: list[dict[str, Any]]) -> None:
     right.set_ylabel(f"validation {label} after {steps} inner steps", color="tab:blue")
     axes.yaxis.label.set_color(loss.get_color())
     axes.set_title("training")
-    figure.savefig(directory.path / "training.png", dpi=120)
-    plt.close(figure)
+    _save(figure, directory.path / "training.png")
 
 
 def _adaptation(directory: RunDirectory, row: dict[str, Any]) -> None:
@@ -94,7 +94,13 @@ def _adaptation(directory: RunDirectory, row: dict[str, Any]) -> None:
     if test["measure"] == "mse" and min(values) > 0 and math.isfinite(max(values)):
         axes.set_yscale("log")
     axes.legend(frameon=False)
-    figure.savefig(directory.path / "adaptation.png", dpi=120)
+    _save(figure, directory.path / "adaptation.png")
+
+
+def _save(figure: Any, path: Path) -> None:
+    from matplotlib import pyplot as plt
+
+    write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=120))
     plt.close(figure)
 
 

@@ -1,12 +1,18 @@
-"""Scores as text: what `run` and `eval` print of them, and of what is deployed."""
+"""Scores as text: what `run` and `eval` print of them, of what is deployed, and of what to do next."""
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
 
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from metablocks.models import PerStepBatchNorm
 from metablocks.recipe import Experiment
 from metablocks.run.deployment import Deployment
+from metablocks.run.directory import RunDirectory
 from metablocks.run.ensemble import EnsembleScores
 from metablocks.run.scores import Scores
+from metablocks.run.state import TrainingState
 
 _DONE = {"fold_tnet": "folded", "collapse_linear": "collapsed"}
 
@@ -64,6 +70,73 @@ def deployment_text(found: Deployment, scores: Scores) -> str:
     reasons = {"difference": after, "reduced_first": before}
     lines += [f"{reasons[name]} left out: {why}" for name, why in found.left_out.items()]
     return "\n".join(lines)
+
+
+def report(
+    experiment: Experiment,
+    scores: Scores,
+    deployed: Deployment | None,
+    ensemble: EnsembleScores | None = None,
+) -> str:
+    """The tables of a checkpoint, and of an ensemble, and what is deployed."""
+    lines = [tables(experiment, scores, ensemble)]
+    return "\n".join([*lines, deployment_text(deployed, scores)] if deployed else lines)
+
+
+def facts(experiment: Experiment) -> str:
+    """Size and length of a training, in one line."""
+    meta = sum(p.numel() for p in experiment.learner.parameters() if p.requires_grad)
+    steps = experiment.epochs * experiment.steps_per_epoch
+    inner = experiment.learner.steps
+    return (
+        f"{meta:,} meta-parameters, {steps:,} meta-steps of {experiment.tasks_per_step} tasks, "
+        f"{inner} inner step{'s' * (inner != 1)}, on {experiment.device}"
+    )
+
+
+def summary(
+    experiment: Experiment,
+    directory: RunDirectory,
+    state: TrainingState,
+    report: str,
+    data: Path | None,
+    device: str | None,
+) -> str:
+    """The end of a run: its `report`, its directory, and commands to try next."""
+
+    def command(what: str, *words: object) -> str:
+        where = place_arguments(recipe.allow, data, device)
+        return f"  {shlex.join(['metablocks', *map(str, words), *where])}    {what}"
+
+    recipe, path = experiment.recipe, directory.path
+    if experiment.learner.max_steps is None:
+        longer = 2 * experiment.evaluation.inner_steps
+        evaluate = command("more inner steps", "eval", path, "--steps", longer)
+    else:
+        evaluate = command("more tasks", "eval", path, "--tasks", 2000)
+    first = recipe.at("inner.order.block") == "first_order"
+    order = "second_order" if first else "first_order"
+    words = ("run", directory.recipe, "--set", f"inner.order.block={order}")
+    looks_through = recipe.at("outer.estimator.block") not in ("reptile", "implicit")
+    orders = [command(f"{order.replace('_', '-')} gradients", *words)]
+    return "\n".join(
+        [
+            "",
+            f"best of {state.epochs} epochs by validation: epoch {state.best_epoch}",
+            report,
+            f"run directory: {path}",
+            "to try next:",
+            evaluate,
+            *(orders if looks_through else []),
+            "  metablocks recipes    what else there is",
+        ]
+    )
+
+
+def place_arguments(allow: Sequence[str], data: Path | None, device: str | None) -> tuple[str, ...]:
+    """The arguments of the command that say where to find things, and where to compute."""
+    named = [("--data", data), ("--device", device), *(("--allow", package) for package in allow)]
+    return tuple(word for name, value in named if value for word in (name, str(value)))
 
 
 def _each_step(experiment: Experiment, scores: Scores) -> list[str]:

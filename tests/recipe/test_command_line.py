@@ -142,11 +142,12 @@ def test_eval_hands_over_its_arguments(monkeypatch, tmp_path):
     )
     (tmp_path / "recipe.yaml").write_text("")
     (tmp_path / "run.json").write_text('{"recipe": "", "data": {}}')
-    assert main(["eval", str(tmp_path), "--steps", "0", "--tasks", "7"]) == 0
+    assert main(["eval", str(tmp_path), "--steps", "0", "--tasks", "7", "--allow", "pkg"]) == 0
     assert calls == [
         (
             tmp_path,
             {
+                "allow": ["pkg"],
                 "checkpoint": "best",
                 "tasks": 7,
                 "steps": 0,

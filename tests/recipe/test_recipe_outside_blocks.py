@@ -36,6 +36,33 @@ def test_allowing_a_package_allows_nothing_that_merely_starts_like_it():
     assert "--allow outside_blocks" in refusal('{block: "outside_blocks:Sign"}', ("outside",))
 
 
+@pytest.mark.parametrize(
+    ("path", "home"),
+    [
+        ("reaches_out:os.system", "os"),
+        ("reaches_out:os.path.join", "os"),
+        ("reaches_out:run", "subprocess"),
+        ("reaches_out:Sign", "outside_blocks"),
+    ],
+)
+def test_allowing_a_package_does_not_allow_what_it_imports(path, home, tmp_path, monkeypatch):
+    """Every package imports something that runs commands, with arguments from the recipe."""
+    lines = "import os\nfrom subprocess import run\nfrom outside_blocks import Sign\n"
+    (tmp_path / "reaches_out.py").write_text(lines)
+    monkeypatch.syspath_prepend(tmp_path)
+    message = refusal(f'{{block: "{path}", rate: 0.1}}', ("reaches_out",))
+    assert f'"{path}" is code of "{home}", which "reaches_out" only imports' in message
+    assert message.endswith(f"to run it, allow that too: --allow {home}")
+
+
+def test_a_block_that_an_allowed_package_imports_from_another_takes_both(tmp_path, monkeypatch):
+    (tmp_path / "passes_on.py").write_text("from outside_blocks import Sign\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    allow = ["passes_on", "outside_blocks"]
+    recipe = from_text(text('{block: "passes_on:Sign", rate: 0.25}'), allow=allow)
+    assert type(build(recipe).learner.rule).__name__ == "Sign"
+
+
 def test_outside_block_is_built_with_its_fields():
     recipe = from_text(text("{block: outside_blocks:Sign, rate: 0.25}"), allow=["outside_blocks"])
     rule = build(recipe).learner.rule
