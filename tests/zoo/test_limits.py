@@ -1,0 +1,58 @@
+"""The table of what PyTorch cannot do is true: each entry is tried in PyTorch alone."""
+
+from pathlib import Path
+
+import pytest
+from zoo import ENTRIES, readme
+from zoo_entry import Entry
+from zoo_reference import attention, distance, reference, vmapped
+
+each = pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.name)
+orders = pytest.mark.parametrize(
+    "second",
+    [pytest.param(False, marks=pytest.mark.long, id="first"), pytest.param(True, id="second")],
+)
+
+
+def test_the_readme_is_the_table() -> None:
+    """Written by `python tests/zoo/zoo.py`."""
+    assert (Path(__file__).parent / "README.md").read_text() == readme()
+
+
+def test_names_are_unique() -> None:
+    assert len({entry.name for entry in ENTRIES}) == len(ENTRIES)
+
+
+@each
+@orders
+def test_pytorch_alone_can_or_cannot_vmap(entry: Entry, second: bool) -> None:
+    """vmap(grad(...)) of `torch.func` raises where the table says so, and is the loop's elsewhere."""
+    with attention(entry):
+        if entry.no_vmap or (second and entry.no_second):
+            with pytest.raises((RuntimeError, TypeError)):
+                vmapped(entry, second=second)
+            return
+        gradient = vmapped(entry, second=second)
+        if not entry.random:
+            expected = reference(entry, second=second).grads
+            assert distance(gradient, expected) < entry.tolerance
+
+
+@pytest.mark.parametrize(
+    "entry", [e for e in ENTRIES if e.no_second or e.fused_attention], ids=lambda entry: entry.name
+)
+def test_plain_autograd_has_no_second_derivative(entry: Entry) -> None:
+    """Of fused attention: outside the math backend. All have the first."""
+    reference(entry, second=False)
+    with pytest.raises(RuntimeError, match="not implemented"):
+        reference(entry, second=True)
+
+
+@each
+def test_the_gradient_is_a_number_and_depends_on_the_order(entry: Entry) -> None:
+    """A test that cannot fail is a bug: first and second order are told apart, and are not zero."""
+    with attention(entry):
+        first = reference(entry, second=False).grads
+        assert all(g.isfinite().all() and g.abs().sum() > 0 for g in first.values())
+        if not entry.no_second:
+            assert distance(first, reference(entry, second=True).grads) > 1e-3
