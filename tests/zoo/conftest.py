@@ -8,6 +8,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 
 NOT_OURS = (
+    # PyTorch's, of what nn.TransformerEncoder makes by itself in eval() without gradients.
+    "ignore:The PyTorch API of nested tensors is in prototype stage",
     # PyTorch's, of an operator that vmap runs example by example; the result is right.
     "ignore:There is a performance drop because we have not yet implemented the batching rule",
 )

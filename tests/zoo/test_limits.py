@@ -6,6 +6,7 @@ import pytest
 from zoo import ENTRIES, readme
 from zoo_entry import Entry
 from zoo_reference import attention, distance, reference, vmapped
+from zoo_state import Draws
 
 each = pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.name)
 orders = pytest.mark.parametrize(
@@ -36,6 +37,18 @@ def test_pytorch_alone_can_or_cannot_vmap(entry: Entry, second: bool) -> None:
         if not entry.random:
             expected = reference(entry, second=second).grads
             assert distance(gradient, expected) < entry.tolerance
+
+
+@pytest.mark.parametrize("entry", [e for e in ENTRIES if e.random], ids=lambda entry: entry.name)
+def test_replayed_draws_give_the_same_gradient(entry: Entry) -> None:
+    """Whatever the generators' states are; without them other draws give another gradient."""
+    draws, first, other = Draws(), entry.plain_model(), entry.plain_model()
+    first.register_forward_pre_hook(draws.record)
+    expected = reference(entry, second=True, model=first).grads
+    other(entry.tasks()[0].support[0])  # its own generator moves on
+    assert distance(reference(entry, second=True, model=other, number=5).grads, expected) > 1e-3
+    other.register_forward_pre_hook(draws.replay)
+    assert distance(reference(entry, second=True, model=other, number=5).grads, expected) == 0
 
 
 @pytest.mark.parametrize(

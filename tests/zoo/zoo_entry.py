@@ -46,6 +46,8 @@ class Entry:
     """The name of the module without a second derivative; the class, if it is the model itself."""
     no_vmap: str = ""
     """Why `torch.func.vmap` cannot run it."""
+    stacked: bool = True
+    """Tasks may be stacked along a new first dimension; else they are given as a list."""
     random: bool = False
     """Draws random numbers: under `vmap` others than in a loop, by PyTorch's definition."""
     tolerance: float = 1e-9

@@ -33,13 +33,15 @@ class Reference(NamedTuple):
     """Query losses after the last step, `[tasks]`."""
 
 
-def reference(entry: Entry, *, second: bool, model: nn.Module | None = None) -> Reference:
-    """The meta-gradient of second or first order."""
+def reference(
+    entry: Entry, *, second: bool, model: nn.Module | None = None, number: int = SEED
+) -> Reference:
+    """The meta-gradient of second or first order, draws being seeded by `number`."""
     model = model or entry.plain_model()
     tasks = entry.tasks()
     params = dict(_trainable(model))
     losses = []
-    seed(SEED)
+    seed(number)
     for task in tasks:
         *_, (fast, buffers) = _carries(entry, model, task.support, second)
         losses.append(_pass(entry, model, fast, buffers, task.query)[0])
