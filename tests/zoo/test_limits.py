@@ -1,11 +1,14 @@
 """The table of what PyTorch cannot do is true: each entry is tried in PyTorch alone."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from torch.utils import _pytree as pytree
 from zoo import ENTRIES, readme
 from zoo_entry import Entry
-from zoo_reference import attention, distance, reference, vmapped
+from zoo_reference import arguments, attention, distance, reference, vmapped
 from zoo_state import Draws
 
 each = pytest.mark.parametrize("entry", ENTRIES, ids=lambda entry: entry.name)
@@ -73,3 +76,21 @@ def test_the_gradient_tells_orders_apart(entry: Entry) -> None:
         assert sum(float(g.abs().sum()) > 1e-12 for g in first.values()) > 0.7 * len(first)
         if not entry.no_second:
             assert distance(first, reference(entry, second=True).grads) > 1e-3
+
+
+@pytest.mark.parametrize(
+    "entry", [e for e in ENTRIES if e.no_vmap_evaluate], ids=lambda entry: entry.name
+)
+def test_pytorch_alone_cannot_vmap_a_prediction(entry: Entry) -> None:
+    """In `eval()`, without gradients."""
+    model = entry.model().eval()
+    inputs = [task.query[0] for task in entry.tasks()]
+    stacked = pytree.tree_map(lambda *leaves: torch.stack(leaves), *inputs)
+
+    def predict(inputs: Any) -> Any:
+        args, kwargs = arguments(inputs)
+        return model(*args, **kwargs)
+
+    predict(inputs[0])
+    with torch.no_grad(), pytest.raises((RuntimeError, ValueError)):
+        torch.func.vmap(predict)(stacked)

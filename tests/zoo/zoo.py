@@ -47,6 +47,8 @@ def _row(entry: Entry) -> str:
     vmap = f"no: {entry.no_vmap}" if entry.no_vmap else "as `Loop`"
     if entry.random and not entry.no_vmap:
         vmap += ", with other draws"
+    if entry.no_vmap_evaluate:
+        vmap += f"; not `evaluate`: {entry.no_vmap_evaluate}"
     return f"| {entry.name} | {entry.kind} | {loop} | {vmap} |\n"
 
 

@@ -46,6 +46,8 @@ class Entry:
     """The name of the module without a second derivative; the class, if it is the model itself."""
     no_vmap: str = ""
     """Why `torch.func.vmap` cannot run it."""
+    no_vmap_evaluate: str = ""
+    """Why `torch.func.vmap` cannot run or return it in `eval()`, though it can in `train()`."""
     stacked: bool = True
     """Tasks may be stacked along a new first dimension; else they are given as a list."""
     random: bool = False

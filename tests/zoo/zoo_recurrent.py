@@ -178,6 +178,7 @@ ENTRIES = [
         name="nn.TransformerEncoder",
         kind="keywords as input, a padding mask of booleans",
         make=Padded,
+        no_vmap_evaluate="nested tensors, which it makes there, have no batching rule",
         batch=_padded,
         loss=F.mse_loss,
         fused_attention=True,

@@ -8,13 +8,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from zoo_entry import CLASSES, Entry, images, normal
 
+from metablocks.torchvision_import import torchvision_module
+
 WORDS, LENGTH = 20, 5
+
+CACHE = "the output holds a cache"
 
 IN_FLOAT32 = 1e-6
 """Of a model that normalises in float32 whatever its dtype: a last bit may round the other way."""
 
 
 def _make(kind: str, config: str, **settings: Any) -> nn.Module:
+    torchvision_module("transforms")  # transformers imports it
     transformers = importlib.import_module("transformers")
     return getattr(transformers, kind)(getattr(transformers, config)(**settings))
 
@@ -183,6 +188,7 @@ ENTRIES = [
         name="transformers.gpt2",
         kind="language model, tied embeddings, its own loss, a cache in the output",
         make=_gpt2,
+        no_vmap_evaluate=CACHE,
         batch=_language,
         loss=_own_loss,
         fused_attention=True,
@@ -191,6 +197,7 @@ ENTRIES = [
         name="transformers.llama",
         kind="grouped queries, rotary positions, RMS norm in float32, use_cache=True",
         make=_llama,
+        no_vmap_evaluate=CACHE,
         tolerance=IN_FLOAT32,
         batch=_language,
         loss=_own_loss,
@@ -200,6 +207,7 @@ ENTRIES = [
         name="transformers.t5",
         kind="encoder and decoder, labels shifted in place, relative position buckets",
         make=_t5,
+        no_vmap_evaluate=CACHE,
         tolerance=IN_FLOAT32,
         batch=_translation,
         loss=_own_loss,
@@ -217,6 +225,7 @@ ENTRIES = [
         name="transformers.mamba",
         kind="state space model: a scan in Python, log-parametrised weights",
         make=_mamba,
+        no_vmap_evaluate=CACHE,
         batch=_language,
         loss=_own_loss,
     ),
