@@ -6,7 +6,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from zoo_entry import CLASSES, Entry, images, normal
+from zoo_entry import CLASSES, Entry, images
 
 from metablocks.torchvision_import import torchvision_module
 
@@ -115,32 +115,22 @@ def _mamba() -> nn.Module:
     )
 
 
-def _wav2vec2() -> nn.Module:
-    model = _make(
-        "Wav2Vec2ForSequenceClassification",
-        "Wav2Vec2Config",
+def _mixtral() -> nn.Module:
+    return _make(
+        "MixtralForCausalLM",
+        "MixtralConfig",
+        vocab_size=WORDS,
         hidden_size=8,
+        intermediate_size=16,
         num_hidden_layers=1,
         num_attention_heads=2,
-        intermediate_size=16,
-        conv_dim=(8, 8),
-        conv_stride=(4, 2),
-        conv_kernel=(4, 2),
-        num_conv_pos_embeddings=4,
-        num_conv_pos_embedding_groups=2,
-        feat_extract_norm="layer",
-        hidden_dropout=0.0,
-        attention_dropout=0.0,
-        activation_dropout=0.0,
-        feat_proj_dropout=0.0,
-        final_dropout=0.0,
-        layerdrop=0.0,
-        apply_spec_augment=False,
-        classifier_proj_size=8,
-        num_labels=CLASSES,
+        num_key_value_heads=2,
+        max_position_embeddings=8,
+        num_local_experts=4,
+        num_experts_per_tok=2,
+        experts_implementation="eager",
+        use_cache=False,
     )
-    model.wav2vec2.masked_spec_embed.requires_grad_(False)  # of pre-training alone
-    return model
 
 
 def _own_loss(output: Any, target: Tensor) -> Tensor:
@@ -168,10 +158,6 @@ def _language(n: int, _: int) -> tuple[Any, Tensor]:
 def _translation(n: int, _: int) -> tuple[Any, Tensor]:
     words, labels = torch.randint(1, WORDS, (2, n, LENGTH))
     return {"input_ids": words, "labels": labels}, labels
-
-
-def _speech(n: int, _: int) -> tuple[Any, Tensor]:
-    return {"input_values": normal(n, 64)}, torch.randint(0, CLASSES, (n,))
 
 
 ENTRIES = [
@@ -230,11 +216,13 @@ ENTRIES = [
         loss=_own_loss,
     ),
     Entry(
-        name="transformers.wav2vec2",
-        kind="speech: convolutions with weight norm, positions by convolution",
-        make=_wav2vec2,
-        batch=_speech,
-        loss=_logits,
+        name="transformers.mixtral",
+        kind="mixture of experts: each token goes to two of four, by index_add",
+        make=_mixtral,
+        tolerance=IN_FLOAT32,
+        batch=_language,
+        loss=_own_loss,
         fused_attention=True,
+        no_vmap="looks into the data for which expert has a token",
     ),
 ]
