@@ -26,7 +26,7 @@ from metablocks.tasks.class_splits import CIFAR_FS
 from metablocks.tasks.data_folders import downloaded, search
 from metablocks.tasks.episodes import ClassBank, Ints
 from metablocks.tasks.named_classes import Bytes, check_present, class_names, stack_classes
-from metablocks.tasks.torchvision_import import torchvision_datasets
+from metablocks.torchvision_import import torchvision_module
 
 FOLDER = "cifar-100-python"
 ARCHIVE = f"{FOLDER}.tar.gz"
@@ -87,7 +87,7 @@ def _within(folder: Path) -> Path | None:
 
 def _fetch(folder: Path) -> None:
     """Have torchvision download the archive and check its MD5; it neither unpacks nor reads it."""
-    datasets = torchvision_datasets()
+    datasets = torchvision_module("datasets")
     known = datasets.CIFAR100
     datasets.utils.download_url(known.url, str(folder), known.filename, known.tgz_md5)
 

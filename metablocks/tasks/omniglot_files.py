@@ -15,7 +15,7 @@ from metablocks.tasks.data_folders import downloaded, search
 from metablocks.tasks.episodes import ClassBank
 from metablocks.tasks.kept_bank import kept, stamp
 from metablocks.tasks.omniglot_drawings import FOLDER, HALVES, LAYOUT, archive, drawings, read
-from metablocks.tasks.torchvision_import import torchvision_datasets
+from metablocks.torchvision_import import torchvision_module
 
 FORMAT = 1  # of the kept bank: raise it when the images or their order change
 
@@ -56,7 +56,7 @@ def _within(folder: Path) -> Path | None:
 
 def _fetch(folder: Path) -> None:
     for background in (True, False):
-        torchvision_datasets().Omniglot(str(folder), background=background, download=True)
+        torchvision_module("datasets").Omniglot(str(folder), background=background, download=True)
 
 
 def _kept(root: Path) -> ClassBank:

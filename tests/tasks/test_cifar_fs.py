@@ -40,7 +40,7 @@ def fetched_by(monkeypatch: pytest.MonkeyPatch, download_url: Callable[..., None
     """Let `download_url` stand in for torchvision's."""
     known = SimpleNamespace(url="https://example.org/c.tar.gz", filename=ARCHIVE, tgz_md5="0123")
     datasets = SimpleNamespace(CIFAR100=known, utils=SimpleNamespace(download_url=download_url))
-    monkeypatch.setattr(cifar_fs_files, "torchvision_datasets", lambda: datasets)
+    monkeypatch.setattr(cifar_fs_files, "torchvision_module", lambda name: datasets)
 
 
 @pytest.fixture
@@ -172,7 +172,7 @@ def test_a_download_is_kept_for_the_next_time_and_unpacked_nowhere(
 
 
 def test_torchvision_knows_the_archive() -> None:
-    datasets = cifar_fs_files.torchvision_datasets()
+    datasets = cifar_fs_files.torchvision_module("datasets")
     assert datasets.CIFAR100.filename == ARCHIVE
     assert datasets.CIFAR100.base_folder == FOLDER
     assert datasets.CIFAR100.tgz_md5

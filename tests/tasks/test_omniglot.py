@@ -30,7 +30,7 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     class Datasets:
         Omniglot = Unreachable
 
-    monkeypatch.setattr(omniglot_files, "torchvision_datasets", lambda: Datasets)
+    monkeypatch.setattr(omniglot_files, "torchvision_module", lambda name: Datasets)
 
 
 # --- reading
@@ -142,7 +142,7 @@ def test_a_download_is_kept_for_the_next_time(
             folder.mkdir(exist_ok=True)
             shutil.copy(small_zipped / "omniglot-py" / f"{half}.zip", folder)
 
-    monkeypatch.setattr(omniglot_files, "torchvision_datasets", lambda: Datasets)
+    monkeypatch.setattr(omniglot_files, "torchvision_module", lambda name: Datasets)
     first = Omniglot(**FIELDS).checksum
     assert asked == [("images_background", True), ("images_evaluation", True)]
     assert first == Omniglot(**FIELDS).checksum == Omniglot(**FIELDS, data=small_zipped).checksum

@@ -11,7 +11,7 @@ import torch
 
 from metablocks.tasks import Omniglot
 from metablocks.tasks.omniglot import CHECKSUM
-from metablocks.tasks.torchvision_import import torchvision_datasets
+from metablocks.torchvision_import import torchvision_module
 
 DATA = Path(__file__).parents[2].parent / "shared" / "data"
 pytestmark = pytest.mark.skipif(
@@ -67,7 +67,7 @@ def test_drawings_are_those_that_torchvision_reads(
     source: Omniglot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     alphabets = {"images_background": "Early_Aramaic", "images_evaluation": "Angelic"}
-    dataset = torchvision_datasets().Omniglot
+    dataset = torchvision_module("datasets").Omniglot
     monkeypatch.setattr(dataset, "_check_integrity", lambda self: True)  # the MD5 of its archive
     for half, alphabet in alphabets.items():
         with zipfile.ZipFile(DATA / "omniglot-py" / f"{half}.zip") as archive:

@@ -2,8 +2,9 @@
 
 A CPU build of torch next to the package index's torchvision cannot load torchvision's compiled
 library, and then `import torchvision` itself fails with "operator torchvision::nms does not exist":
-it describes the shapes of operators that nobody has declared. The data sets need no operator at
-all. So: import; where exactly that error comes, declare those operators and import once more.
+it describes the shapes of operators that nobody has declared. Data sets, transforms and classifiers
+need no operator at all. So: import; where exactly that error comes, declare those operators and
+import once more. After that `import torchvision`, and of packages that import it (timm), works.
 An install that works is left as it is.
 """
 
@@ -19,25 +20,27 @@ _DESCRIBED = ("nms", "qnms")  # the operators torchvision describes without look
 _DECLARED: list[Any] = []  # a declaration lasts as long as its Library object
 
 
-def torchvision_datasets() -> ModuleType:
-    """The module `torchvision.datasets`, imported now.
+def torchvision_module(name: str) -> ModuleType:
+    """The module `torchvision.<name>`, imported now.
 
     Raises whatever the import raises, other than the missing operators.
 
-    >>> torchvision_datasets().Omniglot.folder
+    >>> torchvision_module("datasets").Omniglot.folder
     'omniglot-py'
+    >>> torchvision_module("models").resnet18.__name__
+    'resnet18'
     """
     try:
-        return importlib.import_module("torchvision.datasets")
+        return importlib.import_module(f"torchvision.{name}")
     except RuntimeError as error:
         if "operator torchvision::" not in str(error):
             raise
-    for name in [n for n in sys.modules if n == "torchvision" or n.startswith("torchvision.")]:
-        del sys.modules[name]  # half imported
+    for module in [n for n in sys.modules if n == "torchvision" or n.startswith("torchvision.")]:
+        del sys.modules[module]  # half imported
     library: Any = torch.library.Library  # not annotated in every torch
     fragment = library("torchvision", "FRAGMENT")
     _DECLARED.append(fragment)
-    for name in _DESCRIBED:
-        if not hasattr(torch.ops.torchvision, name):
-            fragment.define(name + _SCHEMA)
-    return importlib.import_module("torchvision.datasets")
+    for operator in _DESCRIBED:
+        if not hasattr(torch.ops.torchvision, operator):
+            fragment.define(operator + _SCHEMA)
+    return importlib.import_module(f"torchvision.{name}")

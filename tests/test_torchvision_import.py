@@ -1,11 +1,11 @@
-"""The data sets of torchvision load, whatever torch lies beside it."""
+"""Data sets and models of torchvision load, whatever torch lies beside it."""
 
 import os
 import subprocess
 import sys
 from pathlib import Path
 
-REPO = Path(__file__).parents[2]
+REPO = Path(__file__).parents[1]
 
 FAKE = """
 import sys, torch
@@ -25,13 +25,14 @@ def python(code: str, *path: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_the_real_data_sets_load_and_the_import_stays_usable() -> None:
+def test_the_real_modules_load_and_the_import_stays_usable() -> None:
     done = python(
-        "from metablocks.tasks.torchvision_import import torchvision_datasets as load\n"
-        "first = load()\n"
+        "from metablocks.torchvision_import import torchvision_module as load\n"
+        "first = load('datasets')\n"
         "import torchvision, torchvision.datasets\n"
-        "assert first is load() is torchvision.datasets\n"
+        "assert first is load('datasets') is torchvision.datasets\n"
         "assert first.Omniglot.folder == 'omniglot-py'\n"
+        "assert load('models') is torchvision.models\n"
     )
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
@@ -39,13 +40,13 @@ def test_the_real_data_sets_load_and_the_import_stays_usable() -> None:
 
 def test_an_install_that_works_gets_nothing_declared() -> None:
     done = python(
-        "import metablocks.tasks.torchvision_import as module\n"
+        "import metablocks.torchvision_import as module\n"
         "try:\n"
         "    import torchvision\n"
         "except RuntimeError:\n"
         "    print('does not import here')\n"
         "else:\n"
-        "    module.torchvision_datasets(); print(module._DECLARED)\n"
+        "    module.torchvision_module('datasets'); print(module._DECLARED)\n"
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() in ("[]", "does not import here")
@@ -58,8 +59,8 @@ def test_missing_operators_are_declared_and_the_half_import_forgotten(tmp_path: 
     (package / "early.py").write_text("")
     (package / "datasets.py").write_text("")
     done = python(
-        "from metablocks.tasks.torchvision_import import torchvision_datasets as load, _DECLARED\n"
-        "assert load().__file__.endswith('datasets.py') and len(_DECLARED) == 1\n",
+        "from metablocks.torchvision_import import torchvision_module as load, _DECLARED\n"
+        "assert load('datasets').__file__.endswith('datasets.py') and len(_DECLARED) == 1\n",
         tmp_path,
     )
     assert done.returncode == 0, done.stderr
@@ -70,7 +71,7 @@ def test_another_failure_of_the_import_is_passed_on(tmp_path: Path) -> None:
     package.mkdir()
     (package / "__init__.py").write_text("raise RuntimeError('another thing is wrong')")
     done = python(
-        "from metablocks.tasks.torchvision_import import torchvision_datasets as load; load()",
+        "from metablocks.torchvision_import import torchvision_module as load; load('datasets')",
         tmp_path,
     )
     assert done.returncode == 1
