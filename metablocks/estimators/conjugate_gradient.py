@@ -1,5 +1,6 @@
 """Conjugate gradients for A x = b, A symmetric and positive definite, known by its products alone.
 
+Complex vectors are pairs of real ones: all inner products are Re ⟨a, b⟩, in which A is symmetric.
 No control flow depends on numbers, so that `torch.func.vmap` can run it: what is finished stays.
 """
 
@@ -9,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from metablocks.rules.base import inner_product, scaled
 from metablocks.types import Tensors
 
 
@@ -46,29 +48,25 @@ def conjugate_gradient(
     """
     solution = {name: torch.zeros_like(b) for name, b in target.items()}
     residual = direction = target
-    square = whole = _dot(target, target)
+    square = whole = inner_product(target, target)
     running = whole > 0
     for index in range(steps):
         image = product(direction)
-        curvature = _dot(direction, image)
+        curvature = inner_product(direction, image)
         running = running & (square > tolerance**2 * whole)
-        upward = curvature > least * _dot(direction, direction)
+        upward = curvature > least * inner_product(direction, direction)
         length = square / torch.where(upward, curvature, 1)
         otherwise = torch.full_like(length, 1.0 if index == 0 else 0.0)
         length = torch.where(running, torch.where(upward, length, otherwise), 0)
         running = running & upward
         solution = _add(solution, length, direction)
         residual = _add(residual, -length, image)
-        following = _dot(residual, residual)
+        following = inner_product(residual, residual)
         turn = torch.where(running, following / torch.where(running, square, 1), 0)
         direction = _add(residual, turn, direction)
         square = following
     return Solution(solution, (square / torch.where(whole > 0, whole, 1)).sqrt())
 
 
-def _dot(one: Tensors, other: Tensors) -> Tensor:
-    return torch.stack([(one[name] * other[name]).sum() for name in one]).sum()
-
-
 def _add(to: Tensors, factor: Tensor, direction: Tensors) -> Tensors:
-    return {name: tensor + factor.to(tensor.dtype) * direction[name] for name, tensor in to.items()}
+    return {name: tensor + scaled(factor, direction[name]) for name, tensor in to.items()}

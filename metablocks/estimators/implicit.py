@@ -19,7 +19,7 @@ from metablocks.estimators.checks import check_last_step_alone, first_order, unr
 from metablocks.estimators.conjugate_gradient import conjugate_gradient
 from metablocks.functional import step_aware_modules
 from metablocks.inner import Carry, InnerLoop
-from metablocks.rules.base import Chain, UpdateRule, members
+from metablocks.rules.base import Chain, UpdateRule, inner_product, members
 from metablocks.rules.shaping import Proximal, WeightDecay
 from metablocks.transforms import vjp_once
 from metablocks.types import Task, Tensors
@@ -123,10 +123,10 @@ class Implicit:
         grads |= {name: direct[name] - mixed[name] / self.proximal for name in rest}
 
         start = inner.start(meta, buffers).params
-        pulls = [gradient[n] + self.proximal * (p - start[n]) for n, p in carry.params.items()]
+        pulls = {n: gradient[n] + self.proximal * (p - start[n]) for n, p in carry.params.items()}
         metrics = {
             "cg_residual": residual,
-            "inner_gradient": torch.stack([pull.square().sum() for pull in pulls]).sum().sqrt(),
+            "inner_gradient": inner_product(pulls, pulls).sqrt(),
         }
         changes = inner.changes((buffers, carry.buffers), (carry.buffers, after))
         before = [torch.full_like(loss, torch.nan)] * inner.steps

@@ -16,7 +16,7 @@ from typing_extensions import Self
 from metablocks.errors import BlockError, RuleError
 from metablocks.functional import trainable
 from metablocks.models.layers import ACTIVATIONS, Activation, check_choice
-from metablocks.rules.base import NamedTensors, StepInfo, UpdateRule, members
+from metablocks.rules.base import NamedTensors, StepInfo, UpdateRule, inner_product, members
 from metablocks.rules.factors import find, identity, once, read, sizes
 from metablocks.rules.rates import LearningRate
 from metablocks.types import Progress, Tensors
@@ -40,9 +40,12 @@ class KFO(UpdateRule):
 
     So many numbers, without B: out² + in², C_in² + k², n²; all of it (2 · `hidden` + 1) times.
 
-    `bias=False` leaves B out. `psd` puts LᵀL for L and RᵀR for R: a positive semi-definite
-    transform. `hidden` layers in front of the last transform make a network of it (the paper:
-    typically 2), each two transforms and `activation` σ: h ← K₋(h) + σ(K₊(h)) − σ(K₋(h)).
+    They have the dtype of their parameter, complex for a complex one.
+
+    `bias=False` leaves B out. `psd` puts LᵀL for L and RᵀR for R (LᴴL and RᴴR if they are complex):
+    a positive semi-definite transform. `hidden` layers in front of the last transform make a network
+    of it (the paper: typically 2), each two transforms and `activation` σ:
+    h ← K₋(h) + σ(K₊(h)) − σ(K₋(h)).
 
     `adapt_transform`: the transform's own factors φ adapt inside a task too, from the second step
     on, with `rate` α for θ and φ alike:
@@ -82,9 +85,10 @@ class KFO(UpdateRule):
             [1., 1., 1.]])
 
     Raises `RuleError` for negative `hidden`, for `rate` without `adapt_transform` and the reverse,
-    for parameters of more than 5 dimensions, and for a rule used before `setup` or set up twice;
-    `BlockError` for an unknown activation and, with `adapt_transform`, in a learner whose rule is
-    not the chain above or whose order is first-order at any step.
+    for parameters of more than 5 dimensions, for complex ones with `hidden` layers, and for a rule
+    used before `setup` or set up twice; `BlockError` for an unknown activation and, with
+    `adapt_transform`, in a learner whose rule is not the chain above or whose order is first-order
+    at any step.
     """
 
     def __init__(
@@ -118,6 +122,12 @@ class KFO(UpdateRule):
         factors: Tensors = {}
         for layer in [*layers, ""]:
             for name, parameter in trainable(params).items():
+                if self.hidden and parameter.is_complex():
+                    raise RuleError(
+                        f"KFO hidden is {self.hidden}, but {name} is {parameter.dtype}, and the "
+                        "activation of a hidden layer is for real numbers; use hidden=0, or leave "
+                        f"{name} out of `adapt`"
+                    )
                 axes = sizes("KFO", name, parameter.shape)
                 sides = axes[1:] if len(axes) == 3 else axes
                 for side, size in zip(("left", "right"), sides, strict=False):
@@ -168,8 +178,7 @@ class KFO(UpdateRule):
         rate = self.rate
 
         def moved(factors: Tensors) -> Tensor:
-            updates = self._transform(factors, before)
-            return -rate * torch.stack([(updates[n] * g).sum() for n, g in gradients.items()]).sum()
+            return -rate * inner_product(gradients, self._transform(factors, before))
 
         slope: Tensors = torch.func.grad(moved)(factors)
         return slope
@@ -192,7 +201,9 @@ class KFO(UpdateRule):
         def factor(side: str) -> Tensor:
             given = find("KFO", factors, f"{layer}{side}.{name}", name)
             return (
-                einsum(given, given, "inner row, inner column -> row column") if self.psd else given
+                einsum(given.conj(), given, "inner row, inner column -> row column")
+                if self.psd
+                else given
             )
 
         if flow.ndim == 1:
