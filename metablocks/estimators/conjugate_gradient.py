@@ -20,7 +20,7 @@ class Solution(NamedTuple):
     vector: Tensors
     """x, by the names of b."""
     residual: Tensor
-    """‖b − A x‖ / ‖b‖, a scalar; 0 where b is."""
+    """‖b − A x‖ / ‖b‖ of this very x, a scalar; 0 where b is."""
 
 
 def conjugate_gradient(
@@ -33,12 +33,15 @@ def conjugate_gradient(
 ) -> Solution:
     """Solve A x = b from x = 0 by `steps` products; `product` is x ↦ A x, `target` is b.
 
-    Once the residual is at most `tolerance` the solution stays as it is; so it does where a direction
-    p turns out to be one along which A is not positive, or hardly: ⟨p, A p⟩ ≤ `least` · ‖p‖². Where
-    that is the very first, x = b.
+    Once the recursion's residual is at most `tolerance` the solution stays as it is; so it does where
+    a direction p turns out to be one along which A is not positive, or hardly: ⟨p, A p⟩ ≤ `least` ·
+    ‖p‖². Where that is the very first, x = b.
 
-    Law: exact after as many steps as A has distinct eigenvalues, where all are above `least`, up to
-    rounding.
+    The recursion's residual, r ← r − length · A p, goes on shrinking when rounding keeps x from coming
+    any closer; the one returned takes one more product, A x.
+
+    Laws: exact after as many steps as A has distinct eigenvalues, where all are above `least`, up to
+    rounding; the residual is that of the solution, whatever the spectrum of A.
 
     Source: Hestenes, Stiefel 1952.
 
@@ -65,6 +68,8 @@ def conjugate_gradient(
         turn = torch.where(running, following / torch.where(running, square, 1), 0)
         direction = _add(residual, turn, direction)
         square = following
+    gap = _add(target, -torch.ones_like(whole), product(solution))
+    square = inner_product(gap, gap)
     return Solution(solution, (square / torch.where(whole > 0, whole, 1)).sqrt())
 
 

@@ -40,9 +40,10 @@ class Implicit:
     memory for them. λ much below the curvature of L_s is slow to converge, and λ above 2/α diverges
     under a rate α.
 
-    The system is solved by `cg_steps` products with the Hessian; a task stops where its residual,
-    relative to ∇L_q, is at most `tolerance`. Reported as `metrics`: `cg_residual`, that residual,
-    and `inner_gradient`, ‖∇L_s(φ) + λ (φ − θ)‖ where the inner loop ended (0 at φ*).
+    The system is solved by `cg_steps` products with the Hessian; a task stops where the residual of
+    the recursion, relative to ∇L_q, is at most `tolerance`. Reported as `metrics`: `cg_residual`,
+    ‖∇L_q − (I + H/λ) v‖ / ‖∇L_q‖ of the v at hand, by one more product, and `inner_gradient`,
+    ‖∇L_s(φ) + λ (φ − θ)‖ where the inner loop ended (0 at φ*).
 
     Parameters that do not adapt get their implicit gradient too. What has none is refused: learned
     rates and transforms, on which φ* does not depend; and models that differ from step to step, rules
