@@ -8,13 +8,16 @@ and β, fit no step well (Antoniou, Edwards, Storkey 2018: BNRS and BNWB).
 """
 
 import copy
-from typing import Literal, TypeAlias, get_args
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Literal, TypeAlias, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.lazy import LazyModuleMixin
+from typing_extensions import Self
 
 from metablocks.errors import BlockError
 from metablocks.models.layers import check_choice
@@ -30,6 +33,12 @@ _DIMENSIONS: dict[type[nn.Module], tuple[int, ...]] = {
     nn.BatchNorm3d: (5,),
     nn.SyncBatchNorm: (2, 3, 4, 5),
 }
+_AFFINE = ("weight", "bias")
+_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+_RESERVED = (
+    *("steps", "statistics", "affine", "beyond", "inner_step", "max_steps"),
+    *("keeps_statistics", "collects_buffers", "at_step"),
+)
 
 
 def per_step_batch_norm(
@@ -42,6 +51,8 @@ def per_step_batch_norm(
     """A copy of `model` in which every batch norm has a row for each of `steps` inner steps.
 
     The model's modules take no step argument: a learner tells the step to the norms while they run.
+    Batch norms of a class of its own (one with an activation behind it, say) go on as that class:
+    its `forward` runs with the row of the step for γ, β and statistics.
 
     - `statistics`: what evaluation normalises by: `"batch"`, the input at hand, or `"running"`, the
       statistics collected in training for that step. Training normalises by batch statistics and
@@ -68,8 +79,10 @@ def per_step_batch_norm(
     >>> [list(p.shape) for p in per_step_batch_norm(model, steps=5).parameters()]
     [[4, 3], [4], [5, 4], [5, 4], [2, 4], [2]]
 
-    Raises `BlockError` for `steps` below 1, an unknown option, a model without batch norm, one with
-    a batch norm of a class of its own, and a lazy one that has not seen data yet.
+    Raises `BlockError` for `steps` below 1, an unknown option, a model without batch norm, and one
+    with a batch norm that is lazy and has not seen data yet, whose γ, β or statistics are computed
+    from other tensors (a parametrization), or which has a tensor or module of a name that a per-step
+    norm needs.
     """
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
         raise BlockError(f"per_step_batch_norm steps is {steps!r}; it takes 1 or more")
@@ -78,13 +91,10 @@ def per_step_batch_norm(
     check_beyond("per_step_batch_norm", beyond)
     norms = {n: m for n, m in model.named_modules() if isinstance(m, _BatchNorm)}
     for name, norm in norms.items():
-        if type(norm) not in _DIMENSIONS:
-            known = ", ".join(kind.__name__ for kind in _DIMENSIONS)
-            lazy = isinstance(norm, LazyModuleMixin)
-            raise BlockError(
-                f"per_step_batch_norm: {name or 'the model'} is a {type(norm).__name__}; it converts "
-                f"{known}" + "; run the model on one batch first" * lazy
-            )
+        problem = _obstacle(norm)
+        if problem:
+            where = f"{name or 'the model'} is a {type(norm).__name__}"
+            raise BlockError(f"per_step_batch_norm: {where} {problem}")
     if not norms:
         raise BlockError(
             f"per_step_batch_norm: {type(model).__name__} has no batch norm to convert; leave it out"
@@ -96,11 +106,32 @@ def per_step_batch_norm(
         if not isinstance(module, _BatchNorm):
             return None
         new = PerStepBatchNorm(module, steps, statistics=statistics, affine=affine, beyond=beyond)
-        for name, own in module.named_parameters():
-            setattr(new, name, tied.setdefault(own, new.get_parameter(name)))
-        return new.train(module.training)
+        for name in _AFFINE:
+            own = module._parameters[name]
+            if own is not None:
+                setattr(new, name, tied.setdefault(own, new.get_parameter(name)))
+        return new
 
     return replace_modules(copy.deepcopy(model), convert)
+
+
+def _obstacle(norm: _BatchNorm) -> str:
+    """Why a batch norm cannot have rows; empty if it can."""
+    if isinstance(norm, LazyModuleMixin):
+        return "that has not seen data yet; run the model on one batch first"
+    registered = [*norm._parameters, *norm._buffers]
+    for name in (*_AFFINE, *_STATISTICS):
+        if name not in registered:
+            return (
+                f"whose {name} is computed from other tensors, and rows of it would be lost at the next "
+                "pass; take that away first (torch.nn.utils.parametrize.remove_parametrizations)"
+            )
+    for name in (*registered, *norm._modules):
+        if name in _RESERVED:
+            return (
+                f"that has a tensor or module called {name}, which a per-step norm needs; rename it"
+            )
+    return ""
 
 
 def norm_patterns(model: nn.Module) -> list[str]:
@@ -114,8 +145,8 @@ def norm_patterns(model: nn.Module) -> list[str]:
         f"{name}.{own}" if name else own
         for name, module in model.named_modules(remove_duplicate=False)
         if isinstance(module, PerStepBatchNorm)
-        for own, parameter in module.named_parameters()
-        if parameter.requires_grad
+        for own, parameter in module.named_parameters(recurse=False)
+        if own in _AFFINE and parameter.requires_grad
     ]
     return ["*", *(f"!{name}" for name in names)]
 
@@ -125,10 +156,14 @@ class PerStepBatchNorm(nn.Module):
 
     Parameters: `weight`, `bias` (γ, β) `[steps, channels]`, or `[channels]` with `affine="shared"`;
     none where the norm had none. Buffers: `running_mean`, `running_var` `[steps, channels]`,
-    `num_batches_tracked` `[steps]`, int64. Rows start as what the norm had.
+    `num_batches_tracked` `[steps]`, int64. Rows start as what the norm had. What a subclass adds,
+    parameters, buffers, modules and attributes, stays as it is, one for all steps; they become this
+    module's, under their names.
 
     A training pass moves the statistics of its step, running ← (1 − momentum) running + momentum ·
-    (batch mean, unbiased batch variance); a `momentum` of None is the cumulative mean.
+    (batch mean, unbiased batch variance); a `momentum` of None is the cumulative mean. A subclass
+    runs its own `forward` and moves them itself, with the row of its step in their places. (There a
+    `momentum` of None is counted in Python, which `torch.func.vmap` refuses.)
 
     `inner_step` is the step at hand; a learner sets it, and so may a user.
     """
@@ -152,33 +187,37 @@ class PerStepBatchNorm(nn.Module):
         beyond: Beyond = "error",
     ) -> None:
         super().__init__()
-        self.kind = type(norm)
-        self.num_features = norm.num_features
-        self.eps = norm.eps
-        self.momentum = norm.momentum
         self.steps = steps
         self.statistics = statistics
         self.affine = affine
         self.beyond: Beyond = beyond
         self.inner_step = 0
+        # A norm of its class and attributes with nothing registered, in a tuple, so that it is no
+        # submodule: `_as_norm` lends it what is registered here.
+        self._norm = (copy.copy(norm),)
+        self._empty()
 
         def rows(tensor: Tensor) -> Tensor:
             return tensor.detach().expand(steps, *tensor.shape).clone()
 
-        for name, own in (("weight", norm.weight), ("bias", norm.bias)):
-            if own is None:
-                self.register_parameter(name, None)
-                continue
-            values = rows(own) if affine == "per_step" else own.detach().clone()
-            self.register_parameter(name, nn.Parameter(values, requires_grad=own.requires_grad))
+        for name, own in norm._parameters.items():
+            if name in _AFFINE and own is not None:
+                values = rows(own) if affine == "per_step" else own.detach().clone()
+                own = nn.Parameter(values, requires_grad=own.requires_grad)
+            self.register_parameter(name, own)
         # A norm that keeps no statistics starts from those of a new one.
-        kept = dict(norm.named_buffers())
         like = next((t for t in (norm.running_mean, norm.weight) if t is not None), torch.zeros(0))
         fresh = nn.BatchNorm1d(
             norm.num_features, affine=False, device=like.device, dtype=like.dtype
         )
-        for name, buffer in fresh.named_buffers():
-            self.register_buffer(name, rows(kept.get(name, buffer)))
+        for name, buffer in norm._buffers.items():
+            if name in _STATISTICS:
+                buffer = rows(fresh.get_buffer(name) if buffer is None else buffer)
+            kept = name not in norm._non_persistent_buffers_set
+            self.register_buffer(name, buffer, persistent=kept)
+        for name, module in norm._modules.items():
+            self.add_module(name, module)
+        self.training = norm.training
 
     @property
     def max_steps(self) -> int | None:
@@ -190,50 +229,112 @@ class PerStepBatchNorm(nn.Module):
         """Whether predictions rest on the statistics it has stored."""
         return self.statistics == "running"
 
+    def __getattr__(self, name: str) -> Any:
+        """What is registered here, or an attribute of the norm, such as `eps`."""
+        attributes = vars(self.__dict__["_norm"][0]) if "_norm" in self.__dict__ else {}
+        return attributes[name] if name in attributes else super().__getattr__(name)
+
     def extra_repr(self) -> str:
         return (
             f"{self.num_features}, steps={self.steps}, statistics={self.statistics!r}, "
             f"affine={self.affine!r}, beyond={self.beyond!r}"
         )
 
-    def forward(self, inputs: Tensor) -> Tensor:
-        if inputs.ndim not in _DIMENSIONS[self.kind]:
-            takes = " or ".join(f"{n}D" for n in _DIMENSIONS[self.kind])
-            raise BlockError(
-                f"per-step {self.kind.__name__} takes {takes} input, given {inputs.ndim}D "
-                f"{list(inputs.shape)}"
-            )
-        index = self._row(self.inner_step)
-        weight, bias = self._affine(index)
-        if self.keeps_statistics and not self.training:
-            mean, var = self.running_mean[index], self.running_var[index]
-            return F.batch_norm(inputs, mean, var, weight, bias, False, 0.0, self.eps)
-        if self.training:
-            self._track(inputs.detach(), index)
-        return F.batch_norm(inputs, None, None, weight, bias, True, 0.0, self.eps)
+    def train(self, mode: bool = True) -> Self:
+        """As the norm does it: one of a class that stays in `eval()` does so here."""
+        with self._as_norm({}, {}) as norm:
+            norm.train(mode)
+        self.training = norm.training
+        return self
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The norm at its inner step: of inputs `[batch, channels, …]`, or what its class takes."""
+        index, (norm,) = self._row(self.inner_step), self._norm
+        if type(norm) in _DIMENSIONS and not (norm._forward_hooks or norm._forward_pre_hooks):
+            return self._normalise(index, *args, **kwargs)
+        reads = self.training or self.keeps_statistics
+        statistics = self._statistics(index) if reads else dict.fromkeys(_STATISTICS)
+        with self._as_norm(self._affine(index), statistics) as norm:
+            norm.track_running_stats = reads
+            output = norm(*args, **kwargs)
+            if self.training:
+                for name in _STATISTICS:
+                    self.get_buffer(name)[index] = norm.get_buffer(name).detach()
+        return output
 
     def at_step(self, index: int) -> nn.Module:
         """The ordinary batch norm that this one is at inner step `index`: of the class it was."""
-        own = self._row(index)
-        norm = self.kind(self.num_features, eps=self.eps, momentum=self.momentum)
-        for name, tensor in zip(("weight", "bias"), self._affine(own), strict=True):
-            if tensor is None:
-                norm.register_parameter(name, None)
-                continue
-            learned = self.get_parameter(name).requires_grad
-            norm.register_parameter(name, nn.Parameter(tensor.detach().clone(), learned))
-        for name, buffer in self.named_buffers():
-            norm.register_buffer(name, buffer[own].clone())
-        return norm.train(self.training)
+        own, twin = self._row(index), copy.deepcopy(self)
+        parameters = {
+            name: None
+            if tensor is None
+            else nn.Parameter(tensor.detach().clone(), self.get_parameter(name).requires_grad)
+            for name, tensor in self._affine(own).items()
+        }
+        norm = twin._lend(parameters, self._statistics(own))
+        norm.track_running_stats = True
+        return norm
+
+    @contextmanager
+    def _as_norm(
+        self, parameters: Mapping[str, Tensor | None], buffers: Mapping[str, Tensor | None]
+    ) -> Iterator[_BatchNorm]:
+        """The norm with all that is registered here, but these parameters and buffers."""
+        try:
+            yield self._lend(parameters, buffers)
+        finally:
+            self._empty()
+
+    def _lend(
+        self, parameters: Mapping[str, Tensor | None], buffers: Mapping[str, Tensor | None]
+    ) -> _BatchNorm:
+        (norm,) = self._norm
+        vars(norm).update(
+            _parameters=self._parameters | dict(parameters),
+            _buffers=self._buffers | dict(buffers),
+            _modules=self._modules,
+            training=self.training,
+            eps=self.eps,
+            momentum=self.momentum,
+        )
+        return norm
+
+    def _empty(self) -> None:
+        vars(self._norm[0]).update(_parameters={}, _buffers={}, _modules={})
 
     def _row(self, index: int) -> int:
         return row("per_step_batch_norm", index, self.steps, self.beyond)
 
-    def _affine(self, index: int) -> tuple[Tensor | None, Tensor | None]:
+    def _affine(self, index: int) -> dict[str, Tensor | None]:
+        both = {name: self._parameters[name] for name in _AFFINE}
         if self.affine == "shared":
-            return self.weight, self.bias
-        weight, bias = (None if own is None else own[index] for own in (self.weight, self.bias))
-        return weight, bias
+            return dict(both)
+        return {name: None if own is None else own[index] for name, own in both.items()}
+
+    def _statistics(self, index: int) -> dict[str, Tensor]:
+        """Copies of a row, as constants: kernels write them in place, and do not differentiate them.
+
+        Without gaps in memory, or what is written under `vmap` is lost.
+        """
+        rows = {name: self.get_buffer(name)[index].detach() for name in _STATISTICS}
+        return {n: own.clone(memory_format=torch.contiguous_format) for n, own in rows.items()}
+
+    def _normalise(self, index: int, input: Tensor) -> Tensor:  # noqa: A002 (as torch has it)
+        """The forward pass of torch's own classes, in operations that every transform takes."""
+        kind = type(self._norm[0])
+        if input.ndim not in _DIMENSIONS[kind]:
+            takes = " or ".join(f"{n}D" for n in _DIMENSIONS[kind])
+            raise BlockError(
+                f"per-step {kind.__name__} takes {takes} input, given {input.ndim}D "
+                f"{list(input.shape)}"
+            )
+        weight, bias = self._affine(index).values()
+        if self.keeps_statistics and not self.training:
+            mean, var = self.running_mean[index], self.running_var[index]
+            return F.batch_norm(input, mean, var, weight, bias, False, 0.0, self.eps)
+        if self.training:
+            self._track(input.detach(), index)
+        return F.batch_norm(input, None, None, weight, bias, True, 0.0, self.eps)
 
     def _track(self, inputs: Tensor, index: int) -> None:
         var, mean = torch.var_mean(inputs, [0, *range(2, inputs.ndim)])
