@@ -21,7 +21,14 @@ from metablocks.executors import (
     TaskWork,
     Vmap,
 )
-from metablocks.generators import Generator, States, devices_of, generators_of, get_states, set_states
+from metablocks.generators import (
+    Generator,
+    States,
+    devices_of,
+    generators_of,
+    get_states,
+    set_states,
+)
 from metablocks.memory import forget_peak, format_bytes, parse_bytes, peak_memory
 from metablocks.types import TaskBatch, Tensors
 

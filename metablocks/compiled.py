@@ -173,8 +173,6 @@ def _trace(flat: _Flat, leaves: list[Any]) -> torch.fx.GraphModule:
     kind = next(iter(devices)).type if devices else "cuda"
     with torch.random.fork_rng([d.index for d in devices], device_type=kind):
         graph: torch.fx.GraphModule = make_fx(flat)(*map(_apart, leaves))  # runs the function
-    graph.graph.eliminate_dead_code()
-    graph.recompile()
     drawing = {
         str(node.target)
         for node in graph.graph.nodes
@@ -188,12 +186,14 @@ def _trace(flat: _Flat, leaves: list[Any]) -> torch.fx.GraphModule:
             f"sizes in it depend on the data ({', '.join(sorted(sized))}), and a trace would keep those "
             "of the first task"
         )
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
     return graph
 
 
 def _apart(leaf: Any) -> Any:
     """The same tensor as another object: of one that is given twice a trace makes one argument."""
-    return leaf.view_as(leaf) if isinstance(leaf, Tensor) else leaf
+    return torch.ops.aten.alias(leaf) if isinstance(leaf, Tensor) else leaf
 
 
 def _has_size_of_data(node: Any) -> bool:

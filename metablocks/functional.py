@@ -17,13 +17,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parameter import is_lazy
+from torch.utils import _pytree as pytree
 
 from metablocks.errors import ModuleError
 from metablocks.fingerprint import fingerprint
 from metablocks.generators import Watch, Written, generators_of, get_states, set_states, storage
 from metablocks.kernels import second_derivative_wanted, unfused
 from metablocks.twins import Survey, twin
-from metablocks.types import Tensors
+from metablocks.types import Tensors, map_tensors
 
 NormStatistics: TypeAlias = Literal["batch", "running"]
 
@@ -152,21 +153,25 @@ class ModuleView:
         """Any method of the module under `state`; `"forward"` is the call of it, hooks and all."""
         self._check_names(state)
 
-        def run(tensors: Tensors) -> tuple[Any, Tensors]:
-            return self._run(tensors, method, args, kwargs or {}, step, training)
+        def run(tensors: Tensors, args: Any) -> tuple[Any, Tensors]:
+            return self._run(tensors, method, *args, step, training)
 
+        arguments = (args, kwargs or {})
         written = self._written.get((method, training))
         if written is None:
-            output, buffers, tensors, written = self._first_run(state, run)
+            output, buffers, tensors, written = self._first_run(state, arguments, run)
             self._written[method, training] = written
             changed = {n for n, b in buffers.items() if n in written or b is not tensors[n]}
             self._changing[training] = frozenset(changed)
         else:
             tensors = self._given(state)
             for name in written:
-                tensors[name] = tensors[name].clone()
+                if name != _ARGUMENTS:
+                    tensors[name] = tensors[name].clone()
+            if _ARGUMENTS in written:
+                arguments = map_tensors(torch.clone, arguments)
             versions = _versions(tensors)
-            output, buffers = run(tensors)
+            output, buffers = run(tensors, arguments)
             self._check_versions(tensors, versions, written)
         params = {n: tensors[n] if n in written else t for n, t in state.params.items()}
         return output, ModuleState(params if written else state.params, buffers)
@@ -180,33 +185,35 @@ class ModuleView:
         return self._changing.get(training, self._buffers.keys())
 
     def _first_run(
-        self, state: ModuleState, run: "Callable[[Tensors], tuple[Any, Tensors]]"
+        self, state: ModuleState, arguments: Any, run: Callable[[Tensors, Any], tuple[Any, Tensors]]
     ) -> tuple[Any, Tensors, Tensors, frozenset[str]]:
         """A run that finds out what the module writes in place; run again, on copies, if anything."""
         states = get_states(generators_of([*state.params.values()], self.generators))
         given = self._given(state)
         own = self.state()
-        guarded = {
-            storage(tensor): name
-            for tree in (own.params, own.buffers, given)
-            for name, tensor in tree.items()
-        }
+        guarded = {storage(x): _ARGUMENTS for x in _leaves(arguments)}
+        for tree in (own.params, own.buffers, given):
+            guarded |= {storage(tensor): name for name, tensor in tree.items()}
         guarded.pop(0, None)
         tensors = {name: _alias(tensor) for name, tensor in given.items()}
         watch = Watch(guarded)
         try:
             with watch:
-                output, buffers = run(tensors)
+                output, buffers = run(tensors, arguments)
             if all(storage(tensors[name]) == storage(given[name]) for name in given):
                 return output, buffers, tensors, frozenset()
         except Written:
             pass
         set_states(watch.drawn_from(states))
         tensors = {name: tensor.clone() for name, tensor in given.items()}
+        arguments = map_tensors(torch.clone, arguments)
         before = {name: storage(tensor) for name, tensor in tensors.items()}
-        watch = Watch({address: name for name, address in before.items() if address}, refuse=False)
+        guarded = {storage(x): _ARGUMENTS for x in _leaves(arguments)}
+        guarded |= {address: name for name, address in before.items()}
+        guarded.pop(0, None)
+        watch = Watch(guarded, refuse=False)
         with watch:
-            output, buffers = run(tensors)
+            output, buffers = run(tensors, arguments)
         set_anew = {name for name in tensors if storage(tensors[name]) != before[name]}
         return output, buffers, tensors, frozenset(watch.written | set_anew)
 
@@ -420,6 +427,7 @@ def trainable(params: Tensors) -> Tensors:
 
 
 _alias: Any = torch.ops.aten.alias
+_ARGUMENTS = "@arguments"  # stands for all of them in what a pass writes
 
 _WRAPPERS = {
     "DistributedDataParallel": "whose hooks average what loss.backward() computes, and a "
@@ -453,6 +461,10 @@ def _check(module: nn.Module) -> None:
 
 def _tracks(module: nn.Module) -> bool:
     return isinstance(module, _NormBase) and module.running_mean is not None
+
+
+def _leaves(tree: Any) -> list[Tensor]:
+    return [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, Tensor)]
 
 
 def _versions(tensors: Tensors) -> list[int]:

@@ -30,6 +30,10 @@ class Generator:
     get: Callable[[], Any]
     put: Callable[[Any], None]
 
+    def is_at(self, state: Any) -> bool:
+        """Whether it is in that state."""
+        return _equal(self.get(), state)
+
 
 def generators_of(tree: Any, held: Iterable[Any] = ()) -> list[Generator]:
     """The generators that a computation on a tree's tensors can draw from, and those held.
@@ -115,13 +119,17 @@ class Draws:
             _local.watch = before
 
     def states(self) -> States:
-        """The states of all generators that the work may draw from."""
-        return get_states(g for g in self.generators if not self.known or g.kind in self.kinds)
+        """The states of the generators that the work may draw from."""
+        cheap = ("torch", "held")
+        return get_states(
+            g for g in self.generators if not self.known or g.kind in cheap or g.kind in self.kinds
+        )
 
     def restore(self, states: States) -> None:
         """Put back what the work has drawn from."""
-        kinds = self.kinds if self.known else self.kinds | self._so_far()
-        set_states([(generator, state) for generator, state in states if generator.kind in kinds])
+        if not self.known:
+            self.kinds |= self._so_far()
+        set_states([(g, state) for g, state in states if g.kind in self.kinds])
 
     @contextmanager
     def put_back(self) -> Iterator[None]:
@@ -129,7 +137,15 @@ class Draws:
         states = self.states()
         try:
             yield
+        except BaseException:
+            self.kinds |= {g.kind for g, state in states if not g.is_at(state)}
+            raise
         finally:
+            moved = {g.kind for g, s in states if g.kind not in self.kinds and not g.is_at(s)}
+            if moved and threading.active_count() == 1:  # no other thread: the work drew after all
+                self.kinds |= moved
+            elif moved:  # whoever it was, the work is observed again
+                self.known = False
             self.restore(states)
 
     def _so_far(self) -> set[str]:
@@ -162,7 +178,7 @@ class Watch(TorchDispatchMode):
             (generator, state)
             for generator, state in states
             if generator.kind in self.draws
-            or (generator.kind in ("python", "numpy") and not _equal(generator.get(), state))
+            or (generator.kind in ("python", "numpy") and not generator.is_at(state))
         ]
 
     def __torch_dispatch__(
@@ -243,6 +259,10 @@ def _set_accelerator(module: Any, device: torch.device, state: Tensor) -> None:
 
 
 def _equal(one: Any, other: Any) -> bool:
+    if isinstance(one, Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, dict):
+        return repr(one) == repr(other)
     return all(
         np.array_equal(a, b) if isinstance(a, np.ndarray) else a == b
         for a, b in zip(one, other, strict=True)

@@ -6,6 +6,7 @@ What it does is an ordinary loop over `MetaLearner`, Adam and a progress bar. Wh
 optimiser, rule or schedule writes that loop (README), or a recipe.
 """
 
+import logging
 import math
 import operator
 import time
@@ -22,8 +23,9 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 from tqdm import tqdm
 
 from metablocks.batches import check_tasks, epoch_batches
-from metablocks.errors import BlockError, RunError, TaskError
-from metablocks.executors import Executor, Loop, TaskFunction, Tasks, Vmap
+from metablocks.errors import BlockError, ExecutorError, RunError, TaskError
+from metablocks.executors import Executor, Loop, TaskFunction, Tasks, TaskWork, Vmap
+from metablocks.generators import set_states
 from metablocks.learner import MetaGradient, MetaLearner
 from metablocks.models import norm_patterns, per_step_batch_norm
 from metablocks.order import AnnealedOrder, FirstOrder, Order, SecondOrder
@@ -31,6 +33,8 @@ from metablocks.rules import LearningRate, lslr
 from metablocks.step_loss import AnnealedStepLoss, FinalStepLoss
 from metablocks.tasks.base import TaskSource
 from metablocks.types import Progress, TaskBatch, Tensors
+
+log = logging.getLogger("metablocks")
 
 
 @dataclass(frozen=True)
@@ -90,7 +94,8 @@ def train_maml(
     - `epochs`: passes over `tasks`. `iterations`: the most meta-steps of an epoch; needed with a
       source, or a generator that is to last several epochs.
     - `validation`: as `tasks`, evaluated after each epoch (the first 100 validation tasks of a source).
-    - `executor`: by default `Vmap()`, and `Loop()` for a batch of tasks of unequal size.
+    - `executor`: by default `Vmap()`, and `Loop()` for tasks of unequal size and for a model or loss
+      that vmap cannot run (which is logged once).
     - `device`: where to train; the model is moved there. `progress`: show a bar.
 
     MAML++ is made of learned rates per tensor and step that start at `inner_lr` (`lslr`), step losses
@@ -214,15 +219,29 @@ def default_loss(prediction: Any, target: Any) -> Tensor:
     return F.mse_loss(prediction, target)
 
 
-@dataclass(frozen=True)
 class VmapOrLoop:
-    """`Vmap()` for a `TaskBatch`, `Loop()` for a list of tasks, which may be of unequal size."""
+    """`Vmap()` for a `TaskBatch` of a model that vmap can run, else `Loop()`.
+
+    A list of tasks may be of unequal size. What vmap refuses is logged once; `Loop()` runs it from then
+    on.
+    """
+
+    def __init__(self) -> None:
+        self._vmap_runs = True
 
     def __call__(
         self, fn: TaskFunction, shared: Any, buffers: Tensors, tasks: Tasks
     ) -> tuple[Any, Any]:
-        executor = Vmap() if isinstance(tasks, TaskBatch) else Loop()
-        return executor(fn, shared, buffers, tasks)
+        if not self._vmap_runs or not isinstance(tasks, TaskBatch):
+            return Loop()(fn, shared, buffers, tasks)
+        states = fn.draws.states() if isinstance(fn, TaskWork) else []
+        try:
+            return Vmap()(fn, shared, buffers, tasks)
+        except ExecutorError as error:
+            self._vmap_runs = False
+            log.warning("training goes on with Loop(): %s", error)
+            set_states(states)
+            return Loop()(fn, shared, buffers, tasks)
 
 
 def _per_step_norms(

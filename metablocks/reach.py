@@ -156,11 +156,18 @@ def _inside(where: str, value: Any, depth: int) -> Iterator[tuple[str, Tensor]]:
         code = value.__code__
         cells = zip(code.co_freevars, value.__closure__ or (), strict=True)
         for name, cell in cells:
-            yield from _inside(f"{where}'s {name}", cell.cell_contents, depth - 1)
+            yield from _inside(f"{where}'s {name}", _content(cell), depth - 1)
         for name in code.co_names:
             if name in value.__globals__:
-                yield from _inside(f"{where}'s {name}", value.__globals__[name], depth - 2)
+                yield from _inside(f"{where}'s {name}", value.__globals__[name], 0)
     elif depth and isinstance(value, dict | list | tuple):
         items = value.items() if isinstance(value, dict) else enumerate(value)
         for key, item in items:
             yield from _inside(f"{where}.{key}", item, depth - 1)
+
+
+def _content(cell: Any) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # not filled yet
+        return None

@@ -51,13 +51,16 @@ def select_parameters(patterns: str | Sequence[str], module: nn.Module) -> tuple
     >>> select_parameters("*.bias", nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1)))
     ('0.bias', '1.bias')
 
-    Raises `SelectionError` as `select` does, and for a tied parameter that is half selected.
+    Raises `SelectionError` as `select` does, for a tied parameter that is half selected, and if what
+    is selected is frozen.
     """
     aliases: dict[int, list[str]] = {}
+    frozen: set[int] = set()
     for name, parameter in module.named_parameters(remove_duplicate=False):
-        if parameter.requires_grad:
-            aliases.setdefault(id(parameter), []).append(name)
-    if not aliases:
+        aliases.setdefault(id(parameter), []).append(name)
+        if not parameter.requires_grad:
+            frozen.add(id(parameter))
+    if len(frozen) == len(aliases):
         raise SelectionError(
             f"{type(module).__name__} has no trainable parameter (requires_grad=True) to adapt"
         )
@@ -68,7 +71,13 @@ def select_parameters(patterns: str | Sequence[str], module: nn.Module) -> tuple
                 f"{' and '.join(names)} are one tied parameter, of which {patterns!r} selects only "
                 f"{' and '.join(sorted(chosen & set(names)))}; select all of its names or none"
             )
-    return tuple(names[0] for names in aliases.values() if names[0] in chosen)
+    found = tuple(n[0] for key, n in aliases.items() if n[0] in chosen and key not in frozen)
+    if not found:
+        raise SelectionError(
+            f"{patterns!r} selects {_shorten(sorted(chosen))}, all frozen; what is to adapt needs "
+            "requires_grad_(True)"
+        )
+    return found
 
 
 def _shorten(names: Sequence[str], most: int = 12) -> str:

@@ -12,12 +12,14 @@ TRANSFORMS = {
     "kfo": KFO,
     "kfo-no-bias": lambda: KFO(bias=False),
     "kfo-psd": lambda: KFO(psd=True),
+    "kfo-right": lambda: KFO(vector_right_factor=True),
     "kfo-hidden": lambda: KFO(hidden=1, activation="gelu"),
     "kfo-hidden-psd": lambda: KFO(hidden=1, activation="tanh", psd=True, bias=False),
     "meta_curvature": MetaCurvature,
 }
 ADAPTING = {
     "kfo-adapt": lambda: KFO(**ADAPTS),
+    "kfo-adapt-right": lambda: KFO(vector_right_factor=True, **ADAPTS),
     "kfo-adapt-hidden": lambda: KFO(hidden=1, activation="gelu", psd=True, **ADAPTS),
 }
 transforms = pytest.mark.parametrize("make", TRANSFORMS.values(), ids=TRANSFORMS.keys())

@@ -94,7 +94,7 @@ def test_a_budget_that_the_estimator_breaks_takes_its_thrifty_twin(monkeypatch, 
     """Four copies of the carry in place of nine, and the gradient of `Unrolled`."""
     measured = []
 
-    def stand_in(executor, devices, begin, work, *args):
+    def stand_in(executor, device, generators, begin, work, *args):
         measured.append(work.key[1])
         peak = 100 if work.key[1].keep_every == 1 else 60
         return (*executor(work, *args), begin), (1.0, peak)

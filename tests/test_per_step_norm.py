@@ -116,10 +116,6 @@ def test_frozen_norms_stay_frozen():
     assert not new[1].at_step(0).weight.requires_grad
 
 
-class _OwnNorm(nn.BatchNorm1d):
-    pass
-
-
 @pytest.mark.parametrize(
     ("act", "message"),
     [
@@ -129,7 +125,6 @@ class _OwnNorm(nn.BatchNorm1d):
         (lambda: converted(statistics="runing"), 'did you mean "running"?'),
         (lambda: converted(affine="each"), "it is one of per_step, shared"),
         (lambda: converted(beyond="lst"), 'did you mean "last"?'),
-        (lambda: converted(nn.Sequential(_OwnNorm(2))), "0 is a _OwnNorm; it converts BatchNorm1d"),
         (lambda: converted(nn.LazyBatchNorm1d(device="cpu")), "run the model on one batch first"),
         (lambda: converted(nn.BatchNorm2d(3))(torch.ones(2, 3)), "takes 4D input, given 2D [2, 3]"),
         (

@@ -1,5 +1,6 @@
 """Conjugate gradients for A x = b, A symmetric and positive definite, known by its products alone.
 
+Complex vectors are pairs of real ones: all inner products are Re ⟨a, b⟩, in which A is symmetric.
 No control flow depends on numbers, so that `torch.func.vmap` can run it: what is finished stays.
 """
 
@@ -9,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from metablocks.rules.base import inner_product, scaled
 from metablocks.types import Tensors
 
 
@@ -18,7 +20,7 @@ class Solution(NamedTuple):
     vector: Tensors
     """x, by the names of b."""
     residual: Tensor
-    """‖b − A x‖ / ‖b‖, a scalar; 0 where b is."""
+    """‖b − A x‖ / ‖b‖ of this very x, a scalar; 0 where b is."""
 
 
 def conjugate_gradient(
@@ -31,12 +33,15 @@ def conjugate_gradient(
 ) -> Solution:
     """Solve A x = b from x = 0 by `steps` products; `product` is x ↦ A x, `target` is b.
 
-    Once the residual is at most `tolerance` the solution stays as it is; so it does where a direction
-    p turns out to be one along which A is not positive, or hardly: ⟨p, A p⟩ ≤ `least` · ‖p‖². Where
-    that is the very first, x = b.
+    Once the recursion's residual is at most `tolerance` the solution stays as it is; so it does where
+    a direction p turns out to be one along which A is not positive, or hardly: ⟨p, A p⟩ ≤ `least` ·
+    ‖p‖². Where that is the very first, x = b.
 
-    Law: exact after as many steps as A has distinct eigenvalues, where all are above `least`, up to
-    rounding.
+    The recursion's residual, r ← r − length · A p, goes on shrinking when rounding keeps x from coming
+    any closer; the one returned takes one more product, A x.
+
+    Laws: exact after as many steps as A has distinct eigenvalues, where all are above `least`, up to
+    rounding; the residual is that of the solution, whatever the spectrum of A.
 
     Source: Hestenes, Stiefel 1952.
 
@@ -46,29 +51,27 @@ def conjugate_gradient(
     """
     solution = {name: torch.zeros_like(b) for name, b in target.items()}
     residual = direction = target
-    square = whole = _dot(target, target)
+    square = whole = inner_product(target, target)
     running = whole > 0
     for index in range(steps):
         image = product(direction)
-        curvature = _dot(direction, image)
+        curvature = inner_product(direction, image)
         running = running & (square > tolerance**2 * whole)
-        upward = curvature > least * _dot(direction, direction)
+        upward = curvature > least * inner_product(direction, direction)
         length = square / torch.where(upward, curvature, 1)
         otherwise = torch.full_like(length, 1.0 if index == 0 else 0.0)
         length = torch.where(running, torch.where(upward, length, otherwise), 0)
         running = running & upward
         solution = _add(solution, length, direction)
         residual = _add(residual, -length, image)
-        following = _dot(residual, residual)
+        following = inner_product(residual, residual)
         turn = torch.where(running, following / torch.where(running, square, 1), 0)
         direction = _add(residual, turn, direction)
         square = following
+    gap = _add(target, -torch.ones_like(whole), product(solution))
+    square = inner_product(gap, gap)
     return Solution(solution, (square / torch.where(whole > 0, whole, 1)).sqrt())
 
 
-def _dot(one: Tensors, other: Tensors) -> Tensor:
-    return torch.stack([(one[name] * other[name]).sum() for name in one]).sum()
-
-
 def _add(to: Tensors, factor: Tensor, direction: Tensors) -> Tensors:
-    return {name: tensor + factor.to(tensor.dtype) * direction[name] for name, tensor in to.items()}
+    return {name: tensor + scaled(factor, direction[name]) for name, tensor in to.items()}

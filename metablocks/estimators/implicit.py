@@ -20,7 +20,7 @@ from metablocks.estimators.checks import at_the_end, check_last_step_alone, firs
 from metablocks.estimators.conjugate_gradient import conjugate_gradient
 from metablocks.functional import step_aware_modules
 from metablocks.inner import Carry, InnerLoop, QueryPass
-from metablocks.rules.base import Chain, UpdateRule, members
+from metablocks.rules.base import Chain, UpdateRule, inner_product, members
 from metablocks.rules.shaping import Proximal, WeightDecay
 from metablocks.types import Batch, Task, Tensors
 
@@ -40,9 +40,10 @@ class Implicit:
     memory for them. λ much below the curvature of L_s is slow to converge, and λ above 2/α diverges
     under a rate α.
 
-    The system is solved by `cg_steps` products with the Hessian; a task stops where its residual,
-    relative to ∇L_q, is at most `tolerance`. Reported as `metrics`: `cg_residual`, that residual,
-    and `inner_gradient`, ‖∇L_s(φ) + λ (φ − θ)‖ where the inner loop ended (0 at φ*).
+    The system is solved by `cg_steps` products with the Hessian; a task stops where the residual of
+    the recursion, relative to ∇L_q, is at most `tolerance`. Reported as `metrics`: `cg_residual`,
+    ‖∇L_q − (I + H/λ) v‖ / ‖∇L_q‖ of the v at hand, by one more product, and `inner_gradient`,
+    ‖∇L_s(φ) + λ (φ − θ)‖ where the inner loop ended (0 at φ*).
 
     Parameters that do not adapt get their implicit gradient too. What has none is refused: learned
     rates and transforms, on which φ* does not depend; and models that differ from step to step, rules
@@ -127,12 +128,13 @@ class Implicit:
         grads |= {name: grads[name] + m if name in grads else m for name, m in mixed.items()}
 
         start = inner.start(meta, buffers).params
-        pulls = [
-            support_gradient[n] + self.proximal * (p - start[n]) for n, p in carry.params.items()
-        ]
+        pulls = {
+            name: support_gradient[name] + self.proximal * (p - start[name])
+            for name, p in carry.params.items()
+        }
         metrics = {
             "cg_residual": residual,
-            "inner_gradient": torch.stack([p.abs().square().sum() for p in pulls]).sum().sqrt(),
+            "inner_gradient": inner_product(pulls, pulls).sqrt(),
         }
         changes = inner.changes((buffers, carry.buffers), (carry.buffers, query.buffers))
         return TaskGradient(

@@ -4,12 +4,16 @@ Fused attention, cuDNN's recurrent layers and functions of one's own run forward
 may fail only where the meta-gradient looks through an inner step, or give zeros there without a word:
 a function marked `once_differentiable` raises in plain autograd, and under `torch.func` its second
 derivative is silently zero.
+
+A module may write its inputs and buffers in place, as `nn.ReLU(inplace=True)` and batch norms do: it gets
+copies, made within the derivative at hand, as a learner and the modules before it make them. Only the
+batch itself is handed on as it is: `torch.func` refuses to write into what it has not seen made.
 """
 
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +22,17 @@ from torch.utils import _pytree as pytree
 from metablocks.errors import first_line
 from metablocks.functional import module_arguments
 from metablocks.laws.gradients import slopes
+from metablocks.types import Tensors
 
-Call = tuple[tuple[Any, ...], dict[str, Any]]
+
+class Call(NamedTuple):
+    """The arguments of a module as they were before the call, and where they come from."""
+
+    arguments: tuple[tuple[Any, ...], dict[str, Any]]
+    batch: frozenset[int]
+    """Which of their leaves are tensors of the batch, and not made by the model."""
+
+
 Test = Callable[[nn.Module, Call], str]
 
 _WITHIN = 1e-5  # of a slope by finite differences, relative to it
@@ -47,7 +60,11 @@ def without_second_derivative(model: nn.Module, inputs: Any) -> list[Finding]:
 
 
 def refused_by_transforms(model: nn.Module, inputs: Any) -> list[Finding]:
-    """The innermost modules that `torch.func` cannot run."""
+    """The innermost modules that `torch.func` cannot run.
+
+    >>> refused_by_transforms(nn.Sequential(nn.Linear(2, 2), nn.ELU(inplace=True)), torch.ones(1, 2))
+    []
+    """
     return _innermost(model, inputs, _refused)
 
 
@@ -81,13 +98,17 @@ def _calls(model: nn.Module, inputs: Any) -> dict[str, Call]:
     """The first call of every module in one pass of the model, by the module's name."""
     calls: dict[str, Call] = {}
     handles = []
+    args, kwargs = _copied(module_arguments(inputs))
+    batch = {_memory(leaf) for leaf in pytree.tree_leaves((args, kwargs)) if _is_tensor(leaf)}
     for name, module in model.named_modules():
 
         def remember(_: nn.Module, args: Any, kwargs: Any, name: str = name) -> None:
-            calls.setdefault(name, (args, kwargs))
+            if name not in calls:
+                leaves = enumerate(pytree.tree_leaves((args, kwargs)))
+                given = frozenset(k for k, x in leaves if _is_tensor(x) and _memory(x) in batch)
+                calls[name] = Call(_copied((args, kwargs)), given)
 
         handles.append(module.register_forward_pre_hook(remember, with_kwargs=True))
-    args, kwargs = module_arguments(inputs)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         model(*args, **kwargs)
     for handle in handles:
@@ -115,16 +136,20 @@ def _no_second_derivative(module: nn.Module, call: Call) -> str:
 
 
 def _refused(module: nn.Module, call: Call) -> str:
-    leaves, _ = _scalar(module, call)
     params = dict(module.named_parameters())
+    leaves, spec = pytree.tree_flatten(_copied(call.arguments))
+    made = {k: x for k, x in enumerate(leaves) if _is_tensor(x) and k not in call.batch}
 
-    def run(*tensors: Tensor) -> Any:
-        own = dict(zip(params, tensors, strict=False))
-        outputs = torch.func.functional_call(module, own, *call)
+    def run(params: Tensors, floats: dict[int, Tensor]) -> Any:
+        # As if the model had made them: a copy is known to the derivative and to no one else.
+        own = _copied(made | floats)
+        args, kwargs = pytree.tree_unflatten([own.get(k, x) for k, x in enumerate(leaves)], spec)
+        tensors = params | _copied(dict(module.named_buffers()))
+        outputs = torch.func.functional_call(module, tensors, args, kwargs)
         return [x for x in pytree.tree_leaves(outputs) if _is_float(x)]
 
     try:
-        torch.func.vjp(run, *params.values(), *leaves)
+        torch.func.vjp(run, params, {k: x for k, x in made.items() if _is_float(x)})
     except RuntimeError as error:
         return first_line(error)
     return ""
@@ -165,13 +190,14 @@ def _scalar(module: nn.Module, call: Call) -> tuple[list[Tensor], Callable[[], T
     def fresh(leaf: Any) -> Any:
         return leaf.detach().clone().requires_grad_() if _is_float(leaf) else leaf
 
-    args, kwargs = pytree.tree_map(fresh, call)
-    leaves = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if _is_float(leaf)]
+    arguments = pytree.tree_map(fresh, call.arguments)
+    leaves = [leaf for leaf in pytree.tree_leaves(arguments) if _is_float(leaf)]
     leaves += [p for p in module.parameters() if p.requires_grad]
 
     def value() -> Tensor:
         torch.manual_seed(0)
         with torch.enable_grad():
+            args, kwargs = _copied(arguments)
             outputs = [x for x in pytree.tree_leaves(module(*args, **kwargs)) if _is_float(x)]
             return torch.stack(
                 [(x + x.square()).mean() for x in outputs] or [torch.zeros(())]
@@ -185,6 +211,20 @@ def _slope(loss: Tensor, leaves: Sequence[Tensor]) -> Tensor:
     with torch.enable_grad():
         grads = torch.autograd.grad(loss, leaves, create_graph=True, allow_unused=True)
         return torch.stack([(g + g.square()).sum() for g in grads if g is not None]).sum()
+
+
+def _copied(tree: Any) -> Any:
+    """The tree with copies of its tensors, differentiable in them."""
+    return pytree.tree_map(lambda leaf: leaf.clone() if _is_tensor(leaf) else leaf, tree)
+
+
+def _memory(tensor: Tensor) -> int:
+    """What tensors and their views have in common; sparse ones are each for themselves."""
+    return tensor.untyped_storage().data_ptr() if tensor.layout is torch.strided else id(tensor)
+
+
+def _is_tensor(leaf: Any) -> bool:
+    return isinstance(leaf, Tensor)
 
 
 def _is_float(leaf: Any) -> bool:

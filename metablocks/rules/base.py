@@ -7,7 +7,9 @@ leaves the last rule is **added** to the parameters, so some rule of a chain mus
 rate does.
 """
 
+import functools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -217,12 +219,42 @@ def check_number(
     raise RuleError(f"{rule} {field} is {given!r}; it takes a finite number {stated}")
 
 
-def full_like(tensor: Tensor, shape: tuple[int, ...], value: float) -> Tensor:
-    """A tensor of one value with the dtype and device of another.
+def real_full(served: Sequence[Tensor], shape: tuple[int, ...], value: float) -> Tensor:
+    """A real tensor of one value, as precise as any tensor that it serves, on their device.
 
-    Raises `RuleError` where the dtype does not go so far.
+    >>> real_full([torch.zeros(2), torch.zeros(3, dtype=torch.complex128)], (), 0.5).dtype
+    torch.float64
+
+    Raises `RuleError` if the value is out of range for the dtype of one of them.
     """
-    largest = torch.finfo(tensor.dtype).max
-    if abs(value) > largest:
-        raise RuleError(f"{value:g} is out of range; {tensor.dtype} goes up to {largest:.2g}")
-    return torch.full(shape, value, dtype=tensor.dtype, device=tensor.device)
+    for tensor in served:
+        largest = torch.finfo(tensor.dtype).max
+        if abs(value) > largest:
+            raise RuleError(f"{value:g} is out of range; {tensor.dtype} goes up to {largest:.2g}")
+    dtype = functools.reduce(torch.promote_types, [tensor.dtype.to_real() for tensor in served])
+    return torch.full(shape, value, dtype=dtype, device=served[0].device)
+
+
+def scaled(factor: Tensor, tensor: Tensor) -> Tensor:
+    """A real factor times a real or complex tensor, in the dtype of the tensor.
+
+    >>> scaled(torch.tensor(0.5, dtype=torch.float64), torch.tensor(2j))
+    tensor(0.+1.j)
+    """
+    return factor.to(tensor.dtype.to_real()) * tensor
+
+
+def inner_product(one: Tensors, other: Tensors) -> Tensor:
+    """The real inner product Re Σ ⟨a, b⟩ over tensors of the same names, in float32 or better.
+
+    Of complex tensors too, as pairs of real numbers: Re (ā b) = Re a Re b + Im a Im b.
+
+    >>> inner_product({"w": torch.tensor([1 + 2j])}, {"w": torch.tensor([3 - 4j])})
+    tensor(-5.)
+    """
+
+    def precise(tensor: Tensor) -> Tensor:
+        return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+    products = [(precise(one[name]).conj() * precise(other[name])).real for name in one]
+    return torch.stack([product.sum() for product in products]).sum()

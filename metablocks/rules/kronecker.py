@@ -16,7 +16,7 @@ from typing_extensions import Self
 from metablocks.errors import BlockError, RuleError
 from metablocks.functional import trainable
 from metablocks.models.layers import ACTIVATIONS, Activation, check_choice
-from metablocks.rules.base import NamedTensors, StepInfo, UpdateRule, members
+from metablocks.rules.base import NamedTensors, StepInfo, UpdateRule, inner_product, members
 from metablocks.rules.factors import find, identity, once, read, sizes
 from metablocks.rules.rates import LearningRate
 from metablocks.types import Progress, Tensors
@@ -36,13 +36,18 @@ class KFO(UpdateRule):
     - linear `[out, in]`: left `[out, out]`, right `[in, in]`, B `[out, in]`;
     - convolution `[C_out, C_in, *kernel]`, of 1 to 3 dimensions, k kernel positions: left
       `[C_in, C_in]`, right `[k, k]`, B `[C_in, k]`, shared by the C_out filters;
-    - vector `[n]` (biases, norms) or a single number: left `[n, n]`, B `[n]`.
+    - vector `[n]` (biases, norms) or a single number: left `[n, n]`, B `[n]`; with
+      `vector_right_factor` it is a matrix `[n, 1]`: right `[1, 1]`, B `[n, 1]`.
 
-    So many numbers, without B: out² + in², C_in² + k², n²; all of it (2 · `hidden` + 1) times.
+    So many numbers, without B: out² + in², C_in² + k², n² (or n² + 1); all of it (2 · `hidden` + 1)
+    times.
 
-    `bias=False` leaves B out. `psd` puts LᵀL for L and RᵀR for R: a positive semi-definite
-    transform. `hidden` layers in front of the last transform make a network of it (the paper:
-    typically 2), each two transforms and `activation` σ: h ← K₋(h) + σ(K₊(h)) − σ(K₋(h)).
+    They have the dtype of their parameter, complex for a complex one.
+
+    `bias=False` leaves B out. `psd` puts LᵀL for L and RᵀR for R (LᴴL and RᴴR if they are complex):
+    a positive semi-definite transform. `hidden` layers in front of the last transform make a network
+    of it (the paper: typically 2), each two transforms and `activation` σ:
+    h ← K₋(h) + σ(K₊(h)) − σ(K₋(h)).
 
     `adapt_transform`: the transform's own factors φ adapt inside a task too, from the second step
     on, with `rate` α for θ and φ alike:
@@ -66,9 +71,13 @@ class KFO(UpdateRule):
     1. The paper's network σ(K(h)) cannot be the identity. A hidden layer here is: where
        K₊ = K₋ = I, it is h + σ(h) − σ(h). With ReLU it takes the positive part of K₊(h) and the
        negative part of K₋(h) (Balduzzi et al. 2017, "looks linear"), and with K₋ = 0, σ(0) = 0 it
-       is the paper's layer.
-    2. The release gives a vector a right factor `[1, 1]` too, a second scale of what the left one
-       scales already; here it has one side.
+       is the paper's layer. With `adapt_transform` it is so at the first step; K₋ then adapts as
+       well and leaves 0, unless `bias=False` and L and R are both zero, of which each is the
+       other's slope: a vector has both with `vector_right_factor` alone.
+    2. The release gives a vector a right factor `[1, 1]` too. L and L · R reach the same functions of
+       the gradient, so that it is left out here. What is learned by gradient descent is another
+       trajectory, though, as two factors scale at once: in the outer loop, and with
+       `adapt_transform` within a task too. `vector_right_factor=True` is the release's.
     3. The release takes LᵀL, RᵀR and no B by default; here L G R + B is, and both are options.
     4. `adapt_transform` takes second-order steps only: the release differentiates some of its
        first-order steps all the same.
@@ -82,9 +91,10 @@ class KFO(UpdateRule):
             [1., 1., 1.]])
 
     Raises `RuleError` for negative `hidden`, for `rate` without `adapt_transform` and the reverse,
-    for parameters of more than 5 dimensions, and for a rule used before `setup` or set up twice;
-    `BlockError` for an unknown activation and, with `adapt_transform`, in a learner whose rule is
-    not the chain above or whose order is first-order at any step.
+    for parameters of more than 5 dimensions, for complex ones with `hidden` layers, and for a rule
+    used before `setup` or set up twice; `BlockError` for an unknown activation and, with
+    `adapt_transform`, in a learner whose rule is not the chain above or whose order is first-order
+    at any step.
     """
 
     def __init__(
@@ -94,6 +104,7 @@ class KFO(UpdateRule):
         activation: Activation = "relu",
         psd: bool = False,
         bias: bool = True,
+        vector_right_factor: bool = False,
         adapt_transform: bool = False,
         rate: float | None = None,
     ) -> None:
@@ -104,13 +115,15 @@ class KFO(UpdateRule):
         self.hidden = hidden
         self.psd = psd
         self.bias = bias
+        self.vector_right_factor = vector_right_factor
         self.rate = _check_rate(adapt_transform, rate)
         self.factors: NamedTensors | None = None
         self.activation = ACTIVATIONS[activation]()
 
     def extra_repr(self) -> str:
         adapts = "" if self.rate is None else f", adapt_transform=True, rate={self.rate}"
-        return f"hidden={self.hidden}, psd={self.psd}, bias={self.bias}" + adapts
+        right = ", vector_right_factor=True" if self.vector_right_factor else ""
+        return f"hidden={self.hidden}, psd={self.psd}, bias={self.bias}" + right + adapts
 
     def setup(self, params: Tensors, steps: int) -> Self:
         once("KFO", self.factors)
@@ -118,7 +131,13 @@ class KFO(UpdateRule):
         factors: Tensors = {}
         for layer in [*layers, ""]:
             for name, parameter in trainable(params).items():
-                axes = sizes("KFO", name, parameter.shape)
+                if self.hidden and parameter.is_complex():
+                    raise RuleError(
+                        f"KFO hidden is {self.hidden}, but {name} is {parameter.dtype}, and the "
+                        "activation of a hidden layer is for real numbers; use hidden=0, or leave "
+                        f"{name} out of `adapt`"
+                    )
+                axes = self._sizes(name, parameter.shape)
                 sides = axes[1:] if len(axes) == 3 else axes
                 for side, size in zip(("left", "right"), sides, strict=False):
                     factors[f"{layer}{side}.{name}"] = identity(size, parameter)
@@ -168,17 +187,20 @@ class KFO(UpdateRule):
         rate = self.rate
 
         def moved(factors: Tensors) -> Tensor:
-            updates = self._transform(factors, before)
-            return -rate * torch.stack([(updates[n] * g).sum() for n, g in gradients.items()]).sum()
+            return -rate * inner_product(gradients, self._transform(factors, before))
 
         slope: Tensors = torch.func.grad(moved)(factors)
         return slope
+
+    def _sizes(self, name: str, shape: torch.Size) -> tuple[int, ...]:
+        axes = sizes("KFO", name, shape)
+        return (*axes, 1) if len(axes) == 1 and self.vector_right_factor else axes
 
     def _transform(self, factors: Tensors, gradients: Tensors) -> Tensors:
         return {name: self._network(factors, name, g) for name, g in gradients.items()}
 
     def _network(self, factors: Tensors, name: str, gradient: Tensor) -> Tensor:
-        flow = gradient.reshape(sizes("KFO", name, gradient.shape))
+        flow = gradient.reshape(self._sizes(name, gradient.shape))
         with torch.autocast(gradient.device.type, enabled=False):  # updates keep the full precision
             for layer in range(self.hidden):
                 on = self._kronecker(factors, f"hidden{layer}.on.", name, flow)
@@ -192,7 +214,9 @@ class KFO(UpdateRule):
         def factor(side: str) -> Tensor:
             given = find("KFO", factors, f"{layer}{side}.{name}", name)
             return (
-                einsum(given, given, "inner row, inner column -> row column") if self.psd else given
+                einsum(given.conj(), given, "inner row, inner column -> row column")
+                if self.psd
+                else given
             )
 
         if flow.ndim == 1:

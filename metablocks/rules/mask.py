@@ -16,7 +16,7 @@ from typing_extensions import Self
 
 from metablocks.errors import BlockError, RuleError
 from metablocks.functional import trainable
-from metablocks.rules.base import NamedTensors, StepInfo, UpdateRule, full_like
+from metablocks.rules.base import NamedTensors, StepInfo, UpdateRule, real_full, scaled
 from metablocks.types import Tensors
 
 if TYPE_CHECKING:
@@ -33,8 +33,9 @@ class MTMask(UpdateRule):
         M = 1[s > ½],  ∂M/∂ζ := ∂s/∂ζ = s (1 − s) / temperature,
         s = σ((ζ + log u − log(1 − u)) / temperature),  u ~ U(0, 1)
 
-    so that P(M = 1) = σ(ζ), whatever the temperature. ζ starts as `init` and is meta-learned. It is
-    named after what it serves: `logit.conv1.*` for `conv1.weight` and `conv1.bias`. A mask goes with
+    so that P(M = 1) = σ(ζ), whatever the temperature. ζ starts as `init` and is meta-learned; it is
+    real, for complex layers too, and as precise as the layer's most precise tensor. It is named
+    after what it serves: `logit.conv1.*` for `conv1.weight` and `conv1.bias`. A mask goes with
     a rate, which negates: `Chain(MTMask(), LearningRate(0.4))`; with `insert_tnet`, it is MT-net.
 
     Draws follow from torch's global generator, are independent between tasks under every executor,
@@ -89,7 +90,7 @@ class MTMask(UpdateRule):
             layers.setdefault(_key(name), {})[name] = parameter
         self._units = {key: _units(layer) for key, layer in layers.items()}
         logits = {
-            key: full_like(next(iter(layers[key].values())), units, self.value)
+            key: real_full(list(layers[key].values()), units, self.value)
             for key, units in self._units.items()
         }
         self.logit = NamedTensors(logits, learn=True)
@@ -110,7 +111,8 @@ class MTMask(UpdateRule):
             if _key(name) not in state:
                 raise RuleError(f"MTMask was set up without a mask for {name}")
             mask = state[_key(name)]
-            masked[name] = mask.reshape(mask.shape + (1,) * (update.ndim - mask.ndim)) * update
+            mask = mask.reshape(mask.shape + (1,) * (update.ndim - mask.ndim))
+            masked[name] = scaled(mask, update)
         return masked, state
 
     def check(self, learner: "MetaLearner") -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from typing_extensions import Self
 
 from metablocks.functional import trainable
-from metablocks.rules.base import NamedTensors, StepInfo, UpdateRule, full_like
+from metablocks.rules.base import NamedTensors, StepInfo, UpdateRule
 from metablocks.rules.factors import find, identity, once, read, sizes
 from metablocks.types import Tensors
 
@@ -32,8 +32,9 @@ class MetaCurvature(UpdateRule):
       MC(G)_{oif} = Σ_{pjs} M_out_{op} M_in_{ij} M_f_{fs} G_{pjs};
     - vector `[n]` (biases, norms) or a single number: one number per entry, multiplied.
 
-    So many numbers: out² + in², C_out² + C_in² + k², n. They are unconstrained, and named after what
-    they serve: `factors.out.conv.weight`, `factors.in.conv.weight`, `factors.filter.conv.weight`,
+    So many numbers: out² + in², C_out² + C_in² + k², n. They are unconstrained, of the dtype of the
+    parameter that they serve (complex for a complex one), and named after it:
+    `factors.out.conv.weight`, `factors.in.conv.weight`, `factors.filter.conv.weight`,
     `factors.scale.conv.bias`.
 
     Law: identities and ones at first, so that `Chain(MetaCurvature(), r)` starts as `r`, to the last
@@ -63,7 +64,7 @@ class MetaCurvature(UpdateRule):
         for name, parameter in trainable(params).items():
             axes = sizes("MetaCurvature", name, parameter.shape)
             if len(axes) == 1:
-                factors[f"scale.{name}"] = full_like(parameter, tuple(parameter.shape), 1)
+                factors[f"scale.{name}"] = torch.ones_like(parameter, requires_grad=False)
             for axis, size in zip(_AXES[len(axes)], axes, strict=False):
                 factors[f"{axis}.{name}"] = identity(size, parameter)
         self.factors = NamedTensors(factors, learn=True)

@@ -60,7 +60,10 @@ class Momentum(UpdateRule):
 
 
 class Moments(NamedTuple):
-    """Running means of a task's gradients and of their squares; a pytree."""
+    """Running means of a task's gradients and of their squares, as real tensors; a pytree.
+
+    Those of a complex parameter `[*shape]` are `[*shape, 2]`, its real and imaginary part.
+    """
 
     first: Tensors
     second: Tensors
@@ -72,7 +75,8 @@ class Adam(UpdateRule):
         m ← β₁ m + (1 − β₁) g,    v ← β₂ v + (1 − β₂) g²
         m̂ = m / (1 − β₁ᵗ),        v̂ = v / (1 − β₂ᵗ)          t = 1, 2, … the inner step
 
-    m and v start as zero in every task. `beta1=0.0` is the inner optimiser of Reptile.
+    m and v start as zero in every task. `beta1=0.0` is the inner optimiser of Reptile. A complex
+    parameter is a pair of real ones: its real and imaginary part have moments of their own.
 
     Law: where √v̂ is far above `eps`, `Chain(Adam(), LearningRate(α))` takes the steps of
     `torch.optim.Adam(lr=α)`.
@@ -107,21 +111,29 @@ class Adam(UpdateRule):
 
     def init(self, params: Tensors) -> Moments:
         """The moments of a new task: zeros."""
-        return Moments(_zeros(params), _zeros(params))
+        parts = {name: _parts(parameter) for name, parameter in params.items()}
+        return Moments(_zeros(parts), _zeros(parts))
 
     def forward(self, updates: Tensors, state: Moments, step: StepInfo) -> tuple[Tensors, Moments]:
         count = step.index + 1
-        first = {n: self.beta1 * state.first[n] + (1 - self.beta1) * g for n, g in updates.items()}
+        parts = {name: _parts(g) for name, g in updates.items()}
+        first = {n: self.beta1 * state.first[n] + (1 - self.beta1) * g for n, g in parts.items()}
         second = {
-            n: self.beta2 * state.second[n] + (1 - self.beta2) * g * g for n, g in updates.items()
+            n: self.beta2 * state.second[n] + (1 - self.beta2) * g * g for n, g in parts.items()
         }
 
         def direction(name: str) -> Tensor:
             mean = first[name] / (1 - self.beta1**count)
             square = second[name] / (1 - self.beta2**count)
-            return mean / (square + self.eps**2).sqrt()
+            unit = mean / (square + self.eps**2).sqrt()
+            return torch.complex(*unit.unbind(-1)) if updates[name].is_complex() else unit
 
         return {name: direction(name) for name in updates}, Moments(first, second)
+
+
+def _parts(tensor: Tensor) -> Tensor:
+    """A real tensor as it is, a complex one as its real and imaginary part `[*shape, 2]`."""
+    return torch.view_as_real(tensor) if tensor.is_complex() else tensor
 
 
 def _zeros(params: Tensors) -> Tensors:

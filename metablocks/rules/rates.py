@@ -15,7 +15,7 @@ from typing_extensions import Self
 from metablocks.errors import RuleError
 from metablocks.functional import trainable
 from metablocks.per_step import Beyond, check_beyond, limit, row
-from metablocks.rules.base import NamedTensors, StepInfo, UpdateRule, full_like
+from metablocks.rules.base import NamedTensors, StepInfo, UpdateRule, real_full, scaled
 from metablocks.types import Tensors
 
 Granularity: TypeAlias = Literal["scalar", "layer", "tensor", "parameter"]
@@ -31,8 +31,10 @@ class LearningRate(UpdateRule):
     in sign; otherwise they are buffers.
 
     Rates have shape `[]`, or `[*parameter.shape]` for `"parameter"`, behind a `[steps]` dimension
-    when `per_step`; dtype and device are the parameters'. They are named after what they serve:
-    `rate.conv1.weight` (tensor, parameter), `rate.conv1.*` (layer), `rate.*` (scalar).
+    when `per_step`; on the parameters' device. They are real, those of complex parameters too, in
+    the precision of what they serve, the highest one if it is mixed; updates have the dtypes of the
+    gradients. They are named after what they serve: `rate.conv1.weight` (tensor, parameter),
+    `rate.conv1.*` (layer), `rate.*` (scalar).
 
     Law: filled with one value, every granularity × per-step gives the scalar's trajectory, and the
     gradients of the rates sum to the gradient of the scalar.
@@ -87,10 +89,13 @@ class LearningRate(UpdateRule):
         if self.rate is not None:
             raise RuleError("this LearningRate is set up already; make a new one for each learner")
         leading = (steps,) if self.per_step else ()
-        rates: Tensors = {}
+        served: dict[str, list[Tensor]] = {}
         for name, parameter in trainable(params).items():
-            own = tuple(parameter.shape) if self.granularity == "parameter" else ()
-            rates.setdefault(self._key(name), full_like(parameter, leading + own, self.value))
+            served.setdefault(self._key(name), []).append(parameter)
+        rates: Tensors = {}
+        for key, parameters in served.items():
+            own = tuple(parameters[0].shape) if self.granularity == "parameter" else ()
+            rates[key] = real_full(parameters, leading + own, self.value)
         self.rate = NamedTensors(rates, learn=self.learn)
         self.steps = steps
         self.max_steps = limit(steps, self.beyond) if self.per_step else None
@@ -99,7 +104,7 @@ class LearningRate(UpdateRule):
     def forward(self, updates: Tensors, state: Any, step: StepInfo) -> tuple[Tensors, Any]:
         keys = {name: self._key(name) for name in updates}
         factors = {key: -self._at(key, step.index) for key in set(keys.values())}
-        return {name: factors[keys[name]] * g for name, g in updates.items()}, state
+        return {name: scaled(factors[keys[name]], g) for name, g in updates.items()}, state
 
     def _at(self, key: str, index: int) -> Tensor:
         if self.rate is None:

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metablocks.rules.base import StepInfo, UpdateRule, check_number
+from metablocks.rules.base import StepInfo, UpdateRule, check_number, inner_product, scaled
 from metablocks.types import Tensors
 
 
 class ClipNorm(UpdateRule):
-    """Scale the gradient down to a norm: g · min(1, max_norm / ‖g‖), ‖g‖ over all that adapts.
+    """Scale the gradient down to a norm: g · min(1, max_norm / ‖g‖), ‖g‖² = Σ |g|² over all that adapts.
 
     The norm is of one task's gradient at one inner step. What is shorter than `max_norm` goes
     through unchanged, bit for bit; the derivative is finite everywhere, at zero gradients too.
@@ -40,14 +40,10 @@ class ClipNorm(UpdateRule):
 
     def forward(self, updates: Tensors, state: Any, step: StepInfo) -> tuple[Tensors, Any]:
         scale = self._scale(updates)
-        return {name: g * scale.to(g.dtype) for name, g in updates.items()}, state
+        return {name: scaled(scale, g) for name, g in updates.items()}, state
 
     def _scale(self, updates: Tensors) -> Tensor:
-        squares = [
-            g.square().sum().to(torch.promote_types(g.dtype, torch.float32))
-            for g in updates.values()
-        ]
-        square = torch.stack(squares).sum()
+        square = inner_product(updates, updates)
         longer = square > self.max_norm**2
         # The root is taken of what is not zero only, so that no branch has a nan for a derivative.
         norm = torch.where(longer, square, torch.ones_like(square)).sqrt()

@@ -92,6 +92,8 @@ def test_every_factor_has_a_gradient_from_the_first_meta_step_on(activation, psd
         {},
         {"psd": True},
         {"bias": False},
+        {"vector_right_factor": True},
+        {"vector_right_factor": True, "hidden": 1, "psd": True},
         {"hidden": 2},
         {"hidden": 1, "activation": "tanh", "psd": True},
     ],
@@ -101,7 +103,15 @@ def test_kfo_is_a_dense_kronecker_product(options, place):
     kronecker.kfo_is_a_kronecker_product(lambda: KFO(**options), problem.shapes(**place))
 
 
-@pytest.mark.parametrize("options", [{}, {"hidden": 1, "activation": "tanh", "psd": True}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"hidden": 1, "activation": "tanh", "psd": True},
+        {"vector_right_factor": True, "psd": True},
+    ],
+    ids=str,
+)
 @problems
 def test_an_adapting_kfo_moves_its_factors_down_the_slope(options, small, place):
     kronecker.kfo_adapts_down_the_slope(lambda: KFO(**options, **ADAPTS), small(**place))
@@ -123,6 +133,73 @@ def test_with_its_off_half_at_zero_a_hidden_layer_is_the_papers(place):
         hidden = F.relu(left @ gradient["w"] @ right + bias)
         expected = own["left.w"] @ hidden @ own["right.w"] + own["bias.w"]
     torch.testing.assert_close(apply(rule, gradient)["w"], expected)
+
+
+def released(start, loss, *, rate, right, psd, steps=3):
+    """The release on one vector `[n]`, its own factors adapting, by plain autograd.
+
+    L `[n, n]`, R `[1, 1]`; φ first, then θ, with the transform that is new, at one rate.
+    """
+    size, identity = len(start), {"dtype": start.dtype, "requires_grad": True}
+    factors = [torch.eye(size, **identity), torch.eye(1, **identity)][: 2 if right else 1]
+    theta = start
+    for step in range(steps):
+        value = loss(theta)
+        if step:
+            slopes = torch.autograd.grad(value, factors, create_graph=True)
+            factors = [f - rate * slope for f, slope in zip(factors, slopes, strict=True)]
+        (g,) = torch.autograd.grad(value, [theta], create_graph=True)
+        sides = [f.mT @ f if psd else f for f in factors]
+        moved = sides[0] @ g[:, None] @ (sides[1] if right else torch.eye(1, dtype=start.dtype))
+        theta = theta - rate * moved[:, 0]
+    return theta
+
+
+@pytest.mark.parametrize("psd", [False, True])
+@pytest.mark.parametrize("right", [False, True])
+def test_a_vectors_right_factor_gives_the_trajectory_of_the_release(right, psd):
+    draw = torch.Generator().manual_seed(0)
+    matrix = torch.randn(4, 4, generator=draw, dtype=torch.float64)
+    matrix, linear = matrix @ matrix.T / 4, torch.randn(4, generator=draw, dtype=torch.float64)
+    start = torch.randn(4, generator=draw, dtype=torch.float64, requires_grad=True)
+
+    def loss(theta):
+        return theta @ matrix @ theta / 2 - linear @ theta
+
+    def end(right_factor):
+        own = KFO(bias=False, psd=psd, vector_right_factor=right_factor, **ADAPTS)
+        rule = Chain(own, LearningRate(RATE)).setup({"w": start}, 3)
+        path = mb.adapt(lambda p, _: loss(p["w"]), {"w": start}, (), rule=rule, steps=3)
+        theta = path.params[-1]["w"]
+        return {"θ": theta, "meta-gradient": torch.autograd.grad(theta.exp().sum(), start)[0]}
+
+    theta = released(start, loss, rate=RATE, right=right, psd=psd)
+    due = {"θ": theta, "meta-gradient": torch.autograd.grad(theta.exp().sum(), start)[0]}
+    problem.hold("the release", end(right), due, 1e-14)
+    assert problem.relative_error(end(not right), due) > 1e-2
+
+
+def test_an_off_half_of_zeros_adapts_away_unless_each_factor_is_the_others_slope():
+    """Deviation 1: with `adapt_transform`, the layer is the paper's for one step, or for all."""
+    gradients = {
+        "w": torch.randn(3, 4, dtype=torch.float64),
+        "v": torch.randn(3, dtype=torch.float64),
+    }
+
+    def off(**options):
+        rule = KFO(hidden=1, **options, **ADAPTS).setup(gradients, 2)
+        for name, factor in rule.named_parameters():
+            if ".off." in name:
+                factor.data.zero_()
+        state = rule.init(gradients)
+        for index in range(2):
+            _, state = rule(gradients, state, StepInfo(index, 2, gradients))
+        return {n for n, f in state.factors.items() if ".off." in n and f.any()}
+
+    start = "hidden0.off."
+    assert off(bias=False, vector_right_factor=True) == set()
+    assert off(bias=False) == {f"{start}left.v"}
+    assert off(vector_right_factor=True) >= {f"{start}bias.w", f"{start}bias.v"}
 
 
 # ---- names, shapes, counts

@@ -103,6 +103,15 @@ class Attention(nn.Module):
         return F.scaled_dot_product_attention(q, k, v)[0, 0]
 
 
+class Rewriting(nn.Module):
+    """tanh of what it has scaled, shifted and masked in place."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x.mul_(1.5).sub_(0.2)
+        x[..., 0].zero_()
+        return x.tanh_()
+
+
 def net(*, input_shape: tuple[int, ...], outputs: int, middle: str = "tanh") -> nn.Module:
     """A linear layer, something in the middle, a linear layer."""
     kinds = {
@@ -113,6 +122,10 @@ def net(*, input_shape: tuple[int, ...], outputs: int, middle: str = "tanh") -> 
         "old": lambda: Custom(_OldTanh),
         "wrong": lambda: Custom(_WrongTanh),
         "attention": lambda: Attention(4),
+        "elu in place": lambda: nn.ELU(inplace=True),
+        "relu6 in place": lambda: nn.ReLU6(inplace=True),
+        "dropout in place": lambda: nn.Dropout(0.3, inplace=True),
+        "rewriting": Rewriting,
         "unused": nn.Tanh,
         "zero head": nn.Tanh,
     }

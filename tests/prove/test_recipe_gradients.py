@@ -87,6 +87,20 @@ COMBINATIONS = {
         'model={block: "outside_gradients:net", middle: dropout}',
         "hardware.executor.block=vmap",
     ],
+    "in place": ['model={block: "outside_gradients:net", middle: elu in place}'],
+    "in place, vmap": [
+        'model={block: "outside_gradients:net", middle: rewriting}',
+        "hardware.executor.block=vmap",
+    ],
+    "in place, kinks": ['model={block: "outside_gradients:net", middle: relu6 in place}'],
+    "in place, dropout": [
+        'model={block: "outside_gradients:net", middle: dropout in place}',
+        FIRST,
+    ],
+    "in place, adjoint": [
+        'model={block: "outside_gradients:net", middle: rewriting}',
+        "outer.estimator.block=adjoint",
+    ],
     "kinks": ['model={block: "outside_gradients:net", middle: relu}'],
     "masks": [
         "inner.rule=[{block: mt_mask}, {block: learning_rate, init: 0.1}]",
