@@ -153,7 +153,7 @@ class _Local(threading.local):
 
 
 _local = _Local()
-_functorch: Any = torch._C._functorch  # type: ignore[attr-defined]
+_functorch: Any = torch._C._functorch
 _alias: Any = torch.ops.aten.alias  # a view whose backward takes sparse gradients as they are
 
 

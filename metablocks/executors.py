@@ -110,25 +110,26 @@ class Loop:
     def __call__(
         self, fn: TaskFunction, shared: Any, buffers: Tensors, tasks: Tasks
     ) -> tuple[Any, Any]:
-        def work(shared: Any, buffers: Tensors, support: Any, query: Any) -> tuple[Any, Any]:
-            return fn(shared, buffers, Task(support, query))
+        work = _as_work(fn, shared)
+
+        def on_task(shared: Any, buffers: Tensors, support: Any, query: Any) -> tuple[Any, Any]:
+            return work(shared, buffers, Task(support, query))
 
         def run(index: int) -> tuple[Any, Any]:
             task = tasks[index]
             support = _channels_last(task.support) if self.channels_last is True else task.support
             query = _channels_last(task.query) if self.channels_last else task.query
             result: tuple[Any, Any]
-            result = _call(self._compiler, fn, work, shared, buffers, support, query)
+            result = _call(self._compiler, work, on_task, shared, buffers, support, query)
             return result
 
-        fn = _as_work(fn, shared)
         count = len(tasks)
         # The first task may have to tell whether the work draws: whose draws come first must not be
         # a matter of chance.
-        alone = 0 if fn.draws.known else 1
+        alone = 0 if work.draws.known else 1
         results = [run(index) for index in range(alone)]
         rest = range(alone, count)
-        workers = 1 if fn.draws.kinds else min(self.workers, len(rest))
+        workers = 1 if work.draws.kinds else min(self.workers, len(rest))
         results += map_in_threads(run, rest, workers) if workers > 1 else [run(i) for i in rest]
         return _add_up(results)
 
@@ -171,8 +172,8 @@ class Vmap:
     ) -> tuple[Any, Any]:
         if not isinstance(tasks, TaskBatch):
             tasks = TaskBatch.stack(tasks)
-        fn = _as_work(fn, shared)
-        compiled = self._compiler is not None and fn.key is not None
+        work = _as_work(fn, shared)
+        compiled = self._compiler is not None and work.key is not None
         apart: list[Apart] = []
 
         def chunk(shared: Any, buffers: Tensors, batches: Any) -> tuple[Any, Any]:
@@ -185,7 +186,7 @@ class Vmap:
                 return Task(*pytree.tree_unflatten(own, spec))
 
             def one(buffers: Tensors, tensors: dict[int, Tensor]) -> tuple[Any, Any]:
-                to_sum, to_stack = fn(shared, buffers, task_of(tensors))
+                to_sum, to_stack = work(shared, buffers, task_of(tensors))
                 if compiled:
                     return to_sum, to_stack
                 apart.append(Apart(to_stack))
@@ -193,7 +194,7 @@ class Vmap:
 
             def first() -> None:
                 row = pytree.tree_map(lambda leaf: leaf[0], (buffers, tensors))
-                fn(shared, row[0], task_of(row[1]))
+                work(shared, row[0], task_of(row[1]))
 
             to_sum, to_stack = _vmap(one, first, buffers, tensors)
             return pytree.tree_map(lambda leaf: leaf.sum(0), to_sum), to_stack
@@ -207,10 +208,10 @@ class Vmap:
             batches = _rows((tasks.support, tasks.query), start, width)
             # A buffer that a task writes needs a copy of its own for each task.
             own = {name: b.expand(width, *b.shape) for name, b in buffers.items()}
-            to_sum, to_stack = _call(self._compiler, fn, chunk, shared, own, batches)
+            to_sum, to_stack = _call(self._compiler, work, chunk, shared, own, batches)
             total = pytree.tree_map(torch.add, total, to_sum) if rows else to_sum
             rows.append(to_stack)
-        if fn.draws.kinds:
+        if work.draws.kinds:
             warnings.warn(
                 "the model or the rule draws random numbers (dropout, a mask?). Under Vmap they are "
                 "independent between tasks and follow from the seed, but they are not the draws of Loop",
@@ -234,7 +235,7 @@ def check_tasks(tasks: Tasks, *, differentiated: bool = False) -> int:
         )
     if not len(tasks):
         raise TaskError("an empty list of tasks; at least one task is needed")
-    whole = [("tasks", tasks)] if isinstance(tasks, TaskBatch) else []
+    whole: list[tuple[str, Any]] = [("tasks", tasks)] if isinstance(tasks, TaskBatch) else []
     for index, task in enumerate(tasks if isinstance(tasks, Sequence) else ()):
         if not isinstance(task, Task):
             raise TaskError(

@@ -154,7 +154,7 @@ class ModuleView:
         self._check_names(state)
 
         def run(tensors: Tensors, args: Any) -> tuple[Any, Tensors]:
-            return self._run(tensors, method, *args, step, training)
+            return self._run(tensors, method, args[0], args[1], step, training)
 
         arguments = (args, kwargs or {})
         written = self._written.get((method, training))

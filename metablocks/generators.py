@@ -155,7 +155,7 @@ class Draws:
         return watch.draws | {generator.kind for generator, _ in watch.drawn_from(begin)}
 
 
-class Watch(TorchDispatchMode):
+class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Sees the operations of this thread: what they draw from, and which guarded storages they write.
 
     `guarded` names storages by their address. What would write one raises `Written` instead, unless
@@ -163,7 +163,7 @@ class Watch(TorchDispatchMode):
     """
 
     def __init__(self, guarded: Mapping[int, str] | None = None, *, refuse: bool = True) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.guarded = guarded or {}
         self.refuse = refuse
         self.written: set[str] = set()
@@ -218,8 +218,8 @@ class Written(BaseException):
 
 def storage(tensor: Tensor) -> int:
     """The address of a tensor's storage; 0 if it has none of its own."""
-    while torch._C._functorch.is_functorch_wrapped_tensor(tensor):  # type: ignore[attr-defined]
-        tensor = torch._C._functorch.get_unwrapped(tensor)  # type: ignore[attr-defined]
+    while torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+        tensor = torch._C._functorch.get_unwrapped(tensor)
     try:
         return int(tensor.untyped_storage()._cdata) if tensor.numel() else 0
     except (RuntimeError, NotImplementedError):  # a sparse tensor, for one
@@ -236,7 +236,7 @@ _HELD = (torch.Generator, random.Random, np.random.Generator, np.random.RandomSt
 
 def _held(value: Any) -> Generator | None:
     if isinstance(value, torch.Generator):
-        return Generator("held", value.get_state, value.set_state)
+        return Generator("held", value.get_state, partial(_set_torch, value))
     if isinstance(value, random.Random):
         return Generator("held", value.getstate, value.setstate)
     if isinstance(value, np.random.RandomState):
@@ -245,6 +245,10 @@ def _held(value: Any) -> Generator | None:
         bits = value.bit_generator
         return Generator("held", lambda: bits.state, lambda state: setattr(bits, "state", state))
     return None
+
+
+def _set_torch(generator: torch.Generator, state: Tensor) -> None:
+    generator.set_state(state)
 
 
 def _of_accelerator(device: torch.device) -> Generator:

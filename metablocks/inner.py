@@ -208,7 +208,8 @@ class InnerLoop:
             return value, (after.buffers, {name: after.params[name] for name in written})
 
         passed = support_pass(loss, carry, self._rest(meta), through=self.through[index])
-        buffers, written = passed.buffers
+        after: Any = passed.buffers
+        buffers, written = after
         moves = {name: (t - carry.params[name]).detach() for name, t in written.items()}
         return passed._replace(buffers=buffers, written=moves)
 

@@ -60,22 +60,22 @@ class _Off:
         self.switches = switches
         self.lock = threading.Lock()
         self.inside = 0
-        self.before: list[bool] = []
+        self.before: tuple[bool, ...] = ()
 
     def __enter__(self) -> None:
         with self.lock:
             if not self.inside:
-                self.before = [is_on() for is_on, _ in self.switches]
-                for _, turn in self.switches:
-                    turn(False)
+                self.before = tuple(is_on() for is_on, _ in self.switches)
+                for switch in self.switches:
+                    switch[1](False)
             self.inside += 1
 
     def __exit__(self, *_: object) -> None:
         with self.lock:
             self.inside -= 1
             if not self.inside:
-                for (_, turn), on in zip(self.switches, self.before, strict=True):
-                    turn(on)
+                for switch, on in zip(self.switches, self.before, strict=True):
+                    switch[1](on)
 
 
 _attention = _Off(
@@ -84,6 +84,6 @@ _attention = _Off(
     (cuda.cudnn_sdp_enabled, cuda.enable_cudnn_sdp),
 )
 _recurrent = _Off(
-    (lambda: mkldnn.enabled, torch._C._set_mkldnn_enabled),  # type: ignore[attr-defined]
-    (lambda: cudnn.enabled, torch._C._set_cudnn_enabled),  # type: ignore[attr-defined]
+    (lambda: bool(mkldnn.enabled), torch._C._set_mkldnn_enabled),
+    (lambda: bool(cudnn.enabled), torch._C._set_cudnn_enabled),
 )

@@ -232,13 +232,14 @@ class MetaLearner(nn.Module):
             meta, tensors = shared
             loop = replace(inner, **tensors)
             support, query = map_tensors(torch.Tensor.detach, (task.support, task.query))
-            losses, scores = [], []
+            losses: list[Tensor] = []
+            scores: list[Tensor] = []
             carry = loop.start(meta, buffers)
             for index in range(loop.steps + 1):
                 passed = loop.query(meta, carry, query, index)
                 check_constant(passed.loss, self)
                 losses.append(passed.loss.detach())
-                scores.append(() if passed.score is None else passed.score)
+                scores += [] if passed.score is None else [passed.score]
                 if index < loop.steps:
                     carry, _ = loop.step(meta, carry, support, index)
             prediction = detach_tree(passed.prediction)
@@ -310,7 +311,8 @@ class MetaLearner(nn.Module):
             scores = () if result.scores is None else result.scores
             return totals, (result.query_losses, scores)
 
-        key = (self._identity, estimator, inner.steps, inner.through, *self._key(inner))
+        settings = (estimator, inner.steps, inner.through)
+        key: Any = (self._identity, *settings, *self._key(inner))
         twin = estimator.thrifty(inner.steps) if hasattr(estimator, "thrifty") else None
         thrifty = self._work(twin, inner) if twin else None
         return TaskWork(estimate, _drawing(inner), key, thrifty)

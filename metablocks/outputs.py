@@ -46,7 +46,8 @@ class Apart:
         """The results of all tasks, as `stack_rows`, the tensors `[tasks, ...]` being given."""
         if not stacked:
             return pytree.tree_unflatten(self.leaves, self.spec)
-        columns, position = [], 0
+        columns: list[Any] = []
+        position = 0
         for leaf in self.leaves:
             if isinstance(leaf, Tensor):
                 columns.append(stacked[position])
@@ -76,8 +77,8 @@ class Apart:
                 made = memo[id(value)] = replace(value)
             elif is_plain(value):
                 made = memo[id(value)] = object.__new__(type(value))
-                items = {name: visit(item) for name, item in value.__dict__.items()}
-                object.__setattr__(made, "__dict__", items)
+                attributes = {name: visit(item) for name, item in value.__dict__.items()}
+                object.__setattr__(made, "__dict__", attributes)
             elif isinstance(value, list | tuple) and not isinstance(value, torch.Size):
                 items = [visit(item) for item in value]
                 made = type(value)(*items) if hasattr(value, "_fields") else type(value)(items)

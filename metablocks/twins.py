@@ -178,7 +178,7 @@ def is_plain(value: Any) -> bool:
     """Whether it is an instance of a class written in Python, with nothing but attributes."""
     kind = type(value)
     return (
-        kind.__new__ is object.__new__
+        getattr(kind, "__new__", None) is object.__new__
         and bool(kind.__flags__ & _HEAP_TYPE)
         and isinstance(getattr(value, "__dict__", None), dict)
         and not isinstance(value, nn.Module | Tensor)

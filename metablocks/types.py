@@ -150,9 +150,9 @@ def _as_dicts(owner: Any) -> None:
 
 def _with_dicts(tree: Any) -> Any:
     if isinstance(tree, Mapping):
-        items = {key: _with_dicts(value) for key, value in tree.items()}
-        same = type(tree) is dict and all(items[key] is tree[key] for key in tree)
-        return tree if same else items
+        made = {key: _with_dicts(value) for key, value in tree.items()}
+        same = type(tree) is dict and all(made[key] is tree[key] for key in tree)
+        return tree if same else made
     if type(tree) in (tuple, list):
         items = [_with_dicts(value) for value in tree]
         return tree if all(a is b for a, b in zip(items, tree, strict=True)) else type(tree)(items)
