@@ -287,6 +287,8 @@ LAWS = [
 @pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__)
 @pytest.mark.parametrize("make", [NormAct, Adding], ids=lambda make: make.__name__)
 def test_learners_of_it_obey_the_laws_of_norms(make, law, place):
+    if law is norms.is_not_aliased:  # it asks for addresses, which not every device has
+        place = {"dtype": place["dtype"]}
     law(mb.per_step_batch_norm, with_norms(make, place))
 
 

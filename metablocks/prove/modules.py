@@ -99,13 +99,13 @@ def _calls(model: nn.Module, inputs: Any) -> dict[str, Call]:
     calls: dict[str, Call] = {}
     handles = []
     args, kwargs = _copied(module_arguments(inputs))
-    batch = {_memory(leaf) for leaf in pytree.tree_leaves((args, kwargs)) if _is_tensor(leaf)}
+    batch = {_whole(leaf) for leaf in pytree.tree_leaves((args, kwargs)) if _is_tensor(leaf)}
     for name, module in model.named_modules():
 
         def remember(_: nn.Module, args: Any, kwargs: Any, name: str = name) -> None:
             if name not in calls:
                 leaves = enumerate(pytree.tree_leaves((args, kwargs)))
-                given = frozenset(k for k, x in leaves if _is_tensor(x) and _memory(x) in batch)
+                given = frozenset(k for k, x in leaves if _is_tensor(x) and _whole(x) in batch)
                 calls[name] = Call(_copied((args, kwargs)), given)
 
         handles.append(module.register_forward_pre_hook(remember, with_kwargs=True))
@@ -218,9 +218,9 @@ def _copied(tree: Any) -> Any:
     return pytree.tree_map(lambda leaf: leaf.clone() if _is_tensor(leaf) else leaf, tree)
 
 
-def _memory(tensor: Tensor) -> int:
-    """What tensors and their views have in common; sparse ones are each for themselves."""
-    return tensor.untyped_storage().data_ptr() if tensor.layout is torch.strided else id(tensor)
+def _whole(tensor: Tensor) -> int:
+    """Which tensor this is, or is a view of."""
+    return id(tensor if tensor._base is None else tensor._base)
 
 
 def _is_tensor(leaf: Any) -> bool:
