@@ -41,12 +41,14 @@ def test_a_trainable_teacher(entry: Entry) -> None:
         _call(learner, entry, "meta_gradient")
 
 
-@each
-def test_a_frozen_teacher_is_a_constant(entry: Entry) -> None:
+@pytest.mark.parametrize(
+    ("entry", "name"), each_with(["meta_gradient"], lambda entry, _: entry % 4 == 0)
+)
+def test_a_frozen_teacher_is_a_constant(entry: Entry, name: str) -> None:
     teacher = nn.Linear(5, 7).double().requires_grad_(False)
     learner = _taught(entry, teacher)
     with attention(entry):
-        assert _call(learner, entry, "meta_gradient").loss.isfinite()
+        assert _call(learner, entry, name).loss.isfinite()
 
 
 def _taught(entry: Entry, teacher: nn.Linear) -> mb.MetaLearner:
