@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -10,7 +11,7 @@ from metablocks.errors import ModuleError, first_line
 from metablocks.functional import module_arguments, step_aware_modules, tracking_norms
 from metablocks.inner import Carry
 from metablocks.surgery import replace_modules
-from metablocks.twins import Survey
+from metablocks.twins import Survey, rebound
 from metablocks.types import Batch
 
 
@@ -48,7 +49,7 @@ def adapted_model(
 
 def _at(model: nn.Module, carry: Carry, index: int, *, shared: set[str]) -> nn.Module:
     """A copy of the model at a carry, in `eval()` mode, fixed at inner step `index`."""
-    memo: dict[int, object] = {}
+    memo: dict[int, Any] = {}
     for name, parameter in model.named_parameters():
         if name in carry.params:
             fast = carry.params[name].detach().clone()
@@ -58,7 +59,8 @@ def _at(model: nn.Module, carry: Carry, index: int, *, shared: set[str]) -> nn.M
     for name, buffer in model.named_buffers():
         if name in carry.buffers:
             memo[id(buffer)] = carry.buffers[name].detach().clone()
-    for tensor in Survey(model).tensors.values():
+    survey = Survey(model)
+    for tensor in survey.tensors.values():
         if tensor.grad_fn is not None:  # an activation kept from a pass of the user's
             memo[id(tensor)] = tensor.detach().clone()
     try:
@@ -68,6 +70,11 @@ def _at(model: nn.Module, carry: Carry, index: int, *, shared: set[str]) -> nn.M
             f"{type(model).__name__} cannot be copied, which adapt() needs: {first_line(error)}; give "
             "what it holds a __deepcopy__, or take losses and predictions from evaluate()"
         ) from error
+    for module, names in zip(survey.modules, survey.special, strict=True):
+        made: Any = memo.get(id(module))
+        for name in names if made is not None else ():
+            # What deepcopy takes as it is: a function that closes over a module of the model.
+            made.__dict__[name] = rebound(made.__dict__[name], memo)
     for module in step_aware_modules(copied):
         module.inner_step = index  # type: ignore[assignment]
     return fixed_at_step(copied, index)

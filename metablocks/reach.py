@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from metablocks.derivatives import graph_leaves, vjp, watched_leaves
-from metablocks.errors import GradientError, ModuleError
+from metablocks.diagnose import without_second_derivative
+from metablocks.errors import GradientError, MetablocksError, ModuleError
 from metablocks.executors import Tasks
 from metablocks.functional import detach
 from metablocks.inner import InnerLoop
@@ -56,7 +57,11 @@ def check_reads(learner: "MetaLearner", inner: InnerLoop, buffers: Tensors, task
                 "model and the rule outside of it"
             )
     meta = detach({n: p for n, p in learner.named_parameters() if p.requires_grad})
-    reached, foreign = _look(learner, inner, meta, buffers, task)
+    try:
+        reached, foreign = _look(learner, inner, meta, buffers, task)
+    except RuntimeError as error:
+        _name_second_derivative(learner, inner, task, error)
+        raise
     loose = {key for key, tensor in foreign.items() if not isinstance(tensor, nn.Parameter)}
     if (
         loose
@@ -94,6 +99,23 @@ def _look(
                 (slopes,) = pull(torch.ones_like(value))
                 grads |= {name for name, slope in slopes.items() if slope is not None}
         return grads, dict(foreign)
+
+
+def _name_second_derivative(
+    learner: "MetaLearner", inner: InnerLoop, task: Task, error: RuntimeError
+) -> None:
+    """Raise `GradientError` with the module whose derivative cannot be differentiated, if there is one."""
+    if isinstance(error, MetablocksError) or not any(inner.through):
+        return
+    try:
+        found = without_second_derivative(learner.model, task.support[0])
+    except Exception:  # a model that cannot be copied, or not run module by module
+        return
+    if found:
+        raise GradientError(
+            f"there is no second derivative in {'; '.join(map(str, found))}. Use order=FirstOrder(), or "
+            "an operation that has one"
+        ) from error
 
 
 def _fits(name: str, patterns: Sequence[str]) -> bool:

@@ -127,6 +127,18 @@ def twin(value: Any, memo: dict[int, Any], depth: int = _DEPTH) -> Any:
     return made
 
 
+def rebound(value: Any, memo: dict[int, Any], depth: int = _DEPTH) -> Any:
+    """A copied value, its functions closing over the copies of the modules that they closed over."""
+    if isinstance(value, FunctionType):
+        return _function(value, memo)
+    if isinstance(value, partial):
+        return partial(rebound(value.func, memo), *value.args, **value.keywords)
+    if depth and type(value) in (list, *_MAPPINGS):
+        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+            value[key] = rebound(item, memo, depth - 1)
+    return value
+
+
 def _inside(value: Any) -> list[tuple[Any, Any]]:
     """What a value holds that its twin would hold a twin of."""
     if isinstance(value, dict):

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
+from metablocks.transforms import vjp_once
 
 import metablocks as mb
 from metablocks.laws import problem
-from metablocks.transforms import vjp_once
 
 
 def cube(x):

@@ -11,17 +11,14 @@ the start, where factors at the identity and zero biases would hide what they do
 
 import torch
 
+from metablocks.diagnose import without_second_derivative
 from metablocks.errors import MetablocksError, first_line
 from metablocks.estimators import Implicit, Reptile
 from metablocks.laws.plain import SEED
 from metablocks.learner import MetaLearner
 from metablocks.prove.epoch import check_epoch
 from metablocks.prove.gradient_report import GradientPart, GradientReport
-from metablocks.prove.modules import (
-    refused_by_transforms,
-    with_wrong_derivative,
-    without_second_derivative,
-)
+from metablocks.prove.modules import refused_by_transforms, with_wrong_derivative
 from metablocks.prove.small import Small, build_small
 from metablocks.prove.variants import norm, run, through, turning_points
 from metablocks.recipe.record import Recipe
@@ -29,9 +26,8 @@ from metablocks.types import Progress, Tensors
 
 _NOTHING = 1e-12  # a gradient that is zero up to rounding, as a share of the whole
 _REMEDY = (
-    "what would work: order: {block: first_order}, or an operation that has one: fused attention under "
-    "torch.nn.attention.sdpa_kernel(SDPBackend.MATH), recurrent layers of cuDNN under "
-    "torch.backends.cudnn.flags(enabled=False), a function of one's own without once_differentiable"
+    "what would work: order: {block: first_order}, or an operation that has one: hardswish composed of "
+    "relu6, cdist of differences, a function of one's own without once_differentiable"
 )
 
 

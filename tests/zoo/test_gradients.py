@@ -1,11 +1,11 @@
 """Every model's meta-gradient is plain autograd's, under every executor, estimator and order."""
 
-import re
 import warnings
 from functools import cache
 from typing import Any
 
 import pytest
+from torch.backends import cuda
 from zoo import ENTRIES
 from zoo_entry import SEED, Entry, seed
 from zoo_learner import learner_of, replayed, tasks_of
@@ -14,6 +14,7 @@ from zoo_reference import Reference, attention, distance, reference
 import metablocks as mb
 from metablocks.errors import ExecutorError, MetablocksError
 
+SWITCHES = (cuda.flash_sdp_enabled, cuda.mem_efficient_sdp_enabled, cuda.cudnn_sdp_enabled)
 ESTIMATORS = (mb.Unrolled(), mb.Adjoint())
 ORDERS = (mb.SecondOrder(), mb.FirstOrder())
 
@@ -73,18 +74,15 @@ def test_meta_gradient(
 @pytest.mark.parametrize(
     "entry", [e for e in ENTRIES if e.fused_attention], ids=lambda entry: entry.name
 )
-def test_fused_attention_is_refused_by_name(entry: Entry) -> None:
-    """Outside the math backend, second order has no derivative: the refusal names what attends."""
-    learner = learner_of(entry)
-    with pytest.raises(MetablocksError) as raised:
-        learner.meta_gradient(tasks_of(entry))
-    named = [
-        module
-        for name, module in learner.model.named_modules()
-        if name and re.search(rf"\b{re.escape(name)}\b", str(raised.value))
-    ]
-    inner = {type(part).__name__ for module in named for part in module.modules()}
-    assert any("ttention" in kind for kind in inner), raised.value
+def test_fused_attention_has_a_second_derivative(entry: Entry) -> None:
+    """Where one is taken, the math kernel is used without being asked; the user's switches stay."""
+    learner, tasks = learner_of(entry), tasks_of(entry)
+    before = [is_on() for is_on in SWITCHES]
+    with attention(entry):
+        expected = known(entry, True)
+    seed(SEED)
+    _is(learner.meta_gradient(tasks), expected, entry.tolerance)
+    assert [is_on() for is_on in SWITCHES] == before
 
 
 def _is(result: mb.MetaGradient, expected: Reference, tolerance: float) -> None:

@@ -52,11 +52,11 @@ def replayed(entry: Entry, *, second: bool) -> Reference:
     # Not the method itself: where a model is copied, so is what its hooks are bound to.
     model.register_forward_pre_hook(lambda module, args: draws.record(module, args))
     order = mb.SecondOrder() if second else mb.FirstOrder()
-    learner = learner_of(entry, model, order=order)
-    learner.meta_gradient(tasks_of(entry))
+    learner, tasks = learner_of(entry, model, order=order), tasks_of(entry)
+    learner.meta_gradient(tasks)
     draws.passes.clear()  # those of checks that only the first call makes
-    seed(SEED)
-    learner.meta_gradient(tasks_of(entry))
+    seed(SEED)  # after all that draws tasks and models
+    learner.meta_gradient(tasks)
     plain = entry.plain_model()
     plain.register_forward_pre_hook(draws.replay)
     return reference(entry, second=second, model=plain)
