@@ -104,7 +104,7 @@ def _look(
 def _name_second_derivative(
     learner: "MetaLearner", inner: InnerLoop, task: Task, error: RuntimeError
 ) -> None:
-    """Raise `GradientError` with the module whose derivative cannot be differentiated, if there is one."""
+    """Raise `GradientError` with the module that has no second derivative, if there is one."""
     if isinstance(error, MetablocksError) or not any(inner.through):
         return
     try:
