@@ -64,13 +64,14 @@ def gradient(
 
 def vjp(
     function: Callable[..., tuple[Any, Any]], *primals: Any, reuse: bool = False
-) -> tuple[Any, Callable[[Any], tuple[Any, ...]], Any]:
+) -> tuple[Any, Callable[..., tuple[Any, ...]], Any]:
     """`(outputs, pull, aux)`: `pull(cotangents)` gives the vector–Jacobian product by each primal.
 
     `function(*primals)` returns `(outputs, aux)`; primals, outputs and cotangents are pytrees of
     tensors. The product is a constant. By plain autograd it is None by a tensor on which no output
     depends, where `torch.func` gives zeros; cotangents may be None. The graph is gone after the first
-    `pull`, unless it is to be used again (`reuse`).
+    `pull`, unless it is to be used again (`reuse`). `pull(cotangents, totals)` adds the products by the
+    first primal, named tensors, to `totals` instead of returning them: in place, one at a time.
 
     >>> outputs, pull, _ = vjp(lambda x, y: (x**3, ()), torch.tensor(2.0), torch.tensor(1.0))
     >>> outputs, pull(torch.tensor(1.0))
@@ -86,14 +87,22 @@ def vjp(
     ends = pytree.tree_leaves(outputs)
     _watch(ends)
 
-    def pull(cotangents: Any) -> tuple[Any, ...]:
+    def pull(cotangents: Any, totals: Tensors | None = None) -> tuple[Any, ...]:
         pairs = zip(ends, pytree.tree_leaves(cotangents), strict=True)
         live = [(end, c) for end, c in pairs if c is not None and end.requires_grad]
-        grads: Iterable[Tensor | None] = [None] * len(leaves)
+        named = dict(zip(primals[0], leaves, strict=False)) if totals is not None else {}
+        for leaf in leaves:
+            leaf.grad = None
+        for name, leaf in named.items():
+            leaf.grad = totals.get(name) if totals is not None else None
         if live:
             heads, seeds = zip(*live, strict=True)
-            grads = torch.autograd.grad(heads, leaves, seeds, retain_graph=reuse, allow_unused=True)
-        return tuple(pytree.tree_unflatten(list(grads), spec))
+            torch.autograd.backward(heads, seeds, retain_graph=reuse, inputs=leaves)
+        grads = tuple(pytree.tree_unflatten([leaf.grad for leaf in leaves], spec))
+        if totals is None:
+            return grads
+        totals |= {name: leaf.grad for name, leaf in named.items() if leaf.grad is not None}
+        return grads[1:]
 
     return detach_tree(outputs), pull, detach_tree(aux)
 
@@ -186,7 +195,7 @@ def _gradient_by_transform(
 
 def _vjp_by_transform(
     function: Callable[..., tuple[Any, Any]], primals: tuple[Any, ...], reuse: bool
-) -> tuple[Any, Callable[[Any], tuple[Any, ...]], Any]:
+) -> tuple[Any, Callable[..., tuple[Any, ...]], Any]:
     def recorded(*primals: Any) -> tuple[Any, Any]:
         before, _local.level = _local.level, _functorch.maybe_current_level()
         try:
@@ -196,9 +205,14 @@ def _vjp_by_transform(
 
     outputs, pull, aux = _transform(recorded, *primals)
 
-    def pull_constant(cotangents: Any) -> tuple[Any, ...]:
+    def pull_constant(cotangents: Any, totals: Tensors | None = None) -> tuple[Any, ...]:
         with torch.no_grad():
-            return tuple(pull(cotangents, retain_graph=reuse))
+            grads = tuple(pull(cotangents, retain_graph=reuse))
+            if totals is None:
+                return grads
+            for name, grad in grads[0].items():
+                totals[name] = totals[name] + grad if name in totals else grad
+            return grads[1:]
 
     return outputs, pull_constant, aux
 

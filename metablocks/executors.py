@@ -126,12 +126,17 @@ class Loop:
         count = len(tasks)
         # The first task may have to tell whether the work draws: whose draws come first must not be
         # a matter of chance.
-        alone = 0 if work.draws.known else 1
-        results = [run(index) for index in range(alone)]
-        rest = range(alone, count)
+        total = _Total()
+        if not work.draws.known:
+            total.add(run(0))
+        rest = range(total.count, count)
         workers = 1 if work.draws.kinds else min(self.workers, len(rest))
-        results += map_in_threads(run, rest, workers) if workers > 1 else [run(i) for i in rest]
-        return _add_up(results)
+        if workers > 1:
+            map_in_threads(run, rest, workers, total.add)
+        else:
+            for index in rest:
+                total.add(run(index))
+        return total.sums, stack_rows(total.rows)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -265,12 +270,29 @@ def _check_leaf(where: str, leaf: Tensor, differentiated: bool) -> None:
         )
 
 
-def _add_up(results: Sequence[tuple[Any, Any]]) -> tuple[Any, Any]:
-    """The sum of the first results, and the second ones stacked."""
-    total = results[0][0]
-    for to_sum, _ in results[1:]:
-        total = pytree.tree_map(torch.add, total, to_sum)
-    return total, stack_rows([to_stack for _, to_stack in results])
+class _Total:
+    """The sum of the first results of tasks, leaf by leaf, so that one is held at a time; the others."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.rows: list[Any] = []
+        self._leaves: list[Any] = []
+        self._spec: Any = None
+
+    def add(self, result: tuple[Any, Any]) -> None:
+        to_sum, to_stack = result
+        leaves, spec = pytree.tree_flatten(to_sum)
+        if self.count:
+            for index, leaf in enumerate(leaves):
+                self._leaves[index] = self._leaves[index] + leaf
+        else:
+            self._leaves, self._spec = leaves, spec
+        self.count += 1
+        self.rows.append(to_stack)
+
+    @property
+    def sums(self) -> Any:
+        return pytree.tree_unflatten(self._leaves, self._spec)
 
 
 def _as_work(fn: TaskFunction, shared: Any) -> TaskWork:

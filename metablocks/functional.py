@@ -180,6 +180,10 @@ class ModuleView:
         """The names of the tensors that the method writes in place; none before its first call."""
         return self._written.get((method, training), frozenset())
 
+    def was_run(self, *, training: bool | None = None) -> bool:
+        """Whether a pass has told what the module writes."""
+        return training in self._changing
+
     def changing_buffers(self, *, training: bool | None = None) -> Set[str]:
         """The names of the buffers that a pass changes; all of them before the first pass."""
         return self._changing.get(training, self._buffers.keys())

@@ -169,6 +169,11 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.written: set[str] = set()
         self.draws: set[str] = set()
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Nothing is compiled in here, so that the compiler need not be imported (80 MiB, a second)."""
+        return False
+
     def drawn_from(self, states: "States") -> "States":
         """Of the generators with earlier states, those that have been drawn from.
 

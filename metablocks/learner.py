@@ -18,11 +18,11 @@ from metablocks.errors import BlockError, suggest
 from metablocks.estimators import Estimator, Unrolled
 from metablocks.executors import Executor, Loop, Tasks, TaskWork, check_tasks
 from metablocks.fingerprint import fingerprint
-from metablocks.functional import FunctionalModule, NormStatistics, detach
+from metablocks.functional import FunctionalModule, ModuleState, NormStatistics, detach
 from metablocks.generators import Draws, generators_of
 from metablocks.inner import InnerLoop, check_steps
 from metablocks.order import Order, SecondOrder
-from metablocks.reach import check_constant, check_reach, check_reads
+from metablocks.reach import check_constant, check_inference, check_reach, check_reads
 from metablocks.rules.base import UpdateRule
 from metablocks.selection import select_parameters
 from metablocks.step_loss import FinalStepLoss, StepLoss, step_weights
@@ -226,7 +226,7 @@ class MetaLearner(nn.Module):
         Raises `BlockError` for more steps than a per-step block was set up for.
         """
         check_tasks(tasks)
-        inner, buffers = self._inner_at_evaluation(steps, metric, norm_statistics)
+        inner, buffers = self._inner_at_evaluation(tasks[0], steps, metric, norm_statistics)
 
         def judge(shared: Any, buffers: Tensors, task: Task) -> tuple[Any, Any]:
             meta, tensors = shared
@@ -263,18 +263,21 @@ class MetaLearner(nn.Module):
         ordinary ones, with the row of that step; where they evaluate by running statistics, these are
         what they carry. Frozen parameters that do not adapt are the model's own, not copies.
         """
-        inner, buffers = self._inner_at_evaluation(steps)
-        support = map_tensors(torch.Tensor.detach, Task(support, support).support)
-        check_tasks([Task(support, support)])
+        task = map_tensors(torch.Tensor.detach, (support, support))
+        task = Task(*task)
+        check_tasks([task])
+        inner, buffers = self._inner_at_evaluation(task, steps)
         meta = detach(self._meta_parameters())
         with self._working(inner, put_back=True), _drawing(inner).observed():
-            self._check_reads(inner, buffers, Task(support, support))
+            self._check_reads(inner, buffers, task)
             last = carry = inner.start(meta, buffers)
             for index in range(inner.steps):
                 last = carry
-                carry, _ = inner.step(meta, carry, support, index)
+                carry, _ = inner.step(meta, carry, task.support, index)
             replaced = self.norm_statistics == "batch"
-            return adapted_model(self.model, carry, last, inner.steps, support, replaced=replaced)
+            return adapted_model(
+                self.model, carry, last, inner.steps, task.support, replaced=replaced
+            )
 
     def _meta_gradient(
         self, tasks: Tasks, progress: Progress, metric: Metric | None, *, put_back: bool
@@ -282,10 +285,9 @@ class MetaLearner(nn.Module):
         count = check_tasks(tasks, differentiated=True)
         through = tuple(self.order(k, self.steps, progress) for k in range(self.steps))
         weights = step_weights(self.step_loss, self.steps, progress)
-        inner, buffers = self._inner(self.steps, through, weights, metric=metric)
+        inner, buffers = self._inner(tasks[0], self.steps, through, weights, metric=metric)
         with self._working(inner, put_back=True):
             self._check_first_batch(inner, buffers, tasks)
-        inner, buffers = self._inner(self.steps, through, weights, metric=metric)
         work = self._work(self.estimator, inner)
         with self._working(inner, put_back=put_back):
             totals, (query_losses, scores) = self._execute(work, inner, buffers, tasks)
@@ -336,6 +338,7 @@ class MetaLearner(nn.Module):
 
     def _inner(
         self,
+        task: Task,
         steps: int,
         through: tuple[bool, ...],
         weights: tuple[float, ...],
@@ -343,12 +346,20 @@ class MetaLearner(nn.Module):
         metric: Metric | None = None,
         norm_statistics: NormStatistics | None = None,
     ) -> tuple[InnerLoop, Tensors]:
-        """The inner loop as everything is now, and the buffers that a task begins with."""
+        """The inner loop as everything is now, and the buffers that a task begins with.
+
+        A model that has not run yet runs on the task's support set, to tell which buffers it changes.
+        """
         model = self._functional_model(norm_statistics or self.norm_statistics).now()
         rule = self._functional_rule.now()
         frozen = detach({n: p for n, p in self.named_parameters() if not p.requires_grad})
+        params, buffers = map(detach, model.state())
+        if not model.was_run(training=training):
+            held = Draws(generators_of(params, model.generators))
+            with torch.inference_mode(False), torch.enable_grad(), held.put_back(), held.observed():
+                check_inference(self)
+                model.apply(ModuleState(params, buffers), task.support[0], training=training)
         changing = model.changing_buffers(training=training)
-        buffers = detach(model.state().buffers)
         collected = _collected_buffers(self.model)
         inner = InnerLoop(
             model=model,
@@ -374,6 +385,7 @@ class MetaLearner(nn.Module):
 
     def _inner_at_evaluation(
         self,
+        task: Task,
         steps: int | None,
         metric: Metric | None = None,
         norm_statistics: NormStatistics | None = None,
@@ -383,7 +395,7 @@ class MetaLearner(nn.Module):
         if norm_statistics is not None:
             _check_norm_statistics(norm_statistics, self.model)
         weights = (0.0,) * steps + (1.0,)
-        return self._inner(steps, (False,) * steps, weights, False, metric, norm_statistics)
+        return self._inner(task, steps, (False,) * steps, weights, False, metric, norm_statistics)
 
     def _functional_model(self, norm_statistics: NormStatistics) -> FunctionalModule:
         if norm_statistics not in self._functional_models:

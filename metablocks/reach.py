@@ -50,12 +50,6 @@ def check_reads(learner: "MetaLearner", inner: InnerLoop, buffers: Tensors, task
     Raises `GradientError` for trainable tensors that are not meta-parameters and that the loss, the rule
     or the model reads: their gradient would be lost in silence.
     """
-    for name, tensor in (*learner.named_parameters(), *learner.named_buffers()):
-        if tensor.is_inference():
-            raise ModuleError(
-                f"{name} was made under torch.inference_mode(), and autograd cannot save it; make the "
-                "model and the rule outside of it"
-            )
     meta = detach({n: p for n, p in learner.named_parameters() if p.requires_grad})
     try:
         reached, foreign = _look(learner, inner, meta, buffers, task)
@@ -71,6 +65,16 @@ def check_reads(learner: "MetaLearner", inner: InnerLoop, buffers: Tensors, task
     if foreign:
         raise _cut_off(learner, foreign.values())
     return reached
+
+
+def check_inference(learner: "MetaLearner") -> None:
+    """Raise `ModuleError` for parameters and buffers made under `torch.inference_mode`."""
+    for name, tensor in (*learner.named_parameters(), *learner.named_buffers()):
+        if tensor.is_inference():
+            raise ModuleError(
+                f"{name} was made under torch.inference_mode(), and autograd cannot save it; make the "
+                "model and the rule outside of it"
+            )
 
 
 def check_constant(loss: Tensor, learner: "MetaLearner") -> None:

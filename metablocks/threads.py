@@ -4,8 +4,9 @@ Small operations gain little from a second thread inside them: two items side by
 each are done sooner than one after another on two.
 """
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import TypeVar
@@ -17,14 +18,19 @@ Result = TypeVar("Result")
 
 
 def map_in_threads(
-    work: Callable[[Item], Result], items: Iterable[Item], threads: int
-) -> list[Result]:
-    """`[work(item) for item in items]`, `threads` of them under way at a time.
+    work: Callable[[Item], Result],
+    items: Iterable[Item],
+    threads: int,
+    take: Callable[[Result], object],
+) -> None:
+    """`take(work(item))` for every item in turn, `threads` of them under way at a time.
 
     Gradients are enabled and autocast is on in the threads where they are for the caller. The first
     error ends it, once what is under way is done.
 
-    >>> map_in_threads(abs, [-1, -2, -3], threads=2)
+    >>> taken = []
+    >>> map_in_threads(abs, [-1, -2, -3], threads=2, take=taken.append)
+    >>> taken
     [1, 2, 3]
     """
     before = torch.get_num_threads()
@@ -35,11 +41,13 @@ def map_in_threads(
             threads, initializer=torch.set_num_threads, initargs=(each,)
         ) as pool:
             # Not pool.map: a generator would turn a StopIteration of the work into its own end.
-            futures = [pool.submit(run, item) for item in items]
-            wait(futures, return_when=FIRST_EXCEPTION)
-            for future in futures:
-                future.cancel()
-            return [future.result() for future in futures if not future.cancelled()]
+            futures = deque(pool.submit(run, item) for item in items)
+            try:
+                while futures:
+                    take(futures.popleft().result())
+            finally:
+                for future in futures:
+                    future.cancel()
     finally:
         torch.set_num_threads(before)  # a part of that setting is the whole process's
 

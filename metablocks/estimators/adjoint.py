@@ -8,7 +8,7 @@ model's buffers); φ is every meta-parameter. A forward sweep keeps the carries 
 product on the way back goes through one step, recomputed with the random draws it had.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import zip_longest
@@ -20,7 +20,7 @@ from torch.utils import _pytree as pytree
 
 from metablocks.derivatives import vjp
 from metablocks.errors import BlockError
-from metablocks.estimators.base import TaskGradient, reached
+from metablocks.estimators.base import TaskGradient
 from metablocks.estimators.unrolled import weigh
 from metablocks.generators import States
 from metablocks.inner import Carry, InnerLoop, QueryPass, SupportPass
@@ -117,8 +117,7 @@ class _Sweep:
         carry = inner.start(self.meta, self.buffers)
         for index in range(self.last + 1):
             if index in inner.weights:
-                queries[index], own, slope = self.query(carry, index)
-                _add(grads, own)
+                queries[index], slope = self.query(carry, index, grads)
                 slopes[index] = self.keep(slope)
                 passes.append((carry.buffers, queries[index].buffers))
             if index < self.last:
@@ -136,12 +135,11 @@ class _Sweep:
             if not visits:
                 first, recall = kept.pop()
                 visits = self.between(recall(), first, index, draws)
-            own, adjoint = self.back(visits.pop(), adjoint, index)
-            _add(grads, own)
+            adjoint = self.back(visits.pop(), adjoint, index, grads)
             if index in slopes:
                 adjoint = _sum(adjoint, slopes.pop(index)())
         self.redraw(begin)
-        _add(grads, self.back_to_meta(adjoint))
+        self.back_to_meta(adjoint, grads)
         self.redraw(end)
         return grads, queries, changes
 
@@ -180,61 +178,46 @@ class _Sweep:
         learned = any(through[:index]) and any(_is_float(b) for b in carry.buffers.values())
         return not through[index] and not learned
 
-    def query(self, carry: Carry, index: int) -> tuple[QueryPass, Tensors, list[Any]]:
-        """The query pass at a carry, and its weighted gradient by both arguments."""
+    def query(
+        self, carry: Carry, index: int, grads: Tensors
+    ) -> tuple[QueryPass, list[Tensor | None]]:
+        """The query pass at a carry, and its weighted gradient by it; by the rest added to `grads`."""
 
-        def loss(fixed: Tensors, carry: Carry) -> tuple[Tensor, QueryPass]:
-            passed = self.inner.query(fixed, carry, self.task.query, index)
+        def loss(fixed: Tensors, floats: list[Tensor]) -> tuple[Tensor, QueryPass]:
+            passed = self.inner.query(fixed, _fill(read, floats), self.task.query, index)
             return passed.loss, passed._replace(prediction=None)
 
-        value, pull, passed = self.vjp_at(loss, carry._replace(rule=()))
-        own, slope = pull(self.inner.weighted(torch.ones_like(value), index))
-        return passed, own, slope
+        read = carry._replace(rule=())
+        value, pull, passed = vjp(loss, self.fixed, _floats(read))
+        (slope,) = pull(self.inner.weighted(torch.ones_like(value), index), grads)
+        return passed, slope
 
     def back(
-        self, visit: _Visit, adjoint: list[Tensor], index: int
-    ) -> tuple[Tensors, list[Tensor]]:
-        """The product with the Jacobian of inner step `index`, by both arguments."""
+        self, visit: _Visit, adjoint: list[Tensor | None], index: int, grads: Tensors
+    ) -> list[Tensor | None]:
+        """The product with the Jacobian of inner step `index`; by the rest added to `grads`."""
         self.redraw(visit.draws)
-        inner = self.inner
 
-        def step(fixed: Tensors, carry: Carry) -> tuple[list[Tensor], tuple[()]]:
+        def step(fixed: Tensors, floats: list[Tensor]) -> tuple[list[Tensor], tuple[()]]:
+            carry = _fill(visit.carry, floats)
             if visit.support is None:
-                after, _ = inner.step(fixed, carry, self.task.support, index)
+                after, _ = self.inner.step(fixed, carry, self.task.support, index)
             else:
-                after = inner.update(fixed, carry, visit.support, index)
+                after = self.inner.update(fixed, carry, visit.support, index)
             return self.read(after, index + 1), ()
 
-        _, pull, _ = self.vjp_at(step, visit.carry)
-        own, adjoint = pull(adjoint)
-        return own, adjoint
+        _, pull, _ = vjp(step, self.fixed, _floats(visit.carry))
+        (cotangent,) = pull(adjoint, grads)
+        return list(cotangent)
 
-    def back_to_meta(self, adjoint: list[Tensor]) -> Tensors:
-        """The product with the Jacobian of carry 0, which holds θ_0 and what the rule starts with."""
+    def back_to_meta(self, adjoint: list[Tensor | None], grads: Tensors) -> None:
+        """Add the product with the Jacobian of carry 0, which holds θ_0 and what the rule starts with."""
 
-        def start(*meta: Tensor) -> tuple[list[Tensor], tuple[()]]:
-            carry = self.inner.start(dict(zip(self.meta, meta, strict=True)), self.buffers)
-            return self.read(carry, 0), ()
+        def start(meta: Tensors) -> tuple[list[Tensor], tuple[()]]:
+            return self.read(self.inner.start(meta, self.buffers), 0), ()
 
-        _, pull, _ = vjp(start, *self.meta.values())
-        return reached(dict(zip(self.meta, pull(adjoint), strict=True)))
-
-    def vjp_at(self, function: Callable[[Tensors, Carry], tuple[Any, Any]], carry: Carry) -> Any:
-        """`vjp(function, fixed, carry)` whose `pull` gives `({name: cotangent}, [cotangent, …])`."""
-        names = list(self.fixed)
-
-        def flat(*tensors: Tensor) -> tuple[Any, Any]:
-            fixed = dict(zip(names, tensors[: len(names)], strict=True))
-            return function(fixed, _fill(carry, tensors[len(names) :]))
-
-        outputs, pull_flat, aux = vjp(flat, *self.fixed.values(), *_floats(carry))
-
-        def pull(cotangents: Any) -> tuple[Tensors, list[Tensor]]:
-            grads = pull_flat(cotangents)
-            own = reached(dict(zip(names, grads[: len(names)], strict=True)))
-            return own, list(grads[len(names) :])
-
-        return outputs, pull, aux
+        _, pull, _ = vjp(start, self.meta)
+        pull(adjoint, grads)
 
     def read(self, carry: Carry, index: int) -> list[Tensor]:
         """What a derivative can flow through of carry `index`."""
@@ -281,12 +264,6 @@ def _fill(carry: Carry, tensors: Sequence[Tensor]) -> Carry:
 
 def _is_float(leaf: Any) -> bool:
     return isinstance(leaf, Tensor) and (leaf.is_floating_point() or leaf.is_complex())
-
-
-def _add(grads: Tensors, more: Mapping[str, Tensor]) -> None:
-    """Add named gradients, in place of the dict."""
-    for name, grad in more.items():
-        grads[name] = grads[name] + grad if name in grads else grad
 
 
 def _sum(adjoint: Sequence[Tensor | None], slope: Sequence[Tensor | None]) -> list[Any]:
