@@ -31,14 +31,14 @@ def gradient(
     >>> gradient(lambda p: ((p["x"] ** 3).sum(), "aux"), {"x": torch.ones(1)}, differentiable=False)
     ({'x': tensor([3.])}, tensor(1.), 'aux')
     """
-    differentiable = differentiable and torch.is_grad_enabled()
+    recording = differentiable and torch.is_grad_enabled()
     recorded = _is_recorded(point)
-    if _transformed() and not (differentiable and recorded):
+    if _transformed() and not (recording and recorded):
         return _gradient_by_transform(function, point, differentiable)
     # Nodes of their own: the derivative at `point` alone, whatever else f makes of its tensors.
     nodes = {
         name: _alias(tensor)
-        if differentiable and (recorded or tensor.requires_grad)
+        if recording and (recorded or tensor.requires_grad)
         else tensor.detach().requires_grad_()
         for name, tensor in point.items()
     }
@@ -51,8 +51,8 @@ def gradient(
     slopes = torch.autograd.grad(
         value,
         list(nodes.values()),
-        create_graph=differentiable,
-        retain_graph=differentiable or _has_graph(aux),
+        create_graph=recording,
+        retain_graph=recording or _has_graph(aux),
         allow_unused=True,
     )
     gradients = {
@@ -188,8 +188,9 @@ def _gradient_by_transform(
 ) -> tuple[Tensors, Tensor, Any]:
     with twice_differentiable(differentiable):
         value, pull, aux = _transform(function, point)
-    with torch.set_grad_enabled(differentiable):
-        (gradients,) = pull(torch.ones_like(value), retain_graph=differentiable)
+    recording = differentiable and torch.is_grad_enabled()
+    with torch.set_grad_enabled(recording):
+        (gradients,) = pull(torch.ones_like(value), retain_graph=recording)
     return gradients, value.detach(), aux
 
 

@@ -464,7 +464,7 @@ def _check(module: nn.Module) -> None:
 
 
 def _tracks(module: nn.Module) -> bool:
-    return isinstance(module, _NormBase) and module.running_mean is not None
+    return isinstance(module, _NormBase) and getattr(module, "running_mean", None) is not None
 
 
 def _leaves(tree: Any) -> list[Tensor]:

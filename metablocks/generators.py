@@ -32,7 +32,7 @@ class Generator:
 
     def is_at(self, state: Any) -> bool:
         """Whether it is in that state."""
-        return _equal(self.get(), state)
+        return same_state(self.get(), state)
 
 
 def generators_of(tree: Any, held: Iterable[Any] = ()) -> list[Generator]:
@@ -267,7 +267,8 @@ def _set_accelerator(module: Any, device: torch.device, state: Tensor) -> None:
     module.set_rng_state(state, device)
 
 
-def _equal(one: Any, other: Any) -> bool:
+def same_state(one: Any, other: Any) -> bool:
+    """Whether two states of one generator are equal."""
     if isinstance(one, Tensor):
         return torch.equal(one, other)
     if isinstance(one, dict):

@@ -279,6 +279,10 @@ class MetaLearner(nn.Module):
                 self.model, carry, last, inner.steps, task.support, replaced=replaced
             )
 
+    def __getstate__(self) -> dict[str, Any]:
+        caches = {"_draws": {}, "_read": set(), "_identity": object()}
+        return self.__dict__ | caches
+
     def _meta_gradient(
         self, tasks: Tasks, progress: Progress, metric: Metric | None, *, put_back: bool
     ) -> MetaGradient:
@@ -313,8 +317,13 @@ class MetaLearner(nn.Module):
             scores = () if result.scores is None else result.scores
             return totals, (result.query_losses, scores)
 
-        settings = (estimator, inner.steps, inner.through)
-        key: Any = (self._identity, *settings, *self._key(inner))
+        settings: tuple[Any, ...] = (estimator, inner.steps, inner.through)
+        key = (
+            self._identity,
+            *settings,
+            *self._key(inner)[:2],
+            *map(fingerprint, self._functions(inner)),
+        )
         twin = estimator.thrifty(inner.steps) if hasattr(estimator, "thrifty") else None
         thrifty = self._work(twin, inner) if twin else None
         return TaskWork(estimate, _drawing(inner), key, thrifty)
@@ -404,9 +413,11 @@ class MetaLearner(nn.Module):
         return self._functional_models[norm_statistics]
 
     def _key(self, inner: InnerLoop) -> tuple[Hashable, ...]:
-        """What the work depends on besides tensors and numbers of steps: equal keys, equal work."""
-        functions = (self.loss, inner.metric)
-        return inner.model.key, inner.rule.key, *map(fingerprint, functions)
+        """Model and rule as they are, loss and metric: of equal keys, draws and what is read are equal."""
+        return inner.model.key, inner.rule.key, *self._functions(inner)
+
+    def _functions(self, inner: InnerLoop) -> tuple[Any, ...]:
+        return self.loss, inner.metric
 
     def _draws_of(self, key: Hashable, inner: InnerLoop) -> Draws:
         if key not in self._draws:
@@ -425,8 +436,7 @@ class MetaLearner(nn.Module):
         if self._reached:
             self._check_reads(inner, buffers, tasks[0])
             return
-        with _drawing(inner).observed():
-            check_reach(self, inner, buffers, tasks)
+        check_reach(self, inner, buffers, tasks)
         self._reached = True
         self._read.add(self._key(inner))
 

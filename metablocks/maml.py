@@ -219,6 +219,7 @@ def default_loss(prediction: Any, target: Any) -> Tensor:
     return F.mse_loss(prediction, target)
 
 
+@dataclass
 class VmapOrLoop:
     """`Vmap()` for a `TaskBatch` of a model that vmap can run, else `Loop()`.
 
@@ -226,8 +227,7 @@ class VmapOrLoop:
     on.
     """
 
-    def __init__(self) -> None:
-        self._vmap_runs = True
+    _vmap_runs: bool = field(default=True, init=False, repr=False, compare=False)
 
     def __call__(
         self, fn: TaskFunction, shared: Any, buffers: Tensors, tasks: Tasks

@@ -89,20 +89,23 @@ def _look(
     learner: "MetaLearner", inner: InnerLoop, meta: Tensors, buffers: Tensors, task: Task
 ) -> tuple[set[str], dict[int, Tensor]]:
     """The names that one task's loss depends on, and other trainable tensors that it reads, by id."""
-    estimator = learner.estimator
+    estimator, draws = learner.estimator, inner.draws
+    assert draws is not None
     with watched_leaves() as foreign:
-        grads: set[str] = set(estimator(inner, meta, buffers, task).grads)
-        if hasattr(estimator, "batches"):
-            grads = set()
-            for batch in estimator.batches(task):
+        if not hasattr(estimator, "batches"):
+            with draws.observed():
+                reached = {*estimator(inner, meta, buffers, task).grads}
+            return reached, dict(foreign)
+        reached = set()
+        for batch in estimator.batches(task):
 
-                def loss(meta: Tensors, batch: Any = batch) -> tuple[Tensor, tuple[()]]:
-                    return inner.query(meta, inner.start(meta, buffers), batch, 0).loss, ()
+            def loss(meta: Tensors, batch: Any = batch) -> tuple[Tensor, tuple[()]]:
+                return inner.query(meta, inner.start(meta, buffers), batch, 0).loss, ()
 
-                value, pull, _ = vjp(loss, meta)
-                (slopes,) = pull(torch.ones_like(value))
-                grads |= {name for name, slope in slopes.items() if slope is not None}
-        return grads, dict(foreign)
+            value, pull, _ = vjp(loss, meta)
+            (slopes,) = pull(torch.ones_like(value))
+            reached |= {name for name, slope in slopes.items() if slope is not None}
+        return reached, dict(foreign)
 
 
 def _name_second_derivative(

@@ -156,7 +156,10 @@ class _Sweep:
 
     def visit(self, carry: Carry, index: int, draws: States) -> tuple[_Visit, Carry]:
         """Inner step `index`: what is kept of it, and the next carry."""
-        support = self.inner.support(self.meta, carry, self.task.support, index)
+        with (
+            torch.no_grad()
+        ):  # no graph of the gradient, by the kernels that it will be taken by again
+            support = self.inner.support(self.meta, carry, self.task.support, index)
         constant = self.is_constant(carry, index)
         visit = _Visit(carry, support, self.draws()) if constant else _Visit(carry, None, draws)
         return visit, self.inner.update(self.meta, carry, support, index)

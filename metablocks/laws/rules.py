@@ -10,7 +10,7 @@ import torch
 
 from metablocks.errors import LawError, RuleError
 from metablocks.functional import FunctionalModule
-from metablocks.generators import States, generators_of, get_states
+from metablocks.generators import States, generators_of, get_states, same_state
 from metablocks.inner import Trajectory, adapt
 from metablocks.laws.problem import (
     MakeRule,
@@ -242,7 +242,8 @@ def adapt_is_its_loop(make: MakeRule, problem: Problem) -> None:
 
 
 def _moved(before: States, after: States) -> bool:
-    return any(repr(one) != repr(other) for (_, one), (_, other) in zip(before, after, strict=True))
+    pairs = zip(before, after, strict=True)
+    return any(not same_state(one, other) for (_, one), (_, other) in pairs)
 
 
 def seeded_rule(make: MakeRule) -> UpdateRule:

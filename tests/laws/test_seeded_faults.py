@@ -31,7 +31,6 @@ from metablocks.errors import LawError
 from metablocks.estimators import adjoint
 from metablocks.estimators.base import TaskGradient
 from metablocks.estimators.unrolled import weighted_query_loss
-from metablocks.executors import KeyedFunction
 from metablocks.functional import detach
 from metablocks.inner import InnerLoop
 from metablocks.laws import (
@@ -54,7 +53,9 @@ class DetachedParameters(Unrolled):
     """A first-order step makes a constant of the parameters, and not of the gradient."""
 
     def __call__(self, inner, meta, buffers, task):
-        return super().__call__(_Detaching(**_fields(inner)), meta, buffers, task)
+        result = super().__call__(_Detaching(**_fields(inner)), meta, buffers, task)
+        zeros = {name: torch.zeros_like(tensor) for name, tensor in meta.items()}
+        return result._replace(grads=zeros | result.grads)  # else the learner itself finds it out
 
 
 class _Detaching(InnerLoop):
@@ -79,7 +80,7 @@ class GradOfVmap(Vmap):
     """One gradient of the summed loss of all tasks, and not the sum of the tasks' gradients."""
 
     def __call__(self, fn, shared, buffers, tasks):
-        if not isinstance(fn, KeyedFunction):  # an evaluation
+        if fn.key is None:  # an evaluation
             return super().__call__(fn, shared, buffers, tasks)
         meta, tensors = shared
 
