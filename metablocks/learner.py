@@ -413,7 +413,7 @@ class MetaLearner(nn.Module):
         return self._functional_models[norm_statistics]
 
     def _key(self, inner: InnerLoop) -> tuple[Hashable, ...]:
-        """Model and rule as they are, loss and metric: of equal keys, draws and what is read are equal."""
+        """Model and rule as they are, loss and metric: equal keys draw and read alike."""
         return inner.model.key, inner.rule.key, *self._functions(inner)
 
     def _functions(self, inner: InnerLoop) -> tuple[Any, ...]:
