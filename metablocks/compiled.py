@@ -47,8 +47,13 @@ class Compiler:
 
     On that call the result is held to the function's own, to what rounding explains: the square root
     of the dtype's precision, or as much as is measured in double precision. Where it differs by more,
-    where the function draws random numbers, or where it cannot be traced or compiled, a
-    `CompileWarning` says why, and the function runs as it is. Threads may share one.
+    where the function draws random numbers or has sizes that depend on the data, or where it cannot be
+    traced or compiled, a `CompileWarning` says why, and the function runs as it is. Threads may share
+    one.
+
+    What a learner puts into its key are the fingerprints of model, rule, loss and metric: the module
+    `metablocks.fingerprint` says what they see, and what they do not. A change that is seen makes the
+    function anew, and one that goes back to what was finds what was made.
 
     >>> compiler = Compiler("trace")
     >>> add = lambda x: x + 1

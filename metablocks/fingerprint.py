@@ -1,4 +1,4 @@
-"""What a module or a function is now, as a value: another fingerprint, possibly another behaviour.
+"""Fingerprints of modules and functions: equal values, equal behaviour, as far as they look.
 
 Looked at are, of every module, its plain attributes, flags, hooks, submodules, and the identity and
 version of tensors it holds beside parameters and buffers; of a function its code, closure, defaults,

@@ -241,7 +241,9 @@ def scaled(factor: Tensor, tensor: Tensor) -> Tensor:
     >>> scaled(torch.tensor(0.5, dtype=torch.float64), torch.tensor(2j))
     tensor(0.+1.j)
     """
-    return factor.to(tensor.dtype.to_real()) * tensor
+    if factor.dtype != tensor.dtype:
+        factor = factor.to(tensor.dtype.to_real())
+    return factor * tensor
 
 
 def inner_product(one: Tensors, other: Tensors) -> Tensor:
