@@ -226,7 +226,7 @@ class MetaLearner(nn.Module):
         Raises `BlockError` for more steps than a per-step block was set up for.
         """
         check_tasks(tasks)
-        inner, buffers = self._inner_at_evaluation(tasks[0], steps, metric, norm_statistics)
+        inner, buffers = self._inner_at_evaluation(tasks, steps, metric, norm_statistics)
 
         def judge(shared: Any, buffers: Tensors, task: Task) -> tuple[Any, Any]:
             meta, tensors = shared
@@ -266,10 +266,10 @@ class MetaLearner(nn.Module):
         task = map_tensors(torch.Tensor.detach, (support, support))
         task = Task(*task)
         check_tasks([task])
-        inner, buffers = self._inner_at_evaluation(task, steps)
+        inner, buffers = self._inner_at_evaluation([task], steps)
         meta = detach(self._meta_parameters())
         with self._working(inner, put_back=True), _drawing(inner).observed():
-            self._check_reads(inner, buffers, task)
+            self._check_reads(inner, buffers, [task])
             last = carry = inner.start(meta, buffers)
             for index in range(inner.steps):
                 last = carry
@@ -289,7 +289,7 @@ class MetaLearner(nn.Module):
         count = check_tasks(tasks, differentiated=True)
         through = tuple(self.order(k, self.steps, progress) for k in range(self.steps))
         weights = step_weights(self.step_loss, self.steps, progress)
-        inner, buffers = self._inner(tasks[0], self.steps, through, weights, metric=metric)
+        inner, buffers = self._inner(tasks, self.steps, through, weights, metric=metric)
         with self._working(inner, put_back=True):
             self._check_first_batch(inner, buffers, tasks)
         work = self._work(self.estimator, inner)
@@ -347,7 +347,7 @@ class MetaLearner(nn.Module):
 
     def _inner(
         self,
-        task: Task,
+        tasks: Tasks,
         steps: int,
         through: tuple[bool, ...],
         weights: tuple[float, ...],
@@ -357,7 +357,7 @@ class MetaLearner(nn.Module):
     ) -> tuple[InnerLoop, Tensors]:
         """The inner loop as everything is now, and the buffers that a task begins with.
 
-        A model that has not run yet runs on the task's support set, to tell which buffers it changes.
+        A model that has not run yet runs on the first support set, to tell which buffers it changes.
         """
         model = self._functional_model(norm_statistics or self.norm_statistics).now()
         rule = self._functional_rule.now()
@@ -367,7 +367,7 @@ class MetaLearner(nn.Module):
             held = Draws(generators_of(params, model.generators))
             with torch.inference_mode(False), torch.enable_grad(), held.put_back(), held.observed():
                 check_inference(self)
-                model.apply(ModuleState(params, buffers), task.support[0], training=training)
+                model.apply(ModuleState(params, buffers), tasks[0].support[0], training=training)
         changing = model.changing_buffers(training=training)
         collected = _collected_buffers(self.model)
         inner = InnerLoop(
@@ -394,7 +394,7 @@ class MetaLearner(nn.Module):
 
     def _inner_at_evaluation(
         self,
-        task: Task,
+        tasks: Tasks,
         steps: int | None,
         metric: Metric | None = None,
         norm_statistics: NormStatistics | None = None,
@@ -404,7 +404,7 @@ class MetaLearner(nn.Module):
         if norm_statistics is not None:
             _check_norm_statistics(norm_statistics, self.model)
         weights = (0.0,) * steps + (1.0,)
-        return self._inner(task, steps, (False,) * steps, weights, False, metric, norm_statistics)
+        return self._inner(tasks, steps, (False,) * steps, weights, False, metric, norm_statistics)
 
     def _functional_model(self, norm_statistics: NormStatistics) -> FunctionalModule:
         if norm_statistics not in self._functional_models:
@@ -434,17 +434,17 @@ class MetaLearner(nn.Module):
     def _check_first_batch(self, inner: InnerLoop, buffers: Tensors, tasks: Tasks) -> None:
         """Once: the loss reads nothing trainable but meta-parameters, and reaches all of these."""
         if self._reached:
-            self._check_reads(inner, buffers, tasks[0])
+            self._check_reads(inner, buffers, tasks)
             return
         check_reach(self, inner, buffers, tasks)
         self._reached = True
         self._read.add(self._key(inner))
 
-    def _check_reads(self, inner: InnerLoop, buffers: Tensors, task: Task) -> None:
+    def _check_reads(self, inner: InnerLoop, buffers: Tensors, tasks: Tasks) -> None:
         """Once for each state of model, rule and loss: nothing trainable is read but meta-parameters."""
         key = self._key(inner)
         if key not in self._read:
-            check_reads(self, inner, buffers, task)
+            check_reads(self, inner, buffers, tasks[0])
             self._read.add(key)
 
     def _evaluation_steps(self, steps: int | None) -> int:
