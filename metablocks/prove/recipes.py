@@ -11,14 +11,17 @@ the start, where factors at the identity and zero biases would hide what they do
 
 import torch
 
-from metablocks.diagnose import without_second_derivative
 from metablocks.errors import MetablocksError, first_line
 from metablocks.estimators import Implicit, Reptile
 from metablocks.laws.plain import SEED
 from metablocks.learner import MetaLearner
 from metablocks.prove.epoch import check_epoch
 from metablocks.prove.gradient_report import GradientPart, GradientReport
-from metablocks.prove.modules import refused_by_transforms, with_wrong_derivative
+from metablocks.prove.modules import (
+    refused_by_transforms,
+    with_wrong_derivative,
+    without_second_derivative,
+)
 from metablocks.prove.small import Small, build_small
 from metablocks.prove.variants import norm, run, through, turning_points
 from metablocks.recipe.record import Recipe
