@@ -48,6 +48,11 @@ def gradient(
     _watch(value)
     if not value.requires_grad:
         return {name: torch.zeros_like(t) for name, t in point.items()}, value, aux
+    if recording and not recorded and not any(t.requires_grad for t in point.values()):
+        own = {id(node) for node in nodes.values()}
+        recording = any(id(leaf) not in own for leaf in graph_leaves(value))
+    if differentiable and not recording:
+        aux = detach_tree(aux)
     slopes = torch.autograd.grad(
         value,
         list(nodes.values()),

@@ -341,6 +341,6 @@ def _vmap(
         refusal = error
     first()  # raises what is wrong with the work itself
     raise ExecutorError(
-        f"Vmap cannot run this model, loss or metric, which a plain loop runs: torch.func.vmap says: "
-        f"{first_line(refusal)} Use executor=Loop()"
+        f"Vmap cannot run this model or loss, which a plain loop runs: {first_line(refusal)} "
+        "Use executor=Loop()"
     ) from refusal

@@ -473,6 +473,13 @@ def _check_types(learner: MetaLearner) -> None:
             raise BlockError(f"{name} is {given}; it takes a {kind.__name__}{hint}")
     if not callable(learner.loss):
         raise BlockError(f"loss is {learner.loss!r}; it takes (prediction, target) -> scalar")
+    if isinstance(learner.loss, nn.Module) and any(
+        p.requires_grad for p in learner.loss.parameters()
+    ):
+        raise BlockError(
+            f"the loss {type(learner.loss).__name__} has trainable parameters, which no gradient "
+            "would reach; put them into the model, or freeze them with requires_grad_(False)"
+        )
 
 
 def _check_norm_statistics(given: Any, model: nn.Module) -> Any:

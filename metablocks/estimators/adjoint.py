@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import zip_longest
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -59,6 +59,7 @@ class Adjoint:
     Raises `BlockError` for `keep_every` below 1.
     """
 
+    exact: ClassVar[bool] = True
     keep_every: int = 1
     offload: bool = False
 

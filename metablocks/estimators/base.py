@@ -1,7 +1,7 @@
 """What an estimator is: a way to compute one task's meta-gradient."""
 
 from collections.abc import Mapping
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -39,9 +39,11 @@ class Estimator(Protocol):
     the update rule that a learner with this estimator goes by, in training and at evaluation alike;
     `thrifty(steps)`, an estimator of the same gradient that takes less memory, or None;
     `batches(task)`, the batches whose loss at θ_0 must depend on every meta-parameter, for one that
-    does not differentiate the query loss after the inner loop. One that claims another gradient than
-    `Unrolled`'s says so by an attribute `exact = False`.
+    does not differentiate the query loss after the inner loop.
     """
+
+    exact: ClassVar[bool]
+    """Whether it claims `Unrolled`'s gradient."""
 
     def __call__(
         self, inner: InnerLoop, meta: Tensors, buffers: Tensors, task: Task

@@ -7,7 +7,7 @@ Exact. Memory grows with the number of inner steps, as the graph of every step i
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -28,6 +28,8 @@ class Unrolled:
     >>> Unrolled()
     Unrolled()
     """
+
+    exact: ClassVar[bool] = True
 
     def __call__(
         self, inner: InnerLoop, meta: Tensors, buffers: Tensors, task: Task

@@ -20,6 +20,7 @@ from torch.func import functional_call
 
 from metablocks.functional import detach, module_arguments, step_aware_modules, tracking_norms
 from metablocks.generators import States, generators_of, get_states, set_states
+from metablocks.kernels import twice_differentiable
 from metablocks.learner import MetaLearner
 from metablocks.rules import Chain, MTMask, StepInfo, UpdateRule
 from metablocks.types import Batch, Progress, Task, TaskBatch, Tensors
@@ -143,7 +144,8 @@ class PlainLoop:
         with torch.enable_grad():
             if not through:
                 fast = {name: tensor.detach().requires_grad_() for name, tensor in fast.items()}
-            loss, buffers = self.forward(fast, buffers, batch, index)
+            with twice_differentiable(through):
+                loss, buffers = self.forward(fast, buffers, batch, index)
             gradients = gradient(loss, fast, graph=through)
         return (gradients, buffers) if through else (detach(gradients), detach(buffers))
 

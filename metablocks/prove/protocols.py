@@ -27,7 +27,7 @@ _TAKES = {
     "rule": "it takes a subclass of metablocks.UpdateRule",
     "order": "(step, steps, progress) -> bool",
     "step_loss": "(steps, progress) -> weights [steps + 1]",
-    "estimator": "(inner, meta, buffers, task) -> TaskGradient, with a method disconnected",
+    "estimator": "(inner, meta, buffers, task) -> TaskGradient, with an attribute exact",
     "executor": "(fn, shared, buffers, tasks) -> (sum, stacked)",
     "norm": "(model, steps) -> model, or a module class that takes the number of channels",
 }
@@ -105,6 +105,6 @@ def _named_like(function: Any) -> bool:
 def _protocols(block: Any) -> list[str]:
     if isinstance(block, UpdateRule):
         return ["rule"]
-    if hasattr(block, "disconnected"):
+    if hasattr(block, "exact"):
         return ["estimator"] if fits_slot(block, ESTIMATOR) else []
     return [name for name in ("order", "step_loss", "executor") if fits_slot(block, SLOTS_OF[name])]
