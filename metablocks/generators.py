@@ -101,8 +101,8 @@ class Draws:
         """The kinds of generators that it has drawn from so far."""
 
     @contextmanager
-    def observed(self) -> Iterator[None]:
-        """Run the block, one whole piece of work; unless `known`, see what this thread draws in it."""
+    def observed(self, *, whole: bool = True) -> Iterator[None]:
+        """Run the block; unless `known`, see what this thread draws. `whole`: it is all of the work."""
         if self.known:
             yield
             return
@@ -113,7 +113,7 @@ class Draws:
             with watch:
                 yield
             self.kinds |= self._so_far()
-            self.known = True
+            self.known = whole
         finally:
             self.kinds |= self._so_far()
             _local.watch = before
@@ -134,18 +134,18 @@ class Draws:
     @contextmanager
     def put_back(self) -> Iterator[None]:
         """Leave the generators as they were found."""
-        states = self.states()
+        states, known = self.states(), self.known
         try:
             yield
         except BaseException:
             self.kinds |= {g.kind for g, state in states if not g.is_at(state)}
             raise
         finally:
-            moved = {g.kind for g, s in states if g.kind not in self.kinds and not g.is_at(s)}
-            if moved and threading.active_count() == 1:  # no other thread: the work drew after all
-                self.kinds |= moved
-            elif moved:  # whoever it was, the work is observed again
+            moved = [(g, s) for g, s in states if g.kind not in self.kinds and not g.is_at(s)]
+            if known and moved:  # whoever it was, the work is observed again
                 self.known = False
+                if threading.active_count() == 1:  # no other thread: it was the work
+                    set_states(moved)
             self.restore(states)
 
     def _so_far(self) -> set[str]:

@@ -4,10 +4,11 @@ It holds the meta-parameters and hands each block what it needs; the mathematics
 """
 
 import math
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Hashable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
-from typing import Any, NamedTuple, get_args
+from functools import wraps
+from typing import Any, NamedTuple, TypeVar, get_args
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +32,20 @@ from metablocks.types import Batch, Progress, Task, Tensors, map_tensors
 
 Metric = Callable[[Any, Any], Any]
 """`(prediction, target) -> score`: a scalar tensor, or a number."""
+
+
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+def _differentiating(method: Method) -> Method:
+    """The method with gradients enabled, whatever the caller's mode."""
+
+    @wraps(method)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        with torch.inference_mode(False), torch.enable_grad():
+            return method(*args, **kwargs)
+
+    return run  # type: ignore[return-value]
 
 
 class MetaGradient(NamedTuple):
@@ -176,6 +191,7 @@ class MetaLearner(nn.Module):
         ]
         return min((limit for limit in limits if isinstance(limit, int)), default=None)
 
+    @_differentiating
     def meta_gradient(
         self, tasks: Tasks, *, progress: Progress | None = None, metric: Metric | None = None
     ) -> MetaGradient:
@@ -191,6 +207,7 @@ class MetaLearner(nn.Module):
         """
         return self._meta_gradient(tasks, progress or Progress(), metric, put_back=True)
 
+    @_differentiating
     def backward(
         self, tasks: Tasks, *, progress: Progress | None = None, metric: Metric | None = None
     ) -> MetaGradient:
@@ -208,6 +225,7 @@ class MetaLearner(nn.Module):
             self.model.get_buffer(name.removeprefix("model.")).add_(change)
         return result
 
+    @_differentiating
     def evaluate(
         self,
         tasks: Tasks,
@@ -249,11 +267,12 @@ class MetaLearner(nn.Module):
                 () if metric is None else torch.stack(scores),
             )
 
-        with self._working(inner, put_back=True):
+        with _drawing(inner).put_back():
             _, result = self._execute(TaskWork(judge, _drawing(inner)), inner, buffers, tasks)
         losses, predictions, scores = result
         return Evaluation(losses, predictions, scores if metric is not None else None)
 
+    @_differentiating
     def adapt(self, support: Batch, *, steps: int | None = None) -> nn.Module:
         """A copy of the model adapted to one support batch, in `eval()` mode, ready to predict.
 
@@ -268,7 +287,7 @@ class MetaLearner(nn.Module):
         check_tasks([task])
         inner, buffers = self._inner_at_evaluation([task], steps)
         meta = detach(self._meta_parameters())
-        with self._working(inner, put_back=True), _drawing(inner).observed():
+        with _drawing(inner).put_back(), _drawing(inner).observed():
             self._check_reads(inner, buffers, [task])
             last = carry = inner.start(meta, buffers)
             for index in range(inner.steps):
@@ -290,10 +309,10 @@ class MetaLearner(nn.Module):
         through = tuple(self.order(k, self.steps, progress) for k in range(self.steps))
         weights = step_weights(self.step_loss, self.steps, progress)
         inner, buffers = self._inner(tasks, self.steps, through, weights, metric=metric)
-        with self._working(inner, put_back=True):
+        with _drawing(inner).put_back():
             self._check_first_batch(inner, buffers, tasks)
         work = self._work(self.estimator, inner)
-        with self._working(inner, put_back=put_back):
+        with _drawing(inner).put_back() if put_back else nullcontext():
             totals, (query_losses, scores) = self._execute(work, inner, buffers, tasks)
         grads, changes, metrics, loss = totals
         grads = {name: grad / count for name, grad in grads.items()}
@@ -335,16 +354,6 @@ class MetaLearner(nn.Module):
         shared = (detach(self._meta_parameters()), inner.tensors)
         return self.executor(work, shared, buffers, tasks)
 
-    @contextmanager
-    def _working(self, inner: InnerLoop, *, put_back: bool) -> Iterator[None]:
-        """Gradients are enabled, whatever the caller's mode; random states are put back if asked."""
-        with torch.inference_mode(False), torch.enable_grad():
-            if not put_back:
-                yield
-                return
-            with _drawing(inner).put_back():
-                yield
-
     def _inner(
         self,
         tasks: Tasks,
@@ -365,7 +374,7 @@ class MetaLearner(nn.Module):
         params, buffers = map(detach, model.state())
         if not model.was_run(training=training):
             held = Draws(generators_of(params, model.generators))
-            with torch.inference_mode(False), torch.enable_grad(), held.put_back(), held.observed():
+            with held.put_back(), held.observed():
                 check_inference(self)
                 model.apply(ModuleState(params, buffers), tasks[0].support[0], training=training)
         changing = model.changing_buffers(training=training)

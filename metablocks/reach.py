@@ -102,8 +102,9 @@ def _look(
             def loss(meta: Tensors, batch: Any = batch) -> tuple[Tensor, tuple[()]]:
                 return inner.query(meta, inner.start(meta, buffers), batch, 0).loss, ()
 
-            value, pull, _ = vjp(loss, meta)
-            (slopes,) = pull(torch.ones_like(value))
+            with draws.observed(whole=False):
+                value, pull, _ = vjp(loss, meta)
+                (slopes,) = pull(torch.ones_like(value))
             reached |= {name for name, slope in slopes.items() if slope is not None}
         return reached, dict(foreign)
 

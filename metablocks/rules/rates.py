@@ -115,7 +115,10 @@ class LearningRate(UpdateRule):
         try:
             rate = self.rate[key]
         except AttributeError as error:
-            raise RuleError(f"LearningRate was set up without a rate for {key}") from error
+            raise RuleError(
+                f"LearningRate was set up without a rate for {key}; if it was unfrozen since, make a new "
+                "rule and learner"
+            ) from error
         if not self.per_step:
             return rate
         return rate[row("LearningRate", index, self.steps, self.beyond, RuleError)]
