@@ -40,6 +40,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         choices=["float32", "float64"],
         help="run the laws in this precision; finite differences are float64 in any case",
     )
+    parser.addoption(
+        "--long", action="store_true", help="also what takes too long for every commit"
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -26,7 +26,7 @@ cannot do. That is refused: under `Vmap` with the way out, at second order with 
 `tests/zoo/test_limits.py` holds each cell of this table to PyTorch alone.
 
     tools/test tests/zoo               # each model, a covering choice of combinations
-    tools/test tests/zoo -m long       # the full product
+    tools/test tests/zoo --long        # the full product
 
 | model | its kind | `Loop` | `Vmap` |
 |---|---|---|---|
