@@ -287,8 +287,9 @@ class MetaLearner(nn.Module):
         check_tasks([task])
         inner, buffers = self._inner_at_evaluation([task], steps)
         meta = detach(self._meta_parameters())
-        with _drawing(inner).put_back(), _drawing(inner).observed():
+        with _drawing(inner).put_back():
             self._check_reads(inner, buffers, [task])
+        with _drawing(inner).put_back(), _drawing(inner).observed():
             last = carry = inner.start(meta, buffers)
             for index in range(inner.steps):
                 last = carry

@@ -159,7 +159,11 @@ def _function(function: FunctionType, memo: dict[int, Any]) -> FunctionType:
     """The function, closing over the twins of the modules that it closes over."""
     cells = function.__closure__ or ()
     made = [
-        CellType(memo[id(content)]) if id(content) in memo else cell
+        CellType(memo[id(content)])
+        if id(content) in memo
+        else CellType(MethodType(content.__func__, memo[id(content.__self__)]))
+        if isinstance(content, MethodType) and id(content.__self__) in memo
+        else cell
         for cell, content in zip(cells, _cells(function), strict=True)
     ]
     if all(a is b for a, b in zip(made, cells, strict=True)):
