@@ -255,9 +255,14 @@ class ModuleView:
             for tree in state
             for name, tensor in tree.items()
         }
+        return tensors | self.beside()
+
+    def beside(self) -> Tensors:
+        """The tensors that attributes hold beside the state, by path."""
+        tensors = dict(self._tensors)
         for part in self._parts:
             tensors |= part.beside()
-        return tensors | self._tensors
+        return tensors
 
     def _places(self, kind: str, names: Iterable[str]) -> "dict[str, tuple[_Part, str]]":
         """Where each named tensor stands first."""

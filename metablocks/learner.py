@@ -23,7 +23,13 @@ from metablocks.functional import FunctionalModule, ModuleState, NormStatistics,
 from metablocks.generators import Draws, generators_of
 from metablocks.inner import InnerLoop, check_steps
 from metablocks.order import Order, SecondOrder
-from metablocks.reach import check_constant, check_inference, check_reach, check_reads
+from metablocks.reach import (
+    check_constant,
+    check_inference,
+    check_reach,
+    check_reads,
+    trainable_flags,
+)
 from metablocks.rules.base import UpdateRule
 from metablocks.selection import select_parameters
 from metablocks.step_loss import FinalStepLoss, StepLoss, step_weights
@@ -448,11 +454,11 @@ class MetaLearner(nn.Module):
             return
         check_reach(self, inner, buffers, tasks)
         self._reached = True
-        self._read.add(self._key(inner))
+        self._read.add((*self._key(inner), trainable_flags(self, inner)))
 
     def _check_reads(self, inner: InnerLoop, buffers: Tensors, tasks: Tasks) -> None:
         """Once for each state of model, rule and loss: nothing trainable is read but meta-parameters."""
-        key = self._key(inner)
+        key = (*self._key(inner), trainable_flags(self, inner))
         if key not in self._read:
             check_reads(self, inner, buffers, tasks[0])
             self._read.add(key)

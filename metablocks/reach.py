@@ -67,6 +67,13 @@ def check_reads(learner: "MetaLearner", inner: InnerLoop, buffers: Tensors, task
     return reached
 
 
+def trainable_flags(learner: "MetaLearner", inner: InnerLoop) -> tuple[bool, ...]:
+    """Which tensors that a learner reads are trainable: its own, and those beside that can be found."""
+    read = [tensor for _, tensor in _inside("the loss", learner.loss, 3)]
+    beside = inner.model.beside().values()
+    return tuple(tensor.requires_grad for tensor in (*learner.parameters(), *read, *beside))
+
+
 def check_inference(learner: "MetaLearner") -> None:
     """Raise `ModuleError` for parameters and buffers made under `torch.inference_mode`."""
     for name, tensor in (*learner.named_parameters(), *learner.named_buffers()):

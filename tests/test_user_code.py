@@ -229,6 +229,15 @@ def test_a_loss_that_reads_something_trainable_is_refused_by_name(kind):
             call(tasks_of())
 
 
+def test_a_teacher_that_is_unfrozen_later_is_refused_then():
+    teacher = nn.Linear(1, 1).requires_grad_(False)
+    learner = learner_of(net(), lambda p, y: F.mse_loss(teacher(p), y))
+    learner.meta_gradient(tasks_of())
+    teacher.requires_grad_(True)
+    with pytest.raises(GradientError, match="teacher's weight"):
+        learner.meta_gradient(tasks_of())
+
+
 def test_a_frozen_teacher_and_derivatives_by_the_input_are_no_fault():
     teacher = nn.Linear(1, 1).requires_grad_(False)
 
