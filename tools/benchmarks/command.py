@@ -18,6 +18,7 @@ EXAMPLES = """examples:
   tools/bench conv --contender metablocks_vmap --contender higher --quick
   tools/bench conv --contender plain_loop --contender 'metablocks_*' --without '*_compiled'
   tools/bench memory --steps 1,64         inner steps 1 and 64, and how cost grows with them
+  tools/bench 'memory-lora*'              a frozen backbone: half of it, and twice as much that adapts
 """
 
 

@@ -30,7 +30,7 @@ def make(contender: Contender, problem: Problem) -> Run:
 def plain_loop(problem: Problem) -> Run:
     """Written by hand: `torch.autograd.grad` with `create_graph`, one task after another."""
     model, loss, rate = problem.model, problem.loss, problem.rate
-    initial = dict(model.named_parameters())
+    initial = problem.trainable
 
     def run() -> Gradients:
         total = None
@@ -52,7 +52,7 @@ def plain_loop(problem: Problem) -> Run:
 def plain_vmap(problem: Problem) -> Run:
     """Written by hand: `torch.func.vmap` over the tasks of `torch.func.grad` of the inner loop."""
     model, loss, rate = problem.model, problem.loss, problem.rate
-    initial = {name: p.detach() for name, p in model.named_parameters()}
+    initial = {name: p.detach() for name, p in problem.trainable.items()}
 
     def mistake(params: Gradients, inputs: Tensor, target: Tensor) -> Tensor:
         return loss(functional_call(model, params, (inputs,)), target)
@@ -79,7 +79,7 @@ def higher(problem: Problem) -> Run:
     import higher as library
 
     model, loss = problem.model, problem.loss
-    optimizer = torch.optim.SGD(model.parameters(), lr=problem.rate)
+    optimizer = torch.optim.SGD(problem.trainable.values(), lr=problem.rate)
 
     def run() -> Gradients:
         total = None
@@ -93,8 +93,10 @@ def higher(problem: Problem) -> Run:
                 for _ in range(problem.steps):
                     inner.step(loss(fast(support), target))
                 value = loss(fast(query), truth)
-                wanted = model if problem.second_order else fast
-                total = _add(total, torch.autograd.grad(value, list(wanted.parameters())))
+                wanted = (model if problem.second_order else fast).parameters()
+                total = _add(
+                    total, torch.autograd.grad(value, [p for p in wanted if p.requires_grad])
+                )
         return _mean(problem, total)
 
     return run
@@ -108,7 +110,7 @@ def torchopt(problem: Problem) -> Run:
     import torchopt as library
 
     model, loss = problem.model, problem.loss
-    initial = dict(model.named_parameters())
+    initial = problem.trainable
 
     def second_order() -> Gradients:
         network = library.extract_state_dict(model, by="reference", detach_buffers=True)
@@ -182,5 +184,4 @@ def _add(total: list[Tensor] | None, grads: tuple[Tensor, ...]) -> list[Tensor]:
 
 
 def _mean(problem: Problem, total: list[Tensor]) -> Gradients:
-    names = [name for name, _ in problem.model.named_parameters()]
-    return {name: t / len(problem.tasks) for name, t in zip(names, total, strict=True)}
+    return {n: t / len(problem.tasks) for n, t in zip(problem.trainable, total, strict=True)}

@@ -16,6 +16,7 @@ NETS = {
     "conv4": "4 × [3×3 conv, batch norm, ReLU, 2×2 max-pool]",
     "conv4-strided": "4 × [3×3 conv of stride 2, batch norm, ReLU]",
     "conv12": "12 × [3×3 conv, batch norm, ReLU], 2×2 max-pool after the 3rd, 6th and 9th",
+    "lora": "residual MLP, frozen; W + (1/r) B A in some of its layers adapts",
 }
 """What `problem.py` can build. All but the MLP take random 28×28 images, and have a linear head."""
 
@@ -25,8 +26,9 @@ class Case:
     """One problem whose meta-gradient is measured.
 
     `net` is one of `NETS`; the loss is the squared error for the MLP, cross-entropy for images.
-    `shots` and `queries` count examples of a class, or of a task in regression. `repeats` is how
-    often a process times the computation.
+    `shots` and `queries` count examples of a class, or of a task in regression. `filters` is of the
+    convolutional nets; `layers`, `adapted` (how many of them adapt), `width` and `rank` are of "lora".
+    `repeats` is how often a process times the computation.
     """
 
     name: str
@@ -38,6 +40,10 @@ class Case:
     rate: float = 0.01
     second_order: bool = True
     filters: int = 64
+    layers: int = 20
+    adapted: int = 5
+    width: int = 1024
+    rank: int = 10
     ways: int = 5
     repeats: int
 
@@ -48,11 +54,22 @@ class Case:
             net = NETS[self.net]
             examples = f"{self.shots}-shot, {self.queries} queries"
         else:
-            net = f"{NETS[self.net]}, {self.filters} filters, random 28×28 images"
+            net = f"{NETS[self.net]}, {self._size}, random 28×28 images"
             examples = f"{self.ways}-way {self.shots}-shot, {self.queries} queries a class"
         tasks = f"{self.tasks} task{'s' if self.tasks > 1 else ''}"
         steps = f"{self.steps} inner step{'s' if self.steps > 1 else ''}"
         return f"{net}; {tasks}, {examples}, {steps} of {self.rate}, {order}"
+
+    @property
+    def _size(self) -> str:
+        if self.net != "lora":
+            return f"{self.filters} filters"
+        frozen = self.layers * self.width**2 / 1e6
+        adapting = self.adapted * 2 * self.rank * self.width / 1e3
+        return (
+            f"{self.layers} layers of {frozen:.1f} M frozen weights, {self.adapted} of them with "
+            f"{adapting:.0f} k that adapt"
+        )
 
     def quick(self) -> "Case":
         """The same code at a size that proves the path and measures nothing."""
@@ -62,6 +79,10 @@ class Case:
             queries=min(self.queries, 2),
             steps=min(self.steps, 2),
             filters=4,
+            layers=4,
+            adapted=min(self.adapted, 2),
+            width=8,
+            rank=2,
             repeats=3,
         )
 
@@ -104,6 +125,8 @@ class Contender:
             return (
                 f"compiled graphs grow with the inner steps; by default up to {MOST_COMPILED_STEPS}"
             )
+        if self.name == "torchopt" and case.net == "lora":
+            return "its MetaSGD differentiates by frozen parameters too, which autograd refuses"
         if self.bfloat16 and case.net == "mlp":
             return "half precision is for nets whose time goes into products of matrices"
         if self.wide and (case.net == "mlp" or case.tasks == 1):
@@ -119,6 +142,7 @@ MOST_COMPILED_STEPS = 5
 
 SINUSOID = Case(name="sinusoid", net="mlp", tasks=25, shots=5, queries=5, repeats=20)
 CONV = Case(name="conv", net="conv4", tasks=8, shots=1, queries=15, repeats=5)
+LORA = Case(name="lora", net="lora", tasks=1, shots=5, queries=5, repeats=3)
 
 CASES = {
     case.name: case
@@ -130,6 +154,9 @@ CASES = {
         replace(CONV, name="conv-strided", net="conv4-strided"),
         replace(CONV, name="deep", net="conv12", tasks=4, filters=32, repeats=3),
         replace(CONV, name="memory", tasks=1, shots=5, queries=5),
+        replace(LORA, name="memory-lora"),
+        replace(LORA, name="memory-lora-half-backbone", layers=10),
+        replace(LORA, name="memory-lora-twice-adapted", adapted=10),
     )
 }
 

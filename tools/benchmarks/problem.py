@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from metablocks import TaskBatch
 from metablocks.models import MLP, Conv4
@@ -16,7 +17,7 @@ from tools.benchmarks.lineup import Case
 @dataclass(frozen=True)
 class Problem:
     """What a contender gets. Its answer is the gradient of the mean, over tasks, of the final query
-    loss, with respect to the model's parameters, by their names."""
+    loss, with respect to `trainable`, by their names."""
 
     model: nn.Module
     loss: Callable[[Tensor, Tensor], Tensor]
@@ -24,6 +25,11 @@ class Problem:
     steps: int
     rate: float
     second_order: bool
+
+    @property
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """The parameters that adapt: all of the model's that are not frozen."""
+        return {n: p for n, p in self.model.named_parameters() if p.requires_grad}
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
         """Support inputs and targets, query inputs and targets of one task after another."""
@@ -42,7 +48,7 @@ def build(case: Case, *, device: str, dtype: torch.dtype) -> Problem:
         tasks = Sinusoid(shots=case.shots, queries=case.queries).sample("train", range(case.tasks))
         support, query, loss = tasks.support, tasks.query, F.mse_loss
     else:
-        model = _conv_net(case)
+        model = _image_net(case)
         support, query = (_images(case, examples) for examples in (case.shots, case.queries))
         loss = F.cross_entropy
     for module in model.modules():
@@ -63,7 +69,9 @@ def build(case: Case, *, device: str, dtype: torch.dtype) -> Problem:
     )
 
 
-def _conv_net(case: Case) -> nn.Module:
+def _image_net(case: Case) -> nn.Module:
+    if case.net == "lora":
+        return lora(case)
     if case.net == "conv12":
         return Deep(outputs=case.ways, filters=case.filters)
     return Conv4(
@@ -88,6 +96,39 @@ class Deep(nn.Sequential):
             if layer in (2, 5, 8):
                 blocks.append(nn.MaxPool2d(2))
         super().__init__(*blocks, nn.Flatten(), nn.Linear(filters * 3 * 3, outputs))
+
+
+class Residual(nn.Linear):
+    """x + ReLU(W x + b)."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return inputs + F.relu(super().forward(inputs))
+
+
+class LowRank(nn.Module):
+    """W + (1/r) B A: A random, B zero (Hu et al., "LoRA", 2021)."""
+
+    def __init__(self, weight: Tensor, rank: int) -> None:
+        super().__init__()
+        outputs, inputs = weight.shape
+        self.a = nn.Parameter(torch.randn(rank, inputs) / inputs**0.5)
+        self.b = nn.Parameter(torch.zeros(outputs, rank))
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight + self.b @ self.a / len(self.a)
+
+
+def lora(case: Case) -> nn.Module:
+    """A frozen backbone, `case.adapted` of whose layers, evenly spread, adapt through `LowRank`.
+
+    The first layer is one of them, so the graph of a loss reaches through the whole backbone.
+    """
+    layers = [Residual(case.width, case.width) for _ in range(case.layers)]
+    ends = nn.Linear(28 * 28, case.width), nn.Linear(case.width, case.ways)
+    model = nn.Sequential(nn.Flatten(), ends[0], *layers, ends[1]).requires_grad_(False)
+    for layer in layers[:: case.layers // case.adapted]:
+        parametrize.register_parametrization(layer, "weight", LowRank(layer.weight, case.rank))
+    return model
 
 
 def _images(case: Case, examples: int) -> tuple[Tensor, Tensor]:

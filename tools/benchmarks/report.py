@@ -81,7 +81,8 @@ def growth(measured: Sequence[tuple[Case, Sequence[Score]]]) -> list[str]:
     """For each case measured at several numbers of inner steps: cost by the number of steps."""
     groups: dict[Case, list[tuple[Case, Sequence[Score]]]] = {}
     for case, scores in measured:
-        alike = replace(case, name=case.name.rpartition("-k")[0], steps=1, repeats=1)
+        name = case.name.rpartition("-k")[0] or case.name
+        alike = replace(case, name=name, steps=1, repeats=1)
         groups.setdefault(alike, []).append((case, scores))
     return [_growth(case.name, group) for case, group in groups.items() if len(group) > 1]
 
