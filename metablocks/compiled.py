@@ -30,7 +30,7 @@ _KNOWN = (Tensor, bool, int, float, complex, str, bytes, type(None), torch.dtype
 
 
 class CompileWarning(UserWarning):
-    """What was to be traced or compiled runs as it is, and why."""
+    """Warns that a function could not be traced or compiled and runs as it is."""
 
 
 class Compiler:

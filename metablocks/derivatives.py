@@ -95,11 +95,13 @@ def vjp(
     def pull(cotangents: Any, totals: Tensors | None = None) -> tuple[Any, ...]:
         pairs = zip(ends, pytree.tree_leaves(cotangents), strict=True)
         live = [(end, c) for end, c in pairs if c is not None and end.requires_grad]
-        named = dict(zip(primals[0], leaves, strict=False)) if totals is not None else {}
         for leaf in leaves:
             leaf.grad = None
-        for name, leaf in named.items():
-            leaf.grad = totals.get(name) if totals is not None else None
+        named = {}
+        if totals is not None:
+            named = dict(zip(primals[0], leaves, strict=False))
+            for name, leaf in named.items():
+                leaf.grad = totals.get(name)
         if live:
             heads, seeds = zip(*live, strict=True)
             torch.autograd.backward(heads, seeds, retain_graph=reuse, inputs=leaves)
@@ -176,7 +178,7 @@ def _transformed() -> bool:
 
 
 def _is_recorded(point: Tensors) -> bool:
-    """Whether a vjp of this file is the innermost transform and goes through every tensor of `point`.
+    """True if a vjp of this file is the innermost transform and goes through every tensor of `point`.
 
     The gradient then comes out of its graph: a transform of its own would record everything twice.
     """

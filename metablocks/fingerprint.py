@@ -83,12 +83,13 @@ def _of_function(function: FunctionType, *, named: bool = False) -> Hashable:
     return (
         function.__code__,
         tuple(_of_value(value) for value in defaults),
-        tuple(_read(value) if named else _of_value(value, 2) for value in _cells(function)),
+        tuple(_read(value) if named else _of_value(value, 2) for value in cell_contents(function)),
         tuple(_globals(function)) if named else _Same(function),
     )
 
 
-def _cells(function: FunctionType) -> Iterator[Any]:
+def cell_contents(function: FunctionType) -> Iterator[Any]:
+    """The values that a function closes over, in the order of its free variables."""
     for cell in function.__closure__ or ():
         try:
             yield cell.cell_contents
@@ -97,7 +98,7 @@ def _cells(function: FunctionType) -> Iterator[Any]:
 
 
 def _globals(function: FunctionType) -> Iterator[Hashable]:
-    """What a function names of its globals, and of their attributes."""
+    """The globals that a function names, and those of their attributes that it names."""
     names = set(_names(function.__code__))
     for name in sorted(names & function.__globals__.keys()):
         value = function.__globals__[name]

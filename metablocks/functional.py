@@ -108,6 +108,8 @@ class ModuleView:
         """The module's fingerprint."""
         self.generators = survey.generators
         """The random generators that modules hold."""
+        self.collected = collected_buffers(module)
+        """The buffers whose changes a learner collects."""
         named = (*module.named_parameters(), *module.named_buffers())
         names = {id(tensor): name for name, tensor in named}
         self._tensors = survey.tensors  # that attributes hold, by path
@@ -181,7 +183,7 @@ class ModuleView:
         return self._written.get((method, training), frozenset())
 
     def was_run(self, *, training: bool | None = None) -> bool:
-        """Whether a pass has told what the module writes."""
+        """True if a pass has told what the module writes."""
         return training in self._changing
 
     def changing_buffers(self, *, training: bool | None = None) -> Set[str]:
@@ -265,7 +267,7 @@ class ModuleView:
         return tensors
 
     def _places(self, kind: str, names: Iterable[str]) -> "dict[str, tuple[_Part, str]]":
-        """Where each named tensor stands first."""
+        """The first place of each named tensor."""
         places: dict[str, tuple[_Part, str]] = {}
         for part in self._parts:
             for leaf, name in part.slots[kind].items():
@@ -315,7 +317,7 @@ class _Part:
         self.index = index
         self.kind = type(module)
         self.hidden = index >= survey.registered
-        """Whether it stands in a plain attribute alone, so that its tensors are no part of the state."""
+        """True if it stands in a plain attribute alone: its tensors are not part of the state."""
         self.special = survey.special[index]
         self.norm = norm_statistics if _tracks(module) else None
         self.step_aware = hasattr(module, "inner_step")
@@ -405,6 +407,16 @@ def module_arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
 def step_aware_modules(module: nn.Module) -> list[nn.Module]:
     """The modules that behave differently at each inner step: those with an `inner_step`."""
     return [member for member in module.modules() if hasattr(member, "inner_step")]
+
+
+def collected_buffers(module: nn.Module) -> frozenset[str]:
+    """The names of the buffers of modules with `collects_buffers = True`."""
+    return frozenset(
+        f"{name}.{leaf}" if name else leaf
+        for name, member in module.named_modules()
+        if getattr(member, "collects_buffers", False)
+        for leaf, _ in member.named_buffers()
+    )
 
 
 def tracking_norms(module: nn.Module) -> dict[str, _NormBase]:

@@ -31,7 +31,7 @@ class Generator:
     put: Callable[[Any], None]
 
     def is_at(self, state: Any) -> bool:
-        """Whether it is in that state."""
+        """True if it is in that state."""
         return same_state(self.get(), state)
 
 
@@ -53,7 +53,7 @@ def generators_of(tree: Any, held: Iterable[Any] = ()) -> list[Generator]:
 
 
 def is_generator(value: object) -> bool:
-    """Whether an object is a random generator of PyTorch, Python or NumPy."""
+    """True for a random generator of PyTorch, Python or NumPy."""
     return isinstance(value, _HELD)
 
 
@@ -84,7 +84,7 @@ def set_states(states: States) -> None:
 
 
 class Draws:
-    """What one kind of work draws from, learned from its first run.
+    """The generators that one kind of work draws from, learned from its first run.
 
     >>> draws = Draws(generators_of(torch.ones(1)))
     >>> with draws.put_back(), draws.observed():
@@ -96,7 +96,7 @@ class Draws:
     def __init__(self, generators: list[Generator]) -> None:
         self.generators = generators
         self.known = False
-        """Whether the work was observed to its end."""
+        """True once the work was observed to its end."""
         self.kinds: set[str] = set()
         """The kinds of generators that it has drawn from so far."""
 
@@ -112,11 +112,10 @@ class Draws:
         try:
             with watch:
                 yield
-            self.kinds |= self._so_far()
-            self.known = whole
         finally:
             self.kinds |= self._so_far()
             _local.watch = before
+        self.known = whole
 
     def states(self) -> States:
         """The states of the generators that the work may draw from."""
@@ -216,10 +215,6 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
 class Written(BaseException):
     """A guarded tensor is about to be written. No `Exception`: the code at work must not catch it."""
 
-    def __init__(self, name: str) -> None:
-        super().__init__(name)
-        self.name = name
-
 
 def storage(tensor: Tensor) -> int:
     """The address of a tensor's storage; 0 if it has none of its own."""
@@ -268,7 +263,7 @@ def _set_accelerator(module: Any, device: torch.device, state: Tensor) -> None:
 
 
 def same_state(one: Any, other: Any) -> bool:
-    """Whether two states of one generator are equal."""
+    """True if two states of one generator are equal."""
     if isinstance(one, Tensor):
         return torch.equal(one, other)
     if isinstance(one, dict):

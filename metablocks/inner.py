@@ -176,6 +176,8 @@ class InnerLoop:
     steps: int
     through: tuple[bool, ...]
     """Per step: is it differentiated through?"""
+    draws: Draws
+    """The random generators that the work draws from."""
     weights: dict[int, Tensor]
     """The step loss: weights of the query losses, by the carry; the others do not count."""
     collected: tuple[str, ...] = ()
@@ -184,8 +186,6 @@ class InnerLoop:
     """Overrides the model's train/eval flags, as in `FunctionalModule.apply`."""
     metric: Callable[[Any, Any], Any] | None = None
     """`(prediction, target) -> score`, of every query pass."""
-    draws: Draws | None = None
-    """What random generators the work draws from; None if none."""
 
     def start(self, meta: Tensors, buffers: Tensors) -> Carry:
         """Carry 0 of a task: θ_0 and a fresh rule state."""

@@ -39,7 +39,7 @@ def twice_differentiable(wanted: bool = True) -> Iterator[None]:
 
 
 def second_derivative_wanted() -> bool:
-    """Whether this thread is in `twice_differentiable`."""
+    """True if this thread is in `twice_differentiable`."""
     return getattr(_local, "wanted", False)
 
 

@@ -17,9 +17,10 @@ from metablocks.adapted import adapted_model
 from metablocks.derivatives import detach_tree
 from metablocks.errors import BlockError, suggest
 from metablocks.estimators import Estimator, Unrolled
+from metablocks.estimators.base import filled
 from metablocks.executors import Executor, Loop, Tasks, TaskWork, check_tasks
 from metablocks.fingerprint import fingerprint
-from metablocks.functional import FunctionalModule, ModuleState, NormStatistics, detach
+from metablocks.functional import FunctionalModule, ModuleState, ModuleView, NormStatistics, detach
 from metablocks.generators import Draws, generators_of
 from metablocks.inner import InnerLoop, check_steps
 from metablocks.order import Order, SecondOrder
@@ -173,7 +174,7 @@ class MetaLearner(nn.Module):
         self._functional_rule = FunctionalModule(rule)
         self._identity = object()  # tells this learner's compiled functions from another's
         self._draws: dict[Hashable, Draws] = {}
-        self._read: set[Hashable] = set()
+        self._read: tuple[Hashable, ...] = ()
         self._reached = False
         self._evaluation_steps(steps)
         for block in (rule, self.order, self.step_loss, self.estimator, self.executor):
@@ -273,8 +274,8 @@ class MetaLearner(nn.Module):
                 () if metric is None else torch.stack(scores),
             )
 
-        with _drawing(inner).put_back():
-            _, result = self._execute(TaskWork(judge, _drawing(inner)), inner, buffers, tasks)
+        with inner.draws.put_back():
+            _, result = self._execute(TaskWork(judge, inner.draws), inner, buffers, tasks)
         losses, predictions, scores = result
         return Evaluation(losses, predictions, scores if metric is not None else None)
 
@@ -288,14 +289,13 @@ class MetaLearner(nn.Module):
         ordinary ones, with the row of that step; where they evaluate by running statistics, these are
         what they carry. Frozen parameters that do not adapt are the model's own, not copies.
         """
-        task = map_tensors(torch.Tensor.detach, (support, support))
-        task = Task(*task)
+        task = Task(*map_tensors(torch.Tensor.detach, (support, support)))
         check_tasks([task])
         inner, buffers = self._inner_at_evaluation([task], steps)
         meta = detach(self._meta_parameters())
-        with _drawing(inner).put_back():
-            self._check_reads(inner, buffers, [task])
-        with _drawing(inner).put_back(), _drawing(inner).observed():
+        with inner.draws.put_back():
+            self._check_reads(inner, buffers, [task], reach=False)
+        with inner.draws.put_back(), inner.draws.observed():
             last = carry = inner.start(meta, buffers)
             for index in range(inner.steps):
                 last = carry
@@ -306,7 +306,7 @@ class MetaLearner(nn.Module):
             )
 
     def __getstate__(self) -> dict[str, Any]:
-        caches = {"_draws": {}, "_read": set(), "_identity": object()}
+        caches = {"_draws": {}, "_read": (), "_identity": object()}
         return self.__dict__ | caches
 
     def _meta_gradient(
@@ -316,10 +316,10 @@ class MetaLearner(nn.Module):
         through = tuple(self.order(k, self.steps, progress) for k in range(self.steps))
         weights = step_weights(self.step_loss, self.steps, progress)
         inner, buffers = self._inner(tasks, self.steps, through, weights, metric=metric)
-        with _drawing(inner).put_back():
-            self._check_first_batch(inner, buffers, tasks)
+        with inner.draws.put_back():
+            self._check_reads(inner, buffers, tasks, reach=True)
         work = self._work(self.estimator, inner)
-        with _drawing(inner).put_back() if put_back else nullcontext():
+        with inner.draws.put_back() if put_back else nullcontext():
             totals, (query_losses, scores) = self._execute(work, inner, buffers, tasks)
         grads, changes, metrics, loss = totals
         grads = {name: grad / count for name, grad in grads.items()}
@@ -335,24 +335,16 @@ class MetaLearner(nn.Module):
         def estimate(shared: Any, buffers: Tensors, task: Task) -> tuple[Any, Any]:
             meta, tensors = shared
             result = estimator(replace(inner, **tensors), meta, buffers, task)
-            grads = {
-                name: result.grads[name] if name in result.grads else torch.zeros_like(tensor)
-                for name, tensor in meta.items()
-            }
-            totals = (grads, result.changes, result.metrics, result.loss)
+            totals = (filled(result.grads, meta), result.changes, result.metrics, result.loss)
             scores = () if result.scores is None else result.scores
             return totals, (result.query_losses, scores)
 
-        settings: tuple[Any, ...] = (estimator, inner.steps, inner.through)
-        key = (
-            self._identity,
-            *settings,
-            *self._key(inner)[:2],
-            *map(fingerprint, self._functions(inner)),
-        )
+        blocks: tuple[Any, ...] = (self._identity, estimator, inner.steps, inner.through)
+        functions = map(fingerprint, (self.loss, inner.metric))
+        key = (*blocks, inner.model.key, inner.rule.key, *functions)
         twin = estimator.thrifty(inner.steps) if hasattr(estimator, "thrifty") else None
         thrifty = self._work(twin, inner) if twin else None
-        return TaskWork(estimate, _drawing(inner), key, thrifty)
+        return TaskWork(estimate, inner.draws, key, thrifty)
 
     def _execute(
         self, work: TaskWork, inner: InnerLoop, buffers: Tensors, tasks: Tasks
@@ -385,7 +377,6 @@ class MetaLearner(nn.Module):
                 check_inference(self)
                 model.apply(ModuleState(params, buffers), tasks[0].support[0], training=training)
         changing = model.changing_buffers(training=training)
-        collected = _collected_buffers(self.model)
         inner = InnerLoop(
             model=model,
             rule=rule,
@@ -396,17 +387,17 @@ class MetaLearner(nn.Module):
             rule_buffers=detach(rule.state().buffers),
             steps=steps,
             through=through,
+            draws=self._draws_of(training, model, rule, metric),
             weights={
                 index: torch.tensor(weight, dtype=torch.float64)
                 for index, weight in enumerate(weights)
                 if weight
             },
-            collected=tuple(name for name in buffers if name in collected and name in changing),
+            collected=tuple(n for n in buffers if n in model.collected and n in changing),
             training=training,
             metric=metric,
         )
-        draws = self._draws_of((training, *self._key(inner)), inner)
-        return replace(inner, draws=draws), {n: b for n, b in buffers.items() if n in changing}
+        return inner, {n: b for n, b in buffers.items() if n in changing}
 
     def _inner_at_evaluation(
         self,
@@ -428,16 +419,13 @@ class MetaLearner(nn.Module):
             self._functional_models[norm_statistics] = made
         return self._functional_models[norm_statistics]
 
-    def _key(self, inner: InnerLoop) -> tuple[Hashable, ...]:
-        """Model and rule as they are, loss and metric: equal keys draw and read alike."""
-        return inner.model.key, inner.rule.key, *self._functions(inner)
-
-    def _functions(self, inner: InnerLoop) -> tuple[Any, ...]:
-        return self.loss, inner.metric
-
-    def _draws_of(self, key: Hashable, inner: InnerLoop) -> Draws:
+    def _draws_of(
+        self, training: bool | None, model: ModuleView, rule: ModuleView, metric: Metric | None
+    ) -> Draws:
+        """The draws of work on model and rule as they are, in this mode; the last few are remembered."""
+        key = (training, model.key, rule.key, self.loss, metric)
         if key not in self._draws:
-            held = [*inner.model.generators, *inner.rule.generators]
+            held = [*model.generators, *rule.generators]
             held += Survey(self.loss).generators if isinstance(self.loss, nn.Module) else []
             kept = [*self._draws.items()][-7:]
             draws = Draws(generators_of(self._meta_parameters(), held))
@@ -447,21 +435,22 @@ class MetaLearner(nn.Module):
     def _meta_parameters(self) -> Tensors:
         return {name: p for name, p in self.named_parameters() if p.requires_grad}
 
-    def _check_first_batch(self, inner: InnerLoop, buffers: Tensors, tasks: Tasks) -> None:
-        """Once: the loss reads nothing trainable but meta-parameters, and reaches all of these."""
-        if self._reached:
-            self._check_reads(inner, buffers, tasks)
-            return
-        check_reach(self, inner, buffers, tasks)
-        self._reached = True
-        self._read.add((*self._key(inner), trainable_flags(self, inner)))
+    def _check_reads(
+        self, inner: InnerLoop, buffers: Tensors, tasks: Tasks, *, reach: bool
+    ) -> None:
+        """Once for each state of model, rule and loss: nothing trainable is read but meta-parameters.
 
-    def _check_reads(self, inner: InnerLoop, buffers: Tensors, tasks: Tasks) -> None:
-        """Once for each state of model, rule and loss: nothing trainable is read but meta-parameters."""
-        key = (*self._key(inner), trainable_flags(self, inner))
-        if key not in self._read:
+        With `reach`, once for all: the tasks reach all of these.
+        """
+        flags = trainable_flags(self, inner)
+        key = (inner.model.key, inner.rule.key, self.loss, inner.metric, flags)
+        if reach and not self._reached:
+            check_reach(self, inner, buffers, tasks)
+            self._reached = True
+        elif key not in self._read:
             check_reads(self, inner, buffers, tasks[0])
-            self._read.add(key)
+        if key not in self._read:
+            self._read = (*self._read[-7:], key)
 
     def _evaluation_steps(self, steps: int | None) -> int:
         steps = self.steps if steps is None else check_steps(steps)
@@ -513,21 +502,6 @@ def _check_norm_statistics(given: Any, model: nn.Module) -> Any:
                     "by where it is made, as per_step_batch_norm(statistics=...)"
                 )
     return given
-
-
-def _drawing(inner: InnerLoop) -> Draws:
-    assert inner.draws is not None
-    return inner.draws
-
-
-def _collected_buffers(model: nn.Module) -> set[str]:
-    """The names of the buffers of modules with `collects_buffers = True`."""
-    return {
-        f"{name}.{own}" if name else own
-        for name, module in model.named_modules()
-        if getattr(module, "collects_buffers", False)
-        for own, _ in module.named_buffers()
-    }
 
 
 def _mean(total: Tensor, count: int) -> Tensor:

@@ -1,9 +1,8 @@
-"""What models return, task by task: tensors stacked, anything else as a list.
+"""Results of tasks: tensors stacked, anything else as a list by task.
 
 A prediction may be any pytree, and hold distributions, dataclasses, caches, numbers, None.
 """
 
-import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from metablocks.twins import is_plain
+from metablocks.twins import tensors_in, twin
 
 
 def stack_rows(rows: Sequence[Any]) -> Any:
@@ -39,56 +38,27 @@ class Apart:
 
     def __init__(self, result: Any) -> None:
         self.leaves, self.spec = pytree.tree_flatten(result)
-        self.tensors: list[Tensor] = []
-        self._replace(self.leaves, self.tensors.append)
+        self._held = [tensors_in(leaf) for leaf in self.leaves]
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """The tensors, in the order in which `together` takes them."""
+        return [tensor for held in self._held for tensor in held.values()]
 
     def together(self, stacked: Sequence[Tensor]) -> Any:
         """The results of all tasks, as `stack_rows`, the tensors `[tasks, ...]` being given."""
         if not stacked:
             return pytree.tree_unflatten(self.leaves, self.spec)
+        given = iter(stacked)
         columns: list[Any] = []
-        position = 0
-        for leaf in self.leaves:
+        for leaf, held in zip(self.leaves, self._held, strict=True):
+            own = [next(given) for _ in held]
             if isinstance(leaf, Tensor):
-                columns.append(stacked[position])
-                position += 1
+                columns += own
                 continue
-            held: list[Tensor] = []
-            self._replace([leaf], held.append)
-            own = stacked[position : position + len(held)]
-            position += len(held)
-            rows = []
-            for index in range(len(stacked[0])):
-                given = iter(own)
-                (row,) = self._replace([leaf], lambda _, g=given, i=index: next(g)[i])
-                rows.append(row)
-            columns.append(rows)
+            rows = zip(*own, strict=True) if own else [()] * len(stacked[0])
+            columns.append([twin(leaf, dict(zip(held, row, strict=True))) for row in rows])
         return pytree.tree_unflatten(columns, self.spec)
-
-    def _replace(self, leaves: Sequence[Any], replace: Any) -> list[Any]:
-        """Copies of the leaves, `replace(tensor)` in the place of every tensor, in one order."""
-        memo: dict[int, Any] = {}
-
-        def visit(value: Any) -> Any:
-            if id(value) in memo:
-                return memo[id(value)]
-            made = value
-            if isinstance(value, Tensor):
-                made = memo[id(value)] = replace(value)
-            elif is_plain(value):
-                made = memo[id(value)] = object.__new__(type(value))
-                attributes = {name: visit(item) for name, item in value.__dict__.items()}
-                object.__setattr__(made, "__dict__", attributes)
-            elif isinstance(value, list | tuple) and not isinstance(value, torch.Size):
-                items = [visit(item) for item in value]
-                made = type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
-            elif isinstance(value, dict):
-                made = copy.copy(value)
-                for key in value:
-                    dict.__setitem__(made, key, visit(value[key]))
-            return made
-
-        return [visit(leaf) for leaf in leaves]
 
 
 def _stack(*column: Any) -> Any:

@@ -16,6 +16,7 @@ from metablocks.derivatives import graph_leaves, vjp, watched_leaves
 from metablocks.diagnose import without_second_derivative
 from metablocks.errors import GradientError, MetablocksError, ModuleError
 from metablocks.executors import Tasks
+from metablocks.fingerprint import cell_contents
 from metablocks.functional import detach
 from metablocks.inner import InnerLoop
 from metablocks.types import Task, Tensors
@@ -56,10 +57,10 @@ def check_reads(learner: "MetaLearner", inner: InnerLoop, buffers: Tensors, task
     except RuntimeError as error:
         _name_second_derivative(learner, inner, task, error)
         raise
+    # What is no parameter may be made under way, as an input to be differentiated by; or it was there
+    # before, and comes again.
     loose = {key for key, tensor in foreign.items() if not isinstance(tensor, nn.Parameter)}
-    if (
-        loose
-    ):  # made under way, as inputs to be differentiated by, or there before? then it comes again
+    if loose:
         _, again = _look(learner, inner, meta, buffers, task)
         foreign = {k: t for k, t in foreign.items() if k not in loose or k in again}
     if foreign:
@@ -68,7 +69,7 @@ def check_reads(learner: "MetaLearner", inner: InnerLoop, buffers: Tensors, task
 
 
 def trainable_flags(learner: "MetaLearner", inner: InnerLoop) -> tuple[bool, ...]:
-    """Which tensors that a learner reads are trainable: its own, and those beside that can be found."""
+    """The trainable flags of the tensors that a learner reads: its own, and those found beside."""
     read = [tensor for _, tensor in _inside("the loss", learner.loss, 3)]
     beside = inner.model.beside().values()
     return tuple(tensor.requires_grad for tensor in (*learner.parameters(), *read, *beside))
@@ -97,7 +98,6 @@ def _look(
 ) -> tuple[set[str], dict[int, Tensor]]:
     """The names that one task's loss depends on, and other trainable tensors that it reads, by id."""
     estimator, draws = learner.estimator, inner.draws
-    assert draws is not None
     with watched_leaves() as foreign:
         if not hasattr(estimator, "batches"):
             with draws.observed():
@@ -134,7 +134,7 @@ def _name_second_derivative(
 
 
 def _fits(name: str, patterns: Sequence[str]) -> bool:
-    """Whether a pattern fits a meta-parameter's name from any of its dots on.
+    """True if a pattern fits a meta-parameter's name from any of its dots on.
 
     >>> _fits("rule.rate.experts.0.weight", ["experts.*"]), _fits("model.head.bias", ["experts.*"])
     (True, False)
@@ -191,9 +191,8 @@ def _inside(where: str, value: Any, depth: int) -> Iterator[tuple[str, Tensor]]:
             yield from _inside(where, part, depth - 1)
     elif depth and isinstance(value, FunctionType):
         code = value.__code__
-        cells = zip(code.co_freevars, value.__closure__ or (), strict=True)
-        for name, cell in cells:
-            yield from _inside(f"{where}'s {name}", _content(cell), depth - 1)
+        for name, content in zip(code.co_freevars, cell_contents(value), strict=True):
+            yield from _inside(f"{where}'s {name}", content, depth - 1)
         for name in code.co_names:
             if name in value.__globals__:
                 yield from _inside(f"{where}'s {name}", value.__globals__[name], 0)
@@ -201,10 +200,3 @@ def _inside(where: str, value: Any, depth: int) -> Iterator[tuple[str, Tensor]]:
         items = value.items() if isinstance(value, dict) else enumerate(value)
         for key, item in items:
             yield from _inside(f"{where}.{key}", item, depth - 1)
-
-
-def _content(cell: Any) -> Any:
-    try:
-        return cell.cell_contents
-    except ValueError:  # not filled yet
-        return None

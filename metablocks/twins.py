@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from metablocks.fingerprint import cell_contents
 from metablocks.generators import is_generator
 
 _DEPTH = 5  # containers and plain objects inside each other; deeper ones are shared
@@ -104,11 +105,11 @@ def twin(value: Any, memo: dict[int, Any], depth: int = _DEPTH) -> Any:
     if kind is list:
         made = memo[id(value)] = []
         made.extend(twin(item, memo, depth - 1) for item in value)
-    elif kind in _MAPPINGS:
+    elif isinstance(value, dict):
         made = memo[id(value)] = copy.copy(value)
         for key, item in value.items():
-            made[key] = twin(item, memo, depth - 1)
-    elif isinstance(value, list | dict | set | deque):
+            dict.__setitem__(made, key, twin(item, memo, depth - 1))
+    elif isinstance(value, list | set | deque):
         made = memo[id(value)] = copy.copy(value)
     elif isinstance(value, partial):
         made = partial(
@@ -127,6 +128,23 @@ def twin(value: Any, memo: dict[int, Any], depth: int = _DEPTH) -> Any:
     return made
 
 
+def tensors_in(value: Any, depth: int = _DEPTH) -> dict[int, Tensor]:
+    """The tensors that a value holds and `twin` would replace, by id, in one order.
+
+    >>> import torch
+    >>> list(tensors_in({"a": [1], "b": (torch.ones(1),)}).values())
+    [tensor([1.])]
+    """
+    if isinstance(value, Tensor):
+        return {id(value): value}
+    if not depth or isinstance(value, nn.Module | type):
+        return {}
+    found: dict[int, Tensor] = {}
+    for _, item in _inside(value):
+        found |= tensors_in(item, depth - 1)
+    return found
+
+
 def rebound(value: Any, memo: dict[int, Any], depth: int = _DEPTH) -> Any:
     """A copied value, its functions closing over the copies of the modules that they closed over."""
     if isinstance(value, FunctionType):
@@ -140,7 +158,7 @@ def rebound(value: Any, memo: dict[int, Any], depth: int = _DEPTH) -> Any:
 
 
 def _inside(value: Any) -> list[tuple[Any, Any]]:
-    """What a value holds that its twin would hold a twin of."""
+    """The items of a value of which its twin holds twins."""
     if isinstance(value, dict):
         return [*value.items()]
     if isinstance(value, list | tuple | set | deque):
@@ -150,7 +168,9 @@ def _inside(value: Any) -> list[tuple[Any, Any]]:
     if isinstance(value, FunctionType):
         # Only modules, tensors of the tree and methods: what else a function closes over is its own.
         return [
-            (i, c) for i, c in enumerate(_cells(value)) if isinstance(c, nn.Module | MethodType)
+            (i, c)
+            for i, c in enumerate(cell_contents(value))
+            if isinstance(c, nn.Module | MethodType)
         ]
     return [*value.__dict__.items()] if is_plain(value) else []
 
@@ -158,40 +178,27 @@ def _inside(value: Any) -> list[tuple[Any, Any]]:
 def _function(function: FunctionType, memo: dict[int, Any]) -> FunctionType:
     """The function, closing over the twins of the modules that it closes over."""
     cells = function.__closure__ or ()
-    made = [
-        CellType(memo[id(content)])
-        if id(content) in memo
-        else CellType(MethodType(content.__func__, memo[id(content.__self__)]))
-        if isinstance(content, MethodType) and id(content.__self__) in memo
-        else cell
-        for cell, content in zip(cells, _cells(function), strict=True)
-    ]
+    made = []
+    for cell, content in zip(cells, cell_contents(function), strict=True):
+        reaches = id(content) in memo or isinstance(content, MethodType)
+        other = twin(content, memo) if reaches else content
+        made.append(cell if other is content else CellType(other))
     if all(a is b for a, b in zip(made, cells, strict=True)):
         return function
-    other = FunctionType(
+    copied = FunctionType(
         function.__code__,
         function.__globals__,
         function.__name__,
         function.__defaults__,
         tuple(made),
     )
-    other.__kwdefaults__ = function.__kwdefaults__
-    other.__dict__.update(function.__dict__)
-    return other
-
-
-def _cells(function: FunctionType) -> list[Any]:
-    contents = []
-    for cell in function.__closure__ or ():
-        try:
-            contents.append(cell.cell_contents)
-        except ValueError:  # not filled yet
-            contents.append(None)
-    return contents
+    copied.__kwdefaults__ = function.__kwdefaults__
+    copied.__dict__.update(function.__dict__)
+    return copied
 
 
 def is_plain(value: Any) -> bool:
-    """Whether it is an instance of a class written in Python, with nothing but attributes."""
+    """True for an instance of a class written in Python, with nothing but attributes."""
     kind = type(value)
     return (
         getattr(kind, "__new__", None) is object.__new__

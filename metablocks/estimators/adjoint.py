@@ -241,12 +241,11 @@ class _Sweep:
 
     def draws(self) -> States:
         """The state of every generator that the work may draw from."""
-        return self.inner.draws.states() if self.inner.draws else []
+        return self.inner.draws.states()
 
     def redraw(self, states: States) -> None:
         """Put the generators that the work draws from back into an earlier state."""
-        if self.inner.draws:
-            self.inner.draws.restore(states)
+        self.inner.draws.restore(states)
 
 
 def _floats(carry: Carry) -> list[Tensor]:

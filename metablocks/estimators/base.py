@@ -43,7 +43,7 @@ class Estimator(Protocol):
     """
 
     exact: ClassVar[bool]
-    """Whether it claims `Unrolled`'s gradient."""
+    """True if it claims `Unrolled`'s gradient."""
 
     def __call__(
         self, inner: InnerLoop, meta: Tensors, buffers: Tensors, task: Task
