@@ -46,11 +46,11 @@ def fingerprint(thing: Any) -> Hashable:
         )
     attributes = getattr(thing, "__dict__", None)
     if isinstance(attributes, dict) and not isinstance(thing, type | ModuleType):
-        return (_Same(thing), *((name, _of_value(value)) for name, value in attributes.items()))
+        return (Same(thing), *((name, _of_value(value)) for name, value in attributes.items()))
     return _of_value(thing)
 
 
-class _Same:
+class Same:
     """An object, equal to itself alone."""
 
     __slots__ = ("value",)
@@ -59,7 +59,7 @@ class _Same:
         self.value = value
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Same) and other.value is self.value
+        return isinstance(other, Same) and other.value is self.value
 
     def __hash__(self) -> int:
         return id(self.value)
@@ -73,7 +73,7 @@ def _of_module(module: nn.Module) -> Hashable:
         tuple((name, _of_value(v)) for name, v in own.items() if name not in _INTERNAL),
         tuple((name, None if p is None else id(p)) for name, p in module._parameters.items()),
         tuple((name, buffer is None) for name, buffer in module._buffers.items()),
-        tuple((name, _Same(child)) for name, child in module._modules.items()),
+        tuple((name, Same(child)) for name, child in module._modules.items()),
         tuple(hooks),
     )
 
@@ -84,7 +84,7 @@ def _of_function(function: FunctionType, *, named: bool = False) -> Hashable:
         function.__code__,
         tuple(_of_value(value) for value in defaults),
         tuple(_read(value) if named else _of_value(value, 2) for value in cell_contents(function)),
-        tuple(_globals(function)) if named else _Same(function),
+        tuple(_globals(function)) if named else Same(function),
     )
 
 
@@ -126,14 +126,14 @@ def _of_value(value: Any, depth: int = 3) -> Hashable:
         return kind, value
     if isinstance(value, Tensor):
         moves = isinstance(value, nn.Parameter) or value.is_inference()
-        return _Same(value), None if moves else value._version
+        return Same(value), None if moves else value._version
     if isinstance(value, list | tuple | dict | set | frozenset):
         if depth and len(value) <= _LONG:
             items = value.items() if isinstance(value, dict) else value
             return kind, tuple(_of_value(item, depth - 1) for item in items)
-        return _Same(value), len(value)
+        return Same(value), len(value)
     if kind is FunctionType and depth:
         return _of_function(value)
     if kind is MethodType:
-        return _Same(value.__func__), _Same(value.__self__)
-    return _Same(value)
+        return Same(value.__func__), Same(value.__self__)
+    return Same(value)

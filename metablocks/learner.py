@@ -19,7 +19,7 @@ from metablocks.errors import BlockError, suggest
 from metablocks.estimators import Estimator, Unrolled
 from metablocks.estimators.base import filled
 from metablocks.executors import Executor, Loop, Tasks, TaskWork, check_tasks
-from metablocks.fingerprint import fingerprint
+from metablocks.fingerprint import Same, fingerprint
 from metablocks.functional import FunctionalModule, ModuleState, ModuleView, NormStatistics, detach
 from metablocks.generators import Draws, generators_of
 from metablocks.inner import InnerLoop, check_steps
@@ -423,7 +423,7 @@ class MetaLearner(nn.Module):
         self, training: bool | None, model: ModuleView, rule: ModuleView, metric: Metric | None
     ) -> Draws:
         """The draws of work on model and rule as they are, in this mode; the last few are remembered."""
-        key = (training, model.key, rule.key, self.loss, metric)
+        key = (training, model.key, rule.key, Same(self.loss), Same(metric))
         if key not in self._draws:
             held = [*model.generators, *rule.generators]
             held += Survey(self.loss).generators if isinstance(self.loss, nn.Module) else []
@@ -443,7 +443,7 @@ class MetaLearner(nn.Module):
         With `reach`, once for all: the tasks reach all of these.
         """
         flags = trainable_flags(self, inner)
-        key = (inner.model.key, inner.rule.key, self.loss, inner.metric, flags)
+        key = (inner.model.key, inner.rule.key, Same(self.loss), Same(inner.metric), flags)
         if reach and not self._reached:
             check_reach(self, inner, buffers, tasks)
             self._reached = True

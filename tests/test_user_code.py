@@ -229,6 +229,23 @@ def test_a_loss_that_reads_something_trainable_is_refused_by_name(kind):
             call(tasks_of())
 
 
+def test_a_loss_need_not_be_hashable():
+    @dataclasses.dataclass
+    class Scaled:
+        factor: float
+
+        def __call__(self, prediction, target):
+            return self.factor * F.mse_loss(prediction, target)
+
+    model, tasks, loss = net(), tasks_of(), Scaled(2.0)
+    for executor in (mb.Loop(), mb.Loop(compile="trace")):
+        learner = learner_of(model, loss, executor=executor)
+        learner.meta_gradient(tasks)
+        loss.factor = 3.0
+        got = learner.meta_gradient(tasks).query_losses[:, 1]
+        torch.testing.assert_close(got, losses_by_hand(model, tasks, loss))
+
+
 def test_a_teacher_that_is_unfrozen_later_is_refused_then():
     teacher = nn.Linear(1, 1).requires_grad_(False)
     learner = learner_of(net(), lambda p, y: F.mse_loss(teacher(p), y))
