@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from metablocks.compiled import Compile, Compiler
-from metablocks.errors import ExecutorError
+from metablocks.errors import ExecutorError, caller_stacklevel
 from metablocks.executors import (
     Executor,
     Loop,
@@ -155,7 +155,7 @@ class AutoExecutor:
             warnings.warn(
                 f"no executor keeps to memory={self.memory!r}; {fitting[0]} takes the least, "
                 f"{format_bytes(costs[fitting[0]][1])}",
-                stacklevel=5,
+                stacklevel=caller_stacklevel(),
             )
         best = min(fitting, key=lambda candidate: costs[candidate][0])
         self._go_on_with(best)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from metablocks.errors import BlockError
+from metablocks.errors import BlockError, caller_stacklevel
 
 Compile = bool | Literal["trace", "auto"]
 Way = Literal["trace", "compile", "auto"]
@@ -132,7 +132,7 @@ class Compiler:
             done = "only traced" if "traced" in ways else "run as it is"
             message = f"not {'traced' if self.way == 'trace' else 'compiled'}, but {done}: "
             message += f"{what}{' '.join(lines[:3])}"
-            warnings.warn(message, CompileWarning, stacklevel=_TO_THE_CALLER)
+            warnings.warn(message, CompileWarning, stacklevel=caller_stacklevel())
         best = list(ways)[-1]
         if self.way == "auto" and len(ways) > 1:
             times = {way: _best_time(run, leaves) for way, run in ways.items()}
@@ -266,9 +266,6 @@ def _in_double(function: _Flat, leaves: list[Any]) -> list[Tensor] | None:
 
 def _double(leaf: Any) -> Any:
     return leaf.double() if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
-
-
-_TO_THE_CALLER = 8  # frames up to whoever asks a learner for a meta-gradient
 
 
 def _best_time(function: Callable[..., Any], leaves: list[Any]) -> float:

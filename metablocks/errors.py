@@ -5,6 +5,8 @@ the built-in error a caller would expect, so `except ValueError` goes on working
 """
 
 import difflib
+import os
+import sys
 from collections.abc import Iterable
 
 
@@ -82,6 +84,19 @@ def suggest_then(given: str, candidates: Iterable[str], then: str) -> str:
     """
     near = suggest(given, candidates)
     return f"{near} {then[0].upper()}{then[1:]}" if near else f"; {then}"
+
+
+def caller_stacklevel() -> int:
+    """The `stacklevel` by which a warning names the line outside this package that led to it.
+
+    >>> caller_stacklevel()
+    1
+    """
+    package, level = os.path.dirname(__file__), 1
+    frame = sys._getframe(1)
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(package):
+        frame, level = frame.f_back, level + 1
+    return level
 
 
 def first_line(error: Exception) -> str:
