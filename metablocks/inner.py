@@ -8,7 +8,7 @@ made. Everything above is written in terms of them: `adapt` for a loss function 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -186,6 +186,10 @@ class InnerLoop:
     """Overrides the model's train/eval flags, as in `FunctionalModule.apply`."""
     metric: Callable[[Any, Any], Any] | None = None
     """`(prediction, target) -> score`, of every query pass."""
+
+    def first_order(self) -> "InnerLoop":
+        """The same inner loop, differentiated through no step."""
+        return replace(self, through=(False,) * self.steps)
 
     def start(self, meta: Tensors, buffers: Tensors) -> Carry:
         """Carry 0 of a task: θ_0 and a fresh rule state."""

@@ -8,13 +8,10 @@ factor I − α ∇²L_s of that step becomes I, and a learned rate still gets i
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 from metablocks.errors import BlockError
 from metablocks.types import Progress
-
-if TYPE_CHECKING:
-    from metablocks.learner import MetaLearner
 
 
 @runtime_checkable
@@ -79,13 +76,6 @@ class TruncatedOrder:
 
     def __call__(self, step: int, steps: int, progress: Progress) -> bool:
         return step >= steps - self.last
-
-    def check(self, learner: "MetaLearner") -> None:
-        if self.last > learner.steps:
-            raise BlockError(
-                f"TruncatedOrder last is {self.last}, but the learner takes {learner.steps} inner "
-                f"steps; last can be 0 to {learner.steps}"
-            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -124,14 +124,13 @@ def test_buffers_pass_from_step_to_step_inside_a_task_and_never_reach_the_model(
     assert not torch.equal(adapted.peak, torch.zeros(2))
 
 
-class StepBias(nn.Module):
+class StepBias(mb.StepAware):
     """Step-aware: a bias for each inner step, as per-step batch norm will have."""
 
     max_steps = 3
 
     def __init__(self):
         super().__init__()
-        self.inner_step = 0
         self.linear = nn.Linear(3, 2)
         self.steps = nn.Parameter(torch.randn(3, 2))
 

@@ -268,7 +268,7 @@ def test_running_statistics_are_read_only_when_asked():
 
 
 def test_batch_norms_inside_a_module_that_collects_keep_their_buffers():
-    class Counting(nn.Sequential):
+    class Counting(mb.StepAware, nn.Sequential):
         collects_buffers = True
 
         def __init__(self):

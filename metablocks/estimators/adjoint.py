@@ -20,7 +20,7 @@ from torch.utils import _pytree as pytree
 
 from metablocks.derivatives import vjp
 from metablocks.errors import BlockError
-from metablocks.estimators.base import TaskGradient
+from metablocks.estimators.base import Estimator, TaskGradient
 from metablocks.estimators.unrolled import weigh
 from metablocks.generators import States
 from metablocks.inner import Carry, InnerLoop, QueryPass, SupportPass
@@ -28,7 +28,7 @@ from metablocks.types import Task, Tensors
 
 
 @dataclass(frozen=True, kw_only=True)
-class Adjoint:
+class Adjoint(Estimator):
     """The discrete adjoint of the inner loop: `Unrolled`'s gradient at the memory of one step.
 
         λ_k = (∂c_{k+1}/∂c_k)ᵀ λ_{k+1} + v_k ∂L_q(c_k)/∂c,    ∂L/∂φ = Σ_k (∂c_{k+1}/∂φ)ᵀ λ_{k+1} + …
@@ -78,7 +78,7 @@ class Adjoint:
         grads = {name: grads[name] for name in meta if name in grads}
         return TaskGradient(grads, loss, losses, changes, scores)
 
-    def thrifty(self, steps: int) -> "Adjoint | None":
+    def low_memory(self, steps: int) -> "Adjoint | None":
         """The same sweep with the fewest copies, about 2√steps of them, where that is fewer."""
         stride = round(steps**0.5)
         fewer = self.keep_every == 1 and stride > 1

@@ -161,8 +161,8 @@ class PlainLoop:
         self, fast: Tensors, buffers: Tensors, batch: Batch, index: int
     ) -> tuple[Tensor, Tensors]:
         """The loss of a batch at fast weights, and the buffers after the pass."""
-        for module in step_aware_modules(self.model):
-            module.inner_step = index  # type: ignore[assignment]
+        for module in step_aware_modules(self.model).values():
+            module.inner_step = index
         tensors = self.tensors | fast | {name: buffer.clone() for name, buffer in buffers.items()}
         args, kwargs = module_arguments(batch[0])
         prediction = functional_call(self.model, tensors, args, kwargs)

@@ -24,8 +24,7 @@ def goes_on_bit_for_bit(make: Callable[[], Experiment], *, first: int = 1, then:
     """Law 14: n + m meta-steps are n, a checkpoint, and m by a new experiment, bit for bit.
 
     `make` builds the experiment; an epoch ends after every meta-step. Compared are the checkpoints
-    at the end: parameters, buffers, the optimiser and its schedule, losses, random states. What an
-    executor has chosen by the clock is chosen once.
+    at the end: parameters, buffers, the optimiser and its schedule, losses, random states.
 
     >>> from metablocks.recipe import build, load
     >>> goes_on_bit_for_bit(lambda: build(load("reptile_sinusoid", ["hardware.device=cpu"])))
@@ -36,8 +35,6 @@ def goes_on_bit_for_bit(make: Callable[[], Experiment], *, first: int = 1, then:
         torch.manual_seed(0)
         _train(half, state, first)
         checkpoint.save(stopped, half, state)
-        if (chosen := checkpoint.choice(half)) is not None:
-            whole.learner.executor.use(chosen)  # type: ignore[attr-defined]
         state = TrainingState()
         torch.manual_seed(0)
         _train(whole, state, first + then)

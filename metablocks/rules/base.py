@@ -11,7 +11,7 @@ import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,9 +19,6 @@ from typing_extensions import Self
 
 from metablocks.errors import RuleError
 from metablocks.types import Tensors
-
-if TYPE_CHECKING:
-    from metablocks.learner import MetaLearner
 
 
 @dataclass(frozen=True)
@@ -70,9 +67,6 @@ class UpdateRule(nn.Module):
     def forward(self, updates: Tensors, state: Any, step: StepInfo) -> tuple[Tensors, Any]:
         """Updates `{name: tensor}` from gradients `{name: tensor}`, and the new state."""
         raise NotImplementedError
-
-    def check(self, learner: "MetaLearner") -> None:
-        """Raise `BlockError` where this rule makes no sense in this learner. Called when built."""
 
 
 class Chain(UpdateRule):
@@ -129,10 +123,6 @@ class Chain(UpdateRule):
             updates, own = rule(updates, own, step)
             states.append(own)
         return updates, tuple(states)
-
-    def check(self, learner: "MetaLearner") -> None:
-        for rule in self._members:
-            rule.check(learner)
 
 
 def members(rule: UpdateRule) -> list[UpdateRule]:

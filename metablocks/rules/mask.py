@@ -7,20 +7,15 @@ learns (Lee, Choi 2018).
 """
 
 import math
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from torch.nn.modules.conv import _ConvTransposeNd
 from typing_extensions import Self
 
-from metablocks.errors import BlockError, RuleError
+from metablocks.errors import RuleError
 from metablocks.functional import trainable
 from metablocks.rules.base import NamedTensors, StepInfo, UpdateRule, real_full, scaled
 from metablocks.types import Tensors
-
-if TYPE_CHECKING:
-    from metablocks.learner import MetaLearner
 
 
 class MTMask(UpdateRule):
@@ -114,15 +109,6 @@ class MTMask(UpdateRule):
             mask = mask.reshape(mask.shape + (1,) * (update.ndim - mask.ndim))
             masked[name] = scaled(mask, update)
         return masked, state
-
-    def check(self, learner: "MetaLearner") -> None:
-        for name in learner.adapted:
-            owner = learner.model.get_submodule(name.rpartition(".")[0])
-            if isinstance(owner, _ConvTransposeNd):
-                raise BlockError(
-                    f"MTMask: {name} belongs to a {type(owner).__name__}, whose output units are "
-                    f'not its first dimension; leave it out of the inner loop: adapt=["*", "!{name}"]'
-                )
 
     def _draw(self, logit: Tensor) -> Tensor:
         precise = torch.promote_types(logit.dtype, torch.float32)

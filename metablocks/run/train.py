@@ -53,7 +53,6 @@ def train(
         dynamic_ncols=True,
     )
     meter = Meter(experiment.device, state.spent)
-    chosen = checkpoint.choice(experiment)
     lines = logging_redirect_tqdm([logging.getLogger("metablocks")])  # above the bar
     with bar, lines, _stop_signals() as signals:
         try:
@@ -63,10 +62,6 @@ def train(
                     with meter.training():
                         epoch = state.step / experiment.steps_per_epoch
                         state.record(meta_step(experiment, state.step, Progress(epoch)))
-                    if checkpoint.choice(experiment) != chosen:
-                        chosen = checkpoint.choice(experiment)
-                        reason = experiment.learner.executor.reason  # type: ignore[attr-defined]
-                        directory.note("executor", reason)
                     bar.update()
                     bar.set_postfix(loss=f"{state.losses[-1]:.3f}", refresh=False)
                     continue

@@ -17,7 +17,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-import metablocks.compiled
+import metablocks.executors.compiled
 from tools.benchmarks import command, contenders, lineup, measure, report, worker
 from tools.benchmarks.problem import build
 
@@ -41,7 +41,7 @@ def traced(monkeypatch):
     real compiling takes a minute each. Yields the list of what was handed over."""
     handed = []
     monkeypatch.setattr(
-        metablocks.compiled, "_compile", lambda graph: handed.append(graph) or graph
+        metablocks.executors.compiled, "_compile", lambda graph: handed.append(graph) or graph
     )
     return handed
 
@@ -163,7 +163,7 @@ def test_a_contender_that_falls_back_to_plain_code_is_no_compiled_measurement(mo
     def refuse(graph):
         raise RuntimeError("no C++ compiler")
 
-    monkeypatch.setattr(metablocks.compiled, "_compile", refuse)
+    monkeypatch.setattr(metablocks.executors.compiled, "_compile", refuse)
     assert worker.main([json.dumps(request("metablocks_vmap_compiled"))]) == 0
     result = json.loads(capsys.readouterr().out)
     assert result == {"failure": "not compiled, but run as it is: RuntimeError: no C++ compiler"}

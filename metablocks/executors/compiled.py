@@ -21,11 +21,11 @@ from torch.utils import _pytree as pytree
 from metablocks.errors import BlockError, caller_stacklevel
 
 Compile = bool | Literal["trace", "auto"]
-Way = Literal["trace", "compile", "auto"]
 
 log = logging.getLogger("metablocks")
 
 _ROUNDS = 3  # timed runs of every way, for "auto"
+_MOST = 64  # functions that are kept; the oldest goes
 _KNOWN = (Tensor, bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device)
 
 
@@ -38,11 +38,13 @@ class Compiler:
 
     `compiler(function, key, *args)` is `function(*args)`. `key` stands for all that the function
     depends on besides its arguments, which are trees of tensors; the first call with a new key, or
-    with tensors of other shapes, strides, dtypes or devices, makes it anew. The ways are
+    with tensors of other shapes, strides, dtypes or devices, makes it anew. Without a key the function
+    runs as it is. The settings are
 
+    - False: the function itself;
     - "trace": the operations that the function came down to, one after another. It takes seconds to
       make and keeps their order, and so the function's memory;
-    - "compile": those, fused and compiled by `torch.compile`. It takes a minute or two to make;
+    - True: those, fused and compiled by `torch.compile`. It takes a minute or two to make;
     - "auto": whichever of the two, or the function itself, is fastest; all are timed on that call.
 
     On that call the result is held to the function's own, to what rounding explains: the square root
@@ -61,20 +63,16 @@ class Compiler:
     ([2, 3], 1)
     """
 
-    @classmethod
-    def of(cls, owner: str, setting: Compile) -> "Compiler | None":
-        """What an executor with this setting compiles with; None where it does not.
-
-        Raises `BlockError` for another setting than True, False, "trace" or "auto".
-        """
+    @staticmethod
+    def check(owner: str, setting: object) -> None:
+        """Raise `BlockError` for another setting than True, False, "trace" or "auto"."""
         if not isinstance(setting, bool) and setting not in ("trace", "auto"):
             raise BlockError(
                 f'{owner} compile is {setting!r}; it takes True, False, "trace" or "auto"'
             )
-        return cls("compile" if setting is True else setting) if setting else None
 
-    def __init__(self, way: Way) -> None:
-        self.way = way
+    def __init__(self, setting: Compile) -> None:
+        self.setting = setting
         self._made: dict[Hashable, Callable[..., Any] | None] = {}
         self._lock = threading.Lock()
 
@@ -83,7 +81,9 @@ class Compiler:
         """How many compiled functions there are."""
         return sum(made is not None for made in self._made.values())
 
-    def __call__(self, function: Callable[..., Any], key: Hashable, *args: Any) -> Any:
+    def __call__(self, function: Callable[..., Any], key: Hashable | None, *args: Any) -> Any:
+        if not self.setting or key is None:
+            return function(*args)
         leaves, spec = pytree.tree_flatten(args)
         kind = (key, spec, *map(_kind, leaves), *_autocast(leaves))
         try:
@@ -96,49 +96,53 @@ class Compiler:
             with self._lock:  # the threads that come meanwhile wait, and find it made
                 if kind not in self._made:
                     expected = function(*args)
-                    self._made[kind] = self._make(_Flat(function, spec), leaves, expected)
+                    if len(self._made) >= _MOST:
+                        del self._made[next(iter(self._made))]
+                    outputs = pytree.tree_leaves(expected)
+                    self._made[kind] = self._make(_Flat(function, spec), leaves, outputs)
                     return expected
         made = self._made[kind]
         return function(*args) if made is None else made(leaves)
 
     def __deepcopy__(self, memo: Any) -> "Compiler":
-        return Compiler(self.way)
+        return Compiler(self.setting)
 
     def __reduce__(self) -> Any:
-        return Compiler, (self.way,)
+        return Compiler, (self.setting,)
 
     def _make(
-        self, flat: "_Flat", leaves: list[Any], expected: Any
+        self, flat: "_Flat", leaves: list[Any], expected: list[Any]
     ) -> Callable[[list[Any]], Any] | None:
-        """What takes the leaves from now on; None for the function itself."""
-        due = pytree.tree_leaves(expected)
+        """The compiled callable of the leaves, or None to keep calling the function."""
         ways: dict[str, Callable[..., list[Tensor]]] = {"as it is": flat}
-        if self.way != "trace":
+        if self.setting != "trace":
             log.info("compiling, once for these shapes; that takes a minute or two")
         started = time.perf_counter()
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", DeprecationWarning)  # PyTorch's, about PyTorch
                 graph = _trace(flat, leaves)
-                for way, make in (("traced", _as_it_is), ("compiled", _compile)):
-                    if way.startswith(self.way) or self.way == "auto":
-                        made = make(graph)
-                        _check(made(*leaves), due, flat, leaves)
-                        ways[way] = made
-            log.info("%s in %.0f s", way, time.perf_counter() - started)
+                if self.setting is not True:
+                    _check(graph(*leaves), expected, flat, leaves)
+                    ways["traced"] = graph
+                if self.setting != "trace":
+                    compiled = _compile(graph)
+                    _check(compiled(*leaves), expected, flat, leaves)
+                    ways["compiled"] = compiled
+            log.info("%s in %.0f s", list(ways)[-1], time.perf_counter() - started)
         except Exception as error:  # whatever tracer, torch.compile and the C++ compiler raise
             what = "" if isinstance(error, _Unfit) else f"{type(error).__name__}: "
             lines = [line.strip() for line in str(error).splitlines() if line.strip()]
             done = "only traced" if "traced" in ways else "run as it is"
-            message = f"not {'traced' if self.way == 'trace' else 'compiled'}, but {done}: "
+            message = f"not {'traced' if self.setting == 'trace' else 'compiled'}, but {done}: "
             message += f"{what}{' '.join(lines[:3])}"
             warnings.warn(message, CompileWarning, stacklevel=caller_stacklevel())
         best = list(ways)[-1]
-        if self.way == "auto" and len(ways) > 1:
+        if self.setting == "auto" and len(ways) > 1:
             times = {way: _best_time(run, leaves) for way, run in ways.items()}
             best = min(times, key=lambda way: times[way])
-            told = ", ".join(f"{way} {1000 * seconds:.3g} ms" for way, seconds in times.items())
-            log.info("a call takes %s", told)
+            figures = ", ".join(f"{way} {1000 * seconds:.3g} ms" for way, seconds in times.items())
+            log.info("a call takes %s", figures)
         run = ways[best]
         return (
             None
@@ -210,17 +214,13 @@ def _has_size_of_data(node: Any) -> bool:
     return any(mask is None or mask.dtype in (torch.bool, torch.uint8) for mask in masks)
 
 
-def _as_it_is(graph: torch.fx.GraphModule) -> Callable[..., list[Tensor]]:
-    return graph
-
-
 def _compile(graph: torch.fx.GraphModule) -> Callable[..., list[Tensor]]:
     compiled: Callable[..., list[Tensor]] = torch.compile(graph, dynamic=False, fullgraph=True)
     return compiled
 
 
 def _check(
-    got: Sequence[Tensor], due: Sequence[Tensor], function: _Flat, leaves: list[Any]
+    got: Sequence[Tensor], expected: Sequence[Tensor], function: _Flat, leaves: list[Any]
 ) -> None:
     """Raise `_Unfit` where a result is further from the function's own than rounding explains.
 
@@ -228,19 +228,23 @@ def _check(
     more of it, rounding is measured: the function itself in double precision is the truth, and the
     result may be twice as far from it as the function's own is.
     """
-    within = max((torch.finfo(x.dtype).eps ** 0.5 for x in due if x.is_floating_point()), default=0)
-    if any(not torch.equal(a.isnan(), b.isnan()) for a, b in zip(got, due, strict=True)):
+    within = max(
+        (torch.finfo(x.dtype).eps ** 0.5 for x in expected if x.is_floating_point()), default=0
+    )
+    if any(not torch.equal(a.isnan(), b.isnan()) for a, b in zip(got, expected, strict=True)):
         raise _Unfit("it gives nan in other places than the function itself")
-    error = _distance(got, due)
+    error = _distance(got, expected)
     if error <= within:
         return
-    said = f"its results differ from the function's own by {error:.1e}, relatively; rounding "
+    message = f"its results differ from the function's own by {error:.1e}, relatively; rounding "
     truth = _in_double(function, leaves)
     if truth is None:
-        raise _Unfit(f"{said}explains {within:.0e}")
-    theirs, own = (_distance(result, truth) for result in (got, due))
-    if not theirs <= 2 * own:
-        raise _Unfit(f"{said}explains {within:.0e}, and {own:.1e} as measured in double precision")
+        raise _Unfit(f"{message}explains {within:.0e}")
+    error, usual = (_distance(result, truth) for result in (got, expected))
+    if not error <= 2 * usual:
+        raise _Unfit(
+            f"{message}explains {within:.0e}, and {usual:.1e} as measured in double precision"
+        )
 
 
 def _distance(a: Sequence[Tensor], b: Sequence[Tensor]) -> float:
