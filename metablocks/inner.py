@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from metablocks.derivatives import detach_tree, gradient
+from metablocks.derivatives import detach_tree, gradient, nodes_of
 from metablocks.errors import BlockError, GradientError
 from metablocks.functional import ModuleState, ModuleView, detach, trainable
 from metablocks.generators import Draws
@@ -145,7 +145,7 @@ def adapt(
     def loss(params: Tensors, buffers: Tensors) -> tuple[Tensor, Tensors]:
         return loss_fn(params, batch), buffers
 
-    carry = Carry(fast, rule.init(fast), {})
+    carry = Carry(nodes_of(fast), rule.init(fast), {})
     states, losses = [dict(params)], []
     for index in range(steps):
         support = support_pass(loss, carry, rest, through=order(index, steps, progress))
@@ -194,7 +194,7 @@ class InnerLoop:
     def start(self, meta: Tensors, buffers: Tensors) -> Carry:
         """Carry 0 of a task: θ_0 and a fresh rule state."""
         params = self._params("model.", meta)
-        fast = {name: params[name] for name in self.adapted}
+        fast = nodes_of({name: params[name] for name in self.adapted})
         state, _ = self.rule.call("init", self._rule_state(meta), (fast,))
         return Carry(fast, state, buffers)
 
