@@ -51,7 +51,7 @@ def _main(arguments: list[str]) -> int:
 
 @contextmanager
 def _log_to_stderr() -> Iterator[None]:
-    """What the package tells of its work (compiling, choices), line by line."""
+    """Log messages of the package go to stderr."""
     log = logging.getLogger("metablocks")
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(message)s"))

@@ -1,4 +1,4 @@
-"""Which blocks go together: the refusals of combinations that make no sense, in one table.
+"""Combinations of blocks that make no sense, refused by one table.
 
 A block knows nothing of the learner that holds it. What a learner is made of is an `Assembly`; every
 row of `REFUSALS` looks at it when the learner is built, and raises a `BlockError` that names the blocks.

@@ -97,7 +97,7 @@ class QueryPass(NamedTuple):
 
 
 class Trajectory(NamedTuple):
-    """What `adapt` returns."""
+    """Result of `adapt`."""
 
     params: list[Tensors]
     """[θ_0, …, θ_K], each a dict of all parameters, differentiable by autograd."""

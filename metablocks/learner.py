@@ -64,7 +64,7 @@ def _differentiating(method: Method) -> Method:
 
 
 class MetaGradient(NamedTuple):
-    """What `meta_gradient` and `backward` return."""
+    """Result of `meta_gradient` and `backward`."""
 
     loss: Tensor
     """Scalar: the mean over tasks of the weighted query loss."""
@@ -81,7 +81,7 @@ class MetaGradient(NamedTuple):
 
     @property
     def trouble(self) -> str | None:
-        """What is not finite: the loss or the gradient; None where both are."""
+        """Message that the loss or the gradient is not finite; None if both are."""
         if not math.isfinite(self.loss):
             return f"training loss is {float(self.loss)}"
         finite = nn.utils.get_total_norm(self.grads.values()).isfinite()
@@ -89,7 +89,7 @@ class MetaGradient(NamedTuple):
 
 
 class Evaluation(NamedTuple):
-    """What `evaluate` returns."""
+    """Result of `evaluate`."""
 
     query_losses: Tensor
     """`[tasks, steps + 1]`: before adaptation, then after each step."""
@@ -438,7 +438,7 @@ class MetaLearner(nn.Module):
         return self._draws[key]
 
     def _assembly(self, norm_statistics: NormStatistics | None = None) -> Assembly:
-        """What the learner is made of, as it is now."""
+        """The learner's choices, as they are now."""
         return Assembly(
             model=self.model,
             loss=self.loss,

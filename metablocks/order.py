@@ -22,7 +22,7 @@ class Order(Protocol):
     """
 
     def __call__(self, step: int, steps: int, progress: Progress) -> bool:
-        """Whether step `step` (0 … steps − 1) is differentiated through."""
+        """True if step `step` (0 … steps − 1) is differentiated through."""
 
 
 @dataclass(frozen=True)

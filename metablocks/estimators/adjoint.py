@@ -86,7 +86,7 @@ class Adjoint(Estimator):
 
 
 class _Visit(NamedTuple):
-    """What is kept of an inner step, to go through it again."""
+    """The parts of an inner step that are kept to go through it again."""
 
     carry: Carry
     support: SupportPass | None
@@ -97,7 +97,7 @@ class _Visit(NamedTuple):
 
 @dataclass(frozen=True)
 class _Sweep:
-    """One task there and back. A cotangent of a carry is a list along `_floats` of it."""
+    """Forward and backward sweep over one task. A cotangent of a carry is a list along `_floats` of it."""
 
     block: Adjoint
     inner: InnerLoop
@@ -177,7 +177,7 @@ class _Sweep:
         return [*visits, _Visit(carry, None, draws[last])]
 
     def is_constant(self, carry: Carry, index: int) -> bool:
-        """Whether all that the support pass of step `index` gives is constant in the derivative."""
+        """True if all that the support pass of step `index` gives is constant in the derivative."""
         through = self.inner.through
         learned = any(through[:index]) and any(_is_float(b) for b in carry.buffers.values())
         return not through[index] and not learned
@@ -224,11 +224,11 @@ class _Sweep:
         pull(adjoint, grads)
 
     def read(self, carry: Carry, index: int) -> list[Tensor]:
-        """What a derivative can flow through of carry `index`."""
+        """The tensors of carry `index` that a derivative can flow through."""
         return _floats(carry._replace(rule=()) if index == self.last else carry)
 
     def keep(self, tree: Any) -> Callable[[], Any]:
-        """The tree put away, to be called back."""
+        """Store a pytree (on the CPU if `offload`); returns a function that loads it."""
         if not self.block.offload:
             return lambda: tree
         leaves, spec = pytree.tree_flatten(tree)

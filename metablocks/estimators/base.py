@@ -1,4 +1,4 @@
-"""What an estimator is: a way to compute one task's meta-gradient."""
+"""Estimators: ways to compute one task's meta-gradient."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping

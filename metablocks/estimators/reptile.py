@@ -120,7 +120,7 @@ class Reptile(Estimator):
 
 
 def _join(support: Any, query: Any) -> bool:
-    """Whether two leaves are the examples of one kind of tensor."""
+    """True if two leaves are the examples of one kind of tensor."""
     both = isinstance(support, Tensor) and isinstance(query, Tensor)
     return both and support.ndim > 0 and support.shape[1:] == query.shape[1:]
 

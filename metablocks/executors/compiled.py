@@ -78,7 +78,7 @@ class Compiler:
 
     @property
     def count(self) -> int:
-        """How many compiled functions there are."""
+        """The number of compiled functions."""
         return sum(made is not None for made in self._made.values())
 
     def __call__(self, function: Callable[..., Any], key: Hashable | None, *args: Any) -> Any:

@@ -111,11 +111,11 @@ class PerStepBatchNorm(StepAware):
 
     @property
     def keeps_statistics(self) -> bool:  # type: ignore[override]
-        """Whether predictions rest on the statistics it has stored."""
+        """True if predictions rest on the statistics it has stored."""
         return self.statistics == "running"
 
     def __getattr__(self, name: str) -> Any:
-        """What is registered here, or an attribute of the norm, such as `eps`."""
+        """A registered tensor or module, or an attribute of the norm, such as `eps`."""
         attributes = vars(self.__dict__["_norm"][0]) if "_norm" in self.__dict__ else {}
         return attributes[name] if name in attributes else super().__getattr__(name)
 

@@ -1,9 +1,9 @@
-"""How a gradient becomes an update: the protocol of update rules, and their composition.
+"""Update rules: the base class, composition, and tensors by dotted names.
 
     updates, state = rule(gradients, state, step)          θ_{k+1} = θ_k + updates
 
-A rule maps named gradients to named updates and may carry a per-task state from step to step. What
-leaves the last rule is **added** to the parameters, so some rule of a chain must negate: a learning
+A rule maps named gradients to named updates and may carry a per-task state from step to step. The
+output of the last rule is **added** to the parameters, so some rule of a chain must negate: a learning
 rate does.
 """
 
@@ -23,7 +23,7 @@ from metablocks.types import Tensors
 
 @dataclass(frozen=True)
 class StepInfo:
-    """Where in the inner loop a rule is called: step `index` of `steps`, at fast weights `params`."""
+    """Position in the inner loop: step `index` of `steps`, at fast weights `params`."""
 
     index: int
     steps: int
@@ -61,7 +61,7 @@ class UpdateRule(nn.Module):
         return self
 
     def init(self, params: Tensors) -> Any:
-        """The state of a new task: a pytree, `()` where there is none."""
+        """Initial state for a new task: a pytree; `()` if the rule is stateless."""
         return ()
 
     def forward(self, updates: Tensors, state: Any, step: StepInfo) -> tuple[Tensors, Any]:
