@@ -1,4 +1,4 @@
-"""The README's map is true: it names every room, imports point down it, and no files import in a circle."""
+"""The README's map is true: it names every room, imports point down it, and there is no circle."""
 
 import ast
 import re

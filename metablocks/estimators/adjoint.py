@@ -97,7 +97,7 @@ class _Visit(NamedTuple):
 
 @dataclass(frozen=True)
 class _Sweep:
-    """Forward and backward sweep over one task. A cotangent of a carry is a list along `_floats` of it."""
+    """Forward and backward sweep over one task. Cotangents of carries are lists along `_floats`."""
 
     block: Adjoint
     inner: InnerLoop

@@ -122,7 +122,7 @@ class MTMask(UpdateRule):
 
 
 def _key(name: str) -> str:
-    """The name that shares a mask: a module's weight and bias, `conv1.*`; in an RNN `weight_ih_l0` alike."""
+    """The name that shares a mask: weight and bias are `conv1.*`; in an RNN `weight_ih_l0` alike."""
     module, _, own = name.rpartition(".")
     shared = own.replace("weight", "*").replace("bias", "*")
     return f"{module}.{shared}" if module else shared
