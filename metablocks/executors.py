@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from metablocks.checks import count
 from metablocks.compiled import Compile, Compiler
 from metablocks.errors import BlockError, ExecutorError, MetablocksError, TaskError, first_line
 from metablocks.generators import Draws, generators_of
@@ -100,11 +101,12 @@ class Loop:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_compiler", Compiler.of("Loop", self.compile))
-        if isinstance(self.workers, bool) or not isinstance(self.workers, int) or self.workers < 1:
-            raise BlockError(f"Loop workers is {self.workers!r}; it takes a number, 1 or more")
+        count("Loop", "workers", self.workers)
         if not isinstance(self.channels_last, bool) and self.channels_last != "query":
             raise BlockError(
-                f'Loop channels_last is {self.channels_last!r}; it takes True, False or "query"'
+                f'Loop channels_last is {self.channels_last!r}; it takes True, False or "query"',
+                block="Loop",
+                field="channels_last",
             )
 
     def __call__(

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from metablocks.adapted import adapted_model
+from metablocks.checks import count
 from metablocks.derivatives import detach_tree
 from metablocks.errors import BlockError, suggest
 from metablocks.estimators import Estimator, Unrolled
@@ -22,7 +23,7 @@ from metablocks.executors import Executor, Loop, Tasks, TaskWork, check_tasks
 from metablocks.fingerprint import Same, fingerprint
 from metablocks.functional import FunctionalModule, ModuleState, ModuleView, NormStatistics, detach
 from metablocks.generators import Draws, generators_of
-from metablocks.inner import InnerLoop, check_steps
+from metablocks.inner import InnerLoop
 from metablocks.order import Order, SecondOrder
 from metablocks.reach import (
     check_constant,
@@ -152,7 +153,7 @@ class MetaLearner(nn.Module):
         super().__init__()
         self.model = model
         self.loss = loss
-        self.steps = check_steps(steps)
+        self.steps = count("MetaLearner", "steps", steps, least=0)
         self.rule = rule
         self.order = order or SecondOrder()
         self.step_loss = step_loss or FinalStepLoss()
@@ -453,7 +454,7 @@ class MetaLearner(nn.Module):
             self._read = (*self._read[-7:], key)
 
     def _evaluation_steps(self, steps: int | None) -> int:
-        steps = self.steps if steps is None else check_steps(steps)
+        steps = self.steps if steps is None else count("evaluate", "steps", steps, least=0)
         if self.max_steps is not None and steps > self.max_steps:
             raise BlockError(
                 f"{steps} inner steps asked for, but a per-step block of this learner is set up for "

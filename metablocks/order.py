@@ -10,6 +10,7 @@ factor I − α ∇²L_s of that step becomes I, and a learned rate still gets i
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
+from metablocks.checks import count
 from metablocks.errors import BlockError
 from metablocks.types import Progress
 
@@ -72,10 +73,7 @@ class TruncatedOrder:
     last: int
 
     def __post_init__(self) -> None:
-        if self.last < 0:
-            raise BlockError(
-                f"TruncatedOrder last is {self.last}; it takes a number of steps, 0 or more"
-            )
+        count("TruncatedOrder", "last", self.last, least=0)
 
     def __call__(self, step: int, steps: int, progress: Progress) -> bool:
         return step >= steps - self.last
@@ -84,7 +82,9 @@ class TruncatedOrder:
         if self.last > learner.steps:
             raise BlockError(
                 f"TruncatedOrder last is {self.last}, but the learner takes {learner.steps} inner "
-                f"steps; last can be 0 to {learner.steps}"
+                f"steps; last can be 0 to {learner.steps}",
+                block="MetaLearner",
+                field="order.last",
             )
 
 
@@ -104,10 +104,7 @@ class AnnealedOrder:
     first_order_epochs: int
 
     def __post_init__(self) -> None:
-        if self.first_order_epochs < 0:
-            raise BlockError(
-                f"AnnealedOrder first_order_epochs is {self.first_order_epochs}; it takes 0 or more"
-            )
+        count("AnnealedOrder", "first_order_epochs", self.first_order_epochs, least=0)
 
     def __call__(self, step: int, steps: int, progress: Progress) -> bool:
         return progress.epoch >= self.first_order_epochs

@@ -5,24 +5,12 @@ or goes on with its last row (`"last"`); a learner asks for its limit when it is
 evaluates with more steps than it was trained with.
 """
 
-from typing import Literal, TypeAlias, get_args
+from typing import Literal, TypeAlias
 
-from metablocks.errors import BlockError, MetablocksError, suggest
+from metablocks.errors import BlockError, MetablocksError
 
 Beyond: TypeAlias = Literal["error", "last"]
 """What a per-step block does at steps past the last one it was made for."""
-
-
-def check_beyond(block: str, beyond: str) -> None:
-    """Raise `BlockError` unless `beyond` is one of the two.
-
-    >>> check_beyond("LearningRate", "last")
-    """
-    if beyond not in get_args(Beyond):
-        raise BlockError(
-            f"{block} beyond is {beyond!r}{suggest(str(beyond), get_args(Beyond))}; it is one of "
-            f"{', '.join(get_args(Beyond))}"
-        )
 
 
 def limit(steps: int, beyond: Beyond) -> int | None:

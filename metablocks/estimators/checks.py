@@ -21,17 +21,23 @@ def check_last_step_alone(block: str, learner: "MetaLearner") -> None:
     """
     if not learner.steps:
         raise BlockError(
-            f"{block} goes by where the inner loop ends; give it steps: 1 or more, not 0"
+            f"{block} goes by where the inner loop ends; give it steps: 1 or more, not 0",
+            block="MetaLearner",
+            field="steps",
         )
     if not isinstance(learner.step_loss, FinalStepLoss):
         raise BlockError(
             f"{block} knows the end of the inner loop alone, so that {learner.step_loss!r} would say "
-            "nothing; use FinalStepLoss()"
+            "nothing; use FinalStepLoss()",
+            block="MetaLearner",
+            field="step_loss",
         )
     if not isinstance(learner.order, FirstOrder | SecondOrder):
         raise BlockError(
             f"{block} looks through no inner step, so that {learner.order!r} would say nothing; use "
-            "FirstOrder()"
+            "FirstOrder()",
+            block="MetaLearner",
+            field="order",
         )
 
 

@@ -6,13 +6,13 @@
 with ρ the parameters that do not adapt. Memory is that of one step, for any number of steps.
 """
 
-import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
 
+from metablocks.checks import count, number
 from metablocks.derivatives import gradient, vjp
 from metablocks.errors import BlockError
 from metablocks.estimators.base import TaskGradient, filled, reached
@@ -74,12 +74,9 @@ class Implicit:
     tolerance: float = 1e-10
 
     def __post_init__(self) -> None:
-        if not (self.proximal > 0 and math.isfinite(self.proximal)):
-            raise BlockError(f"Implicit proximal is {self.proximal}; it takes a number above 0")
-        if self.cg_steps < 1:
-            raise BlockError(f"Implicit cg_steps is {self.cg_steps}; it takes 1 or more")
-        if not self.tolerance >= 0:
-            raise BlockError(f"Implicit tolerance is {self.tolerance}; it takes 0 or more")
+        number("Implicit", "proximal", self.proximal, above=0)
+        count("Implicit", "cg_steps", self.cg_steps)
+        number("Implicit", "tolerance", self.tolerance, at_least=0)
 
     def __call__(
         self, inner: InnerLoop, meta: Tensors, buffers: Tensors, task: Task
@@ -156,24 +153,32 @@ class Implicit:
         if first.strength != self.proximal:
             raise BlockError(
                 f"Implicit proximal is {self.proximal}, but the rule starts with {first}; they are one "
-                f"number: Chain({self._pull}, …), or leave it out, for it is put in front"
+                f"number: Chain({self._pull}, …), or leave it out, for it is put in front",
+                block="MetaLearner",
+                field="estimator.proximal",
             )
         for other in others:
             if isinstance(other, Proximal | WeightDecay):
                 raise BlockError(
                     f"Implicit: {other} adds to the inner loss, and the Hessian would not know of it; "
-                    f"{self._pull} at the head of the rule is the one term that it may have"
+                    f"{self._pull} at the head of the rule is the one term that it may have",
+                    block="MetaLearner",
+                    field="rule",
                 )
         for name, parameter in learner.named_parameters():
             if parameter.requires_grad and name.startswith("rule."):
                 raise BlockError(
                     f"Implicit has no gradient for {name}, since where the inner loop converges to "
-                    "does not depend on it; use a rule that learns nothing, such as LearningRate(0.1)"
+                    "does not depend on it; use a rule that learns nothing, such as LearningRate(0.1)",
+                    block="MetaLearner",
+                    field=name,
                 )
         for module in step_aware_modules(learner.model):
             raise BlockError(
                 f"Implicit needs one inner loss for all steps, and a {type(module).__name__} of the "
-                "model differs from step to step; use Unrolled()"
+                "model differs from step to step; use Unrolled()",
+                block="MetaLearner",
+                field="estimator",
             )
 
     @property

@@ -7,12 +7,13 @@ As a gradient for any outer optimiser, φ − φ̃: plain gradient descent with 
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from metablocks.checks import choice, count
 from metablocks.errors import BlockError, TaskError
 from metablocks.estimators.base import TaskGradient
 from metablocks.estimators.checks import at_the_end, check_last_step_alone, first_order
@@ -65,14 +66,9 @@ class Reptile:
     batch: int | None = None
 
     def __post_init__(self) -> None:
-        if self.examples not in get_args(Examples):
-            raise BlockError(
-                f"Reptile examples is {self.examples!r}; it is one of {', '.join(get_args(Examples))}"
-            )
-        if self.batch is not None and self.batch < 1:
-            raise BlockError(
-                f"Reptile batch is {self.batch}; it takes 1 or more, or None for all examples"
-            )
+        choice("Reptile", "examples", self.examples, Examples)
+        if self.batch is not None:
+            count("Reptile", "batch", self.batch)
 
     def __call__(
         self, inner: InnerLoop, meta: Tensors, buffers: Tensors, task: Task
@@ -104,7 +100,9 @@ class Reptile:
                 )
                 raise BlockError(
                     f"Reptile has a gradient for what adapts inside a task alone, and {name} does "
-                    f"not; {remedy}"
+                    f"not; {remedy}",
+                    block="MetaLearner",
+                    field=name if name.startswith("rule.") else "adapt",
                 )
 
     def _examples(self, task: Task) -> Batch:

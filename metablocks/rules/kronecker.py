@@ -5,7 +5,6 @@
 Source: Arnold, Iqbal, Sha 2021, "When MAML can adapt fast and how to assist when it cannot".
 """
 
-import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -13,9 +12,10 @@ from einops import einsum
 from torch import Tensor
 from typing_extensions import Self
 
+from metablocks.checks import choice, count, number
 from metablocks.errors import BlockError, RuleError
 from metablocks.functional import trainable
-from metablocks.models.layers import ACTIVATIONS, Activation, check_choice
+from metablocks.models.layers import ACTIVATIONS, Activation
 from metablocks.rules.base import NamedTensors, StepInfo, UpdateRule, inner_product, members
 from metablocks.rules.factors import find, identity, once, read, sizes
 from metablocks.rules.rates import LearningRate
@@ -109,10 +109,8 @@ class KFO(UpdateRule):
         rate: float | None = None,
     ) -> None:
         super().__init__()
-        if isinstance(hidden, bool) or not isinstance(hidden, int) or hidden < 0:
-            raise RuleError(f"KFO hidden is {hidden!r}; it takes a number of layers, 0 or more")
-        check_choice("activation", activation, ACTIVATIONS)
-        self.hidden = hidden
+        self.hidden = count("KFO", "hidden", hidden, least=0, error=RuleError)
+        choice("KFO", "activation", activation, ACTIVATIONS)
         self.psd = psd
         self.bias = bias
         self.vector_right_factor = vector_right_factor
@@ -170,7 +168,9 @@ class KFO(UpdateRule):
                 f"KFO with adapt_transform differentiates the update −{self.rate} U(G), so the rule "
                 f"must be Chain(KFO(adapt_transform=True, rate={self.rate}), "
                 f"LearningRate({self.rate})) and nothing else; given "
-                f"{', '.join(type(rule).__name__ for rule in (own, *after))}, or another rate"
+                f"{', '.join(type(rule).__name__ for rule in (own, *after))}, or another rate",
+                block="MetaLearner",
+                field="rule",
             )
         for epoch in range(_EPOCHS):
             for index in range(learner.steps):
@@ -178,7 +178,9 @@ class KFO(UpdateRule):
                     raise BlockError(
                         f"KFO with adapt_transform takes second-order steps only, and the order "
                         f"{learner.order!r} is first-order at step {index} of epoch {epoch}; use "
-                        "SecondOrder(), or adapt_transform=False"
+                        "SecondOrder(), or adapt_transform=False",
+                        block="MetaLearner",
+                        field="order",
                     )
 
     def _slope(self, factors: Tensors, before: Tensors, gradients: Tensors) -> Tensors:
@@ -244,16 +246,18 @@ def _check_rate(adapt_transform: bool, rate: float | None) -> float | None:
         if rate is not None:
             raise RuleError(
                 f"KFO rate is {rate!r}, which only adapt_transform=True reads; leave it out, and put "
-                "the learning rate behind: Chain(KFO(), LearningRate(0.1))"
+                "the learning rate behind: Chain(KFO(), LearningRate(0.1))",
+                block="KFO",
+                field="rate",
             )
         return None
-    numeric = isinstance(rate, int | float) and not isinstance(rate, bool)
-    if rate is None or not numeric or not math.isfinite(rate):
+    if rate is None:
         raise RuleError(
-            f"KFO rate is {rate!r}; with adapt_transform it takes the inner learning rate, a finite "
-            "number"
+            "KFO rate is None; with adapt_transform it takes the inner learning rate, a finite number",
+            block="KFO",
+            field="rate",
         )
-    return float(rate)
+    return number("KFO", "rate", rate, error=RuleError)
 
 
 def _is_fixed(rule: UpdateRule, rate: float) -> bool:
