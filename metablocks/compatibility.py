@@ -61,9 +61,10 @@ def check_compatible(assembly: Assembly) -> None:
 def _truncated_order(assembly: Assembly) -> None:
     order, steps = assembly.order, assembly.steps
     if isinstance(order, TruncatedOrder) and order.last > steps:
-        raise BlockError(
+        raise _refusal(
             f"TruncatedOrder last is {order.last}, but the learner takes {steps} inner steps; last can "
-            f"be 0 to {steps}"
+            f"be 0 to {steps}",
+            field="order.last",
         )
 
 
@@ -72,10 +73,11 @@ def _norm_statistics(assembly: Assembly) -> None:
         return
     for name, module in step_aware_modules(assembly.model).items():
         if module.collects_buffers:
-            raise BlockError(
+            raise _refusal(
                 f'norm_statistics is "{assembly.norm_statistics}", but {name or "the model"} is a '
                 f"{type(module).__name__}, which has statistics of its own; say what it normalises by "
-                "where it is made, as per_step_batch_norm(statistics=...)"
+                "where it is made, as per_step_batch_norm(statistics=...)",
+                field="norm_statistics",
             )
 
 
@@ -85,9 +87,10 @@ def _mask(assembly: Assembly) -> None:
     for name in assembly.adapted:
         owner = assembly.model.get_submodule(name.rpartition(".")[0])
         if isinstance(owner, _ConvTransposeNd):
-            raise BlockError(
+            raise _refusal(
                 f"MTMask: {name} belongs to a {type(owner).__name__}, whose output units are not its "
-                f'first dimension; leave it out of the inner loop: adapt=["*", "!{name}"]'
+                f'first dimension; leave it out of the inner loop: adapt=["*", "!{name}"]',
+                field="adapt",
             )
 
 
@@ -97,19 +100,21 @@ def _adapted_transform(assembly: Assembly) -> None:
         return
     first, *after = assembly.rules
     if first is not kfo or len(after) != 1 or not _is_fixed(after[0], kfo.rate):
-        raise BlockError(
+        raise _refusal(
             f"KFO with adapt_transform differentiates the update −{kfo.rate} U(G), so the rule must be "
             f"Chain(KFO(adapt_transform=True, rate={kfo.rate}), LearningRate({kfo.rate})) and nothing "
-            f"else; given {', '.join(type(rule).__name__ for rule in assembly.rules)}, or another rate"
+            f"else; given {', '.join(type(rule).__name__ for rule in assembly.rules)}, or another rate",
+            field="rule",
         )
     order, steps = assembly.order, assembly.steps
     for epoch in range(_EPOCHS):
         for index in range(steps):
             if not order(index, steps, Progress(epoch=epoch)):
-                raise BlockError(
+                raise _refusal(
                     f"KFO with adapt_transform takes second-order steps only, and the order {order!r} "
                     f"is first-order at step {index} of epoch {epoch}; use SecondOrder(), or "
-                    "adapt_transform=False"
+                    "adapt_transform=False",
+                    field="order",
                 )
 
 
@@ -123,18 +128,21 @@ def _end_alone(assembly: Assembly) -> None:
         return
     block = type(assembly.estimator).__name__
     if not assembly.steps:
-        raise BlockError(
-            f"{block} goes by where the inner loop ends; give it steps: 1 or more, not 0"
+        raise _refusal(
+            f"{block} goes by where the inner loop ends; give it steps: 1 or more, not 0",
+            field="steps",
         )
     if not isinstance(assembly.step_loss, FinalStepLoss):
-        raise BlockError(
+        raise _refusal(
             f"{assembly.step_loss!r} has no effect with {block}, which knows the end of the inner loop "
-            "alone; use FinalStepLoss()"
+            "alone; use FinalStepLoss()",
+            field="step_loss",
         )
     if not isinstance(assembly.order, FirstOrder | SecondOrder):
-        raise BlockError(
+        raise _refusal(
             f"{assembly.order!r} has no effect with {block}, which differentiates through no inner "
-            "step; use FirstOrder()"
+            "step; use FirstOrder()",
+            field="order",
         )
 
 
@@ -149,9 +157,10 @@ def _reptile(assembly: Assembly) -> None:
                 if name.startswith("rule.")
                 else 'let it adapt (adapt="*"), or freeze it with requires_grad_(False)'
             )
-            raise BlockError(
+            raise _refusal(
                 f"Reptile has a gradient for what adapts inside a task alone, and {name} does not; "
-                f"{remedy}"
+                f"{remedy}",
+                field=name if name.startswith("rule.") else "adapt",
             )
 
 
@@ -162,26 +171,30 @@ def _implicit(assembly: Assembly) -> None:
     pull = Proximal(estimator.proximal)
     first, *others = assembly.rules  # the first is Proximal, by `inner_rule`
     if first.strength != estimator.proximal:
-        raise BlockError(
+        raise _refusal(
             f"Implicit proximal is {estimator.proximal}, but the rule starts with {first}; they are one "
-            f"number: Chain({pull}, …), or leave it out, for it is put in front"
+            f"number: Chain({pull}, …), or leave it out, for it is put in front",
+            field="estimator.proximal",
         )
     for other in others:
         if isinstance(other, Proximal | WeightDecay):
-            raise BlockError(
+            raise _refusal(
                 f"Implicit: {other} adds to the inner loss, and the Hessian would not know of it; "
-                f"{pull} at the head of the rule is the one term that it may have"
+                f"{pull} at the head of the rule is the one term that it may have",
+                field="rule",
             )
     for name in assembly.learned:
         if name.startswith("rule."):
-            raise BlockError(
+            raise _refusal(
                 f"Implicit has no gradient for {name}, since where the inner loop converges to does "
-                "not depend on it; use a rule that learns nothing, such as LearningRate(0.1)"
+                "not depend on it; use a rule that learns nothing, such as LearningRate(0.1)",
+                field=name,
             )
     for module in step_aware_modules(assembly.model).values():
-        raise BlockError(
+        raise _refusal(
             f"Implicit needs one inner loss for all steps, and a {type(module).__name__} of the model "
-            "differs from step to step; use Unrolled()"
+            "differs from step to step; use Unrolled()",
+            field="estimator",
         )
 
 
@@ -194,6 +207,10 @@ REFUSALS: tuple[Callable[[Assembly], None], ...] = (
     _reptile,
     _implicit,
 )
+
+
+def _refusal(message: str, field: str) -> BlockError:
+    return BlockError(message, block="MetaLearner", field=field)
 
 
 def _is_fixed(rule: UpdateRule, rate: float | None) -> bool:

@@ -11,7 +11,23 @@ from collections.abc import Iterable
 
 
 class MetablocksError(Exception):
-    """Base class of every error raised on purpose by metablocks."""
+    """Base class of every error raised on purpose by metablocks.
+
+    `block` and `field` name the argument at fault, so that nobody needs to read them out of the message:
+    the class or function that was given the value, and its parameter. For blocks that do not go together
+    `block` is "MetaLearner" and `field` its argument or a part of it, as attributes and parameters are
+    named: "adapt", "order.last", "rule.rules.1.rate.*". Both are None if no argument is known to be at
+    fault.
+
+    >>> error = BlockError("LearningRate init is nan", block="LearningRate", field="init")
+    >>> error.block, error.field, str(error)
+    ('LearningRate', 'init', 'LearningRate init is nan')
+    """
+
+    def __init__(self, *args: object, block: str | None = None, field: str | None = None) -> None:
+        super().__init__(*args)
+        self.block = block
+        self.field = field
 
 
 class ModuleError(MetablocksError, ValueError):

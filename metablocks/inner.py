@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
+from metablocks.checks import count
 from metablocks.derivatives import detach_tree, gradient, nodes_of
 from metablocks.errors import BlockError, GradientError
 from metablocks.functional import ModuleState, ModuleView, detach, trainable
@@ -136,7 +137,7 @@ def adapt(
     Raises `BlockError` for negative `steps`, `GradientError` for a loss that is no scalar, and what
     the rule raises.
     """
-    check_steps(steps)
+    count("adapt", "steps", steps, least=0)
     order = order or SecondOrder()
     progress = progress or Progress()
     fast = trainable(params)
@@ -310,10 +311,3 @@ def _as_scalar(score: Any, like: Tensor) -> Tensor:
         raise BlockError(
             f"the metric returned {type(score).__name__}; it returns a scalar tensor or a number"
         ) from error
-
-
-def check_steps(steps: object) -> int:
-    """The number of steps, or a `BlockError`."""
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 0:
-        raise BlockError(f"steps is {steps!r}; it takes a whole number of inner steps, 0 or more")
-    return steps

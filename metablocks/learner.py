@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from metablocks.adapted import adapted_model
+from metablocks.checks import count
 from metablocks.compatibility import Assembly, check_compatible
 from metablocks.derivatives import detach_tree
 from metablocks.errors import BlockError, suggest
@@ -30,7 +31,7 @@ from metablocks.functional import (
     step_aware_modules,
 )
 from metablocks.generators import Draws, generators_of
-from metablocks.inner import InnerLoop, check_steps
+from metablocks.inner import InnerLoop
 from metablocks.order import Order, SecondOrder
 from metablocks.reach import (
     check_constant,
@@ -160,7 +161,7 @@ class MetaLearner(nn.Module):
         super().__init__()
         self.model = model
         self.loss = loss
-        self.steps = check_steps(steps)
+        self.steps = count("MetaLearner", "steps", steps, least=0)
         self.rule = rule
         self.order = order or SecondOrder()
         self.step_loss = step_loss or FinalStepLoss()
@@ -474,7 +475,7 @@ class MetaLearner(nn.Module):
             self._read = (*self._read[-7:], key)
 
     def _evaluation_steps(self, steps: int | None) -> int:
-        steps = self.steps if steps is None else check_steps(steps)
+        steps = self.steps if steps is None else count("evaluate", "steps", steps, least=0)
         if self.max_steps is not None and steps > self.max_steps:
             raise BlockError(
                 f"{steps} inner steps asked for, but a per-step block of this learner is set up for "

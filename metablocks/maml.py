@@ -23,6 +23,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 from tqdm import tqdm
 
 from metablocks.batches import check_tasks, epoch_batches
+from metablocks.checks import count, number
 from metablocks.errors import BlockError, ExecutorError, RunError, TaskError
 from metablocks.executors import Executor, Loop, TaskFunction, Tasks, TaskWork, Vmap
 from metablocks.generators import set_states
@@ -298,12 +299,9 @@ def _check_values(model: Any, **rates: Any) -> None:
     if not isinstance(model, nn.Module):
         raise BlockError(f"model is {model!r}; it takes an nn.Module")
     for name, rate in rates.items():
-        number = isinstance(rate, int | float) and not isinstance(rate, bool)
-        if not number or not 0 < rate < math.inf:
-            raise BlockError(f"{name} is {rate!r}; it takes a number above 0")
+        number("train_maml", name, rate, above=0)
 
 
 def _check_counts(**counts: Any) -> None:
-    for name, count in counts.items():
-        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-            raise BlockError(f"{name} is {count!r}; it takes a whole number, 1 or more")
+    for name, value in counts.items():
+        count("train_maml", name, value)

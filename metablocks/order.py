@@ -10,7 +10,7 @@ factor I − α ∇²L_s of that step becomes I, and a learned rate still gets i
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-from metablocks.errors import BlockError
+from metablocks.checks import count
 from metablocks.types import Progress
 
 
@@ -69,10 +69,7 @@ class TruncatedOrder:
     last: int
 
     def __post_init__(self) -> None:
-        if self.last < 0:
-            raise BlockError(
-                f"TruncatedOrder last is {self.last}; it takes a number of steps, 0 or more"
-            )
+        count("TruncatedOrder", "last", self.last, least=0)
 
     def __call__(self, step: int, steps: int, progress: Progress) -> bool:
         return step >= steps - self.last
@@ -94,10 +91,7 @@ class AnnealedOrder:
     first_order_epochs: int
 
     def __post_init__(self) -> None:
-        if self.first_order_epochs < 0:
-            raise BlockError(
-                f"AnnealedOrder first_order_epochs is {self.first_order_epochs}; it takes 0 or more"
-            )
+        count("AnnealedOrder", "first_order_epochs", self.first_order_epochs, least=0)
 
     def __call__(self, step: int, steps: int, progress: Progress) -> bool:
         return progress.epoch >= self.first_order_epochs

@@ -5,11 +5,11 @@ or goes on with its last row (`"last"`); a learner asks for its limit when it is
 evaluates with more steps than it was trained with.
 """
 
-from typing import Literal, TypeAlias, get_args
+from typing import Literal, TypeAlias
 
 from torch import nn
 
-from metablocks.errors import BlockError, MetablocksError, suggest
+from metablocks.errors import BlockError, MetablocksError
 
 Beyond: TypeAlias = Literal["error", "last"]
 """What a per-step block does at steps past the last one it was made for."""
@@ -44,18 +44,6 @@ class StepAware(nn.Module):
     def at_step(self, index: int) -> nn.Module | None:
         """The plain module that it is at inner step `index`; None to stay as it is."""
         return None
-
-
-def check_beyond(block: str, beyond: str) -> None:
-    """Raise `BlockError` unless `beyond` is one of the two.
-
-    >>> check_beyond("LearningRate", "last")
-    """
-    if beyond not in get_args(Beyond):
-        raise BlockError(
-            f"{block} beyond is {beyond!r}{suggest(str(beyond), get_args(Beyond))}; it is one of "
-            f"{', '.join(get_args(Beyond))}"
-        )
 
 
 def limit(steps: int, beyond: Beyond) -> int | None:

@@ -12,6 +12,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from metablocks.checks import count
 from metablocks.errors import BlockError
 from metablocks.types import Progress
 
@@ -76,8 +77,7 @@ class AnnealedStepLoss:
     epochs: int
 
     def __post_init__(self) -> None:
-        if self.epochs < 1:
-            raise BlockError(f"AnnealedStepLoss epochs is {self.epochs}; it takes 1 or more")
+        count("AnnealedStepLoss", "epochs", self.epochs)
 
     def __call__(self, steps: int, progress: Progress) -> Tensor:
         epoch = math.floor(progress.epoch)

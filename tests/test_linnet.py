@@ -167,7 +167,10 @@ def _mlp():
 @pytest.mark.parametrize(
     ("act", "message"),
     [
-        (lambda: mb.append_linear(_mlp(), depth=0), "depth is 0; it takes 1 or more"),
+        (
+            lambda: mb.append_linear(_mlp(), depth=0),
+            "depth is 0; it takes a whole number, 1 to 1000",
+        ),
         (lambda: mb.append_linear(_mlp(), depth=True), "depth is True"),
         (lambda: mb.append_linear(_mlp(), depth=2, width=0), "width is 0"),
         (lambda: mb.append_linear(_mlp(), depth=2, width=1), "width is 1, narrower than the 2"),

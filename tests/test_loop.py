@@ -109,8 +109,8 @@ def test_images_are_laid_out_channels_last_for_the_passes_asked_for():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"workers": 0}, "workers is 0; it takes a number, 1 or more"),
-        ({"workers": True}, "workers is True; it takes a number"),
+        ({"workers": 0}, "workers is 0; it takes a whole number, 1 or more"),
+        ({"workers": True}, "workers is True; it takes a whole number"),
         (
             {"channels_last": "support"},
             "channels_last is 'support'; it takes True, False or \"query\"",

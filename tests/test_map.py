@@ -23,7 +23,9 @@ def rooms():
 
 def modules():
     return {
-        ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__"): path
+        ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(
+            ".__init__"
+        ): path
         for path in sorted(PACKAGE.rglob("*.py"))
     }
 

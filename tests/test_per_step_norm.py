@@ -119,7 +119,7 @@ def test_frozen_norms_stay_frozen():
 @pytest.mark.parametrize(
     ("act", "message"),
     [
-        (lambda: converted(steps=0), "steps is 0; it takes 1 or more"),
+        (lambda: converted(steps=0), "steps is 0; it takes a whole number, 1 or more"),
         (lambda: converted(steps=True), "steps is True"),
         (lambda: converted(nn.Linear(1, 1)), "Linear has no batch norm to convert"),
         (lambda: converted(statistics="runing"), 'did you mean "running"?'),

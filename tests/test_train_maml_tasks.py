@@ -216,7 +216,12 @@ def test_tasks_move_to_the_device_of_the_model(device):
             TaskError,
             "the target a dict; the default loss compares two",
         ),
-        ([GOOD], {"inner_lr": -0.1}, BlockError, "inner_lr is -0.1; it takes a number above 0"),
+        (
+            [GOOD],
+            {"inner_lr": -0.1},
+            BlockError,
+            "inner_lr is -0.1; it takes a finite number above 0",
+        ),
         ([GOOD], {"outer_lr": "fast"}, BlockError, "outer_lr is 'fast'"),
         ([GOOD], {"inner_steps": 0}, BlockError, "inner_steps is 0; it takes a whole number, 1 or"),
         ([GOOD], {"epochs": 1.5}, BlockError, "epochs is 1.5"),

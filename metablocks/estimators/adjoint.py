@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from metablocks.checks import count
 from metablocks.derivatives import vjp
-from metablocks.errors import BlockError
 from metablocks.estimators.base import Estimator, TaskGradient
 from metablocks.estimators.unrolled import weigh
 from metablocks.generators import States
@@ -64,11 +64,7 @@ class Adjoint(Estimator):
     offload: bool = False
 
     def __post_init__(self) -> None:
-        number = self.keep_every
-        if isinstance(number, bool) or not isinstance(number, int) or number < 1:
-            raise BlockError(
-                f"Adjoint keep_every is {number!r}; it takes a number of inner steps, 1 or more"
-            )
+        count("Adjoint", "keep_every", self.keep_every)
 
     def __call__(
         self, inner: InnerLoop, meta: Tensors, buffers: Tensors, task: Task

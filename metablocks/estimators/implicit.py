@@ -6,14 +6,13 @@
 with ρ the parameters that do not adapt. Memory is that of one step, for any number of steps.
 """
 
-import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from metablocks.checks import count, number
 from metablocks.derivatives import gradient, vjp
-from metablocks.errors import BlockError
 from metablocks.estimators.base import Estimator, TaskGradient, at_the_end, filled, reached
 from metablocks.estimators.conjugate_gradient import conjugate_gradient
 from metablocks.inner import Carry, InnerLoop, QueryPass
@@ -67,12 +66,9 @@ class Implicit(Estimator):
     tolerance: float = 1e-10
 
     def __post_init__(self) -> None:
-        if not (self.proximal > 0 and math.isfinite(self.proximal)):
-            raise BlockError(f"Implicit proximal is {self.proximal}; it takes a number above 0")
-        if self.cg_steps < 1:
-            raise BlockError(f"Implicit cg_steps is {self.cg_steps}; it takes 1 or more")
-        if not self.tolerance >= 0:
-            raise BlockError(f"Implicit tolerance is {self.tolerance}; it takes 0 or more")
+        number("Implicit", "proximal", self.proximal, above=0)
+        count("Implicit", "cg_steps", self.cg_steps)
+        number("Implicit", "tolerance", self.tolerance, at_least=0)
 
     def __call__(
         self, inner: InnerLoop, meta: Tensors, buffers: Tensors, task: Task

@@ -7,13 +7,14 @@ As a gradient for any outer optimiser, φ − φ̃: plain gradient descent with 
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from metablocks.errors import BlockError, TaskError
+from metablocks.checks import choice, count
+from metablocks.errors import TaskError
 from metablocks.estimators.base import Estimator, TaskGradient, at_the_end
 from metablocks.inner import InnerLoop
 from metablocks.types import Batch, Task, Tensors
@@ -60,14 +61,9 @@ class Reptile(Estimator):
     batch: int | None = None
 
     def __post_init__(self) -> None:
-        if self.examples not in get_args(Examples):
-            raise BlockError(
-                f"Reptile examples is {self.examples!r}; it is one of {', '.join(get_args(Examples))}"
-            )
-        if self.batch is not None and self.batch < 1:
-            raise BlockError(
-                f"Reptile batch is {self.batch}; it takes 1 or more, or None for all examples"
-            )
+        choice("Reptile", "examples", self.examples, Examples)
+        if self.batch is not None:
+            count("Reptile", "batch", self.batch)
 
     def __call__(
         self, inner: InnerLoop, meta: Tensors, buffers: Tensors, task: Task

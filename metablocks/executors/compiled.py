@@ -68,7 +68,9 @@ class Compiler:
         """Raise `BlockError` for another setting than True, False, "trace" or "auto"."""
         if not isinstance(setting, bool) and setting not in ("trace", "auto"):
             raise BlockError(
-                f'{owner} compile is {setting!r}; it takes True, False, "trace" or "auto"'
+                f'{owner} compile is {setting!r}; it takes True, False, "trace" or "auto"',
+                block=owner,
+                field="compile",
             )
 
     def __init__(self, setting: Compile) -> None:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from metablocks.checks import count
 from metablocks.errors import BlockError
 from metablocks.executors.base import TaskFunction, Tasks, TaskWork
 from metablocks.executors.compiled import Compile, Compiler
@@ -50,11 +51,12 @@ class Loop:
 
     def __post_init__(self) -> None:
         Compiler.check("Loop", self.compile)
-        if isinstance(self.workers, bool) or not isinstance(self.workers, int) or self.workers < 1:
-            raise BlockError(f"Loop workers is {self.workers!r}; it takes a number, 1 or more")
+        count("Loop", "workers", self.workers)
         if not isinstance(self.channels_last, bool) and self.channels_last != "query":
             raise BlockError(
-                f'Loop channels_last is {self.channels_last!r}; it takes True, False or "query"'
+                f'Loop channels_last is {self.channels_last!r}; it takes True, False or "query"',
+                block="Loop",
+                field="channels_last",
             )
 
     def __call__(
@@ -73,13 +75,13 @@ class Loop:
             result = self._compiler(on_task, work.key, shared, buffers, support, query)
             return result
 
-        count = len(tasks)
+        tasks_in_all = len(tasks)
         # The first task may have to tell whether the work draws: whose draws come first must not be
         # a matter of chance.
         total = _Total()
         if not work.draws.known:
             total.add(run(0))
-        rest = range(total.count, count)
+        rest = range(total.count, tasks_in_all)
         workers = 1 if work.draws.kinds else min(self.workers, len(rest))
         if workers > 1:
             map_in_threads(run, rest, workers, total.add)

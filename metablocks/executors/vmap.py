@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from metablocks.errors import BlockError, ExecutorError, MetablocksError, first_line
+from metablocks.checks import count
+from metablocks.errors import ExecutorError, MetablocksError, first_line
 from metablocks.executors.base import RandomDrawsWarning, TaskFunction, Tasks, TaskWork
 from metablocks.executors.compiled import Compile, Compiler
 from metablocks.outputs import Apart
@@ -44,10 +45,8 @@ class Vmap:
 
     def __post_init__(self) -> None:
         Compiler.check("Vmap", self.compile)
-        if self.chunk is not None and self.chunk < 1:
-            raise BlockError(
-                f"Vmap chunk is {self.chunk}; it takes 1 or more, or None for all tasks"
-            )
+        if self.chunk is not None:
+            count("Vmap", "chunk", self.chunk)
 
     def __call__(
         self, fn: TaskFunction, shared: Any, buffers: Tensors, tasks: Tasks
@@ -81,12 +80,12 @@ class Vmap:
             to_sum, to_stack = _vmap(one, first, buffers, tensors)
             return pytree.tree_map(lambda leaf: leaf.sum(0), to_sum), to_stack
 
-        count = len(tasks)
-        size = min(self.chunk or count, count)
+        number = len(tasks)
+        size = min(self.chunk or number, number)
         total: Any = None
         rows: list[Any] = []
-        for start in range(0, count, size):
-            width = min(size, count - start)
+        for start in range(0, number, size):
+            width = min(size, number - start)
             batches = _rows((tasks.support, tasks.query), start, width)
             # A buffer that a task writes needs a copy of its own for each task.
             own = {name: b.expand(width, *b.shape) for name, b in buffers.items()}

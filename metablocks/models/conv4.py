@@ -1,11 +1,12 @@
 """The convolutional network of the few-shot literature."""
 
-from typing import Literal, get_args
+from typing import Literal
 
 from torch import Tensor, nn
 
+from metablocks.checks import choice, count
 from metablocks.errors import BlockError
-from metablocks.models.layers import ACTIVATIONS, Activation, check_choice, check_depth, xavier
+from metablocks.models.layers import ACTIVATIONS, DEEPEST, Activation, xavier
 
 Downsample = Literal["stride", "pool"]
 Norm = Literal["batch", "none"]
@@ -49,14 +50,13 @@ class Conv4(nn.Module):
         features: Features = "flat",
     ) -> None:
         super().__init__()
-        for name, value in (("filters", filters), ("layers", layers), ("outputs", outputs)):
-            if value < 1:
-                raise BlockError(f"{name} is {value}; Conv4 takes 1 or more")
-        check_depth("layers", layers)
-        check_choice("downsample", downsample, get_args(Downsample))
-        check_choice("norm", norm, get_args(Norm))
-        check_choice("activation", activation, ACTIVATIONS)
-        check_choice("features", features, get_args(Features))
+        count("Conv4", "filters", filters)
+        count("Conv4", "layers", layers, most=DEEPEST)
+        count("Conv4", "outputs", outputs)
+        choice("Conv4", "downsample", downsample, Downsample)
+        choice("Conv4", "norm", norm, Norm)
+        choice("Conv4", "activation", activation, ACTIVATIONS)
+        choice("Conv4", "features", features, Features)
         if len(input_shape) != 3:
             raise BlockError(
                 f"Conv4 takes images (channels, height, width); the tasks have inputs of shape "
@@ -68,8 +68,10 @@ class Conv4(nn.Module):
             height, width = _halve(height, downsample), _halve(width, downsample)
             if height < 1 or width < 1:
                 raise BlockError(
-                    f"layers is {layers}, but an image of {input_shape[1]}×{input_shape[2]} can be "
-                    f"halved only {len(blocks)} times by {downsample}"
+                    f"Conv4 layers is {layers}, but an image of {input_shape[1]}×{input_shape[2]} can "
+                    f"be halved only {len(blocks)} times by {downsample}",
+                    block="Conv4",
+                    field="layers",
                 )
             blocks.append(_block(channels, filters, downsample, norm, activation))
             channels = filters

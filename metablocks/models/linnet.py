@@ -11,13 +11,14 @@ Sha 2021).
 import copy
 from collections import OrderedDict
 from itertools import pairwise
-from typing import Literal, TypeAlias, get_args
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
+from metablocks.checks import choice, count
 from metablocks.errors import BlockError, suggest
-from metablocks.models.layers import check_choice, check_depth
+from metablocks.models.layers import DEEPEST
 from metablocks.models.linear_layers import holders, made_like, why_not
 from metablocks.models.tnet import Transformed
 from metablocks.surgery import replace_modules
@@ -83,12 +84,9 @@ def append_linear(
     another, with hooks or a T.
     """
     for field, value in (("depth", depth), ("width", width), ("features", features)):
-        if value is None:
-            continue
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise BlockError(f"append_linear {field} is {value!r}; it takes 1 or more")
-    check_depth("depth", depth)
-    check_choice("init", init, get_args(Init))
+        if value is not None:
+            count("append_linear", field, value, most=DEEPEST if field == "depth" else None)
+    choice("append_linear", "init", init, Init)
     kind = type(model).__name__
     if any(isinstance(module, DeepLinear) for module in model.modules()):
         raise BlockError(f"append_linear: {kind} has appended layers already; give one depth")

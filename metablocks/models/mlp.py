@@ -6,8 +6,9 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from metablocks.checks import choice, count
 from metablocks.errors import BlockError
-from metablocks.models.layers import ACTIVATIONS, Activation, check_choice, check_depth, xavier
+from metablocks.models.layers import ACTIVATIONS, DEEPEST, Activation, xavier
 
 
 class MLP(nn.Module):
@@ -43,13 +44,17 @@ class MLP(nn.Module):
         init: Literal["xavier", "fan_in"] = "xavier",
     ) -> None:
         super().__init__()
-        if any(width < 1 for width in hidden):
-            raise BlockError(f"hidden is {list(hidden)}; MLP takes widths of 1 or more")
-        check_depth("hidden", len(hidden))
-        if outputs < 1:
-            raise BlockError(f"outputs is {outputs}; MLP takes 1 or more")
-        check_choice("activation", activation, ACTIVATIONS)
-        check_choice("init", init, ("xavier", "fan_in"))
+        for width in hidden:
+            count("MLP", "hidden", width)
+        if len(hidden) > DEEPEST:
+            raise BlockError(
+                f"MLP hidden is {len(hidden)} layers; it takes at most {DEEPEST}",
+                block="MLP",
+                field="hidden",
+            )
+        count("MLP", "outputs", outputs)
+        choice("MLP", "activation", activation, ACTIVATIONS)
+        choice("MLP", "init", init, ("xavier", "fan_in"))
         widths = [math.prod(input_shape), *hidden]
         self.body = nn.Sequential()
         for index, (inputs, width) in enumerate(pairwise(widths)):

@@ -1,14 +1,13 @@
 """Surgery that gives every batch norm of a model a row for each inner step (see `per_step_norm`)."""
 
 import copy
-from typing import get_args
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.lazy import LazyModuleMixin
 
+from metablocks.checks import choice, count
 from metablocks.errors import BlockError
-from metablocks.models.layers import check_choice
 from metablocks.models.per_step_norm import (
     AFFINE,
     RESERVED,
@@ -17,7 +16,7 @@ from metablocks.models.per_step_norm import (
     PerStepBatchNorm,
     Statistics,
 )
-from metablocks.per_step import Beyond, check_beyond
+from metablocks.per_step import Beyond
 from metablocks.surgery import replace_modules
 
 
@@ -64,11 +63,10 @@ def per_step_batch_norm(
     from other tensors (a parametrization), or which has a tensor or module of a name that a per-step
     norm needs.
     """
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-        raise BlockError(f"per_step_batch_norm steps is {steps!r}; it takes 1 or more")
-    check_choice("statistics", statistics, get_args(Statistics))
-    check_choice("affine", affine, get_args(Affine))
-    check_beyond("per_step_batch_norm", beyond)
+    count("per_step_batch_norm", "steps", steps)
+    choice("per_step_batch_norm", "statistics", statistics, Statistics)
+    choice("per_step_batch_norm", "affine", affine, Affine)
+    choice("per_step_batch_norm", "beyond", beyond, Beyond)
     norms = {n: m for n, m in model.named_modules() if isinstance(m, _BatchNorm)}
     for name, norm in norms.items():
         problem = _obstacle(norm)

@@ -8,7 +8,6 @@ rate does.
 """
 
 import functools
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -184,29 +183,6 @@ def check_updates(updates: Tensors, params: Tensors) -> None:
                 f"the rule returned an update of {list(updates[key].shape)} {updates[key].dtype} "
                 f"for {key}, which is {list(parameter.shape)} {parameter.dtype}"
             )
-
-
-def check_number(
-    rule: str,
-    field: str,
-    given: object,
-    *,
-    at_least: float = -math.inf,
-    above: float = -math.inf,
-    below: float = math.inf,
-) -> float:
-    """A rule's number, or a `RuleError` where it is none, not finite, or outside its range.
-
-    >>> check_number("Momentum", "momentum", 0.9, at_least=0, below=1)
-    0.9
-    """
-    numeric = isinstance(given, int | float) and not isinstance(given, bool)
-    number = float(given) if numeric else math.nan  # type: ignore[arg-type]
-    if math.isfinite(number) and at_least <= number < below and number > above:
-        return number
-    bounds = (("at least", at_least), ("above", above), ("below", below))
-    stated = " and ".join(f"{words} {bound:g}" for words, bound in bounds if math.isfinite(bound))
-    raise RuleError(f"{rule} {field} is {given!r}; it takes a finite number {stated}")
 
 
 def real_full(served: Sequence[Tensor], shape: tuple[int, ...], value: float) -> Tensor:

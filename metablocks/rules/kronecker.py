@@ -5,7 +5,6 @@
 Source: Arnold, Iqbal, Sha 2021, "When MAML can adapt fast and how to assist when it cannot".
 """
 
-import math
 from typing import Any, NamedTuple
 
 import torch
@@ -13,9 +12,10 @@ from einops import einsum
 from torch import Tensor
 from typing_extensions import Self
 
+from metablocks.checks import choice, count, number
 from metablocks.errors import RuleError
 from metablocks.functional import trainable
-from metablocks.models.layers import ACTIVATIONS, Activation, check_choice
+from metablocks.models.layers import ACTIVATIONS, Activation
 from metablocks.rules.base import NamedTensors, StepInfo, UpdateRule, inner_product
 from metablocks.rules.factors import find, identity, once, read, sizes
 from metablocks.types import Tensors
@@ -103,10 +103,8 @@ class KFO(UpdateRule):
         rate: float | None = None,
     ) -> None:
         super().__init__()
-        if isinstance(hidden, bool) or not isinstance(hidden, int) or hidden < 0:
-            raise RuleError(f"KFO hidden is {hidden!r}; it takes a number of layers, 0 or more")
-        check_choice("activation", activation, ACTIVATIONS)
-        self.hidden = hidden
+        self.hidden = count("KFO", "hidden", hidden, least=0, error=RuleError)
+        choice("KFO", "activation", activation, ACTIVATIONS)
         self.psd = psd
         self.bias = bias
         self.vector_right_factor = vector_right_factor
@@ -218,13 +216,15 @@ def _check_rate(adapt_transform: bool, rate: float | None) -> float | None:
         if rate is not None:
             raise RuleError(
                 f"KFO rate is {rate!r}, which only adapt_transform=True reads; leave it out, and put "
-                "the learning rate behind: Chain(KFO(), LearningRate(0.1))"
+                "the learning rate behind: Chain(KFO(), LearningRate(0.1))",
+                block="KFO",
+                field="rate",
             )
         return None
-    numeric = isinstance(rate, int | float) and not isinstance(rate, bool)
-    if rate is None or not numeric or not math.isfinite(rate):
+    if rate is None:
         raise RuleError(
-            f"KFO rate is {rate!r}; with adapt_transform it takes the inner learning rate, a finite "
-            "number"
+            "KFO rate is None; with adapt_transform it takes the inner learning rate, a finite number",
+            block="KFO",
+            field="rate",
         )
-    return float(rate)
+    return number("KFO", "rate", rate, error=RuleError)

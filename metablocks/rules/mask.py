@@ -6,12 +6,11 @@ P(M_j = 1) = σ(ζ_j), with a learned logit ζ: the inner loop moves in a subspa
 learns (Lee, Choi 2018).
 """
 
-import math
-
 import torch
 from torch import Tensor
 from typing_extensions import Self
 
+from metablocks.checks import number
 from metablocks.errors import RuleError
 from metablocks.functional import trainable
 from metablocks.rules.base import NamedTensors, StepInfo, UpdateRule, real_full, scaled
@@ -65,12 +64,8 @@ class MTMask(UpdateRule):
 
     def __init__(self, *, temperature: float = 1.0, init: float = 0.0) -> None:
         super().__init__()
-        if not _is_number(temperature) or temperature <= 0:
-            raise RuleError(f"MTMask temperature is {temperature!r}; it takes a number above 0")
-        if not _is_number(init):
-            raise RuleError(f"MTMask init is {init!r}; it takes a finite number")
-        self.temperature = float(temperature)
-        self.value = float(init)
+        self.temperature = number("MTMask", "temperature", temperature, above=0, error=RuleError)
+        self.value = number("MTMask", "init", init, error=RuleError)
         self.logit: NamedTensors | None = None
         self._units: dict[str, tuple[int, ...]] = {}
 
@@ -140,7 +135,3 @@ def _units(layer: Tensors) -> tuple[int, ...]:
                 f"first dimension; leave {name} out of the inner loop"
             )
     return units
-
-
-def _is_number(value: object) -> bool:
-    return not isinstance(value, bool) and isinstance(value, int | float) and math.isfinite(value)

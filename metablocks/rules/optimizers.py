@@ -9,8 +9,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from metablocks.checks import number
 from metablocks.errors import RuleError
-from metablocks.rules.base import StepInfo, UpdateRule, check_number
+from metablocks.rules.base import StepInfo, UpdateRule
 from metablocks.types import Tensors
 
 
@@ -40,9 +41,15 @@ class Momentum(UpdateRule):
 
     def __init__(self, momentum: float = 0.9, *, nesterov: bool = False) -> None:
         super().__init__()
-        self.momentum = check_number("Momentum", "momentum", momentum, at_least=0, below=1)
+        self.momentum = number(
+            "Momentum", "momentum", momentum, at_least=0, below=1, error=RuleError
+        )
         if nesterov and not self.momentum:
-            raise RuleError("Momentum nesterov is True, but momentum is 0; give momentum, as 0.9")
+            raise RuleError(
+                "Momentum nesterov is True, but momentum is 0; give momentum, as 0.9",
+                block="Momentum",
+                field="momentum",
+            )
         self.nesterov = nesterov
 
     def extra_repr(self) -> str:
@@ -102,9 +109,9 @@ class Adam(UpdateRule):
 
     def __init__(self, *, beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-8) -> None:
         super().__init__()
-        self.beta1 = check_number("Adam", "beta1", beta1, at_least=0, below=1)
-        self.beta2 = check_number("Adam", "beta2", beta2, at_least=0, below=1)
-        self.eps = check_number("Adam", "eps", eps, at_least=1e-12)
+        self.beta1 = number("Adam", "beta1", beta1, at_least=0, below=1, error=RuleError)
+        self.beta2 = number("Adam", "beta2", beta2, at_least=0, below=1, error=RuleError)
+        self.eps = number("Adam", "eps", eps, at_least=1e-12, error=RuleError)
 
     def extra_repr(self) -> str:
         return f"beta1={self.beta1}, beta2={self.beta2}, eps={self.eps}"

@@ -6,15 +6,15 @@ One class with two axes, how finely the rate is shared and whether each inner st
 a switch, whether the outer loop learns it.
 """
 
-import math
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias
 
 from torch import Tensor
 from typing_extensions import Self
 
+from metablocks.checks import choice, number
 from metablocks.errors import RuleError
 from metablocks.functional import trainable
-from metablocks.per_step import Beyond, check_beyond, limit, row
+from metablocks.per_step import Beyond, limit, row
 from metablocks.rules.base import NamedTensors, StepInfo, UpdateRule, real_full, scaled
 from metablocks.types import Tensors
 
@@ -62,15 +62,9 @@ class LearningRate(UpdateRule):
         beyond: Beyond = "error",
     ) -> None:
         super().__init__()
-        if isinstance(init, bool) or not isinstance(init, int | float) or not math.isfinite(init):
-            raise RuleError(f"LearningRate init is {init!r}; it takes a finite number")
-        if granularity not in get_args(Granularity):
-            raise RuleError(
-                f"LearningRate granularity is {granularity!r}; it is one of "
-                f"{', '.join(get_args(Granularity))}"
-            )
-        check_beyond("LearningRate", beyond)
-        self.value = float(init)
+        self.value = number("LearningRate", "init", init, error=RuleError)
+        choice("LearningRate", "granularity", granularity, Granularity, error=RuleError)
+        choice("LearningRate", "beyond", beyond, Beyond)
         self.granularity = granularity
         self.per_step = per_step
         self.learn = learn

@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metablocks.rules.base import StepInfo, UpdateRule, check_number, inner_product, scaled
+from metablocks.checks import number
+from metablocks.errors import RuleError
+from metablocks.rules.base import StepInfo, UpdateRule, inner_product, scaled
 from metablocks.types import Tensors
 
 
@@ -33,7 +35,7 @@ class ClipNorm(UpdateRule):
 
     def __init__(self, max_norm: float) -> None:
         super().__init__()
-        self.max_norm = check_number("ClipNorm", "max_norm", max_norm, above=0)
+        self.max_norm = number("ClipNorm", "max_norm", max_norm, above=0, error=RuleError)
 
     def extra_repr(self) -> str:
         return f"{self.max_norm}"
@@ -71,7 +73,7 @@ class WeightDecay(UpdateRule):
 
     def __init__(self, decay: float) -> None:
         super().__init__()
-        self.decay = check_number("WeightDecay", "decay", decay, at_least=0)
+        self.decay = number("WeightDecay", "decay", decay, at_least=0, error=RuleError)
 
     def extra_repr(self) -> str:
         return f"{self.decay}"
@@ -102,7 +104,7 @@ class Proximal(UpdateRule):
 
     def __init__(self, strength: float) -> None:
         super().__init__()
-        self.strength = check_number("Proximal", "strength", strength, at_least=0)
+        self.strength = number("Proximal", "strength", strength, at_least=0, error=RuleError)
 
     def extra_repr(self) -> str:
         return f"{self.strength}"

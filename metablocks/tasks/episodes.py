@@ -19,9 +19,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from metablocks.checks import count
 from metablocks.errors import TaskError
 from metablocks.tasks.base import SPLITS, Split, generator
-from metablocks.tasks.common import at_least, numbers
+from metablocks.tasks.common import numbers
 from metablocks.types import TaskBatch
 
 Ints = NDArray[np.int64]
@@ -118,13 +119,15 @@ def check_episodes(
     block: str, *, ways: int, shots: int, queries: int, seed: int, examples: int | None = None
 ) -> None:
     """Raise `TaskError` for an episode that no class bank, or none of `examples` a class, gives."""
-    at_least(2, block, ways=ways)
-    at_least(1, block, shots=shots, queries=queries)
-    at_least(0, block, seed=seed)
+    fields = {"ways": (ways, 2), "shots": (shots, 1), "queries": (queries, 1), "seed": (seed, 0)}
+    for name, (value, least) in fields.items():
+        count(block, name, value, least=least, error=TaskError)
     if examples is not None and shots + queries > examples:
         raise TaskError(
             f"{block}: shots={shots} and queries={queries} need {shots + queries} images of every "
-            f"class, and a class has {examples}; shots + queries is at most {examples}"
+            f"class, and a class has {examples}; shots + queries is at most {examples}",
+            block=block,
+            field="shots",
         )
 
 

@@ -13,8 +13,10 @@ from dataclasses import dataclass
 
 import torch
 
+from metablocks.checks import count, number
+from metablocks.errors import TaskError
 from metablocks.tasks.base import Kind, Split
-from metablocks.tasks.common import at_least, draw, number, regression
+from metablocks.tasks.common import draw, regression
 from metablocks.types import TaskBatch
 
 
@@ -42,9 +44,9 @@ class Linear:
     device: str | torch.device = "cpu"
 
     def __post_init__(self) -> None:
-        at_least(1, "Linear", shots=self.shots, queries=self.queries)
-        at_least(0, "Linear", seed=self.seed)
-        number("Linear", positive=True, sigma=self.sigma)
+        for name, least in (("shots", 1), ("queries", 1), ("seed", 0)):
+            count("Linear", name, getattr(self, name), least=least, error=TaskError)
+        number("Linear", "sigma", self.sigma, above=0, error=TaskError)
 
     @property
     def kind(self) -> Kind:

@@ -22,8 +22,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from metablocks.checks import count, number
+from metablocks.errors import TaskError
 from metablocks.tasks.base import Kind, Split
-from metablocks.tasks.common import Floats, at_least, draw, number
+from metablocks.tasks.common import Floats, draw
 from metablocks.types import Batch, TaskBatch
 
 
@@ -56,9 +58,9 @@ class Logistic:
     device: str | torch.device = "cpu"
 
     def __post_init__(self) -> None:
-        at_least(1, "Logistic", shots=self.shots, queries=self.queries, dim=self.dim)
-        at_least(0, "Logistic", seed=self.seed)
-        number("Logistic", positive=True, sigma=self.sigma)
+        for name, least in (("shots", 1), ("queries", 1), ("dim", 1), ("seed", 0)):
+            count("Logistic", name, getattr(self, name), least=least, error=TaskError)
+        number("Logistic", "sigma", self.sigma, above=0, error=TaskError)
 
     @property
     def kind(self) -> Kind:

@@ -52,7 +52,9 @@ def check_fields(
         held = ", ".join(f"{split} {len(splits[split])}" for split in SPLITS)
         raise TaskError(
             f"{block}: ways={ways}, and the classes of its splits are {held}; "
-            f"ways is at most {most}"
+            f"ways is at most {most}",
+            block=block,
+            field="ways",
         )
 
 
@@ -94,7 +96,9 @@ def check_images(
     raise TaskError(
         f"{block}: shots={shots} and queries={queries} need {shots + queries} images of every "
         f"class, and {name} ({split}) has {fewest}; shots + queries is at most {fewest}, "
-        "or add images"
+        "or add images",
+        block=block,
+        field="shots",
     )
 
 

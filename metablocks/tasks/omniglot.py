@@ -17,12 +17,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, TypeAlias, get_args
+from typing import Literal, TypeAlias
 
 import numpy as np
 import torch
 
-from metablocks.errors import TaskError, suggest
+from metablocks.checks import choice
+from metablocks.errors import TaskError
 from metablocks.tasks import omniglot_files
 from metablocks.tasks.base import SPLITS, Kind, Split
 from metablocks.tasks.episodes import (
@@ -98,11 +99,7 @@ class Omniglot:
         )
         if not isinstance(self.rotate, bool):
             raise TaskError(f"Omniglot: rotate={self.rotate!r}; rotate is True or False")
-        if self.split not in SIZES:
-            raise TaskError(
-                f"Omniglot: split={self.split!r}; split is one of "
-                f"{', '.join(get_args(Division))}{suggest(str(self.split), get_args(Division))}"
-            )
+        choice("Omniglot", "split", self.split, Division, error=TaskError)
         self._check_ways(SIZES[self.split])
         if self.data is not None:
             omniglot_files.find(self.data)
@@ -162,7 +159,9 @@ class Omniglot:
             held = ", ".join(f"{split} {size}" for split, size in sizes.items())
             raise TaskError(
                 f"Omniglot: ways={self.ways}, and the characters of split={self.split!r} are "
-                f"{held}; ways is at most {min(sizes.values())}"
+                f"{held}; ways is at most {min(sizes.values())}",
+                block="Omniglot",
+                field="ways",
             )
 
 

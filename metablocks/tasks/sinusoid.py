@@ -14,9 +14,10 @@ from typing import Literal
 import numpy as np
 import torch
 
+from metablocks.checks import choice, count, interval
 from metablocks.errors import TaskError
 from metablocks.tasks.base import Kind, Split
-from metablocks.tasks.common import Floats, at_least, draw, interval, regression
+from metablocks.tasks.common import Floats, draw, regression
 from metablocks.types import TaskBatch
 
 
@@ -51,21 +52,17 @@ class Sinusoid:
     device: str | torch.device = "cpu"
 
     def __post_init__(self) -> None:
-        at_least(1, "Sinusoid", shots=self.shots, queries=self.queries)
-        at_least(0, "Sinusoid", seed=self.seed)
-        interval(
-            "Sinusoid",
-            amplitude=self.amplitude,
-            phase=self.phase,
-            frequency=self.frequency,
-            domain=self.domain,
-        )
+        for name, least in (("shots", 1), ("queries", 1), ("seed", 0)):
+            count("Sinusoid", name, getattr(self, name), least=least, error=TaskError)
+        for name in ("amplitude", "phase", "frequency", "domain"):
+            interval("Sinusoid", name, getattr(self, name), error=TaskError)
         if self.domain[0] == self.domain[1]:
             raise TaskError(
-                f"Sinusoid: domain={self.domain!r} holds a single x; low must be below high"
+                f"Sinusoid domain is {self.domain!r}, a single x; low must be below high",
+                block="Sinusoid",
+                field="domain",
             )
-        if self.points not in ("drawn", "even"):
-            raise TaskError(f'Sinusoid: points={self.points!r}; it takes "drawn" or "even"')
+        choice("Sinusoid", "points", self.points, ("drawn", "even"), error=TaskError)
 
     @property
     def kind(self) -> Kind:

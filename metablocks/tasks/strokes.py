@@ -24,9 +24,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from metablocks.checks import count, interval, number
 from metablocks.errors import TaskError
 from metablocks.tasks.base import Kind, Split, generator
-from metablocks.tasks.common import at_least, interval, number, numbers
+from metablocks.tasks.common import numbers
 from metablocks.tasks.episodes import check_episodes
 from metablocks.types import TaskBatch
 
@@ -73,16 +74,18 @@ class Strokes:
         check_episodes(
             "Strokes", ways=self.ways, shots=self.shots, queries=self.queries, seed=self.seed
         )
-        at_least(8, "Strokes", size=self.size)
-        at_least(1, "Strokes", min_strokes=self.min_strokes, max_strokes=self.max_strokes)
+        for name, least in (("size", 8), ("min_strokes", 1), ("max_strokes", 1)):
+            count("Strokes", name, getattr(self, name), least=least, error=TaskError)
         if self.min_strokes > self.max_strokes:
             raise TaskError(
-                f"Strokes: min_strokes={self.min_strokes} is above max_strokes={self.max_strokes}"
+                f"Strokes min_strokes is {self.min_strokes}, above max_strokes, {self.max_strokes}",
+                block="Strokes",
+                field="min_strokes",
             )
-        number("Strokes", jitter=self.jitter, pose=self.pose)
-        interval("Strokes", pen=self.pen)
-        if self.pen[0] <= 0:
-            raise TaskError(f"Strokes: pen={self.pen!r}; a pen is wider than 0")
+        number("Strokes", "jitter", self.jitter, at_least=0, error=TaskError)
+        number("Strokes", "pose", self.pose, at_least=0, error=TaskError)
+        interval("Strokes", "pen", self.pen, error=TaskError)
+        number("Strokes", "pen", self.pen[0], above=0, error=TaskError)
 
     @property
     def kind(self) -> Kind:

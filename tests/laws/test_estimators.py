@@ -361,9 +361,12 @@ def per_step_norms():
     ("act", "message"),
     [
         (lambda: mb.Reptile(examples="query"), "examples is 'query'; it is one of all, support"),
-        (lambda: mb.Reptile(batch=0), "Reptile batch is 0; it takes 1 or more, or None"),
-        (lambda: mb.Implicit(proximal=0.0), "Implicit proximal is 0.0; it takes a number above 0"),
-        (lambda: mb.Implicit(cg_steps=0), "Implicit cg_steps is 0; it takes 1 or more"),
+        (lambda: mb.Reptile(batch=0), "Reptile batch is 0; it takes a whole number, 1 or more"),
+        (
+            lambda: mb.Implicit(proximal=0.0),
+            "Implicit proximal is 0.0; it takes a finite number above 0",
+        ),
+        (lambda: mb.Implicit(cg_steps=0), "Implicit cg_steps is 0; it takes a whole number"),
         (lambda: mb.Implicit(tolerance=-1.0), "Implicit tolerance is -1.0"),
         (lambda: make(mb.Reptile(), steps=0), "Reptile goes by where the inner loop ends"),
         (lambda: make(mb.Implicit(), steps=0), "Implicit goes by where the inner loop ends"),

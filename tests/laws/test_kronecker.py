@@ -299,7 +299,7 @@ def test_a_transform_that_adapts_takes_its_rate_in_nested_chains_too():
 @pytest.mark.parametrize(
     ("error", "act", "message"),
     [
-        (RuleError, lambda: KFO(hidden=-1), "KFO hidden is -1; it takes a number of layers"),
+        (RuleError, lambda: KFO(hidden=-1), "KFO hidden is -1; it takes a whole number, 0 or more"),
         (RuleError, lambda: KFO(hidden=True), "KFO hidden is True"),
         (BlockError, lambda: KFO(activation="rleu"), 'did you mean "relu"'),
         (RuleError, lambda: KFO(rate=0.1), "which only adapt_transform=True reads"),

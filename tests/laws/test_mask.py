@@ -225,7 +225,11 @@ def _twice():
 @pytest.mark.parametrize(
     ("act", "kind", "message"),
     [
-        (lambda: mb.MTMask(temperature=0), RuleError, "temperature is 0; it takes a number above"),
+        (
+            lambda: mb.MTMask(temperature=0),
+            RuleError,
+            "temperature is 0; it takes a finite number above",
+        ),
         (lambda: mb.MTMask(temperature=True), RuleError, "temperature is True"),
         (lambda: mb.MTMask(init=float("inf")), RuleError, "init is inf; it takes a finite"),
         (lambda: mb.MTMask().init({}), RuleError, "MTMask is not set up; call .setup"),

@@ -140,7 +140,7 @@ def test_fixed_rates_are_buffers_and_move_with_the_module():
         (lambda: LearningRate(float("nan")), "init is nan"),
         (
             lambda: LearningRate(0.1, granularity="tensr"),
-            "granularity is 'tensr'; it is one of sca",
+            "granularity is 'tensr'; did you mean",
         ),
         (
             lambda: LearningRate(0.1)({"w": torch.ones(1)}, (), StepInfo(0, 1, {})),

@@ -203,7 +203,7 @@ def test_every_shipped_block_holds_the_laws_of_its_protocol(protocol, name, devi
         (["kfo", "--set", "hiden=1"], 'unknown field; did you mean "hidden"? KFO takes: hidden,'),
         (["kfo", "--set", "hidden"], "no = in it; it takes field=value"),
         (["kfo", "--set", "hidden=many"], "--set hidden=many"),
-        (["kfo", "--set", "hidden=-1"], "KFO hidden is -1; it takes a number of layers"),
+        (["kfo", "--set", "hidden=-1"], "KFO hidden is -1; it takes a whole number"),
         (["pathlib:Path"], "Path is no block"),
         (["right_rule:torch"], "is a module; it takes a class or function"),
         (["metablocks.rules:LearningRate"], "LearningRate needs init: --set init=VALUE"),

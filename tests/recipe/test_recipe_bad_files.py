@@ -91,7 +91,7 @@ ONE_ERROR = {
     "a net without an end": (
         ("block: mlp\n  hidden: [8]\n", "block: conv4\n  layers: 1000000000\n"),
         ("{block: sinusoid, ", "{block: strokes, ways: 5, "),
-        "bad.yaml:7:11 model.layers: layers asks for 1000000000 layers; it takes 1000 at most",
+        "bad.yaml:7:11 model.layers: Conv4 layers is 1000000000; it takes a whole number, 1 to 1000",
     ),
     "no value": (
         ("hidden: [8]", "hidden:"),

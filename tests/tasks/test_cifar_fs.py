@@ -265,10 +265,10 @@ def test_an_archive_without_a_file_is_an_error_that_names_it(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"ways": 1}, "CifarFS: ways=1; ways is a whole number of at least 2"),
+        ({"ways": 1}, "CifarFS ways is 1; it takes a whole number, 2 or more"),
         ({"ways": 17}, "ways=17, .*train 64, validation 16, test 20; ways is at most 16"),
         ({"queries": 600}, "need 601 images of every class, and a class has 600"),
-        ({"seed": -1}, "seed=-1"),
+        ({"seed": -1}, "seed is -1"),
         ({"data": "/nonexistent/place"}, "data='/nonexistent/place': there is no such folder"),
         ({"data": os.path.dirname(__file__)}, "no CIFAR-100 is there; data is a folder cifar-100"),
     ],

@@ -193,13 +193,13 @@ SIZES = {"classes": 10, "examples": 6, "ways": 5, "shots": 1, "queries": 5}
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"ways": 1}, "ways=1; ways is a whole number of at least 2"),
-        ({"ways": 0}, "ways=0; ways is a whole number of at least 2"),
+        ({"ways": 1}, "ways is 1; it takes a whole number, 2 or more"),
+        ({"ways": 0}, "ways is 0; it takes a whole number, 2 or more"),
         ({"ways": 11}, "ways=11, and split 'train' has 10 classes; ways is at most 10"),
-        ({"shots": 0}, "shots=0; shots is a whole number of at least 1"),
-        ({"queries": 0}, "queries=0; queries is"),
+        ({"shots": 0}, "shots is 0; it takes a whole number, 1 or more"),
+        ({"queries": 0}, "queries is 0; it takes"),
         ({"shots": 2}, "need 7 images of every class, and a class has 6; .* is at most 6"),
-        ({"seed": -1}, "seed=-1; seed is a whole number of at least 0"),
+        ({"seed": -1}, "seed is -1; it takes a whole number, 0 or more"),
     ],
 )
 def test_an_episode_the_bank_cannot_give_is_an_error(change: dict, message: str) -> None:

@@ -283,13 +283,13 @@ def test_damaged_data_is_an_error_that_names_the_file(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"ways": 0}, "Omniglot: ways=0; ways is a whole number of at least 2"),
+        ({"ways": 0}, "Omniglot ways is 0; it takes a whole number, 2 or more"),
         ({"ways": 51}, "ways=51, .*train 1150, validation 50, test 423; ways is at most 50"),
-        ({"shots": 0}, "shots=0; shots is a whole number of at least 1"),
+        ({"shots": 0}, "shots is 0; it takes a whole number, 1 or more"),
         ({"queries": 20}, "need 21 images of every class, and a class has 20"),
         ({"rotate": 90}, "rotate=90; rotate is True or False"),
-        ({"split": "shufled"}, 'split is one of shuffled, original; did you mean "shuffled"'),
-        ({"seed": -1}, "seed=-1"),
+        ({"split": "shufled"}, 'split is .shufled.; did you mean "shuffled"'),
+        ({"seed": -1}, "seed is -1"),
         ({"data": "/nonexistent/place"}, "data='/nonexistent/place': there is no such folder"),
         ({"data": os.path.dirname(__file__)}, "no Omniglot is there; data is a folder omniglot-py"),
     ],

@@ -119,15 +119,15 @@ def test_the_curve_passes_through_its_control_points() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"ways": 0}, "Strokes: ways=0; ways is a whole number of at least 2"),
-        ({"shots": 0}, "shots=0; shots is a whole number of at least 1"),
-        ({"size": 4}, "size=4; size is a whole number of at least 8"),
-        ({"min_strokes": 0}, "min_strokes=0"),
-        ({"min_strokes": 5}, "min_strokes=5 is above max_strokes=4"),
-        ({"jitter": -0.1}, "jitter=-0.1; jitter is a finite number of at least 0"),
-        ({"pose": math.nan}, "pose=nan"),
-        ({"pen": (0.0, 1.0)}, r"pen=\(0.0, 1.0\); a pen is wider than 0"),
-        ({"pen": (1.0, 0.5)}, "pen=.*low <= high"),
+        ({"ways": 0}, "Strokes ways is 0; it takes a whole number, 2 or more"),
+        ({"shots": 0}, "shots is 0; it takes a whole number, 1 or more"),
+        ({"size": 4}, "size is 4; it takes a whole number, 8 or more"),
+        ({"min_strokes": 0}, "min_strokes is 0"),
+        ({"min_strokes": 5}, "min_strokes is 5, above max_strokes, 4"),
+        ({"jitter": -0.1}, "jitter is -0.1; it takes a finite number"),
+        ({"pose": math.nan}, "pose is nan"),
+        ({"pen": (0.0, 1.0)}, r"pen is 0.0; it takes a finite number above 0"),
+        ({"pen": (1.0, 0.5)}, "pen is .*low <= high"),
     ],
 )
 def test_a_field_out_of_range_is_named_with_what_would_work(change: dict, message: str) -> None:
