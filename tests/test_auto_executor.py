@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import small_problems as problem
 import torch
 import torch.nn.functional as F
 from small_learners import sinusoids
@@ -11,7 +12,6 @@ from torch import nn
 import metablocks as mb
 from metablocks import auto_executor
 from metablocks.cli import main
-from metablocks.laws import problem
 
 pytestmark = pytest.mark.usefixtures("placed")
 
