@@ -1,6 +1,7 @@
 """Choosing an executor by measuring: which candidates are tried, which one wins, what it costs."""
 
 import pytest
+import small_problems as problem
 import torch
 import torch.nn.functional as F
 from small_learners import sinusoids
@@ -8,7 +9,6 @@ from torch import nn
 
 import metablocks as mb
 from metablocks import tuning
-from metablocks.laws import problem
 
 pytestmark = pytest.mark.usefixtures("placed")
 

@@ -15,7 +15,7 @@ from metablocks.errors import RunError
 from metablocks.recipe import load
 from metablocks.recipe.slots import SLOTS
 
-COMMANDS = ["run", "check", "show", "blocks", "recipes", "eval", "compare", "verify"]
+COMMANDS = ["run", "check", "show", "blocks", "recipes", "eval", "compare", "verify", "laws"]
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from resume_law import same_checkpoint
 from small_images import cifar_parts, draw_mini_imagenet, write_cifar
 from small_omniglot import draw_omniglot
 from small_runs import finish, only_run, start, wait_for_epochs
@@ -15,7 +16,6 @@ from small_runs import finish, only_run, start, wait_for_epochs
 import metablocks
 from metablocks.cli import main
 from metablocks.errors import RunError
-from metablocks.laws.resume import same_checkpoint
 from metablocks.recipe import build, load, shipped
 from metablocks.run import Scores
 from metablocks.run.train import meta_step

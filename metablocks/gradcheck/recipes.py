@@ -5,7 +5,7 @@
 
 L is the weighted query loss with the gradients of those inner steps held constant that the order does
 not look through: one definition for second, first and truncated order. Reptile and the implicit
-gradient are held to definitions of their own (`prove.definitions`). All of it is evaluated away from
+gradient are held to definitions of their own (`gradcheck.references`). All of it is evaluated away from
 the start, where factors at the identity and zero biases would hide what they do.
 """
 
@@ -13,17 +13,17 @@ import torch
 
 from metablocks.errors import MetablocksError, first_line
 from metablocks.estimators import Implicit, Reptile
-from metablocks.laws.plain import SEED
-from metablocks.learner import MetaLearner
-from metablocks.prove.epoch import check_epoch
-from metablocks.prove.gradient_report import GradientPart, GradientReport
-from metablocks.prove.modules import (
+from metablocks.gradcheck.check import check_epoch
+from metablocks.gradcheck.modules import (
     refused_by_transforms,
     with_wrong_derivative,
     without_second_derivative,
 )
-from metablocks.prove.small import Small, build_small
-from metablocks.prove.variants import norm, run, through, turning_points
+from metablocks.gradcheck.report import GradientPart, GradientReport
+from metablocks.gradcheck.shrink import Small, build_small
+from metablocks.gradcheck.variants import norm, run, through, turning_points
+from metablocks.laws.plain_loop import SEED
+from metablocks.learner import MetaLearner
 from metablocks.recipe.record import Recipe
 from metablocks.types import Progress, Tensors
 

@@ -8,8 +8,8 @@ import torch
 from metablocks.cli import main
 from metablocks.estimators import Unrolled
 from metablocks.executors import Loop
-from metablocks.prove import check_gradients
-from metablocks.prove.small import MadeUp
+from metablocks.gradcheck import check_gradients
+from metablocks.gradcheck.shrink import MadeUp
 from metablocks.recipe import from_text, load
 from metablocks.recipe.load import recipe_files
 

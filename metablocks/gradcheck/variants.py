@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from metablocks.executors import RandomDrawsWarning
-from metablocks.laws.plain import SEED
+from metablocks.laws.plain_loop import SEED
 from metablocks.learner import MetaGradient, MetaLearner
 from metablocks.step_loss import step_weights
 from metablocks.types import Progress, TaskBatch, Tensors

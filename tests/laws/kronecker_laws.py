@@ -9,16 +9,9 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from metablocks.laws.plain import PlainLoop, gradient
-from metablocks.laws.problem import (
-    MakeRule,
-    Problem,
-    adapted_parameters,
-    gradients_like,
-    hold,
-    perturb,
-    tolerance,
-)
+from metablocks.laws.cases import MakeRule, Problem
+from metablocks.laws.compare import assert_close, noise_like, perturb
+from metablocks.laws.plain_loop import PlainLoop, gradient
 from metablocks.laws.rules import seeded_rule
 from metablocks.rules import KFO, Chain, LearningRate, StepInfo, UpdateRule
 from metablocks.types import Tensors
@@ -54,7 +47,7 @@ def kfo_is_a_kronecker_product(make: MakeRule, problem: Problem) -> None:
                 flow = off + rule.activation(on) - rule.activation(off)
             each.append(product("", flow).reshape(-1, size[0]).mT)
         expected[name] = torch.stack(each).reshape(whole.shape)
-    hold("KFO is a Kronecker product", updates, expected, tolerance(problem, float64=1e-12))
+    assert_close("KFO is a Kronecker product", updates, expected, 1e-12)
 
 
 def kfo_adapts_down_the_slope(make: MakeRule, problem: Problem) -> None:
@@ -67,7 +60,7 @@ def kfo_adapts_down_the_slope(make: MakeRule, problem: Problem) -> None:
     assert isinstance(rule, KFO)
     assert rule.rate is not None
     rate, batch = rule.rate, problem.tasks[0].support
-    learner = perturb(problem.learner(Chain(rule, LearningRate(rate))))
+    learner = perturb(problem.learner(Chain(rule, LearningRate(rate))), "rule.")
     plain, fixed = PlainLoop(learner, problem.tasks), copy.deepcopy(rule)
     fixed.rate = None
     factors = {name: p.detach().requires_grad_() for name, p in rule.named_parameters()}
@@ -88,10 +81,9 @@ def kfo_adapts_down_the_slope(make: MakeRule, problem: Problem) -> None:
         with torch.no_grad():
             got, state = plain.rule(gradients, state, info)
         moved, _ = functional_call(fixed, factors, (gradients, (), info))
-        due = {name: -rate * update for name, update in moved.items()}
-        within = tolerance(problem, float64=1e-12)
-        hold(f"KFO adapts down the slope, step {step}", got, due, within)
-        theta = {name: p + due[name] for name, p in theta.items()}
+        expected = {name: -rate * update for name, update in moved.items()}
+        assert_close(f"KFO adapts down the slope, step {step}", got, expected, 1e-12)
+        theta = {name: p + expected[name] for name, p in theta.items()}
 
 
 def curvature_is_a_kronecker_product(make: MakeRule, problem: Problem) -> None:
@@ -110,21 +102,16 @@ def curvature_is_a_kronecker_product(make: MakeRule, problem: Problem) -> None:
             inner = torch.kron(factors[f"in.{name}"], factors[f"filter.{name}"])
             dense = torch.kron(factors[f"out.{name}"], inner)
         expected[name] = (dense @ g.reshape(-1)).reshape(g.shape)
-    within = tolerance(problem, float64=1e-12)
-    hold("Meta-Curvature is a Kronecker product", updates, expected, within)
+    assert_close("Meta-Curvature is a Kronecker product", updates, expected, 1e-12)
 
 
 def _apply(make: MakeRule, problem: Problem) -> tuple[UpdateRule, Tensors, Tensors, Tensors]:
     """A rule off the identity, its updates, the gradients they are of, and its factors."""
-    params = adapted_parameters(problem)
+    params = problem.adapted_parameters()
     rule = seeded_rule(make).setup(params, 1)
-    generator = torch.Generator().manual_seed(1)
-    factors: Tensors = {}
-    for name, parameter in rule.named_parameters():
-        noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64, device="cpu")
-        parameter.data.add_(0.2 * noise.to(parameter))
-        factors[name.removeprefix("factors.")] = parameter.detach()
-    gradients = gradients_like(params)
+    perturb(rule)
+    factors = {n.removeprefix("factors."): p.detach() for n, p in rule.named_parameters()}
+    gradients = noise_like(params)
     with torch.no_grad():
         updates, _ = rule(gradients, rule.init(params), StepInfo(0, 1, params))
     return rule, updates, gradients, factors

@@ -7,19 +7,19 @@ import torch
 
 from metablocks.estimators import Implicit, Reptile, Unrolled
 from metablocks.executors import Loop, Vmap
-from metablocks.laws.gradients import slopes
-from metablocks.laws.plain import PlainLoop, Tape
-from metablocks.learner import MetaGradient, MetaLearner
-from metablocks.prove.definitions import (
+from metablocks.gradcheck.groups import Comparison, by_group
+from metablocks.gradcheck.references import (
     implicit,
     least_curvature,
     plain_query_gradient,
     reptile,
     systems,
 )
-from metablocks.prove.gradient_report import Agreement, GradientPart
-from metablocks.prove.groups import Comparison, by_group
-from metablocks.prove.variants import brief, distance, norm, run, through, with_blocks
+from metablocks.gradcheck.report import Agreement, GradientPart
+from metablocks.gradcheck.variants import brief, distance, norm, run, through, with_blocks
+from metablocks.laws.gradients import slopes
+from metablocks.laws.plain_loop import PlainLoop, Tape
+from metablocks.learner import MetaGradient, MetaLearner
 from metablocks.step_loss import step_weights
 from metablocks.types import Progress, TaskBatch, Tensors
 

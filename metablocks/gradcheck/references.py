@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 
 from metablocks.estimators import Reptile
 from metablocks.functional import detach
-from metablocks.laws.plain import SEED, PlainLoop, gradient
+from metablocks.laws.plain_loop import SEED, PlainLoop, gradient
 from metablocks.types import Batch, Task, Tensors
 
 _Result = TypeVar("_Result")

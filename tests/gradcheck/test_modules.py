@@ -7,7 +7,7 @@ import torch
 from outside_gradients import Custom, Rewriting, _OldTanh, _Tanh, _WrongTanh
 from torch import nn
 
-from metablocks.prove.modules import (
+from metablocks.gradcheck.modules import (
     refused_by_transforms,
     with_wrong_derivative,
     without_second_derivative,

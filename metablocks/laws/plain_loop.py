@@ -1,4 +1,4 @@
-"""A learner's objective as a hand-written loop in plain autograd: what its gradient is held to.
+"""A learner's objective as a hand-written loop in plain autograd, the reference of its gradient.
 
     g_k = ∇L_s(θ_k),    θ_{k+1} = θ_k + rule(g_k),    L = mean over tasks of Σ_k v_k L_q(θ_k)
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import sys
+import time
 from functools import partial
 from pathlib import Path
 
@@ -12,13 +13,13 @@ from torch import nn
 import metablocks as mb
 from metablocks.cli import main
 from metablocks.errors import BlockError, LawError, RecipeError
-from metablocks.laws import rule_gradients
+from metablocks.laws import check, gradients, parametrize_with_laws, rules
+from metablocks.laws.blocks import as_block
 from metablocks.laws.cases import Case
-from metablocks.prove import verify
-from metablocks.prove.subjects import named, subject
 from metablocks.recipe.slots import ESTIMATOR, EXECUTOR, ORDER, RULE, STEP_LOSS
+from metablocks.verify import named_block, verify
 
-EXAMPLES = Path(__file__).parent.parent / "examples"
+EXAMPLES = Path(__file__).parent / "examples"
 
 
 @pytest.fixture(autouse=True)
@@ -52,7 +53,7 @@ def again(text):
 def test_a_right_rule_holds_every_law_that_applies(capsys):
     status, (out, err) = report_of(capsys, "right_rule:PowerRate", "--set", "power=3.0")
     assert (status, err) == (0, "")
-    assert out.startswith("PowerRate(power=3.0), held to the laws of the rule protocol\n")
+    assert out.startswith("PowerRate(power=3.0), by the laws of the rule protocol\n")
     assert verdicts(out)["finite differences"] == "holds"
     assert "does not apply  it draws no random numbers" in out
     assert out.endswith("laws that apply hold\n")
@@ -63,8 +64,8 @@ def test_a_subtly_wrong_rule_breaks_the_law_meant_for_it_on_the_smallest_case(ca
     assert status == 1
     broken = [law for law, verdict in verdicts(out).items() if verdict == "BREAKS"]
     assert broken == ["finite differences"]
-    assert "smallest  Case(), step_loss=FinalStepLoss(): a dense net, one hidden layer of 2" in out
-    assert "1 of 9 laws breaks" in out
+    assert "smallest  case=Case(), step_loss=FinalStepLoss()\n" in out
+    assert "1 of 9 laws broken" in out
     with pytest.raises(LawError, match="finite differences: relative error"):
         exec(again(out), {})
 
@@ -73,7 +74,8 @@ def test_a_loss_that_is_steep_within_a_ten_thousandth_breaks_no_law():
     from right_rule import PowerRate
 
     fields = {"depth": 2, "width": 3, "activation": "gelu", "norm": "batch", "tasks": 3, "steps": 3}
-    rule_gradients.finite_differences(PowerRate, Case(**fields, seed=66).problem())
+    small = Case(**fields, seed=66).problem()
+    gradients.finite_differences(rules.learner_of(PowerRate, small), small.tasks)
 
 
 def test_a_rule_that_crashes_gives_a_row_and_the_line_of_its_file_once(capsys):
@@ -121,13 +123,13 @@ class Grouped(nn.Module):
         (every_step, "order", "every_step()"),
         (mb.UniformStepLoss(), "step_loss", "UniformStepLoss()"),
         (mb.per_step_batch_norm, "norm", "per_step_batch_norm"),
-        (Grouped, "norm", "norms.in_place_of_batch_norms(Grouped)"),
+        (Grouped, "norm", "Grouped"),
         (lambda: mb.Chain(mb.KFO(), mb.lslr(0.1)), "rule", "make()"),
         (partial(mb.LearningRate, 0.1, learn=True), "rule", "LearningRate(0.1, learn=True)"),
     ],
 )
-def test_the_protocol_is_told_by_the_block(block, protocol, code):
-    made = subject(block)
+def test_the_protocol_shows_in_the_block(block, protocol, code):
+    made = as_block(block)
     assert (made.protocol, made.code) == (protocol, code)
 
 
@@ -143,7 +145,7 @@ def test_a_law_that_a_block_refuses_everywhere_does_not_apply():
 
     rows = {row.law: row for row in verify(make, examples=2).rows}
     assert rows["finite differences"].verdict == "does not apply"
-    assert "refused: KFO with adapt_transform" in rows["finite differences"].found
+    assert "refused: KFO with adapt_transform" in rows["finite differences"].result.message
 
 
 def test_a_block_that_is_never_the_same_is_said_to_be_so():
@@ -157,7 +159,42 @@ def test_a_block_that_is_never_the_same_is_said_to_be_so():
 
     row = verify(forgetful, protocol="step_loss", examples=3).rows[0]
     assert row.verdict == "breaks"
-    assert "a weighting:" in row.found
+    assert "a weighting:" in row.result.message
+
+
+# ---- in one's own pytest
+
+
+@parametrize_with_laws([mb.UniformStepLoss, mb.TruncatedOrder(last=0)], examples=1)
+def test_every_law_of_the_protocol_is_a_test(law):
+    law()
+
+
+def test_a_law_that_fails_is_a_failed_test_with_its_reproduction(monkeypatch):
+    from subtly_wrong_rule import Normalised
+
+    monkeypatch.setattr(check, "SHRINK_SECONDS", 0.0)
+    laws = {law.law.name: law for law in check.checks([Normalised], examples=3)}
+    laws["zero Hessian"]()
+    with pytest.raises(pytest.skip.Exception, match="does not start as the identity"):
+        laws["identity at first"]()
+    with pytest.raises(LawError, match=r"finite differences breaks on case=Case\(") as caught:
+        laws["finite differences"]()
+    assert 'run_law(Normalised(), "finite differences", protocol="rule"' in str(caught.value)
+
+
+def test_a_law_that_fails_is_shrunk_in_seconds(monkeypatch):
+    """After the first failure no other problem is tried for longer than the limit."""
+    tried = []
+
+    def slow(step, steps, progress):
+        tried.append(step)
+        time.sleep(0.02)
+        return None
+
+    monkeypatch.setattr(check, "SHRINK_SECONDS", 0.1)
+    assert verify(slow, examples=3).rows[0].verdict == "breaks"
+    assert len(tried) < 100
 
 
 # ---- every shipped block
@@ -174,7 +211,7 @@ def test_a_block_that_is_never_the_same_is_said_to_be_so():
 )
 def test_every_shipped_block_holds_the_laws_of_its_protocol(protocol, name, device):
     where = "cpu" if device.type == "pretend" else device  # which aborts in GroupNorm's backward
-    report = verify(named(name, protocol=protocol), device=where, examples=3)
+    report = verify(named_block(name, protocol=protocol), device=where, examples=2)
     assert report.ok, str(report)
 
 
@@ -191,20 +228,20 @@ def test_every_shipped_block_holds_the_laws_of_its_protocol(protocol, name, devi
         (["right_rul:PowerRate"], 'there is no module "right_rul"; did you mean "right_rule"?'),
         (["right_rule:PowerRat"], 'has no "PowerRat"; did you mean "PowerRate"?'),
         (["kof"], 'no block is called "kof"; did you mean "kfo"?'),
-        (["annealed"], '"annealed" is a gradient order and a step loss; say which: --as order'),
-        (["kfo", "--as", "rul"], 'no protocol is called "rul"; did you mean "rule"?'),
+        (["annealed"], '"annealed" is of order and step_loss; say which: --as order'),
+        (["kfo", "--as", "rul"], '"rul" is not a protocol; did you mean "rule"?'),
         (
             ["xyz"],
-            'no block is called "xyz"; it takes a block of one\'s own, my_pkg.my_module:MyRule',
+            'no block is called "xyz"; it takes a path, my_pkg.my_module:MyRule',
         ),
-        (["kfo", "--as", "xyz"], 'no protocol is called "xyz"; there are: rule, order, step_loss,'),
+        (["kfo", "--as", "xyz"], '"xyz" is not a protocol; there are: rule, order, step_loss,'),
         (["kfo", "--set", "xyz=1"], "--set xyz=1: unknown field; KFO takes: hidden,"),
         (["kfo", "--as", "order"], 'no block is called "kfo"'),
         (["kfo", "--set", "hiden=1"], 'unknown field; did you mean "hidden"? KFO takes: hidden,'),
         (["kfo", "--set", "hidden"], "no = in it; it takes field=value"),
         (["kfo", "--set", "hidden=many"], "--set hidden=many"),
         (["kfo", "--set", "hidden=-1"], "KFO hidden is -1; it takes a whole number"),
-        (["pathlib:Path"], "Path is no block"),
+        (["pathlib:Path"], "Path is not a block"),
         (["right_rule:torch"], "is a module; it takes a class or function"),
         (["metablocks.rules:LearningRate"], "LearningRate needs init: --set init=VALUE"),
         (["vmap", "--device", "abacus"], '"abacus" is no device; it takes auto, cpu'),
@@ -218,7 +255,7 @@ def test_bad_input_is_refused_with_what_would_work(arguments, message, capsys):
 
 
 def test_without_hypothesis_it_says_what_to_install(monkeypatch, capsys):
-    for name in ("metablocks.laws.strategies", "metablocks.prove.laws_of"):
+    for name in ("metablocks.laws.strategies", "metablocks.laws.table"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     monkeypatch.delattr("metablocks.laws.strategies", raising=False)
     monkeypatch.setitem(sys.modules, "hypothesis", None)
@@ -251,6 +288,6 @@ def test_ctrl_c_ends_it_with_130(monkeypatch, capsys):
 
 def test_named_and_given_blocks_raise_what_the_command_prints():
     with pytest.raises(RecipeError, match="no block is called"):
-        named("nothing")
-    with pytest.raises(BlockError, match="is no block"):
-        subject(dict)
+        named_block("nothing")
+    with pytest.raises(BlockError, match="is not a block"):
+        as_block(dict)

@@ -1,7 +1,4 @@
-"""The law of runs: what stops and goes on from its checkpoint is what never stopped.
-
-It knows of recipes and of runs, which know of the other laws: import it by its own name.
-"""
+"""Law 14: a run that stops and resumes from its checkpoint is the run that never stopped."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +9,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from metablocks.errors import LawError
-from metablocks.laws.problem import fixed_draws
+from metablocks.laws.compare import fixed_draws
 from metablocks.recipe import Experiment
 from metablocks.run import checkpoint
 from metablocks.run.state import TrainingState
@@ -49,16 +46,16 @@ def goes_on_bit_for_bit(make: Callable[[], Experiment], *, first: int = 1, then:
 
 def same_checkpoint(got: Path, expected: Path) -> None:
     """Law 14: two checkpoints hold the same, bit for bit."""
-    mine, due = (_leaves(path) for path in (got, expected))
-    if mine.keys() != due.keys():
-        raise LawError(f"resume: one of two has {', '.join(sorted(mine.keys() ^ due.keys()))}")
-    for name, value in due.items():
+    mine, theirs = (_leaves(path) for path in (got, expected))
+    if mine.keys() != theirs.keys():
+        raise LawError(f"resume: one of two has {', '.join(sorted(mine.keys() ^ theirs.keys()))}")
+    for name, value in theirs.items():
         if isinstance(value, torch.Tensor):
             if not torch.equal(mine[name], value):
                 apart = float((mine[name].double() - value.double()).abs().max())
                 raise LawError(f"resume: {name} is another: by {apart:.1e}")
         elif mine[name] != value:
-            raise LawError(f"resume: {name} is {mine[name]!r}, where {value!r} is due")
+            raise LawError(f"resume: {name} is {mine[name]!r}, expected {value!r}")
 
 
 def _train(experiment: Experiment, state: TrainingState, steps: int) -> None:
@@ -70,7 +67,7 @@ def _train(experiment: Experiment, state: TrainingState, steps: int) -> None:
 
 
 def _leaves(path: Path) -> dict[str, Any]:
-    """What a checkpoint holds, by where it stands in it."""
+    """The leaves of a checkpoint, by their path."""
     content = torch.load(path, map_location="cpu", weights_only=True)
     leaves, _ = pytree.tree_flatten_with_path(content)
     return {pytree.keystr(place): leaf for place, leaf in leaves}

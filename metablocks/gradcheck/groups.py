@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from metablocks.gradcheck.report import GroupRow
 from metablocks.learner import MetaLearner
-from metablocks.prove.gradient_report import GroupRow
 from metablocks.types import Tensors
 
 _NOTHING = 1e-12  # as a share of the whole gradient
