@@ -69,7 +69,9 @@ class Compiler:
         """
         if not isinstance(setting, bool) and setting not in ("trace", "auto"):
             raise BlockError(
-                f'{owner} compile is {setting!r}; it takes True, False, "trace" or "auto"'
+                f'{owner} compile is {setting!r}; it takes True, False, "trace" or "auto"',
+                block=owner,
+                field="compile",
             )
         return cls("compile" if setting is True else setting) if setting else None
 

@@ -169,10 +169,8 @@ class Vmap:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_compiler", Compiler.of("Vmap", self.compile))
-        if self.chunk is not None and self.chunk < 1:
-            raise BlockError(
-                f"Vmap chunk is {self.chunk}; it takes 1 or more, or None for all tasks"
-            )
+        if self.chunk is not None:
+            count("Vmap", "chunk", self.chunk)
 
     def __call__(
         self, fn: TaskFunction, shared: Any, buffers: Tensors, tasks: Tasks

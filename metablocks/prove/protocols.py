@@ -6,7 +6,7 @@ from typing import Any
 from torch import nn
 
 from metablocks.errors import BlockError, suggest_then
-from metablocks.recipe.construct import fits_slot
+from metablocks.recipe.assemble import fits_slot
 from metablocks.recipe.slots import ESTIMATOR, EXECUTOR, ORDER, RULE, STEP_LOSS
 from metablocks.rules import UpdateRule
 
