@@ -6,6 +6,7 @@ folder). 130: interrupted.
 
 import argparse
 import io
+import json
 import logging
 import os
 import sys
@@ -139,6 +140,13 @@ def _recipes(args: argparse.Namespace, argv: list[str]) -> int:
     return 0
 
 
+def _schema(args: argparse.Namespace, argv: list[str]) -> int:
+    from metablocks.recipe.listing import json_schema
+
+    print(json.dumps(json_schema(), indent=2, ensure_ascii=False))
+    return 0
+
+
 def _eval(args: argparse.Namespace, argv: list[str]) -> int:
     from metablocks import run
 
@@ -202,6 +210,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace, list[str]], int]] = {
     "show": _show,
     "blocks": _blocks,
     "recipes": _recipes,
+    "schema": _schema,
     "eval": _eval,
     "compare": _compare,
     "verify": _verify,

@@ -7,7 +7,8 @@ the built-in error a caller would expect, so `except ValueError` goes on working
 import difflib
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 class MetablocksError(Exception):
@@ -28,6 +29,23 @@ class MetablocksError(Exception):
         super().__init__(*args)
         self.block = block
         self.field = field
+
+
+@contextmanager
+def concerning(block: str | None, field: str) -> Iterator[None]:
+    """Name the argument that errors raised inside are about, unless they name one themselves.
+
+    >>> with concerning("MetaLearner", "adapt"):
+    ...     raise SelectionError("patterns leave no parameter selected")
+    Traceback (most recent call last):
+    metablocks.errors.SelectionError: patterns leave no parameter selected
+    """
+    try:
+        yield
+    except MetablocksError as error:
+        if error.field is None:
+            error.block, error.field = block, field
+        raise
 
 
 class ModuleError(MetablocksError, ValueError):

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from metablocks.errors import DataError
 from metablocks.learner import MetaLearner
+from metablocks.recipe.assemble import construct
 from metablocks.recipe.build import build
-from metablocks.recipe.construct import construct
 from metablocks.recipe.record import Recipe
 from metablocks.recipe.slots import SLOTS
 from metablocks.surgery import replace_modules

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from metablocks.errors import BlockError
+from metablocks.errors import BlockError, concerning
 from metablocks.models.linear_layers import LINEAR_LIKE, holders, made_like, why_not
 from metablocks.selection import select
 from metablocks.surgery import replace_modules
@@ -97,7 +97,8 @@ def insert_tnet(model: nn.Module, *, layers: str | Sequence[str] = "*") -> nn.Mo
         raise BlockError(
             f"insert_tnet: {kind} has no linear or convolutional layer with a trainable weight"
         )
-    chosen = [candidates[weight] for weight in select(layers, candidates)]
+    with concerning("insert_tnet", "layers"):
+        chosen = [candidates[weight] for weight in select(layers, candidates)]
     _check(model, chosen)
     transforms: dict[int, nn.Module] = {}
 

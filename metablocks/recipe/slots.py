@@ -21,8 +21,17 @@ from metablocks.estimators import Adjoint, Estimator, Implicit, Reptile, Unrolle
 from metablocks.executors import Executor, Loop, Vmap
 from metablocks.models import MLP, Conv4, append_linear, insert_tnet, per_step_batch_norm
 from metablocks.order import AnnealedOrder, FirstOrder, Order, SecondOrder, TruncatedOrder
-from metablocks.recipe.clipping import Clip, ClipNorm, ClipValue
-from metablocks.recipe.optimizers import adam, adamw, constant, cosine, linear, sgd
+from metablocks.recipe.outer import (
+    Clip,
+    ClipNorm,
+    ClipValue,
+    adam,
+    adamw,
+    constant,
+    cosine,
+    linear,
+    sgd,
+)
 from metablocks.rules import (
     KFO,
     Adam,

@@ -1,29 +1,37 @@
-"""Outer optimisers and schedules as blocks: thin, typed functions onto `torch.optim`.
+"""The outer loop's blocks: optimisers and schedules of `torch.optim`, and clipping before their step.
 
-An optimiser takes the learner's named parameters. `groups` gives some of them other options, by
-shell patterns over their names (`model.*`, `rule.*`):
+Optimisers and clipping take the learner's named parameters. `groups` gives some of them other options,
+and `only` clips some, by patterns over their names (`model.*`, `rule.*`, see `selection`):
 
+    clip: {block: value, maximum: 10.0, only: "model.*"}
     optimizer: {block: adam, lr: 1e-3, groups: {"rule.*": {lr: 1e-4}}}
 """
 
-from collections.abc import Callable, Iterable, Mapping
-from fnmatch import fnmatchcase
-from typing import Annotated, Any, TypeAlias
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Protocol, TypeAlias, runtime_checkable
 
 import torch
+from annotated_types import Ge, Gt, Lt
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler
 
-from metablocks.errors import BlockError, suggest
-from metablocks.recipe.schema import GroupOptions, Interval
+from metablocks.errors import BlockError, concerning
+from metablocks.selection import select
+
+
+@dataclass(frozen=True)
+class GroupOptions:
+    """Marks an optimiser's `groups`: name pattern to a mapping of the optimiser's own fields."""
+
 
 NamedParameters: TypeAlias = Iterable[tuple[str, nn.Parameter]]
 Groups: TypeAlias = Annotated[Mapping[str, Mapping[str, Any]], GroupOptions()]
 
-_NonNegative = Annotated[float, Interval(at_least=0)]
-_Positive = Annotated[float, Interval(above=0)]
-_Decay = Annotated[float, Interval(at_least=0, below=1)]
+_NonNegative = Annotated[float, Ge(0)]
+_Positive = Annotated[float, Gt(0)]
+_Decay = Annotated[float, Ge(0), Lt(1)]
 
 
 def adam(
@@ -44,7 +52,7 @@ def adam(
     >>> [group["lr"] for group in optimizer.param_groups]
     [0.001, 0.0001]
 
-    Raises `BlockError` for a pattern of `groups` that selects nothing or overlaps another.
+    Raises what `split` does for a pattern of `groups` that selects nothing or overlaps another.
     """
     return torch.optim.Adam(
         split(parameters, groups), lr=lr, betas=betas, eps=eps, weight_decay=weight_decay
@@ -64,7 +72,7 @@ def adamw(
 
     Source: Loshchilov, Hutter 2019 (torch.optim.AdamW).
 
-    Raises `BlockError` for a pattern of `groups` that selects nothing or overlaps another.
+    Raises what `split` does for a pattern of `groups` that selects nothing or overlaps another.
     """
     return torch.optim.AdamW(
         split(parameters, groups), lr=lr, betas=betas, eps=eps, weight_decay=weight_decay
@@ -84,11 +92,11 @@ def sgd(
 
     Source: Robbins, Monro 1951; Sutskever et al. 2013 (torch.optim.SGD).
 
-    Raises `BlockError` for Nesterov momentum without momentum, and for a pattern of `groups` that
-    selects nothing or overlaps another.
+    Raises `BlockError` for Nesterov momentum without momentum, and what `split` does.
     """
     if nesterov and momentum == 0:
-        raise BlockError("nesterov is true, but momentum is 0; give momentum, such as 0.9")
+        message = "nesterov is true, but momentum is 0; give momentum, such as 0.9"
+        raise BlockError(message, block="sgd", field="nesterov")
     return torch.optim.SGD(
         split(parameters, groups),
         lr=lr,
@@ -114,7 +122,7 @@ def cosine(optimizer: Optimizer, *, final: _NonNegative, epochs: int) -> LRSched
     >>> cosine(optimizer, final=0.0, epochs=10).T_max
     10
 
-    Raises `BlockError` where `final` is above a rate of the optimiser.
+    Raises `BlockError` if `final` is above a rate of the optimiser.
     """
     _check_final(optimizer, final)
     return CosineAnnealingLR(optimizer, T_max=epochs, eta_min=final)
@@ -132,7 +140,7 @@ def linear(optimizer: Optimizer, *, final: _NonNegative, epochs: int) -> LRSched
     >>> optimizer.step(), schedule.step(), optimizer.param_groups[0]["lr"]
     (None, None, 0.75)
 
-    Raises `BlockError` where `final` is above a rate of the optimiser.
+    Raises `BlockError` if `final` is above a rate of the optimiser.
     """
     _check_final(optimizer, final)
 
@@ -146,7 +154,8 @@ def linear(optimizer: Optimizer, *, final: _NonNegative, epochs: int) -> LRSched
 def _check_final(optimizer: Optimizer, final: float) -> None:
     lowest = min(float(group["lr"]) for group in optimizer.param_groups)
     if final > lowest:
-        raise BlockError(f"final is {final}, above the optimiser's rate {lowest}; it takes less")
+        message = f"final is {final}, above the optimiser's rate {lowest}; it takes less"
+        raise BlockError(message, field="final")
 
 
 def split(
@@ -154,8 +163,8 @@ def split(
 ) -> list[dict[str, Any]]:
     """Trainable parameters in `torch.optim` groups: those no pattern matches, then one a pattern.
 
-    Raises `BlockError` where nothing is trainable, and where a pattern matches nothing, only frozen
-    parameters, or a parameter that an earlier pattern matched.
+    Raises `SelectionError` for a pattern that matches nothing, and `BlockError` if nothing is
+    trainable, or a pattern matches only frozen parameters, or one that an earlier pattern matched.
     """
     named = dict(parameters)
     free = {name: p for name, p in named.items() if p.requires_grad}
@@ -163,30 +172,84 @@ def split(
         raise BlockError("no parameter is trainable; the outer loop has nothing to learn")
     result: list[dict[str, Any]] = []
     taken: dict[str, str] = {}
-    for pattern, options in (groups or {}).items():
-        matched = [name for name in named if fnmatchcase(name, pattern)]
-        if not matched:
-            known = _shorten(named)
-            raise BlockError(
-                f'groups pattern "{pattern}" matches no parameter{suggest(pattern, named)}; '
-                f"the names are: {known}"
-            )
-        for name in matched:
-            if name in taken:
-                raise BlockError(
-                    f'groups pattern "{pattern}" matches {name}, which "{taken[name]}" matches too'
-                )
-            taken[name] = pattern
-        chosen = [free[name] for name in matched if name in free]
-        if not chosen:
-            raise BlockError(
-                f'groups pattern "{pattern}" matches frozen parameters only: {_shorten(matched)}'
-            )
-        result.append({"params": chosen, **options})
+    with concerning(None, "groups"):
+        for pattern, options in (groups or {}).items():
+            matched = select(pattern, named)
+            for name in matched:
+                if name in taken:
+                    raise BlockError(
+                        f'pattern "{pattern}" matches {name}, which "{taken[name]}" matches too'
+                    )
+                taken[name] = pattern
+            chosen = [free[name] for name in matched if name in free]
+            if not chosen:
+                names = ", ".join(matched[:8])
+                raise BlockError(f'pattern "{pattern}" matches frozen parameters only: {names}')
+            result.append({"params": chosen, **options})
     rest = [p for name, p in free.items() if name not in taken]
     return [{"params": rest}, *result] if rest else result
 
 
-def _shorten(names: Iterable[str]) -> str:
-    names = list(names)
-    return ", ".join(names[:8]) + (f", … ({len(names)} in all)" if len(names) > 8 else "")
+@runtime_checkable
+class Clip(Protocol):
+    """Changes the `.grad` of the parameters it was made for, in place."""
+
+    def __call__(self) -> None:
+        """Clip what stands in `.grad` now."""
+
+
+class _Bound:
+    """A bound, and the parameters whose meta-gradient it is for."""
+
+    def __init__(
+        self,
+        parameters: NamedParameters,
+        *,
+        maximum: _Positive,
+        only: str | Sequence[str] = "*",
+    ) -> None:
+        self.maximum = maximum
+        named = {name: p for name, p in parameters if p.requires_grad}
+        with concerning(None, "only"):
+            self.chosen: list[nn.Parameter] = [named[name] for name in select(only, named)]
+
+
+class ClipValue(_Bound):
+    """Clamp every entry of the meta-gradient: g ← min(max(g, −maximum), maximum).
+
+    `only` are patterns over the learner's parameter names (`model.*`, `rule.*`).
+
+    Source: the reference code of Antoniou, Edwards, Storkey 2018 (±10, the net only)
+    (torch.nn.utils.clip_grad_value_).
+
+    >>> layer = nn.Linear(1, 1)
+    >>> layer.weight.grad = torch.tensor([[25.0]])
+    >>> ClipValue(layer.named_parameters(), maximum=10.0, only="weight")()
+    >>> layer.weight.grad
+    tensor([[10.]])
+
+    Raises `SelectionError` for a pattern that matches nothing.
+    """
+
+    def __call__(self) -> None:
+        torch.nn.utils.clip_grad_value_(self.chosen, self.maximum)
+
+
+class ClipNorm(_Bound):
+    """Scale the meta-gradient down to a norm: g ← g · min(1, maximum / ‖g‖), ‖g‖ over all of it.
+
+    `only` are patterns over the learner's parameter names (`model.*`, `rule.*`).
+
+    Source: Pascanu, Mikolov, Bengio 2013 (torch.nn.utils.clip_grad_norm_).
+
+    >>> layer = nn.Linear(2, 1, bias=False)
+    >>> layer.weight.grad = torch.tensor([[3.0, 4.0]])
+    >>> ClipNorm(layer.named_parameters(), maximum=1.0)()
+    >>> layer.weight.grad
+    tensor([[0.6000, 0.8000]])
+
+    Raises `SelectionError` for a pattern that matches nothing.
+    """
+
+    def __call__(self) -> None:
+        torch.nn.utils.clip_grad_norm_(self.chosen, self.maximum)
