@@ -20,10 +20,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-import metablocks
 from metablocks.errors import BlockError, LawError, MetablocksError, first_line
 from metablocks.executors import RandomDrawsWarning
-from metablocks.laws.blocks import Block, as_block
+from metablocks.laws.blocks import Block, as_block, public_names
 
 if TYPE_CHECKING:
     from metablocks.laws.table import Law
@@ -163,7 +162,7 @@ class Check:
     def _reproduce(self, drawn: dict[str, Any]) -> str:
         arguments = "".join(f", {name}={value!r}" for name, value in drawn.items())
         words = set(re.findall(r"(\w+)\(", arguments))
-        blocks = sorted(words & set(metablocks.__all__))
+        blocks = sorted(words & public_names())
         lines = [
             self.block.imports,
             f"from metablocks import {', '.join(blocks)}" if blocks else "",
