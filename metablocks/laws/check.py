@@ -240,7 +240,7 @@ def _quiet() -> Iterator[None]:
 def _crash(error: Exception) -> str:
     """Type and message of an exception, and the innermost line outside torch and this package."""
     frames = traceback.extract_tb(error.__traceback__)
-    library = [str(Path(module.__file__ or "").parent) for module in (torch, metablocks)]
+    library = [str(Path(torch.__file__).parent), str(Path(__file__).parents[1])]
     outside = [f for f in frames if not f.filename.startswith(tuple(library))]
     frame = (outside or frames)[-1]
     where = f"{Path(frame.filename).name}:{frame.lineno} in {frame.name}: {frame.line}"
