@@ -5,7 +5,7 @@ from metablocks.errors import MetablocksError
 from metablocks.estimators import Adjoint, Estimator, Implicit, Reptile, TaskGradient, Unrolled
 from metablocks.executors import CompileWarning, Executor, Loop, RandomDrawsWarning, Vmap
 from metablocks.functional import FunctionalModule, ModuleState
-from metablocks.inner import Carry, InnerLoop, Trajectory, adapt
+from metablocks.inner_loop import Carry, InnerLoop, Trajectory, adapt
 from metablocks.learner import Evaluation, MetaGradient, MetaLearner
 from metablocks.maml import train_maml
 from metablocks.models import (

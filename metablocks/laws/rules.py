@@ -14,7 +14,7 @@ from metablocks.estimators import Adjoint
 from metablocks.executors import Vmap
 from metablocks.functional import FunctionalModule, detach
 from metablocks.generators import States, generators_of, get_states, same_state
-from metablocks.inner import Trajectory, adapt
+from metablocks.inner_loop import Trajectory, adapt
 from metablocks.laws import gradients
 from metablocks.laws.cases import MakeRule, Problem
 from metablocks.laws.compare import assert_close, fixed_draws, noise_like, perturb

@@ -7,12 +7,12 @@ known everywhere: in recipes, to `metablocks verify`, and as `metablocks.MyRule`
 from collections.abc import Callable
 
 from metablocks.rules.base import Chain, NamedTensors, StepInfo, UpdateRule
+from metablocks.rules.gradient_mask import MTMask
 from metablocks.rules.kronecker import KFO
-from metablocks.rules.mask import MTMask
+from metablocks.rules.learning_rate import LearningRate, lslr, meta_sgd
 from metablocks.rules.meta_curvature import MetaCurvature
 from metablocks.rules.optimizers import Adam, Momentum
-from metablocks.rules.rates import LearningRate, lslr, meta_sgd
-from metablocks.rules.shaping import ClipNorm, Proximal, WeightDecay
+from metablocks.rules.regularizers import ClipNorm, Proximal, WeightDecay
 
 RULES: dict[str, Callable[..., UpdateRule]] = {
     "learning_rate": LearningRate,

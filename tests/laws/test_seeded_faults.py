@@ -35,7 +35,7 @@ from metablocks.estimators import adjoint
 from metablocks.estimators.base import TaskGradient
 from metablocks.estimators.unrolled import weighted_query_loss
 from metablocks.functional import detach
-from metablocks.inner import InnerLoop
+from metablocks.inner_loop import InnerLoop
 from metablocks.laws import estimators, executors, gradients, norms, rules, step_losses
 from metablocks.types import Progress, Task
 
