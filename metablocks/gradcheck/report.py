@@ -214,7 +214,8 @@ def _problem(comparison: Comparison, gradient: Tensors, names: list[str], error:
     worst = int((got - expected).abs().argmax()) if got.ndim else 0
     numbers = f"{float(got.flatten()[worst]):.6g}, expected {float(expected.flatten()[worst]):.6g}"
     more = f" (and {', '.join(names[1:4])}{', …' if names[4:] else ''})" if names[1:] else ""
-    return f"{name}{more}: off {comparison.what} by {error:.1e}, {comparison.within:.0e} allowed: {numbers}"
+    off = f"off {comparison.what} by {error:.1e}, {comparison.within:.0e} allowed"
+    return f"{name}{more}: {off}: {numbers}"
 
 
 def _cosine(first: list[Tensor], second: list[Tensor], least: float) -> float | None:

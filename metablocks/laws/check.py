@@ -15,6 +15,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,9 +35,13 @@ SHRINK_SECONDS = 10.0
 
 @dataclass(frozen=True)
 class Result:
-    """The verdict on one law: "holds", "breaks", "crashes" or "does not apply"."""
+    """The result of one law."""
 
+    law: str
+    statement: str
+    """The law in a sentence."""
     verdict: str
+    """One of "holds", "breaks", "crashes", "does not apply"."""
     message: str = ""
     """How it breaks, or why it does not apply."""
     case: str = ""
@@ -83,18 +88,19 @@ class Check:
 
     def result(self) -> Result:
         """Run the law on drawn problems. Nothing that the block raises propagates."""
+        result = partial(Result, self.law.name, self.law.statement)
         with contextlib.suppress(Exception), _quiet():  # if asking fails, the law shows it
             reason = self.law.skip(self.block.argument)
             if reason is not None:
-                return Result("does not apply", reason)
+                return result("does not apply", reason)
         tried, refusal, failure = self._search()
         if failure is None:
             if tried:
-                return Result("holds", examples=tried)
-            return Result("does not apply", f"refused: {refusal}")
+                return result("holds", examples=tried)
+            return result("does not apply", f"refused: {refusal}")
         drawn, error = failure
         crashed = not isinstance(error, MetablocksError)
-        return Result(
+        return result(
             "crashes" if crashed else "breaks",
             _crash(error) if crashed else str(error),
             ", ".join(f"{name}={value!r}" for name, value in drawn.items()),

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from metablocks.errors import LawError
 from metablocks.estimators import Estimator, Unrolled
@@ -13,6 +13,7 @@ from metablocks.laws.cases import Problem
 from metablocks.laws.compare import assert_close, named, noise_like
 from metablocks.laws.plain_loop import SEED, PlainLoop
 from metablocks.learner import MetaGradient, MetaLearner
+from metablocks.order import FirstOrder, Order, SecondOrder
 from metablocks.rules import LearningRate
 from metablocks.rules.base import members
 from metablocks.types import Progress, TaskBatch, Tensors
@@ -60,6 +61,44 @@ def quadratic(
         theta_grad += adjoint / len(problem.tasks)
     expected = {"model.theta": theta_grad, "rule.rate.*": rate_grad}
     assert_close("quadratic", result.grads, expected, 1e-13)
+
+
+def zero_hessian(problem: Problem, make: Callable[[Problem, Order], MetaLearner]) -> None:
+    """Law 1: with a support loss linear in the parameters, first order is second order.
+
+    The support loss is ⟨slope, θ⟩ over all parameters of the problem, the query loss Σ θ³;
+    `make(linear problem, order)` is a learner of it. First order makes a constant of a step's
+    gradient: a learner that makes one of the parameters loses what they came from, and θ its gradient.
+    """
+    linear = _linear_support(problem)
+    first, second = (
+        make(linear, order).meta_gradient(linear.tasks).grads
+        for order in (FirstOrder(), SecondOrder())
+    )
+    assert_close("zero Hessian", first, second, 1e-12)
+
+
+def _linear_support(problem: Problem) -> Problem:
+    """The same parameters and number of tasks under another loss: linear on support, cubic on query."""
+
+    class Flat(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = problem.model()
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            return torch.cat([p.flatten() for p in self.parameters()])
+
+    def loss(prediction: Tensor, target: tuple[Tensor, Tensor]) -> Tensor:
+        slope, cubic = target
+        return slope @ prediction + cubic * prediction.pow(3).sum()
+
+    flat = torch.cat([p.detach().flatten() for p in problem.model().parameters()])
+    count = len(problem.tasks)
+    slope = noise_like({"slope": flat.expand(count, -1)})["slope"]
+    zero, one, nothing = flat.new_zeros(count), flat.new_ones(count), flat.new_zeros(count, 1)
+    tasks = TaskBatch((nothing, (slope, zero)), (nothing, (slope, one)))
+    return Problem(Flat, loss, tasks, problem.steps)
 
 
 def plain_autograd(
