@@ -46,7 +46,7 @@ class BlockReport:
 
     @property
     def ok(self) -> bool:
-        """Whether no law breaks."""
+        """True if no law breaks."""
         return all(row.ok for row in self.rows)
 
     def __str__(self) -> str:

@@ -133,6 +133,17 @@ def test_the_protocol_shows_in_the_block(block, protocol, code):
     assert (made.protocol, made.code) == (protocol, code)
 
 
+def test_a_function_with_other_names_is_a_block_of_the_stated_protocol():
+    def odd(k, of, when):
+        return k > 0
+
+    assert as_block(odd, protocol="order").argument is odd
+    with pytest.raises(BlockError, match="state its protocol"):
+        as_block(odd)
+    with pytest.raises(BlockError, match="is not of the protocol order"):
+        as_block(mb.Vmap(), protocol="order")
+
+
 @pytest.mark.parametrize("block", [answers, Grouped, mb.Vmap(chunk=2), mb.Reptile(batch=2)])
 def test_functions_modules_and_instances_are_held_to_their_laws(block):
     report = verify(block, examples=2)

@@ -43,7 +43,7 @@ class Result:
     verdict: str
     """One of "holds", "breaks", "crashes", "does not apply"."""
     message: str = ""
-    """How it breaks, or why it does not apply."""
+    """The error, or the reason why it does not apply."""
     case: str = ""
     """The smallest arguments on which it breaks, in Python."""
     reproduce: str = ""
@@ -54,7 +54,7 @@ class Result:
 
     @property
     def ok(self) -> bool:
-        """Whether the law holds, or does not apply."""
+        """True if the law holds, or does not apply."""
         return self.verdict in ("holds", "does not apply")
 
 
@@ -168,6 +168,8 @@ class Check:
 
     def _reproduce(self, drawn: dict[str, Any]) -> str:
         arguments = "".join(f", {name}={value!r}" for name, value in drawn.items())
+        if torch.device(self.device).type != "cpu":
+            arguments = f', device="{self.device}"{arguments}'
         words = set(re.findall(r"(\w+)\(", arguments))
         blocks = sorted(words & set(metablocks.__all__))
         lines = [
@@ -223,7 +225,14 @@ def parametrize_with_laws(blocks: Iterable[Any], **options: Any) -> Callable[...
     return pytest.mark.parametrize("law", list(checks(blocks, **options)), ids=repr)
 
 
-def run_law(block: Any, law: str, *, protocol: str | None = None, **drawn: Any) -> None:
+def run_law(
+    block: Any,
+    law: str,
+    *,
+    protocol: str | None = None,
+    device: torch.device | str = "cpu",
+    **drawn: Any,
+) -> None:
     """Run one law of a block once, on stated arguments, as a report prints it.
 
     >>> from metablocks import FinalStepLoss, Progress
@@ -231,7 +240,7 @@ def run_law(block: Any, law: str, *, protocol: str | None = None, **drawn: Any) 
 
     Raises `LawError` if the law breaks, and whatever the block raises.
     """
-    named = {check.law.name: check for check in checks([block], protocol=protocol)}
+    named = {check.law.name: check for check in checks([block], protocol=protocol, device=device)}
     named[law].run(**drawn)
 
 

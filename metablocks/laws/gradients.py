@@ -107,8 +107,8 @@ def plain_autograd(
     """Law 8: an exact learner's loss and meta-gradient are those of a loop in plain autograd.
 
     From the same draws, so under an executor that draws as `Loop` does if any are drawn. The loop
-    is `laws.plain_loop`: θ ← θ + rule(g), with g a constant at the steps at which the order says so,
-    and never θ or what the rule reads and learns.
+    is `laws.plain_loop`: θ ← θ + rule(g), with g a constant at the steps that the order does not
+    differentiate through, and never θ or what the rule reads and learns.
     """
     progress, plain = progress or Progress(), PlainLoop(learner, tasks)
     through = plain.order(progress)
@@ -217,7 +217,7 @@ def one_estimator(
 ) -> None:
     """Law 8: an estimator that claims exactness gives `Unrolled`'s loss, gradient and buffers.
 
-    It does so from the same random draws, and leaves the generators where `Unrolled` leaves them.
+    It does so from the same random draws, and leaves the generators in the same state.
     """
 
     def run(estimator: Estimator) -> tuple[MetaGradient, Tensors]:

@@ -67,7 +67,7 @@ def remembers_nothing(make: MakeRule, problem: Problem) -> None:
 def draws_once_a_task(make: MakeRule, problem: Problem) -> None:
     """Random numbers are drawn in `init`, when a task starts, and kept to its end in the state.
 
-    A rule that is to draw at every step says so: `draws_each_step = True`.
+    A rule that draws at every step on purpose declares `draws_each_step = True`.
     """
     at_start, at_steps = draws(make, problem)
     if at_steps:
@@ -79,7 +79,7 @@ def draws_once_a_task(make: MakeRule, problem: Problem) -> None:
 
 
 def draws(make: MakeRule, problem: Problem) -> tuple[bool, bool]:
-    """Whether `init` draws random numbers, and whether `forward` does."""
+    """A pair: `init` draws random numbers, `forward` draws them."""
     params = problem.adapted_parameters()
     rule, info = seeded_rule(make).setup(params, 1), StepInfo(0, 1, params)
     generators = generators_of(params)
@@ -93,10 +93,9 @@ def draws(make: MakeRule, problem: Problem) -> tuple[bool, bool]:
 
 
 def reads_the_step(make: MakeRule, problem: Problem) -> None:
-    """A rule that is made for so many steps (`max_steps`) has something of its own for each.
+    """A rule that is made for so many steps (`max_steps`) makes different updates at each.
 
-    With its parameters and buffers moved apart, it makes different updates of one gradient at
-    different steps.
+    Of one gradient, once its parameters and buffers are moved apart.
     """
     params, steps = problem.adapted_parameters(), max(problem.steps, 2)
     rule = seeded_rule(make).setup(params, steps)
@@ -118,7 +117,7 @@ def reads_the_step(make: MakeRule, problem: Problem) -> None:
 
 
 def is_the_identity(make: MakeRule, problem: Problem) -> bool:
-    """Whether a new rule hands on the gradients of three steps as they are, wherever they lead."""
+    """True if a new rule returns the gradients of three steps unchanged, at any parameters."""
     params = problem.adapted_parameters()
     rule = seeded_rule(make).setup(params, 3)
     with fixed_draws(), torch.no_grad():
