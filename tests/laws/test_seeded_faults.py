@@ -179,7 +179,9 @@ FAULTS = [
         "detached parameters instead of gradients",
         DetachedParameters(),
         Unrolled(),
-        estimators.zero_hessian,
+        lambda estimator, small: gradients.zero_hessian(
+            small, lambda linear, order: linear.learner(order=order, estimator=estimator)
+        ),
         "zero Hessian: relative error",
     ),
     Fault(
