@@ -113,7 +113,8 @@ def construct(
     except DataError:
         raise
     except MetablocksError as error:
-        at = join(path, error.field) if error.field in arguments else path
+        field = error.field or ""
+        at = join(path, field) if field in arguments else path
         problems.append(recipe.problem(at, str(error)))
         return schema.INVALID
     except Exception as error:

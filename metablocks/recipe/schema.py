@@ -210,7 +210,7 @@ def _strict(annotation: Any, group: Any = None) -> Any:
     """An annotation as pydantic is to read it: lists for what may be iterated, groups spelled out."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated and group and any(isinstance(m, GroupOptions) for m in arguments):
-        return dict[str, group]  # type: ignore[valid-type]
+        return dict[str, group]
     if origin in (Union, types.UnionType):
         return Union[tuple(_strict(member, group) for member in arguments)]  # noqa: UP007
     if origin in _LISTS or annotation in _LISTS:
