@@ -31,6 +31,7 @@ _EXAMPLES = {
     "verify": "metablocks verify my_pkg.my_module:MyRule --set rate=0.1\n"
     "metablocks verify kfo --set hidden=1 --set activation=tanh --thorough\n"
     "metablocks verify vmap --device cuda",
+    "laws": "metablocks laws",
 }
 
 
@@ -145,6 +146,7 @@ def parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     )
     verify.add_argument("--thorough", action="store_true", help="200 problems a law, and not 15")
     verify.add_argument("--examples", type=typed(parse_count), metavar="N", help="problems a law")
+    command("laws", "list the numbered laws that reports and docstrings refer to")
     return parser, commands
 
 

@@ -134,7 +134,7 @@ def caller_stacklevel() -> int:
 
 
 def first_line(error: Exception) -> str:
-    """What an error says, in one line; torch's go on with a trace of its C++ code.
+    """First line of an error's message (torch appends a trace of its C++ code).
 
     >>> first_line(RuntimeError("no memory\\nframe #0: …")), first_line(KeyError())
     ('no memory', 'KeyError')

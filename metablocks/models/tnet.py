@@ -20,7 +20,7 @@ from metablocks.surgery import replace_modules
 
 
 class Transformed(nn.Module):
-    """What a layer with a T is, besides the layer it was: `transform` applied to its output."""
+    """Mixin of a layer with a T: `transform` applied to its output."""
 
     transform: nn.Module
 

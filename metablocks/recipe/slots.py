@@ -16,7 +16,6 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from metablocks import rules
-from metablocks.auto_executor import AutoExecutor
 from metablocks.errors import RecipeError, suggest, suggest_then
 from metablocks.estimators import Adjoint, Estimator, Implicit, Reptile, Unrolled
 from metablocks.executors import Executor, Loop, Vmap
@@ -49,6 +48,7 @@ from metablocks.rules import (
 from metablocks.step_loss import AnnealedStepLoss, FinalStepLoss, StepLoss, UniformStepLoss
 from metablocks.tasks import CifarFS, Linear, Logistic, MiniImagenet, Omniglot, Sinusoid, Strokes
 from metablocks.tasks.base import TaskSource
+from metablocks.tuning import AutoExecutor
 
 
 @dataclass(frozen=True)
