@@ -225,11 +225,11 @@ def _refused(blocks: dict[str, Any], error: MetablocksError) -> str:
     module: Any = _chained(_rules(blocks))
     if hasattr(blocks["outer.estimator"], "inner_rule"):
         module = blocks["outer.estimator"].inner_rule(module)
-    paths = {id(block): path for path, block in blocks.items()}
-    path = paths.get(id(module), path)
+    path_of = {id(block): path for path, block in blocks.items()}
+    path = path_of.get(id(module), path)
     for part in parts:  # down a chain, to the rule that is a block
         module = getattr(module, part, None)
-        path = paths.get(id(module), path)
+        path = path_of.get(id(module), path)
     return path
 
 

@@ -125,6 +125,18 @@ def scalar(text: str) -> Scalar:
     return text
 
 
+def nodes(node: Node, path: str = "") -> Iterator[tuple[str, Node]]:
+    """The node and all below it, each with its path.
+
+    >>> [path for path, _ in nodes(to_node({"inner": {"rule": [1]}}, Place("x.yaml")))]
+    ['', 'inner', 'inner.rule', 'inner.rule[0]']
+    """
+    yield path, node
+    pairs = node.value.items() if isinstance(node.value, dict) else ()
+    for key, child in enumerate(node.value) if isinstance(node.value, list) else pairs:
+        yield from nodes(child, join(path, key))
+
+
 def plain(node: Node) -> Any:
     """The node's value without places: scalars, lists and dicts."""
     if isinstance(node.value, dict):
