@@ -1,4 +1,4 @@
-"""The stated gradients of the estimators that do not differentiate the objective, in plain autograd.
+"""Reference gradients of the estimators that do not differentiate the objective, in plain autograd.
 
 Reptile: φ − φ̃, from where the inner loop starts to where it ends. Implicit: with the Hessian written
 out, (I + ∇²L_s(φ*)/λ)⁻¹ ∇L_q(φ*) for what adapts, and ∂L_q/∂ρ − (1/λ)(∂²L_s/∂φ∂ρ)ᵀ v for the rest.
@@ -19,7 +19,7 @@ from metablocks.types import Batch, Task, Tensors
 _Result = TypeVar("_Result")
 
 
-def reptile(plain: PlainLoop, estimator: Reptile) -> Tensors:
+def reptile_gradient(plain: PlainLoop, estimator: Reptile) -> Tensors:
     """The mean over tasks of φ − φ̃, on the batches that the estimator draws."""
 
     def one(task: Task) -> Tensors:
@@ -35,7 +35,7 @@ def reptile(plain: PlainLoop, estimator: Reptile) -> Tensors:
 
 
 class System(NamedTuple):
-    """One task's linear system (I + H/λ) v = ∇L_q(φ*), written out, but for λ."""
+    """One task's linear system (I + H/λ) v = ∇L_q(φ*), written out, except for λ."""
 
     hessian: Tensor
     """H `[n, n]`, n numbers adapting."""
@@ -47,7 +47,7 @@ class System(NamedTuple):
     """∂L_q/∂φ and ∂L_q/∂ρ, by name."""
 
 
-def systems(plain: PlainLoop) -> list[System]:
+def implicit_systems(plain: PlainLoop) -> list[System]:
     """The systems of all tasks, at the end of their inner loops."""
 
     def one(task: Task) -> System:
@@ -73,8 +73,11 @@ def systems(plain: PlainLoop) -> list[System]:
     return _each(plain, one)
 
 
-def implicit(systems: Sequence[System], proximal: float) -> Tensors:
-    """The mean over tasks of the implicit gradient, solved densely; λ is `proximal`."""
+def implicit_gradient(systems: Sequence[System], proximal: float) -> Tensors:
+    """The mean over tasks of the implicit gradient, solved densely; λ is `proximal`.
+
+    With λ = ∞ no curvature enters: it is the mean of ∂L_q at the end of the inner loop.
+    """
 
     def one(system: System) -> Tensors:
         matrix = torch.eye(len(system.hessian)).to(system.hessian) + system.hessian / proximal
@@ -93,16 +96,6 @@ def implicit(systems: Sequence[System], proximal: float) -> Tensors:
     return _mean([one(system) for system in systems])
 
 
-def plain_query_gradient(systems: Sequence[System]) -> Tensors:
-    """The mean over tasks of ∂L_q at the end of the inner loop: what no curvature enters."""
-    return _mean([system.direct for system in systems])
-
-
-def least_curvature(systems: Sequence[System]) -> float:
-    """The least eigenvalue of H over all tasks."""
-    return min(float(torch.linalg.eigvalsh(system.hessian).min()) for system in systems)
-
-
 def _inner(plain: PlainLoop, batch: Callable[[int], Batch]) -> tuple[Tensors, Tensors, Tensors]:
     """θ_0, θ_K and the buffers at the end of a task's inner loop."""
     fast, buffers = plain.start()
@@ -116,7 +109,10 @@ def _inner(plain: PlainLoop, batch: Callable[[int], Batch]) -> tuple[Tensors, Te
 
 
 def _batches(examples: Batch, steps: int, size: int | None) -> Callable[[int], Batch]:
-    """The examples of each step: all, or one shuffled pass after another in batches."""
+    """The examples of each step: all, or one shuffled pass after another in batches.
+
+    Written once more, since it is the reference of what `Reptile` draws.
+    """
     if size is None:
         return lambda index: examples
     first: Tensor = pytree.tree_leaves(examples)[0]

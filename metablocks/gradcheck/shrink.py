@@ -1,9 +1,9 @@
 """A recipe made small and smooth, so that its gradient can be measured in a second.
 
-What the gradient goes through stays as the recipe says: adapt patterns, surgery, every rule, order,
-step loss, estimator, executor. What it goes through *at scale* does not: few filters and hidden
-units, few ways, queries and tasks, small images, at most three inner steps, float64; and what has
-kinks, where no gradient can be measured, becomes smooth.
+Everything that the gradient goes through stays as the recipe states it: adapt patterns, surgery, every
+rule, order, step loss, estimator, executor. The scale does not: few filters and hidden units, few ways,
+queries and tasks, small images, at most three inner steps, float64; and modules with kinks, where no
+gradient can be measured, become smooth.
 """
 
 import copy
@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from metablocks.errors import DataError
-from metablocks.learner import MetaLearner
+from metablocks.gradcheck.check import check_learner
+from metablocks.gradcheck.report import GradientReport
 from metablocks.recipe.assemble import construct
 from metablocks.recipe.build import build
 from metablocks.recipe.record import Recipe
@@ -24,54 +25,44 @@ from metablocks.surgery import replace_modules
 from metablocks.tasks.base import Kind, Split, TaskSource
 from metablocks.types import Batch, TaskBatch
 
-_STEPS, _TASKS, _WAYS, _SHOTS, _QUERIES, _UNITS, _FILTERS = 3, 2, 4, 2, 3, 5, 3
+_STEPS, _TASKS, _WAYS, _UNITS, _FILTERS = 3, 2, 4, 5, 3
 _BATCH = 5  # of Reptile
-_KINKS = (nn.ReLU, nn.LeakyReLU, nn.PReLU, nn.ReLU6, nn.Hardtanh, nn.MaxPool1d, nn.MaxPool2d)
+_SMOOTH = {"relu": "Softplus for ReLU", "leaky_relu": "Softplus for LeakyReLU"}
 
 
-@dataclass(frozen=True)
-class Small:
-    """A recipe's small counterpart, built."""
+def check_gradients(recipe: Recipe, *, device: str | torch.device | None = None) -> GradientReport:
+    """Compare the meta-gradient of a recipe, made small and smooth, with its definition.
 
-    learner: MetaLearner
-    tasks: TaskBatch
-    epochs: int
-    changes: tuple[str, ...]
-    """What is not as the recipe says, in words."""
-    kinks: tuple[str, ...]
-    """Modules left as they are, whose functions have kinks."""
+    As `check_learner` does, over the recipe's epochs. `device` stands in for the recipe's. No data is
+    needed.
 
-
-def build_small(recipe: Recipe, *, device: str | torch.device | None = None) -> Small:
-    """The small counterpart of a recipe, with float64 tasks on its device.
-
-    Raises `RecipeError` as `metablocks.recipe.build` does.
+    Law: the report is ok for every recipe of right blocks.
 
     >>> from metablocks.recipe import load
-    >>> small = build_small(load("maml_sinusoid"))
-    >>> small.changes
-    ('hidden layers of 5', 'Softplus for ReLU')
+    >>> report = check_gradients(load("maml_sinusoid", ["hardware.device=cpu"]))
+    >>> report.ok, [row.group for row in report.rows]
+    (True, ['model.body', 'model.head'])
+
+    Raises `RecipeError` if the recipe's blocks do not go together.
     """
     small, changes = shrink(recipe)
     experiment = build(small, device=device)
-    learner = experiment.learner
-    tasks, made_up = _tasks(experiment.source)
-    kinks = [
-        f"model.{name} ({type(module).__name__})"
-        for name, module in learner.model.named_modules()
-        if isinstance(module, _KINKS)
-    ]
-    return Small(
-        learner,
+    try:
+        tasks = experiment.source.sample("train", range(_TASKS))
+    except DataError:
+        tasks = _made_up(experiment.source).sample("train", range(_TASKS))
+        changes = (*changes, "made-up data, the tasks' own not being here")
+    report = check_learner(
+        experiment.learner,
         tasks.to(experiment.device).to(torch.float64),
-        experiment.epochs,
-        (*changes, *made_up),
-        tuple(kinks),
+        epochs=experiment.epochs,
+        name=recipe.name,
     )
+    return replace(report, changes=changes)
 
 
 def shrink(recipe: Recipe) -> tuple[Recipe, tuple[str, ...]]:
-    """The small recipe, and what is changed, in words.
+    """The small recipe, and its differences, in words.
 
     >>> from metablocks.recipe import load
     >>> small, changes = shrink(load("maml_omniglot_20w1s"))
@@ -79,12 +70,13 @@ def shrink(recipe: Recipe) -> tuple[Recipe, tuple[str, ...]]:
     (3, [1, 16, 16], 3)
     """
     values = copy.deepcopy(recipe.values)
-    changes: list[str] = []
-    before = _source(recipe)
-    changes += _shrink_model(values, recipe, before)
-    changes += _shrink_tasks(values, before)
-    changes += _shrink_steps(values)
-    changes += _shrink_rest(values, before.outputs)
+    source = _source(recipe)
+    changes = [
+        *_shrink_model(values),
+        *_shrink_tasks(values, source),
+        *_shrink_steps(values),
+        *_shrink_rest(values, source.outputs),
+    ]
     values["hardware"]["precision"] = "float64"
     allow = (*recipe.allow, __name__.rpartition(".")[0])
     return replace(recipe, values=values, allow=allow), tuple(changes)
@@ -171,52 +163,21 @@ def _source(recipe: Recipe) -> TaskSource:
     return source
 
 
-def _tasks(source: TaskSource) -> tuple[TaskBatch, list[str]]:
-    """A few tasks; made up where the data is not here."""
-    try:
-        return source.sample("train", range(_TASKS)), []
-    except DataError:
-        made_up = MadeUp(
-            ways=source.outputs, shots=2, queries=3, shape=source.input_shape, kind=source.kind
-        )
-        return made_up.sample("train", range(_TASKS)), [
-            "made-up data, the tasks' own not being here"
-        ]
+def _made_up(source: TaskSource) -> MadeUp:
+    return MadeUp(
+        ways=source.outputs, shots=2, queries=3, shape=source.input_shape, kind=source.kind
+    )
 
 
-def _shrink_tasks(values: dict[str, Any], before: TaskSource) -> list[str]:
-    tasks = values["tasks"]
-    if ":" in tasks["block"]:
-        return []
-    for name, most in (("shots", 5), ("queries", 5), ("dim", 4)):
-        if name in tasks:
-            tasks[name] = min(tasks[name], most)
-    if "ways" not in tasks:
-        return []
-    ways = min(tasks["ways"], _WAYS)
-    shots, queries = min(tasks["shots"], _SHOTS), min(tasks["queries"], _QUERIES)
-    shape = list(before.input_shape)
-    if ":" not in values["model"]["block"] and len(shape) == 3:
-        layers = values["model"].get("layers", 0)
-        size = min(shape[1], max(8, 2 ** min(layers, 5)))
-        shape = [shape[0], size, size]
-    values["tasks"] = {
-        "block": f"{__name__}:MadeUp",
-        "ways": ways,
-        "shots": shots,
-        "queries": queries,
-        "shape": shape,
-        "kind": before.kind,
-    }
-    size_text = "×".join(map(str, shape))
-    return [f"{ways}-way {shots}-shot tasks, {queries} queries, of made-up {size_text} images"]
+def _limit(values: dict[str, Any], **most: int) -> None:
+    """Lower the numbers of these names, if they are there, to the most that is stated."""
+    values.update({name: min(values[name], n) for name, n in most.items() if name in values})
 
 
-def _shrink_model(values: dict[str, Any], recipe: Recipe, before: TaskSource) -> list[str]:
-    model = values["model"]
+def _shrink_model(values: dict[str, Any]) -> list[str]:
+    model, changes = values["model"], []
     if ":" in model["block"]:
         return []
-    changes = []
     # The Hessian of the implicit gradient is written out.
     filters = _FILTERS - (values["outer"]["estimator"]["block"] == "implicit")
     if model.get("filters", 0) > filters:
@@ -225,26 +186,44 @@ def _shrink_model(values: dict[str, Any], recipe: Recipe, before: TaskSource) ->
     if any(width > _UNITS for width in model.get("hidden", ())):
         model["hidden"] = [min(width, _UNITS) for width in model["hidden"]]
         changes.append(f"hidden layers of {_UNITS}")
-    kinks = {"relu": "Softplus for ReLU", "leaky_relu": "Softplus for LeakyReLU"}
     layered = model.get("layers", 0) or model.get("hidden", ())
-    if layered and model.get("activation") in kinks:
-        changes.append(kinks[model["activation"]])
+    if layered and model.get("activation") in _SMOOTH:
+        changes.append(_SMOOTH[model["activation"]])
     if model.get("downsample") == "pool":
         changes.append("AvgPool2d for MaxPool2d")
     values["surgery"] = [{"block": f"{__name__}:smooth"}, *(values.get("surgery") or [])]
     return changes
 
 
+def _shrink_tasks(values: dict[str, Any], source: TaskSource) -> list[str]:
+    tasks = values["tasks"]
+    if ":" in tasks["block"]:
+        return []
+    _limit(tasks, shots=5, queries=5, dim=4)
+    if "ways" not in tasks:
+        return []
+    _limit(tasks, ways=_WAYS, shots=2, queries=3)
+    shape = list(source.input_shape)
+    if ":" not in values["model"]["block"] and len(shape) == 3:
+        layers = values["model"].get("layers", 0)
+        size = min(shape[1], max(8, 2 ** min(layers, 5)))
+        shape = [shape[0], size, size]
+    kept = {name: tasks[name] for name in ("ways", "shots", "queries")}
+    block = f"{__name__}:MadeUp"
+    values["tasks"] = {"block": block, **kept, "shape": shape, "kind": source.kind}
+    ways, shots, queries = kept.values()
+    size_text = "×".join(map(str, shape))
+    return [f"{ways}-way {shots}-shot tasks, {queries} queries, of made-up {size_text} images"]
+
+
 def _shrink_steps(values: dict[str, Any]) -> list[str]:
     inner, order = values["inner"], values["inner"]["order"]
     steps = inner["steps"]
-    inner["steps"] = min(steps, _STEPS)
-    evaluation = values["evaluation"]
-    evaluation["inner_steps"] = min(evaluation["inner_steps"], inner["steps"])
-    if order["block"] == "truncated" and 0 < order["last"] < steps:
-        order["last"] = min(order["last"], inner["steps"] - 1)
-    elif order["block"] == "truncated":
-        order["last"] = min(order["last"], inner["steps"])
+    _limit(inner, steps=_STEPS)
+    _limit(values["evaluation"], inner_steps=inner["steps"])
+    if order["block"] == "truncated":
+        between = 0 < order["last"] < steps  # and stays between
+        _limit(order, last=inner["steps"] - between)
     return [f"{_STEPS} inner steps of {steps}"] if steps > _STEPS else []
 
 
@@ -256,10 +235,10 @@ def _shrink_rest(values: dict[str, Any], outputs: int) -> list[str]:
             if block.get("features") == outputs:
                 block["features"] = ways
             if block.get("width") is not None:
-                block["width"] = min(block["width"], ways + 1)
+                _limit(block, width=ways + 1)
                 changes.append(f"appended layers of width {block['width']}")
     for rule in values["inner"]["rule"]:
-        kinked = rule.get("activation") in ("relu", "leaky_relu") and rule.get("hidden", 1)
+        kinked = rule.get("activation") in _SMOOTH and rule.get("hidden", 1)
         if ":" not in rule["block"] and kinked:
             rule["activation"] = "softplus"
             changes.append(f"softplus in {rule['block']}")
@@ -271,5 +250,5 @@ def _shrink_rest(values: dict[str, Any], outputs: int) -> list[str]:
         executor["compile"] = "trace"
         changes.append("traced, not compiled")
     if executor.get("chunk"):
-        executor["chunk"] = min(executor["chunk"], _TASKS - 1)
+        _limit(executor, chunk=_TASKS - 1)
     return changes

@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -9,7 +10,6 @@ from typing import Any
 
 from torch import nn
 
-import metablocks
 from metablocks.errors import BlockError, MetablocksError, suggest_then
 from metablocks.estimators import Estimator
 from metablocks.executors import Executor
@@ -173,6 +173,11 @@ def _origin(value: Any, source: tuple[str, str] | None) -> tuple[str, str]:
     module, name = source or (kind.__module__, kind.__qualname__)
     if "<" in name:
         return "make", f"make = ...  # the block that was passed, from {module}"
-    if module.startswith("metablocks.") and name in metablocks.__all__:
+    if module.startswith("metablocks.") and name in public_names():
         module = "metablocks"
     return name, f"from {module} import {name.partition('.')[0]}"
+
+
+def public_names() -> set[str]:
+    """The names that `metablocks` itself exports, for code that is printed."""
+    return set(sys.modules["metablocks"].__all__)

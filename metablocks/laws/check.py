@@ -20,10 +20,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-import metablocks
 from metablocks.errors import BlockError, LawError, MetablocksError, first_line
 from metablocks.executors import RandomDrawsWarning
-from metablocks.laws.blocks import Block, as_block
+from metablocks.laws.blocks import Block, as_block, public_names
 
 if TYPE_CHECKING:
     from metablocks.laws.table import Law
@@ -163,7 +162,7 @@ class Check:
     def _reproduce(self, drawn: dict[str, Any]) -> str:
         arguments = "".join(f", {name}={value!r}" for name, value in drawn.items())
         words = set(re.findall(r"(\w+)\(", arguments))
-        blocks = sorted(words & set(metablocks.__all__))
+        blocks = sorted(words & public_names())
         lines = [
             self.block.imports,
             f"from metablocks import {', '.join(blocks)}" if blocks else "",
@@ -241,7 +240,7 @@ def _quiet() -> Iterator[None]:
 def _crash(error: Exception) -> str:
     """Type and message of an exception, and the innermost line outside torch and this package."""
     frames = traceback.extract_tb(error.__traceback__)
-    library = [str(Path(module.__file__ or "").parent) for module in (torch, metablocks)]
+    library = [str(Path(torch.__file__).parent), str(Path(__file__).parents[1])]
     outside = [f for f in frames if not f.filename.startswith(tuple(library))]
     frame = (outside or frames)[-1]
     where = f"{Path(frame.filename).name}:{frame.lineno} in {frame.name}: {frame.line}"

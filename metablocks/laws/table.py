@@ -16,6 +16,7 @@ from hypothesis.strategies import SearchStrategy
 
 from metablocks.estimators import Adjoint, Estimator
 from metablocks.executors import Executor, Vmap
+from metablocks.functional import step_aware_modules
 from metablocks.laws import (
     estimators,
     executors,
@@ -163,8 +164,8 @@ def _no_rows(norm: Any) -> str | None:
 
 
 def _evaluates_by_statistics(norm: Any) -> str | None:
-    modules = norm(Case(norm="batch").problem().model(), 1).modules()
-    if any(getattr(module, "keeps_statistics", False) for module in modules):
+    modules = step_aware_modules(norm(Case(norm="batch").problem().model(), 1)).values()
+    if any(module.keeps_statistics for module in modules):
         return "it evaluates by other statistics than it trains by (keeps_statistics)"
     return None
 

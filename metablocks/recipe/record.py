@@ -1,4 +1,4 @@
-"""A resolved recipe: plain values, where each came from, its YAML text and its hash."""
+"""A resolved recipe: plain values, their origins, its YAML text and its hash."""
 
 import hashlib
 import json
@@ -31,7 +31,7 @@ class Recipe:
 
     @property
     def name(self) -> str:
-        """What the recipe calls itself."""
+        """The name that the recipe states."""
         name: str = self.values["name"]
         return name
 
@@ -47,13 +47,13 @@ class Recipe:
         return {path: origin(self.place(path)) for path in dict(leaves(self.values))}
 
     def place(self, path: str) -> Place:
-        """Where the value at `path` was written; for part of a value, where the whole was."""
+        """The place of the value at `path`; for part of a value, that of the whole."""
         while path and path not in self.places:
             path = path[: max(path.rfind("."), path.rfind("["), 0)]
         return self.places.get(path, Place(self.source))
 
     def written_place(self, path: str) -> Place:
-        """As `place`, but for a default the place of the block whose default it is."""
+        """The same, but for a default the place of the block whose default it is."""
         place = self.place(path)
         while path and place.source.startswith(DEFAULT):
             path = path[: max(path.rfind("."), path.rfind("["), 0)]
@@ -61,11 +61,11 @@ class Recipe:
         return place
 
     def problem(self, path: str, message: str) -> Problem:
-        """What is wrong with the value at `path`, where it, or the block whose default it is, stands."""
+        """A problem of the value at `path`, at its written place."""
         return Problem(self.written_place(path), path, message)
 
     def at(self, path: str) -> Any:
-        """The value at a path such as `inner.rule[0].init`, None where there is none."""
+        """The value at a path such as `inner.rule[0].init`, None if there is none."""
         return dict(_nodes(self.values, "")).get(path)
 
     def to_yaml(self, *, origins: bool = False) -> str:
@@ -127,7 +127,7 @@ class _Dumper(yaml.SafeDumper):
         return True
 
     def increase_indent(self, flow: bool = False, indentless: bool = False) -> None:
-        super().increase_indent(flow, False)  # type: ignore[no-untyped-call]
+        super().increase_indent(flow, False)
 
 
 def _text(dumper: yaml.SafeDumper, text: str) -> yaml.Node:

@@ -227,7 +227,7 @@ def _default(target: Any, parameter: inspect.Parameter) -> Any:
 
 
 def _problem(item: ErrorDetails, node: Node, annotation: Any, path: str) -> Problem:
-    """What pydantic finds wrong, at its place. A union's member in the location is no key of the tree."""
+    """An error of pydantic's, placed. A location also names members of unions, which are not keys."""
     kind, location = item["type"], item["loc"]
     for key in location:
         names = list(_members(annotation))
