@@ -10,7 +10,7 @@ from torch import nn
 from metablocks.errors import ModuleError, first_line
 from metablocks.functional import module_arguments, step_aware_modules, tracking_norms
 from metablocks.inner import Carry
-from metablocks.surgery import replace_modules
+from metablocks.models.surgery import replace_modules
 from metablocks.twins import Survey, rebound
 from metablocks.types import Batch
 

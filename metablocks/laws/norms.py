@@ -20,9 +20,9 @@ from metablocks.functional import FunctionalModule, step_aware_modules
 from metablocks.laws import gradients, purity
 from metablocks.laws.problem import Problem, hold, tolerance
 from metablocks.learner import MetaLearner
+from metablocks.models.surgery import replace_modules
 from metablocks.rules import LearningRate
 from metablocks.step_loss import UniformStepLoss
-from metablocks.surgery import replace_modules
 
 Norm: TypeAlias = Callable[[nn.Module, int], nn.Module]
 

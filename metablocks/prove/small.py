@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 from metablocks.errors import DataError
 from metablocks.learner import MetaLearner
+from metablocks.models.surgery import replace_modules
 from metablocks.recipe.build import build
 from metablocks.recipe.construct import construct
 from metablocks.recipe.record import Recipe
 from metablocks.recipe.slots import SLOTS
-from metablocks.surgery import replace_modules
 from metablocks.tasks.base import Kind, Split, TaskSource
 from metablocks.types import Batch, TaskBatch
 
