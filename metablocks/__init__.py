@@ -1,11 +1,9 @@
 """metablocks: small interchangeable blocks for gradient-based meta-learning in PyTorch."""
 
 from metablocks import laws, tasks
-from metablocks.auto_executor import AutoExecutor
-from metablocks.compiled import CompileWarning
 from metablocks.errors import MetablocksError
 from metablocks.estimators import Adjoint, Estimator, Implicit, Reptile, TaskGradient, Unrolled
-from metablocks.executors import Executor, Loop, RandomDrawsWarning, Vmap
+from metablocks.executors import CompileWarning, Executor, Loop, RandomDrawsWarning, Vmap
 from metablocks.functional import FunctionalModule, ModuleState
 from metablocks.inner import Carry, InnerLoop, Trajectory, adapt
 from metablocks.learner import Evaluation, MetaGradient, MetaLearner
@@ -21,6 +19,7 @@ from metablocks.models import (
     transform_patterns,
 )
 from metablocks.order import AnnealedOrder, FirstOrder, Order, SecondOrder, TruncatedOrder
+from metablocks.per_step import StepAware
 from metablocks.rules import (
     KFO,
     Adam,
@@ -38,6 +37,7 @@ from metablocks.rules import (
     meta_sgd,
 )
 from metablocks.step_loss import AnnealedStepLoss, FinalStepLoss, StepLoss, UniformStepLoss
+from metablocks.tuning import choose_executor
 from metablocks.types import Batch, Progress, Task, TaskBatch, Tensors
 
 __version__ = "0.1.0"
@@ -48,7 +48,6 @@ __all__ = [
     "Adjoint",
     "AnnealedOrder",
     "AnnealedStepLoss",
-    "AutoExecutor",
     "Batch",
     "Carry",
     "Chain",
@@ -78,6 +77,7 @@ __all__ = [
     "RandomDrawsWarning",
     "Reptile",
     "SecondOrder",
+    "StepAware",
     "StepInfo",
     "StepLoss",
     "Task",
@@ -93,6 +93,7 @@ __all__ = [
     "WeightDecay",
     "adapt",
     "append_linear",
+    "choose_executor",
     "collapse_linear",
     "fold_tnet",
     "insert_tnet",

@@ -1,7 +1,6 @@
 """The model at the end of a task, as a plain module that predicts by itself."""
 
 import copy
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,6 +10,7 @@ from metablocks.errors import ModuleError, first_line
 from metablocks.functional import module_arguments, step_aware_modules, tracking_norms
 from metablocks.inner import Carry
 from metablocks.models.surgery import replace_modules
+from metablocks.per_step import StepAware
 from metablocks.twins import Survey, rebound
 from metablocks.types import Batch
 
@@ -29,7 +29,7 @@ def adapted_model(
     last = max(steps - 1, 0)
     frozen = {name for name, p in model.named_parameters() if not p.requires_grad}
     adapted = _at(model, carry, last, shared=frozen)
-    stored = {n for n, m in model.named_modules() if getattr(m, "keeps_statistics", False)}
+    stored = {name for name, m in step_aware_modules(model).items() if m.keeps_statistics}
     norms = {n: m for n, m in tracking_norms(adapted).items() if n not in stored}
     if not norms or not replaced:
         return adapted
@@ -75,8 +75,8 @@ def _at(model: nn.Module, carry: Carry, index: int, *, shared: set[str]) -> nn.M
         for name in names if made is not None else ():
             # What deepcopy takes as it is: a function that closes over a module of the model.
             made.__dict__[name] = rebound(made.__dict__[name], memo)
-    for module in step_aware_modules(copied):
-        module.inner_step = index  # type: ignore[assignment]
+    for module in step_aware_modules(copied).values():
+        module.inner_step = index
     return fixed_at_step(copied, index)
 
 
@@ -88,7 +88,6 @@ def fixed_at_step(model: nn.Module, index: int) -> nn.Module:
     """
 
     def plain(_: str, module: nn.Module) -> nn.Module | None:
-        at_step: Callable[[int], nn.Module] | None = getattr(module, "at_step", None)
-        return at_step(index) if at_step else None
+        return module.at_step(index) if isinstance(module, StepAware) else None
 
     return replace_modules(model, plain)

@@ -25,11 +25,13 @@ _EXAMPLES = {
     "show": "metablocks show maml_sinusoid --set inner.order.block=first_order",
     "blocks": "metablocks blocks\nmetablocks blocks rule",
     "recipes": "metablocks recipes",
+    "schema": "metablocks schema > recipe.schema.json",
     "eval": "metablocks eval runs/maml_sinusoid-20250101-120000 --steps 10 --tasks 1000",
     "compare": comparison.EXAMPLES,
     "verify": "metablocks verify my_pkg.my_module:MyRule --set rate=0.1\n"
     "metablocks verify kfo --set hidden=1 --set activation=tanh --thorough\n"
     "metablocks verify vmap --device cuda",
+    "laws": "metablocks laws",
 }
 
 
@@ -112,6 +114,7 @@ def parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     blocks = command("blocks", "list the blocks of every slot: fields, defaults, equation, source")
     blocks.add_argument("slot", nargs="?", metavar="SLOT", help="one slot only, such as rule")
     command("recipes", "list the recipes that ship")
+    command("schema", "print the JSON schema of recipes, by which editors check and complete them")
 
     steps = typed(partial(parse_count, least=0))
     evaluate = command("eval", "evaluate a run's checkpoint on new tasks")
@@ -143,6 +146,7 @@ def parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     )
     verify.add_argument("--thorough", action="store_true", help="200 problems a law, and not 15")
     verify.add_argument("--examples", type=typed(parse_count), metavar="N", help="problems a law")
+    command("laws", "list the numbered laws that reports and docstrings refer to")
     return parser, commands
 
 

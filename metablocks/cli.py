@@ -6,6 +6,7 @@ folder). 130: interrupted.
 
 import argparse
 import io
+import json
 import logging
 import os
 import sys
@@ -51,7 +52,7 @@ def _main(arguments: list[str]) -> int:
 
 @contextmanager
 def _log_to_stderr() -> Iterator[None]:
-    """What the package tells of its work (compiling, choices), line by line."""
+    """Log messages of the package go to stderr."""
     log = logging.getLogger("metablocks")
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(message)s"))
@@ -103,7 +104,7 @@ def _check(args: argparse.Namespace, argv: list[str]) -> int:
     print(summary(build(recipe)))
     if not args.gradients:
         return 0
-    from metablocks.prove import check_gradients
+    from metablocks.gradcheck import check_gradients
 
     report = check_gradients(recipe)
     print(f"\n{report.text()}")
@@ -139,6 +140,13 @@ def _recipes(args: argparse.Namespace, argv: list[str]) -> int:
     return 0
 
 
+def _schema(args: argparse.Namespace, argv: list[str]) -> int:
+    from metablocks.recipe.listing import json_schema
+
+    print(json.dumps(json_schema(), indent=2, ensure_ascii=False))
+    return 0
+
+
 def _eval(args: argparse.Namespace, argv: list[str]) -> int:
     from metablocks import run
 
@@ -165,28 +173,35 @@ def _compare(args: argparse.Namespace, argv: list[str]) -> int:
 
 
 def _verify(args: argparse.Namespace, argv: list[str]) -> int:
-    from metablocks.prove import blocks
-    from metablocks.prove.subjects import named
+    from metablocks import verify
+    from metablocks.laws.check import EXAMPLES
 
     _make_importable([args.block])
     try:
-        given = named(args.block, args.set, args.protocol)
+        block = verify.named_block(args.block, args.set, args.protocol)
     except MetablocksError as error:
         return _fail(error, 2)
-    count = args.examples or (blocks.THOROUGH if args.thorough else blocks.EXAMPLES)
+    count = args.examples or (verify.THOROUGH if args.thorough else EXAMPLES)
     waiting = sys.stderr.isatty()
 
     def tell(law: str) -> None:
         print(f"\r\x1b[K{law} …", end="", file=sys.stderr, flush=True)
 
     try:
-        report = blocks.verify(
-            given, device=args.device, examples=count, progress=tell if waiting else None
+        report = verify.verify(
+            block, device=args.device, examples=count, progress=tell if waiting else None
         )
     finally:
         print("\r\x1b[K" * waiting, end="", file=sys.stderr)
     print(report)
     return 0 if report.ok else 1
+
+
+def _laws(args: argparse.Namespace, argv: list[str]) -> int:
+    from metablocks.laws import numbered
+
+    print(numbered.text())
+    return 0
 
 
 _COMMANDS: dict[str, Callable[[argparse.Namespace, list[str]], int]] = {
@@ -195,9 +210,11 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace, list[str]], int]] = {
     "show": _show,
     "blocks": _blocks,
     "recipes": _recipes,
+    "schema": _schema,
     "eval": _eval,
     "compare": _compare,
     "verify": _verify,
+    "laws": _laws,
 }
 
 

@@ -26,7 +26,8 @@ def gradient(
     `function` maps named tensors to a scalar and anything else. A derivative that flows through
     `point`, or through whatever else `function` reads, flows through the gradient if it is
     `differentiable` and gradients are enabled; if not, the gradient is a constant and its graph is
-    gone. What f does not depend on has the gradient zero.
+    gone. What f does not depend on has the gradient zero. A `differentiable` one is by the tensors of
+    `point` wherever `function` reads them, so that they should be tensors of their own (`nodes_of`).
 
     >>> gradient(lambda p: ((p["x"] ** 3).sum(), "aux"), {"x": torch.ones(1)}, differentiable=False)
     ({'x': tensor([3.])}, tensor(1.), 'aux')
@@ -35,9 +36,8 @@ def gradient(
     recorded = _is_recorded(point)
     if _transformed() and not (recording and recorded):
         return _gradient_by_transform(function, point, differentiable)
-    # Nodes of their own: the derivative at `point` alone, whatever else f makes of its tensors.
     nodes = {
-        name: _alias(tensor)
+        name: tensor
         if recording and (recorded or tensor.requires_grad)
         else tensor.detach().requires_grad_()
         for name, tensor in point.items()
@@ -114,6 +114,17 @@ def vjp(
     return detach_tree(outputs), pull, detach_tree(aux)
 
 
+def nodes_of(point: Tensors) -> Tensors:
+    """The same tensors as nodes of their own, which nothing else reads.
+
+    >>> weight = torch.ones(1, requires_grad=True)
+    >>> nodes_of({"weight": weight})["weight"] is weight
+    False
+    """
+    # A view, whose backward takes sparse gradients as they are.
+    return {name: torch.ops.aten.alias(tensor) for name, tensor in point.items()}
+
+
 def detach_tree(tree: Any) -> Any:
     """The same pytree, its tensors cut off from every derivative."""
     return pytree.tree_map(lambda x: x.detach() if isinstance(x, Tensor) else x, tree)
@@ -170,7 +181,6 @@ class _Local(threading.local):
 
 _local = _Local()
 _functorch: Any = torch._C._functorch
-_alias: Any = torch.ops.aten.alias  # a view whose backward takes sparse gradients as they are
 
 
 def _transformed() -> bool:

@@ -1,4 +1,4 @@
-"""Which device a word means, on this machine."""
+"""Resolve a device name ("auto", "cpu", "cuda:1") on this machine."""
 
 import torch
 

@@ -149,15 +149,15 @@ def copied(tree: Any) -> Any:
 
 
 def _whole(tensor: Tensor) -> int:
-    """Which tensor this is, or is a view of."""
+    """Identity of the tensor that this is, or is a view of."""
     return id(tensor if tensor._base is None else tensor._base)
 
 
 def is_tensor(leaf: Any) -> bool:
-    """Whether a leaf is a tensor."""
+    """True for a tensor."""
     return isinstance(leaf, Tensor)
 
 
 def is_float(leaf: Any) -> bool:
-    """Whether a leaf is a tensor of floating point."""
+    """True for a floating-point tensor."""
     return isinstance(leaf, Tensor) and leaf.is_floating_point()

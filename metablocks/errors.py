@@ -7,7 +7,8 @@ the built-in error a caller would expect, so `except ValueError` goes on working
 import difflib
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 
 class MetablocksError(Exception):
@@ -28,6 +29,23 @@ class MetablocksError(Exception):
         super().__init__(*args)
         self.block = block
         self.field = field
+
+
+@contextmanager
+def concerning(block: str | None, field: str) -> Iterator[None]:
+    """Name the argument that errors raised inside are about, unless they name one themselves.
+
+    >>> with concerning("MetaLearner", "adapt"):
+    ...     raise SelectionError("patterns leave no parameter selected")
+    Traceback (most recent call last):
+    metablocks.errors.SelectionError: patterns leave no parameter selected
+    """
+    try:
+        yield
+    except MetablocksError as error:
+        if error.field is None:
+            error.block, error.field = block, field
+        raise
 
 
 class ModuleError(MetablocksError, ValueError):
@@ -116,7 +134,7 @@ def caller_stacklevel() -> int:
 
 
 def first_line(error: Exception) -> str:
-    """What an error says, in one line; torch's go on with a trace of its C++ code.
+    """First line of an error's message (torch appends a trace of its C++ code).
 
     >>> first_line(RuntimeError("no memory\\nframe #0: …")), first_line(KeyError())
     ('no memory', 'KeyError')

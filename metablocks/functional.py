@@ -23,6 +23,7 @@ from metablocks.errors import ModuleError
 from metablocks.fingerprint import fingerprint
 from metablocks.generators import Watch, Written, generators_of, get_states, set_states, storage
 from metablocks.kernels import second_derivative_wanted, unfused
+from metablocks.per_step import StepAware
 from metablocks.twins import Survey, twin
 from metablocks.types import Tensors, map_tensors
 
@@ -45,8 +46,8 @@ class FunctionalModule:
     flags say.
 
     Modules follow the `train()`/`eval()` flags of the wrapped module at the time of the call. A
-    *step-aware* module, one with an attribute `inner_step`, finds the index of the inner step there
-    while it runs. A parameter that the module writes in place is in the new state as written.
+    `StepAware` module finds the index of the inner step in `inner_step` while it runs. A parameter
+    that the module writes in place is in the new state as written.
 
     Law: a call changes neither `module` nor any tensor of `state`; the same state and arguments (and
     random state) give the same output.
@@ -320,7 +321,7 @@ class _Part:
         """True if it stands in a plain attribute alone: its tensors are not part of the state."""
         self.special = survey.special[index]
         self.norm = norm_statistics if _tracks(module) else None
-        self.step_aware = hasattr(module, "inner_step")
+        self.step_aware = isinstance(module, StepAware)
         self.recurrent = isinstance(module, nn.RNNBase)
         self.slots: dict[str, dict[str, str | None]] = {
             kind: {
@@ -404,17 +405,17 @@ def module_arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return (inputs,), {}
 
 
-def step_aware_modules(module: nn.Module) -> list[nn.Module]:
-    """The modules that behave differently at each inner step: those with an `inner_step`."""
-    return [member for member in module.modules() if hasattr(member, "inner_step")]
+def step_aware_modules(module: nn.Module) -> dict[str, StepAware]:
+    """The modules that take part in the inner loop, by name."""
+    return {name: m for name, m in module.named_modules() if isinstance(m, StepAware)}
 
 
 def collected_buffers(module: nn.Module) -> frozenset[str]:
-    """The names of the buffers of modules with `collects_buffers = True`."""
+    """The names of the buffers of step-aware modules with `collects_buffers = True`."""
     return frozenset(
         f"{name}.{leaf}" if name else leaf
         for name, member in module.named_modules()
-        if getattr(member, "collects_buffers", False)
+        if isinstance(member, StepAware) and member.collects_buffers
         for leaf, _ in member.named_buffers()
     )
 

@@ -8,14 +8,14 @@ made. Everything above is written in terms of them: `adapt` for a loss function 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
 from metablocks.checks import count
-from metablocks.derivatives import detach_tree, gradient
+from metablocks.derivatives import detach_tree, gradient, nodes_of
 from metablocks.errors import BlockError, GradientError
 from metablocks.functional import ModuleState, ModuleView, detach, trainable
 from metablocks.generators import Draws
@@ -98,7 +98,7 @@ class QueryPass(NamedTuple):
 
 
 class Trajectory(NamedTuple):
-    """What `adapt` returns."""
+    """Result of `adapt`."""
 
     params: list[Tensors]
     """[θ_0, …, θ_K], each a dict of all parameters, differentiable by autograd."""
@@ -146,7 +146,7 @@ def adapt(
     def loss(params: Tensors, buffers: Tensors) -> tuple[Tensor, Tensors]:
         return loss_fn(params, batch), buffers
 
-    carry = Carry(fast, rule.init(fast), {})
+    carry = Carry(nodes_of(fast), rule.init(fast), {})
     states, losses = [dict(params)], []
     for index in range(steps):
         support = support_pass(loss, carry, rest, through=order(index, steps, progress))
@@ -188,10 +188,14 @@ class InnerLoop:
     metric: Callable[[Any, Any], Any] | None = None
     """`(prediction, target) -> score`, of every query pass."""
 
+    def first_order(self) -> "InnerLoop":
+        """The same inner loop, differentiated through no step."""
+        return replace(self, through=(False,) * self.steps)
+
     def start(self, meta: Tensors, buffers: Tensors) -> Carry:
         """Carry 0 of a task: θ_0 and a fresh rule state."""
         params = self._params("model.", meta)
-        fast = {name: params[name] for name in self.adapted}
+        fast = nodes_of({name: params[name] for name in self.adapted})
         state, _ = self.rule.call("init", self._rule_state(meta), (fast,))
         return Carry(fast, state, buffers)
 

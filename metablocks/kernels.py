@@ -6,19 +6,23 @@ the last one to leave turns them back.
 """
 
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch.backends import cuda, cudnn, mkldnn
 
-_local = threading.local()
+
+class _Local(threading.local):
+    wanted = False
 
 
-@contextmanager
-def twice_differentiable(wanted: bool = True) -> Iterator[None]:
-    """Run the block with kernels that have a second derivative, if `wanted`.
+_local = _Local()
+
+
+def twice_differentiable(wanted: bool = True) -> AbstractContextManager[None]:
+    """Run a block with kernels that have a second derivative, if `wanted`.
 
     Law: values and first derivatives stay, up to rounding.
 
@@ -26,21 +30,12 @@ def twice_differentiable(wanted: bool = True) -> Iterator[None]:
     ...     cuda.flash_sdp_enabled(), second_derivative_wanted()
     (False, True)
     """
-    if not wanted:
-        yield
-        return
-    before = second_derivative_wanted()
-    _local.wanted = True
-    try:
-        with _attention:
-            yield
-    finally:
-        _local.wanted = before
+    return nullcontext() if not wanted or _local.wanted else _Wanted()
 
 
 def second_derivative_wanted() -> bool:
     """True if this thread is in `twice_differentiable`."""
-    return getattr(_local, "wanted", False)
+    return _local.wanted
 
 
 def unfused(forward: Callable[..., Any]) -> Callable[..., Any]:
@@ -76,6 +71,18 @@ class _Off:
             if not self.inside:
                 for switch, on in zip(self.switches, self.before, strict=True):
                     switch[1](on)
+
+
+class _Wanted:
+    """A block of this thread whose second derivative is taken."""
+
+    def __enter__(self) -> None:
+        _attention.__enter__()
+        _local.wanted = True
+
+    def __exit__(self, *_: object) -> None:
+        _local.wanted = False
+        _attention.__exit__()
 
 
 _attention = _Off(

@@ -15,13 +15,21 @@ from torch import Tensor, nn
 
 from metablocks.adapted import adapted_model
 from metablocks.checks import count
+from metablocks.compatibility import Assembly, check_compatible
 from metablocks.derivatives import detach_tree
 from metablocks.errors import BlockError, suggest
 from metablocks.estimators import Estimator, Unrolled
 from metablocks.estimators.base import filled
 from metablocks.executors import Executor, Loop, Tasks, TaskWork, check_tasks
 from metablocks.fingerprint import Same, fingerprint
-from metablocks.functional import FunctionalModule, ModuleState, ModuleView, NormStatistics, detach
+from metablocks.functional import (
+    FunctionalModule,
+    ModuleState,
+    ModuleView,
+    NormStatistics,
+    detach,
+    step_aware_modules,
+)
 from metablocks.generators import Draws, generators_of
 from metablocks.inner import InnerLoop
 from metablocks.order import Order, SecondOrder
@@ -57,7 +65,7 @@ def _differentiating(method: Method) -> Method:
 
 
 class MetaGradient(NamedTuple):
-    """What `meta_gradient` and `backward` return."""
+    """Result of `meta_gradient` and `backward`."""
 
     loss: Tensor
     """Scalar: the mean over tasks of the weighted query loss."""
@@ -74,7 +82,7 @@ class MetaGradient(NamedTuple):
 
     @property
     def trouble(self) -> str | None:
-        """What is not finite: the loss or the gradient; None where both are."""
+        """Message that the loss or the gradient is not finite; None if both are."""
         if not math.isfinite(self.loss):
             return f"training loss is {float(self.loss)}"
         finite = nn.utils.get_total_norm(self.grads.values()).isfinite()
@@ -82,7 +90,7 @@ class MetaGradient(NamedTuple):
 
 
 class Evaluation(NamedTuple):
-    """What `evaluate` returns."""
+    """Result of `evaluate`."""
 
     query_losses: Tensor
     """`[tasks, steps + 1]`: before adaptation, then after each step."""
@@ -98,9 +106,9 @@ class MetaLearner(nn.Module):
 
     - `model`: any `nn.Module`, seen as it is at each call. It stays the caller's own: the outer
       optimiser moves its parameters, and nothing else touches it. Buffers of a module of one's own pass
-      from support pass to support pass within a task, and end with it; those of a module with
-      `collects_buffers = True` (`per_step_batch_norm`) are brought up to date by `backward`: a task's
-      passes move them, and what is stored moves by the mean over tasks.
+      from support pass to support pass within a task, and end with it; those of a `StepAware` module
+      with `collects_buffers = True` (`per_step_batch_norm`) are brought up to date by `backward`: a
+      task's passes move them, and what is stored moves by the mean over tasks.
     - `loss`: `(prediction, target) -> scalar`.
     - `steps`: inner steps on the support set.
     - `rule`, `order`, `step_loss`, `estimator`, `executor`: one block for each axis. `rule` is set up
@@ -160,9 +168,8 @@ class MetaLearner(nn.Module):
         self.estimator = estimator or Unrolled()
         self.executor = executor or Loop()
         _check_types(self)
-        if hasattr(self.estimator, "inner_rule"):
-            rule = self.rule = self.estimator.inner_rule(rule)
-        self.norm_statistics = _check_norm_statistics(norm_statistics, model)
+        rule = self.rule = self.estimator.inner_rule(rule)
+        self.norm_statistics = _check_norm_statistics(norm_statistics)
         self.allow_unused = (
             (allow_unused,) if isinstance(allow_unused, str) else tuple(allow_unused)
         )
@@ -178,9 +185,7 @@ class MetaLearner(nn.Module):
         self._read: tuple[Hashable, ...] = ()
         self._reached = False
         self._evaluation_steps(steps)
-        for block in (rule, self.order, self.step_loss, self.estimator, self.executor):
-            if hasattr(block, "check"):
-                block.check(self)
+        check_compatible(self._assembly())
 
     @property
     def adapted(self) -> tuple[str, ...]:
@@ -195,9 +200,9 @@ class MetaLearner(nn.Module):
         """The most inner steps that can be taken, where a block is made for so many; else None."""
         limits = [
             self.rule.max_steps,
-            *(getattr(m, "max_steps", None) for m in self.model.modules()),
+            *(module.max_steps for module in step_aware_modules(self.model).values()),
         ]
-        return min((limit for limit in limits if isinstance(limit, int)), default=None)
+        return min((limit for limit in limits if limit is not None), default=None)
 
     @_differentiating
     def meta_gradient(
@@ -253,6 +258,7 @@ class MetaLearner(nn.Module):
         """
         check_tasks(tasks)
         inner, buffers = self._inner_at_evaluation(tasks, steps, metric, norm_statistics)
+        assembly = self._assembly()
 
         def judge(shared: Any, buffers: Tensors, task: Task) -> tuple[Any, Any]:
             meta, tensors = shared
@@ -263,7 +269,7 @@ class MetaLearner(nn.Module):
             carry = loop.start(meta, buffers)
             for index in range(loop.steps + 1):
                 passed = loop.query(meta, carry, query, index)
-                check_constant(passed.loss, self)
+                check_constant(passed.loss, assembly)
                 losses.append(passed.loss.detach())
                 scores += [] if passed.score is None else [passed.score]
                 if index < loop.steps:
@@ -319,7 +325,7 @@ class MetaLearner(nn.Module):
         inner, buffers = self._inner(tasks, self.steps, through, weights, metric=metric)
         with inner.draws.put_back():
             self._check_reads(inner, buffers, tasks, reach=True)
-        work = self._work(self.estimator, inner)
+        work = self._work(inner)
         with inner.draws.put_back() if put_back else nullcontext():
             totals, (query_losses, scores) = self._execute(work, inner, buffers, tasks)
         grads, changes, metrics, loss = totals
@@ -330,8 +336,9 @@ class MetaLearner(nn.Module):
             loss / count, grads, query_losses, changes, metrics, None if metric is None else scores
         )
 
-    def _work(self, estimator: Estimator, inner: InnerLoop) -> TaskWork:
-        """The estimator as a function of tasks that may be compiled, and its thrifty twin."""
+    def _work(self, inner: InnerLoop) -> TaskWork:
+        """The estimator as a function of tasks that may be compiled."""
+        estimator = self.estimator
 
         def estimate(shared: Any, buffers: Tensors, task: Task) -> tuple[Any, Any]:
             meta, tensors = shared
@@ -343,9 +350,7 @@ class MetaLearner(nn.Module):
         blocks: tuple[Any, ...] = (self._identity, estimator, inner.steps, inner.through)
         functions = map(fingerprint, (self.loss, inner.metric))
         key = (*blocks, inner.model.key, inner.rule.key, *functions)
-        twin = estimator.thrifty(inner.steps) if hasattr(estimator, "thrifty") else None
-        thrifty = self._work(twin, inner) if twin else None
-        return TaskWork(estimate, inner.draws, key, thrifty)
+        return TaskWork(estimate, inner.draws, key)
 
     def _execute(
         self, work: TaskWork, inner: InnerLoop, buffers: Tensors, tasks: Tasks
@@ -410,7 +415,7 @@ class MetaLearner(nn.Module):
         """In `eval()` mode, through no step; the last query loss counts."""
         steps = self._evaluation_steps(steps)
         if norm_statistics is not None:
-            _check_norm_statistics(norm_statistics, self.model)
+            check_compatible(self._assembly(_check_norm_statistics(norm_statistics)))
         weights = (0.0,) * steps + (1.0,)
         return self._inner(tasks, steps, (False,) * steps, weights, False, metric, norm_statistics)
 
@@ -433,6 +438,22 @@ class MetaLearner(nn.Module):
             self._draws = {**dict(kept), key: draws}
         return self._draws[key]
 
+    def _assembly(self, norm_statistics: NormStatistics | None = None) -> Assembly:
+        """The learner's choices, as they are now."""
+        return Assembly(
+            model=self.model,
+            loss=self.loss,
+            steps=self.steps,
+            rule=self.rule,
+            order=self.order,
+            step_loss=self.step_loss,
+            estimator=self.estimator,
+            adapted=self.adapted,
+            parameters=dict(self.named_parameters()),
+            norm_statistics=norm_statistics or self.norm_statistics,
+            allow_unused=self.allow_unused,
+        )
+
     def _meta_parameters(self) -> Tensors:
         return {name: p for name, p in self.named_parameters() if p.requires_grad}
 
@@ -443,13 +464,13 @@ class MetaLearner(nn.Module):
 
         With `reach`, once for all: the tasks reach all of these.
         """
-        flags = trainable_flags(self, inner)
+        flags = trainable_flags(self.parameters(), inner)
         key = (inner.model.key, inner.rule.key, Same(self.loss), Same(inner.metric), flags)
         if reach and not self._reached:
-            check_reach(self, inner, buffers, tasks)
+            check_reach(self._assembly(), inner, buffers, tasks)
             self._reached = True
         elif key not in self._read:
-            check_reads(self, inner, buffers, tasks[0])
+            check_reads(self._assembly(), inner, buffers, tasks[0])
         if key not in self._read:
             self._read = (*self._read[-7:], key)
 
@@ -488,21 +509,13 @@ def _check_types(learner: MetaLearner) -> None:
         )
 
 
-def _check_norm_statistics(given: Any, model: nn.Module) -> Any:
+def _check_norm_statistics(given: Any) -> NormStatistics:
     if given not in get_args(NormStatistics):
         raise BlockError(
             f"norm_statistics is {given!r}{suggest(str(given), get_args(NormStatistics))}; it is one of "
             f"{', '.join(get_args(NormStatistics))}"
         )
-    if given != "batch":
-        for name, module in model.named_modules():
-            if getattr(module, "collects_buffers", False):
-                raise BlockError(
-                    f"norm_statistics is {given!r}, but {name or 'the model'} is a "
-                    f"{type(module).__name__}, which has statistics of its own; say what it normalises "
-                    "by where it is made, as per_step_batch_norm(statistics=...)"
-                )
-    return given
+    return given  # type: ignore[no-any-return]
 
 
 def _mean(total: Tensor, count: int) -> Tensor:

@@ -24,7 +24,8 @@ def parse_bytes(text: str | int) -> int:
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]i?B|)", str(text).strip())
     size = int(float(found[1]) * _UNITS[found[2]]) if found else 0
     if size < 1:
-        raise BlockError(f'memory is {text!r}; it takes bytes, or a size such as "4GiB", "512 MiB"')
+        message = f'memory is {text!r}; it takes bytes, or a size such as "4GiB", "512 MiB"'
+        raise BlockError(message, field="memory")
     return size
 
 

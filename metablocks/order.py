@@ -8,14 +8,10 @@ factor I − α ∇²L_s of that step becomes I, and a learned rate still gets i
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 from metablocks.checks import count
-from metablocks.errors import BlockError
 from metablocks.types import Progress
-
-if TYPE_CHECKING:
-    from metablocks.learner import MetaLearner
 
 
 @runtime_checkable
@@ -26,7 +22,7 @@ class Order(Protocol):
     """
 
     def __call__(self, step: int, steps: int, progress: Progress) -> bool:
-        """Whether step `step` (0 … steps − 1) is differentiated through."""
+        """True if step `step` (0 … steps − 1) is differentiated through."""
 
 
 @dataclass(frozen=True)
@@ -77,15 +73,6 @@ class TruncatedOrder:
 
     def __call__(self, step: int, steps: int, progress: Progress) -> bool:
         return step >= steps - self.last
-
-    def check(self, learner: "MetaLearner") -> None:
-        if self.last > learner.steps:
-            raise BlockError(
-                f"TruncatedOrder last is {self.last}, but the learner takes {learner.steps} inner "
-                f"steps; last can be 0 to {learner.steps}",
-                block="MetaLearner",
-                field="order.last",
-            )
 
 
 @dataclass(frozen=True, kw_only=True)

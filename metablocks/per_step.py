@@ -1,4 +1,4 @@
-"""What blocks with one row for each inner step share: which row a step gets, and what comes after.
+"""Modules that know the inner step, and the rows of blocks that have one for each step.
 
 A per-step block is made for a number of steps. Past the last of them it either refuses (`"error"`)
 or goes on with its last row (`"last"`); a learner asks for its limit when it is built and before it
@@ -7,10 +7,43 @@ evaluates with more steps than it was trained with.
 
 from typing import Literal, TypeAlias
 
+from torch import nn
+
 from metablocks.errors import BlockError, MetablocksError
 
 Beyond: TypeAlias = Literal["error", "last"]
 """What a per-step block does at steps past the last one it was made for."""
+
+
+class StepAware(nn.Module):
+    """A module that takes part in the inner loop. Subclass it in place of `nn.Module`.
+
+    >>> import torch
+    >>> class StepBias(StepAware):
+    ...     max_steps = 3
+    ...
+    ...     def __init__(self):
+    ...         super().__init__()
+    ...         self.bias = nn.Parameter(torch.zeros(3))
+    ...
+    ...     def forward(self, x):
+    ...         return x + self.bias[self.inner_step]
+    >>> StepBias()(torch.ones(1))
+    tensor([1.], grad_fn=<AddBackward0>)
+    """
+
+    inner_step: int = 0
+    """The index of the inner step that a pass belongs to; a learner sets it, and so may a user."""
+    max_steps: int | None = None
+    """The most inner steps that it can serve; None for any number."""
+    collects_buffers: bool = False
+    """True if a learner's `backward` is to bring its buffers up to date (see `MetaLearner`)."""
+    keeps_statistics: bool = False
+    """True if predictions rest on statistics that it has stored."""
+
+    def at_step(self, index: int) -> nn.Module | None:
+        """The plain module that it is at inner step `index`; None to stay as it is."""
+        return None
 
 
 def limit(steps: int, beyond: Beyond) -> int | None:

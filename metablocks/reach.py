@@ -7,11 +7,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from fnmatch import fnmatchcase
 from functools import partial
 from types import FunctionType, MethodType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from metablocks.compatibility import Assembly
 from metablocks.derivatives import graph_leaves, vjp, watched_leaves
 from metablocks.diagnose import without_second_derivative
 from metablocks.errors import GradientError, MetablocksError, ModuleError
@@ -21,22 +22,19 @@ from metablocks.functional import detach
 from metablocks.inner import InnerLoop
 from metablocks.types import Task, Tensors
 
-if TYPE_CHECKING:
-    from metablocks.learner import MetaLearner
 
-
-def check_reach(learner: "MetaLearner", inner: InnerLoop, buffers: Tensors, tasks: Tasks) -> None:
+def check_reach(assembly: Assembly, inner: InnerLoop, buffers: Tensors, tasks: Tasks) -> None:
     """Raise `GradientError` for a meta-parameter that no task's loss depends on.
 
     Tasks are tried in turn until all are reached. `check_reads` of each of them.
     """
-    missing = [name for name, p in learner.named_parameters() if p.requires_grad]
+    missing = [*assembly.learned]
     for index in range(len(tasks)):
-        reached = check_reads(learner, inner, buffers, tasks[index])
+        reached = check_reads(assembly, inner, buffers, tasks[index])
         missing = [name for name in missing if name not in reached]
         if not missing:
             return
-    unused = [name for name in missing if not _fits(name, learner.allow_unused)]
+    unused = [name for name in missing if not _fits(name, assembly.allow_unused)]
     if unused:
         raise GradientError(
             f"the loss does not depend on {', '.join(unused)} in any task of this first batch: there is "
@@ -45,37 +43,37 @@ def check_reach(learner: "MetaLearner", inner: InnerLoop, buffers: Tensors, task
         )
 
 
-def check_reads(learner: "MetaLearner", inner: InnerLoop, buffers: Tensors, task: Task) -> set[str]:
+def check_reads(assembly: Assembly, inner: InnerLoop, buffers: Tensors, task: Task) -> set[str]:
     """The meta-parameters that a task's loss depends on.
 
     Raises `GradientError` for trainable tensors that are not meta-parameters and that the loss, the rule
     or the model reads: their gradient would be lost in silence.
     """
-    meta = detach({n: p for n, p in learner.named_parameters() if p.requires_grad})
+    meta = detach(assembly.learned)
     try:
-        reached, foreign = _look(learner, inner, meta, buffers, task)
+        reached, foreign = _look(assembly, inner, meta, buffers, task)
     except RuntimeError as error:
-        _name_second_derivative(learner, inner, task, error)
+        _name_second_derivative(assembly, inner, task, error)
         raise
     # What is no parameter may be made under way, as an input to be differentiated by; or it was there
     # before, and comes again.
     loose = {key for key, tensor in foreign.items() if not isinstance(tensor, nn.Parameter)}
     if loose:
-        _, again = _look(learner, inner, meta, buffers, task)
+        _, again = _look(assembly, inner, meta, buffers, task)
         foreign = {k: t for k, t in foreign.items() if k not in loose or k in again}
     if foreign:
-        raise _cut_off(learner, foreign.values())
+        raise _cut_off(assembly, foreign.values())
     return reached
 
 
-def trainable_flags(learner: "MetaLearner", inner: InnerLoop) -> tuple[bool, ...]:
-    """The trainable flags of the tensors that a learner reads: its own, and those found beside."""
-    read = [tensor for _, tensor in _inside("the loss", learner.loss, 3)]
+def trainable_flags(parameters: Iterable[Tensor], inner: InnerLoop) -> tuple[bool, ...]:
+    """The trainable flags of the parameters of a learner, and of tensors that it reads beside them."""
+    read = [tensor for _, tensor in _inside("the loss", inner.loss_fn, 3)]
     beside = inner.model.beside().values()
-    return tuple(tensor.requires_grad for tensor in (*learner.parameters(), *read, *beside))
+    return tuple(tensor.requires_grad for tensor in (*parameters, *read, *beside))
 
 
-def check_inference(learner: "MetaLearner") -> None:
+def check_inference(learner: nn.Module) -> None:
     """Raise `ModuleError` for parameters and buffers made under `torch.inference_mode`."""
     for name, tensor in (*learner.named_parameters(), *learner.named_buffers()):
         if tensor.is_inference():
@@ -85,26 +83,27 @@ def check_inference(learner: "MetaLearner") -> None:
             )
 
 
-def check_constant(loss: Tensor, learner: "MetaLearner") -> None:
+def check_constant(loss: Tensor, assembly: Assembly) -> None:
     """Raise `GradientError` if a loss of constants depends on a trainable parameter."""
     if loss.requires_grad:
         leaves = [leaf for leaf in graph_leaves(loss) if isinstance(leaf, nn.Parameter)]
         if leaves:
-            raise _cut_off(learner, leaves)
+            raise _cut_off(assembly, leaves)
 
 
 def _look(
-    learner: "MetaLearner", inner: InnerLoop, meta: Tensors, buffers: Tensors, task: Task
+    assembly: Assembly, inner: InnerLoop, meta: Tensors, buffers: Tensors, task: Task
 ) -> tuple[set[str], dict[int, Tensor]]:
     """The names that one task's loss depends on, and other trainable tensors that it reads, by id."""
-    estimator, draws = learner.estimator, inner.draws
+    estimator, draws = assembly.estimator, inner.draws
     with watched_leaves() as foreign:
-        if not hasattr(estimator, "batches"):
+        batches = estimator.batches(task)
+        if batches is None:
             with draws.observed():
                 reached = {*estimator(inner, meta, buffers, task).grads}
             return reached, dict(foreign)
         reached = set()
-        for batch in estimator.batches(task):
+        for batch in batches:
 
             def loss(meta: Tensors, batch: Any = batch) -> tuple[Tensor, tuple[()]]:
                 return inner.query(meta, inner.start(meta, buffers), batch, 0).loss, ()
@@ -117,13 +116,13 @@ def _look(
 
 
 def _name_second_derivative(
-    learner: "MetaLearner", inner: InnerLoop, task: Task, error: RuntimeError
+    assembly: Assembly, inner: InnerLoop, task: Task, error: RuntimeError
 ) -> None:
     """Raise `GradientError` with the module that has no second derivative, if there is one."""
     if isinstance(error, MetablocksError) or not any(inner.through):
         return
     try:
-        found = without_second_derivative(learner.model, task.support[0])
+        found = without_second_derivative(assembly.model, task.support[0])
     except Exception:  # a model that cannot be copied, or not run module by module
         return
     if found:
@@ -144,9 +143,9 @@ def _fits(name: str, patterns: Sequence[str]) -> bool:
     return any(fnmatchcase(end, pattern) for end in ends for pattern in patterns)
 
 
-def _cut_off(learner: "MetaLearner", tensors: Iterable[Tensor]) -> GradientError:
-    names = {id(tensor): name for name, tensor in _named(learner)}
-    own = {id(p) for p in learner.parameters()}
+def _cut_off(assembly: Assembly, tensors: Iterable[Tensor]) -> GradientError:
+    names = {id(tensor): name for name, tensor in _named(assembly)}
+    own = {id(p) for p in assembly.parameters.values()}
     listed = []
     by_itself = False
     for tensor in tensors:
@@ -167,16 +166,16 @@ def _cut_off(learner: "MetaLearner", tensors: Iterable[Tensor]) -> GradientError
     )
 
 
-def _named(learner: "MetaLearner") -> Iterator[tuple[str, Tensor]]:
+def _named(assembly: Assembly) -> Iterator[tuple[str, Tensor]]:
     """The trainable tensors that can be found from a learner, with the names to call them by."""
-    for name, reader in (("the loss", learner.loss), ("the rule", learner.rule)):
+    for name, reader in (("the loss", assembly.loss), ("the rule", assembly.rule)):
         yield from _inside(name, reader, 3)
-    for name, module in learner.model.named_modules():
+    for name, module in assembly.model.named_modules():
         for attribute, value in vars(module).items():
             if not attribute.startswith("_"):
                 where = f"model.{name}.{attribute}" if name else f"model.{attribute}"
                 yield from _inside(where, value, 3)
-    yield from learner.named_parameters()
+    yield from assembly.parameters.items()
 
 
 def _inside(where: str, value: Any, depth: int) -> Iterator[tuple[str, Tensor]]:

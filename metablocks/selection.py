@@ -1,4 +1,4 @@
-"""Which parameters move inside a task: shell-style patterns over parameter names.
+"""Selection of parameters by shell-style patterns over their names.
 
 `"*"` is every parameter, `"head.*"` the head (ANIL), `"!head.*"` everything but the head (BOIL). A
 list is read from left to right, each pattern adding names or, with `!`, removing them; a list that

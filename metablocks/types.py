@@ -24,7 +24,7 @@ Batch: TypeAlias = tuple[Any, Any]
 
 @dataclass(frozen=True)
 class Progress:
-    """How far training has come. Policies read it; nobody stores it.
+    """Progress of training, which policies read.
 
     `epoch` counts epochs from 0 and may be fractional.
 

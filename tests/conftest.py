@@ -86,8 +86,8 @@ def within(dtype: torch.dtype) -> Callable[[float], float]:
     """The one place where tolerances scale: `within(1e-12)` is that in float64, and 1e-4 in float32.
 
     A test states what float64 leaves, 1e-14 to 1e-9 by the number of its operations. In float32 all
-    of them have what `metablocks.laws.problem.tolerance` has: a thousand times the precision. What is
-    to be exact states 0, and is exact in both.
+    of them have what `metablocks.laws.compare.assert_close` allows: a thousand times the precision. What
+    is to be exact states 0, and is exact in both.
     """
     return lambda tolerance: (
         max(tolerance, 1e-4) if dtype != torch.float64 and tolerance else tolerance

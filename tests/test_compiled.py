@@ -9,6 +9,7 @@ import itertools
 import pickle
 
 import pytest
+import small_problems as problem
 import torch
 import torch.nn.functional as F
 from small_learners import sinusoids as batch
@@ -16,8 +17,9 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 import metablocks as mb
-from metablocks.compiled import Compiler, _check, _Flat, _Unfit
-from metablocks.laws import gradients, problem
+from metablocks.executors.compiled import Compiler, _check, _Flat, _Unfit
+from metablocks.laws import gradients
+from metablocks.laws.compare import assert_close
 
 pytestmark = pytest.mark.usefixtures("placed")
 
@@ -199,7 +201,7 @@ def test_copies_and_pickles_compile_for_themselves(compilations):
 def test_auto_keeps_the_faster(monkeypatch, compilations):
     for seconds, count in (([1.0, 2.0, 3.0], 0), ([2.0, 1.0, 3.0], 1), ([3.0, 2.0, 1.0], 1)):
         times = iter(seconds)
-        monkeypatch.setattr("metablocks.compiled._best_time", lambda *_, t=times: next(t))
+        monkeypatch.setattr("metablocks.executors.compiled._best_time", lambda *_, t=times: next(t))
         compiler = Compiler("auto")
         for number in (1.0, 2.0):
             assert compiler(lambda x: x + 1, "key", torch.tensor(number)) == number + 1
@@ -220,7 +222,9 @@ def test_tensors_that_the_tracer_would_take_for_constants_are_not_compiled(compi
 
 def test_auto_goes_on_with_the_trace_where_it_does_not_compile(monkeypatch):
     monkeypatch.setattr(torch, "compile", _fail)
-    monkeypatch.setattr("metablocks.compiled._best_time", lambda run, _: run.__class__ is _Flat)
+    monkeypatch.setattr(
+        "metablocks.executors.compiled._best_time", lambda run, _: run.__class__ is _Flat
+    )
     compiler = Compiler("auto")
     with pytest.warns(mb.CompileWarning, match=r"not compiled, but only traced: .*no C\+\+ comp"):
         compiler(lambda x: x + 1, "key", torch.tensor(1.0))
@@ -241,5 +245,5 @@ def test_the_compiler_itself(within):
     for first in (0, 3):
         got = ours.meta_gradient(batch(first=first))
         expected = due.meta_gradient(batch(first=first))
-        problem.hold("compiled = Loop", got.grads, expected.grads, within(1e-12))
+        assert_close("compiled = Loop", got.grads, expected.grads, within(1e-12))
     assert ours.executor._compiler.count == 1

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from metablocks import FunctionalModule, ModuleState
+from metablocks import FunctionalModule, ModuleState, StepAware
 from metablocks.errors import ModuleError
 
 
@@ -37,12 +37,11 @@ class Counter(nn.Module):
         return x * self.weight
 
 
-class PerStep(nn.Module):
+class PerStep(StepAware):
     """Step-aware: adds the bias of the current inner step."""
 
     def __init__(self, steps=3):
         super().__init__()
-        self.inner_step = 0
         self.bias = nn.Parameter(torch.arange(float(steps)))
 
     def forward(self, x):

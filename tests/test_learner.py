@@ -3,6 +3,7 @@
 import copy
 
 import pytest
+import small_problems as problem
 import torch
 import torch.nn.functional as F
 from small_learners import EXECUTORS, learner_of, small, tasks_of
@@ -11,7 +12,7 @@ import metablocks as mb
 from metablocks.errors import (
     TaskError,
 )
-from metablocks.laws import executors, problem, purity
+from metablocks.laws import executors, purity
 
 pytestmark = pytest.mark.usefixtures("placed")
 

@@ -3,6 +3,8 @@
 import copy
 
 import pytest
+import small_problems as problem
+import surgery_laws
 import torch
 import torch.nn.functional as F
 from small_learners import learner_of, perturbed, small, tasks_of
@@ -10,7 +12,7 @@ from torch import nn
 
 import metablocks as mb
 from metablocks.errors import BlockError, LawError
-from metablocks.laws import gradients, linnet, orders, problem
+from metablocks.laws import gradients
 from metablocks.models import MLP, Conv4
 
 pytestmark = pytest.mark.usefixtures("placed")
@@ -214,14 +216,14 @@ def test_misuse_is_refused(act, message):
 @pytest.mark.parametrize("options", [{}, {"width": 2, "init": "random"}, {"depth": 1}])
 def test_collapse_keeps_the_function_and_comes_after_adaptation(make, options, place):
     deep = deep_problem(make, place=place, **options)
-    linnet.collapse_keeps_the_function(deep)
-    linnet.collapse_after_adaptation(deep)
+    surgery_laws.collapse_keeps_the_function(deep)
+    surgery_laws.collapse_after_adaptation(deep)
 
 
 def test_the_law_notices_where_collapse_does_not_matter():
     """With a rate of zero nothing adapts, and collapsing before is collapsing after."""
     with pytest.raises(LawError, match="collapse before adaptation: the adapted functions differ"):
-        linnet.collapse_after_adaptation(deep_problem(), rate=0.0)
+        surgery_laws.collapse_after_adaptation(deep_problem(), rate=0.0)
 
 
 @pytest.mark.parametrize("adapt", ["*", "head.*", "!head.*", "!*.appended.*"])
@@ -252,7 +254,8 @@ def test_function_and_gradient_are_those_of_the_net_written_out(order, within):
         due = due @ layer.weight.T + layer.bias
     torch.testing.assert_close(model(x), due, rtol=0, atol=within(1e-14))
     own = problem.Problem(lambda: copy.deepcopy(model), F.mse_loss, tasks_of(3), STEPS)
-    orders.detaches_gradients(order, own)
+    learner = own.learner(mb.LearningRate(0.1, learn=True), order=order)
+    gradients.plain_autograd(learner, own.tasks)
 
 
 def test_on_images_head_and_appended_layers_adapt_alone(place, within):

@@ -3,13 +3,14 @@
 import threading
 
 import pytest
+import small_problems as problem
 import torch
 import torch.nn.functional as F
 from small_learners import learner_of, small, tasks_of
 from torch import nn
 
 import metablocks as mb
-from metablocks.laws import executors, problem
+from metablocks.laws import executors
 
 pytestmark = pytest.mark.usefixtures("placed")
 

@@ -4,6 +4,8 @@ import copy
 import itertools
 
 import pytest
+import small_problems as problem
+import surgery_laws
 import torch
 import torch.nn.functional as F
 from small_learners import EXECUTORS, learner_of, perturbed, small, tasks_of
@@ -11,7 +13,8 @@ from torch import nn
 
 import metablocks as mb
 from metablocks.errors import BlockError
-from metablocks.laws import gradients, problem, purity, surgery
+from metablocks.laws import gradients, purity
+from metablocks.laws.compare import assert_close
 from metablocks.models import Conv4
 
 pytestmark = pytest.mark.usefixtures("placed")
@@ -145,7 +148,7 @@ def test_misuse_is_refused(act, message):
 @pytest.mark.parametrize("order", [mb.SecondOrder(), mb.FirstOrder()], ids=repr)
 @EXECUTORS
 def test_shared_affine_and_batch_statistics_are_the_learner_without(executor, order, place):
-    surgery.same_as_without(
+    surgery_laws.same_as_without(
         lambda model: converted(model, affine="shared"),
         problem.classification(steps=STEPS, **place),
         exact=True,
@@ -163,7 +166,7 @@ def test_equal_rows_are_the_shared_norm_and_their_gradients_sum_to_its(place, wi
         model, loss=small.loss, steps=STEPS, rule=mb.LearningRate(0.1), adapt=adapt
     ).meta_gradient(small.tasks)
     got = {n: g.sum(0) if ".norm." in n else g for n, g in rows.grads.items()}
-    problem.hold("equal rows", got, shared.grads, within=within(1e-12))
+    assert_close("equal rows", got, shared.grads, within=within(1e-12))
 
 
 @pytest.mark.parametrize("adapt", ["*", "inner loop leaves γ, β alone"])
@@ -197,7 +200,7 @@ def test_its_gradient_is_that_of_plain_autograd(executor, affine, place):
     small = conv_problem(place, affine=affine)
     for adapt in ("*", mb.norm_patterns(small.model())):
         blocks = {"step_loss": mb.UniformStepLoss(), "executor": executor}
-        gradients.plain_autograd(small.learner(adapt=adapt, **blocks), small)
+        gradients.plain_autograd(small.learner(adapt=adapt, **blocks), small.tasks)
 
 
 @EXECUTORS
@@ -268,7 +271,7 @@ def test_running_statistics_are_read_only_when_asked():
 
 
 def test_batch_norms_inside_a_module_that_collects_keep_their_buffers():
-    class Counting(nn.Sequential):
+    class Counting(mb.StepAware, nn.Sequential):
         collects_buffers = True
 
         def __init__(self):

@@ -5,8 +5,10 @@ The oracle is the class itself: a module of it that has the row of a step for it
 
 import copy
 import pickle
+from functools import partial
 
 import pytest
+import small_problems as problem
 import torch
 import torch.nn.functional as F
 from small_learners import perturbed
@@ -14,7 +16,8 @@ from torch import nn
 
 import metablocks as mb
 from metablocks.errors import BlockError
-from metablocks.laws import norms, problem
+from metablocks.laws import gradients, norms, purity
+from metablocks.laws.compare import assert_close
 
 STEPS = 3
 float64 = pytest.mark.usefixtures("float64")
@@ -137,7 +140,7 @@ def test_each_row_is_the_norm_it_was_and_comes_back_as_its_class(make, affine):
         back = twin.at_step(step)
         assert type(back) is type(norm)
         assert list(back.state_dict()) == list(original.state_dict())
-        problem.hold("at step", back.state_dict(), original.state_dict(), 1e-14)
+        assert_close("at step", back.state_dict(), original.state_dict(), 1e-14)
         for training in (False, True):
             x = torch.randn(6, 4, 3, 3)
             same(drawn(back.train(training), x), drawn(original.train(training), x))
@@ -274,26 +277,28 @@ def with_norms(make, place):
     return problem.Problem(model, small.loss, small.tasks, steps=2)
 
 
-LAWS = [
-    norms.keeps_the_function,
-    norms.is_not_aliased,
-    norms.has_a_row_for_each_step,
-    norms.one_gradient,
-    norms.plain_autograd,
-    norms.leaves_no_trace,
-]
-
-
-@pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__)
 @pytest.mark.parametrize("make", [NormAct, Adding], ids=lambda make: make.__name__)
-def test_learners_of_it_obey_the_laws_of_norms(make, law, place):
-    if law is norms.is_not_aliased:  # it asks for addresses, which not every device has
-        place = {"dtype": place["dtype"]}
-    law(mb.per_step_batch_norm, with_norms(make, place))
+def test_learners_of_it_obey_the_laws_of_norms(make, place):
+    small, norm = with_norms(make, place), mb.per_step_batch_norm
+    norms.keeps_the_function(norm, small)
+    # Asks for addresses, which not every device has.
+    norms.is_not_aliased(norm, with_norms(make, {"dtype": place["dtype"]}))
+    norms.has_a_row_for_each_step(norm, small)
+    gradients.one_gradient(
+        small, [mb.Vmap(), mb.Vmap(chunk=2)], lambda e: norms.learner_of(norm, small, executor=e)
+    )
+    gradients.one_estimator(
+        small, [mb.Adjoint()], lambda e: norms.learner_of(norm, small, estimator=e)
+    )
+    learner = norms.learner_of(norm, small, step_loss=mb.UniformStepLoss())
+    gradients.plain_autograd(learner, small.tasks)
+    purity.calls_leave_no_trace(small, partial(norms.learner_of, norm, small))
 
 
 def test_its_gradient_is_the_slope_of_the_loss(device, float64):
-    norms.finite_differences(mb.per_step_batch_norm, with_norms(NormAct, {"device": device}))
+    small = with_norms(NormAct, {"device": device})
+    learner = norms.learner_of(mb.per_step_batch_norm, small, step_loss=mb.UniformStepLoss())
+    gradients.finite_differences(learner, small.tasks)
 
 
 @pytest.mark.parametrize("statistics", ["batch", "running"])

@@ -13,7 +13,7 @@ from torch import nn
 from torch.func import functional_call
 
 import metablocks as mb
-from metablocks.compiled import CompileWarning
+from metablocks.executors.compiled import CompileWarning
 
 pytestmark = pytest.mark.usefixtures("float64")
 

@@ -3,6 +3,8 @@
 import copy
 
 import pytest
+import small_problems as problem
+import surgery_laws
 import torch
 import torch.nn.functional as F
 from small_learners import EXECUTORS, learner_of, perturbed, small, tasks_of
@@ -10,7 +12,7 @@ from torch import nn
 
 import metablocks as mb
 from metablocks.errors import BlockError, SelectionError
-from metablocks.laws import gradients, orders, problem, purity, surgery
+from metablocks.laws import gradients, purity
 from metablocks.models import MLP, Conv4
 
 pytestmark = pytest.mark.usefixtures("placed")
@@ -229,7 +231,7 @@ def test_a_pattern_that_matches_no_layer_is_refused():
 def test_identity_is_the_learner_without(make, executor, order, place):
     blocks = {"order": order, "executor": executor, "step_loss": mb.UniformStepLoss()}
     plain = make(steps=STEPS, **place)
-    surgery.same_as_without(mb.insert_tnet, plain, adapt=WITHOUT, **blocks)
+    surgery_laws.same_as_without(mb.insert_tnet, plain, adapt=WITHOUT, **blocks)
 
 
 def test_one_step_moves_the_folded_layer_by_its_metric(within):
@@ -281,7 +283,8 @@ def test_function_and_gradient_are_those_of_the_net_written_out(order, within):
     own = problem.Problem(
         lambda: copy.deepcopy(model), F.mse_loss, tasks_of(1, 6, 6), STEPS, WITHOUT
     )
-    orders.detaches_gradients(order, own)
+    learner = own.learner(mb.LearningRate(0.1, learn=True), order=order)
+    gradients.plain_autograd(learner, own.tasks)
 
 
 @pytest.mark.parametrize("adapt", [WITHOUT, ["head.*", "!*.transform.*"]])

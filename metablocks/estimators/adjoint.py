@@ -20,7 +20,7 @@ from torch.utils import _pytree as pytree
 
 from metablocks.checks import count
 from metablocks.derivatives import vjp
-from metablocks.estimators.base import TaskGradient
+from metablocks.estimators.base import Estimator, TaskGradient
 from metablocks.estimators.unrolled import weigh
 from metablocks.generators import States
 from metablocks.inner import Carry, InnerLoop, QueryPass, SupportPass
@@ -28,7 +28,7 @@ from metablocks.types import Task, Tensors
 
 
 @dataclass(frozen=True, kw_only=True)
-class Adjoint:
+class Adjoint(Estimator):
     """The discrete adjoint of the inner loop: `Unrolled`'s gradient at the memory of one step.
 
         λ_k = (∂c_{k+1}/∂c_k)ᵀ λ_{k+1} + v_k ∂L_q(c_k)/∂c,    ∂L/∂φ = Σ_k (∂c_{k+1}/∂φ)ᵀ λ_{k+1} + …
@@ -74,7 +74,7 @@ class Adjoint:
         grads = {name: grads[name] for name in meta if name in grads}
         return TaskGradient(grads, loss, losses, changes, scores)
 
-    def thrifty(self, steps: int) -> "Adjoint | None":
+    def low_memory(self, steps: int) -> "Adjoint | None":
         """The same sweep with the fewest copies, about 2√steps of them, where that is fewer."""
         stride = round(steps**0.5)
         fewer = self.keep_every == 1 and stride > 1
@@ -82,7 +82,7 @@ class Adjoint:
 
 
 class _Visit(NamedTuple):
-    """What is kept of an inner step, to go through it again."""
+    """The parts of an inner step that are kept to go through it again."""
 
     carry: Carry
     support: SupportPass | None
@@ -93,7 +93,7 @@ class _Visit(NamedTuple):
 
 @dataclass(frozen=True)
 class _Sweep:
-    """One task there and back. A cotangent of a carry is a list along `_floats` of it."""
+    """Forward and backward sweep over one task. Cotangents of carries are lists along `_floats`."""
 
     block: Adjoint
     inner: InnerLoop
@@ -173,7 +173,7 @@ class _Sweep:
         return [*visits, _Visit(carry, None, draws[last])]
 
     def is_constant(self, carry: Carry, index: int) -> bool:
-        """Whether all that the support pass of step `index` gives is constant in the derivative."""
+        """True if all that the support pass of step `index` gives is constant in the derivative."""
         through = self.inner.through
         learned = any(through[:index]) and any(_is_float(b) for b in carry.buffers.values())
         return not through[index] and not learned
@@ -220,11 +220,11 @@ class _Sweep:
         pull(adjoint, grads)
 
     def read(self, carry: Carry, index: int) -> list[Tensor]:
-        """What a derivative can flow through of carry `index`."""
+        """The tensors of carry `index` that a derivative can flow through."""
         return _floats(carry._replace(rule=()) if index == self.last else carry)
 
     def keep(self, tree: Any) -> Callable[[], Any]:
-        """The tree put away, to be called back."""
+        """Store a pytree (on the CPU if `offload`); returns a function that loads it."""
         if not self.block.offload:
             return lambda: tree
         leaves, spec = pytree.tree_flatten(tree)

@@ -1,13 +1,15 @@
-"""What an estimator is: a way to compute one task's meta-gradient."""
+"""Estimators: ways to compute one task's meta-gradient."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import ClassVar, NamedTuple, Protocol, runtime_checkable
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
-from metablocks.inner import InnerLoop
-from metablocks.types import Task, Tensors
+from metablocks.inner import InnerLoop, QueryPass
+from metablocks.rules.base import UpdateRule
+from metablocks.types import Batch, Task, Tensors
 
 
 class TaskGradient(NamedTuple):
@@ -28,27 +30,36 @@ class TaskGradient(NamedTuple):
     """What the estimator has to say of its own work: scalars by name, the same names for each task."""
 
 
-@runtime_checkable
-class Estimator(Protocol):
-    """Computes the meta-gradient of one task.
+class Estimator(ABC):
+    """Computes the meta-gradient of one task. Subclass it to write an estimator.
 
     Law: a pure function of its arguments that composes with `torch.func.vmap`; an estimator that
     claims exactness equals `Unrolled`.
-
-    An estimator may have more methods: `check(learner)`, as other blocks; `inner_rule(rule) -> rule`,
-    the update rule that a learner with this estimator goes by, in training and at evaluation alike;
-    `thrifty(steps)`, an estimator of the same gradient that takes less memory, or None;
-    `batches(task)`, the batches whose loss at θ_0 must depend on every meta-parameter, for one that
-    does not differentiate the query loss after the inner loop.
     """
 
-    exact: ClassVar[bool]
+    exact: ClassVar[bool] = False
     """True if it claims `Unrolled`'s gradient."""
 
+    @abstractmethod
     def __call__(
         self, inner: InnerLoop, meta: Tensors, buffers: Tensors, task: Task
     ) -> TaskGradient:
         """The gradient of the task's weighted query loss by the entries of `meta`."""
+
+    def inner_rule(self, rule: UpdateRule) -> UpdateRule:
+        """The update rule of a learner with this estimator, in training and at evaluation alike."""
+        return rule
+
+    def low_memory(self, steps: int) -> "Estimator | None":
+        """An estimator of the same gradient that takes less memory and more time, if there is one."""
+        return None
+
+    def batches(self, task: Task) -> list[Batch] | None:
+        """The batches whose loss at θ_0 must depend on every meta-parameter.
+
+        None for an estimator that differentiates the query loss after the inner loop, which must.
+        """
+        return None
 
 
 def reached(grads: Mapping[str, Tensor | None]) -> Tensors:
@@ -63,3 +74,18 @@ def filled(grads: Mapping[str, Tensor | None], like: Tensors) -> Tensors:
         name: given[name] if name in given else torch.zeros_like(tensor)
         for name, tensor in like.items()
     }
+
+
+def each_carry(inner: InnerLoop, values: Mapping[int, Tensor]) -> Tensor:
+    """Constants `[steps + 1]` of scalars by the carry, nan where there is none."""
+    like = next(iter(values.values()))
+    dtype = like.dtype if like.is_floating_point() else torch.get_default_dtype()
+    nan = torch.full_like(like.detach(), torch.nan, dtype=dtype)
+    rows = [values[k].detach().to(dtype) if k in values else nan for k in range(inner.steps + 1)]
+    return torch.stack(rows)
+
+
+def at_the_end(inner: InnerLoop, query: QueryPass) -> dict[str, Any]:
+    """Losses and scores `[steps + 1]` of the last carry alone, for a `TaskGradient`."""
+    score = None if query.score is None else each_carry(inner, {inner.steps: query.score})
+    return {"query_losses": each_carry(inner, {inner.steps: query.loss}), "scores": score}

@@ -15,7 +15,7 @@ from metablocks.types import Tensors
 
 
 class Solution(NamedTuple):
-    """What `conjugate_gradient` returns."""
+    """Result of `conjugate_gradient`."""
 
     vector: Tensors
     """x, by the names of b."""

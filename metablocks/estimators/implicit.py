@@ -7,31 +7,24 @@ with ρ the parameters that do not adapt. Memory is that of one step, for any nu
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import Tensor
 
 from metablocks.checks import count, number
 from metablocks.derivatives import gradient, vjp
-from metablocks.errors import BlockError
-from metablocks.estimators.base import TaskGradient, filled, reached
-from metablocks.estimators.checks import at_the_end, check_last_step_alone, first_order
+from metablocks.estimators.base import Estimator, TaskGradient, at_the_end, filled, reached
 from metablocks.estimators.conjugate_gradient import conjugate_gradient
-from metablocks.functional import step_aware_modules
 from metablocks.inner import Carry, InnerLoop, QueryPass
 from metablocks.rules.base import Chain, UpdateRule, inner_product, members
-from metablocks.rules.shaping import Proximal, WeightDecay
+from metablocks.rules.shaping import Proximal
 from metablocks.types import Batch, Task, Tensors
-
-if TYPE_CHECKING:
-    from metablocks.learner import MetaLearner
 
 _LEAST_CURVATURE = 0.1  # of the inner problem along a direction of the solver, in units of λ
 
 
 @dataclass(frozen=True, kw_only=True)
-class Implicit:
+class Implicit(Estimator):
     """The meta-gradient (I + ∇²L_s(φ*)/λ)⁻¹ ∇L_q(φ*), by conjugate gradients; λ is `proximal`.
 
     The inner loop minimises L_s(φ) + (λ/2) ‖φ − θ‖², in training and at evaluation alike: the
@@ -68,7 +61,6 @@ class Implicit:
     the combinations above.
     """
 
-    exact: ClassVar[bool] = False
     proximal: float = 2.0
     cg_steps: int = 5
     tolerance: float = 1e-10
@@ -81,7 +73,7 @@ class Implicit:
     def __call__(
         self, inner: InnerLoop, meta: Tensors, buffers: Tensors, task: Task
     ) -> TaskGradient:
-        inner = first_order(inner)
+        inner = inner.first_order()
         carry = inner.start(meta, buffers)
         for index in range(inner.steps):
             carry, _ = inner.step(meta, carry, task.support, index)
@@ -145,41 +137,6 @@ class Implicit:
     def inner_rule(self, rule: UpdateRule) -> UpdateRule:
         """The rule with `Proximal` in front, unless it starts with one."""
         return rule if isinstance(members(rule)[0], Proximal) else Chain(self._pull, rule)
-
-    def check(self, learner: "MetaLearner") -> None:
-        check_last_step_alone("Implicit", learner)
-        first, *others = members(learner.rule)
-        assert isinstance(first, Proximal)  # by `inner_rule`
-        if first.strength != self.proximal:
-            raise BlockError(
-                f"Implicit proximal is {self.proximal}, but the rule starts with {first}; they are one "
-                f"number: Chain({self._pull}, …), or leave it out, for it is put in front",
-                block="MetaLearner",
-                field="estimator.proximal",
-            )
-        for other in others:
-            if isinstance(other, Proximal | WeightDecay):
-                raise BlockError(
-                    f"Implicit: {other} adds to the inner loss, and the Hessian would not know of it; "
-                    f"{self._pull} at the head of the rule is the one term that it may have",
-                    block="MetaLearner",
-                    field="rule",
-                )
-        for name, parameter in learner.named_parameters():
-            if parameter.requires_grad and name.startswith("rule."):
-                raise BlockError(
-                    f"Implicit has no gradient for {name}, since where the inner loop converges to "
-                    "does not depend on it; use a rule that learns nothing, such as LearningRate(0.1)",
-                    block="MetaLearner",
-                    field=name,
-                )
-        for module in step_aware_modules(learner.model):
-            raise BlockError(
-                f"Implicit needs one inner loss for all steps, and a {type(module).__name__} of the "
-                "model differs from step to step; use Unrolled()",
-                block="MetaLearner",
-                field="estimator",
-            )
 
     @property
     def _pull(self) -> Proximal:

@@ -7,27 +7,23 @@ As a gradient for any outer optimiser, φ − φ̃: plain gradient descent with 
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from metablocks.checks import choice, count
-from metablocks.errors import BlockError, TaskError
-from metablocks.estimators.base import TaskGradient
-from metablocks.estimators.checks import at_the_end, check_last_step_alone, first_order
+from metablocks.errors import TaskError
+from metablocks.estimators.base import Estimator, TaskGradient, at_the_end
 from metablocks.inner import InnerLoop
 from metablocks.types import Batch, Task, Tensors
-
-if TYPE_CHECKING:
-    from metablocks.learner import MetaLearner
 
 Examples: TypeAlias = Literal["all", "support"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reptile:
+class Reptile(Estimator):
     """The meta-gradient φ − φ̃: from where a task's inner loop starts to where it ends.
 
     With the mean over the tasks of a step, an outer `sgd` of rate ε takes the paper's step,
@@ -61,7 +57,6 @@ class Reptile:
     `TaskError` where support and query cannot be joined.
     """
 
-    exact: ClassVar[bool] = False
     examples: Examples = "all"
     batch: int | None = None
 
@@ -73,7 +68,7 @@ class Reptile:
     def __call__(
         self, inner: InnerLoop, meta: Tensors, buffers: Tensors, task: Task
     ) -> TaskGradient:
-        inner = first_order(inner)
+        inner = inner.first_order()
         batch = self._batches(self._examples(task), inner.steps)
         start = carry = inner.start(meta, buffers)
         for index in range(inner.steps):
@@ -87,23 +82,6 @@ class Reptile:
     def batches(self, task: Task) -> list[Batch]:
         """The batches whose loss must depend on every meta-parameter."""
         return [self._examples(task)]
-
-    def check(self, learner: "MetaLearner") -> None:
-        check_last_step_alone("Reptile", learner)
-        adapted = {f"model.{name}" for name in learner.adapted}
-        for name, parameter in learner.named_parameters():
-            if parameter.requires_grad and name not in adapted:
-                remedy = (
-                    "use a rule that learns nothing, such as LearningRate(0.1)"
-                    if name.startswith("rule.")
-                    else 'let it adapt (adapt="*"), or freeze it with requires_grad_(False)'
-                )
-                raise BlockError(
-                    f"Reptile has a gradient for what adapts inside a task alone, and {name} does "
-                    f"not; {remedy}",
-                    block="MetaLearner",
-                    field=name if name.startswith("rule.") else "adapt",
-                )
 
     def _examples(self, task: Task) -> Batch:
         if self.examples == "support":
@@ -138,7 +116,7 @@ class Reptile:
 
 
 def _join(support: Any, query: Any) -> bool:
-    """Whether two leaves are the examples of one kind of tensor."""
+    """True if two leaves are the examples of one kind of tensor."""
     both = isinstance(support, Tensor) and isinstance(query, Tensor)
     return both and support.ndim > 0 and support.shape[1:] == query.shape[1:]
 

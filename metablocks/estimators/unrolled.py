@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from metablocks.derivatives import vjp
-from metablocks.estimators.base import TaskGradient, reached
+from metablocks.estimators.base import Estimator, TaskGradient, each_carry, reached
 from metablocks.inner import InnerLoop, QueryPass
 from metablocks.types import Task, Tensors
 
 
 @dataclass(frozen=True)
-class Unrolled:
+class Unrolled(Estimator):
     """Reverse-mode differentiation of the whole inner loop.
 
     Law: equals the closed form on quadratics and finite differences in general.
@@ -72,12 +72,3 @@ def weigh(
     losses = each_carry(inner, {index: query.loss for index, query in queries.items()})
     scores = {index: query.score for index, query in queries.items() if query.score is not None}
     return loss, losses, each_carry(inner, scores) if scores else None
-
-
-def each_carry(inner: InnerLoop, values: Mapping[int, Tensor]) -> Tensor:
-    """Constants `[steps + 1]` of scalars by the carry, nan where there is none."""
-    like = next(iter(values.values()))
-    dtype = like.dtype if like.is_floating_point() else torch.get_default_dtype()
-    nan = torch.full_like(like.detach(), torch.nan, dtype=dtype)
-    rows = [values[k].detach().to(dtype) if k in values else nan for k in range(inner.steps + 1)]
-    return torch.stack(rows)

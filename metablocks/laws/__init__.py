@@ -1,55 +1,57 @@
 """The laws that blocks obey, as plain functions: one file a protocol.
 
-Each takes blocks and a small problem (`laws.problem`), and raises `LawError` where the law breaks.
-The tests run them over every shipped block; run them on a block of your own just so:
+Each takes a block and a small problem (`laws.cases`), and raises `LawError` if the law breaks. Those
+of learners (`gradients`, `purity`) hold for whatever block a learner has. `laws.numbered` lists the
+laws that have a number. Run them on a block of your own one by one,
 
 >>> from metablocks import Chain, LearningRate, UpdateRule
->>> from metablocks.laws import problem, rule_gradients, rules
+>>> from metablocks.laws import gradients, rules
+>>> from metablocks.laws.cases import Case
 >>> class Halve(UpdateRule):
 ...     def forward(self, updates, state, step):
 ...         return {name: u / 2 for name, u in updates.items()}, state
->>> rules.zero_hessian(Halve, problem.regression())
->>> rule_gradients.same_as_without(Halve, problem.regression())
+>>> small = Case(norm="batch", tasks=2).problem()
+>>> rules.zero_hessian(Halve, small)
+>>> gradients.finite_differences(rules.learner_of(Halve, small), small.tasks)
+>>> rules.same_as_without(Halve, small)
 Traceback (most recent call last):
 metablocks.errors.LawError: identity, loss: relative error ...
+
+or all of its protocol in your own pytest: `parametrize_with_laws`.
 """
 
 from metablocks.laws import (
     cases,
-    end_points,
+    compare,
     estimators,
     executors,
     gradients,
-    kronecker,
-    linnet,
     norms,
+    numbered,
     orders,
-    plain,
-    problem,
+    plain_loop,
     purity,
-    rule_gradients,
     rules,
     sources,
     step_losses,
-    surgery,
 )
+from metablocks.laws.check import checks, parametrize_with_laws, run_law
 
 __all__ = [
     "cases",
-    "end_points",
+    "checks",
+    "compare",
     "estimators",
     "executors",
     "gradients",
-    "kronecker",
-    "linnet",
     "norms",
+    "numbered",
     "orders",
-    "plain",
-    "problem",
+    "parametrize_with_laws",
+    "plain_loop",
     "purity",
-    "rule_gradients",
     "rules",
+    "run_law",
     "sources",
     "step_losses",
-    "surgery",
 ]

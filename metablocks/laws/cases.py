@@ -1,36 +1,79 @@
-"""Cases: whole problems that one line of Python says, for laws that are run on many of them.
+"""Small problems that laws are run on: a net, a loss, tasks, and how many inner steps.
 
 A `Case` is a value. Its `repr` names what differs from the smallest case, and is the line of Python
-that makes it again: a law that breaks on `Case(norm="batch", steps=2)` breaks on a one-layer net
-with batch norm in two inner steps. `laws.strategies.cases` draws them.
+that makes it again: a law that fails on `Case(norm="batch", steps=2)` fails on a one-layer net with
+batch norm in two inner steps. `laws.strategies.cases` draws them; `Case.problem` builds the `Problem`
+that laws take. Nets are smooth (no ReLU, no max-pool), as finite differences need; numbers are
+float64 unless asked otherwise.
 """
 
 import dataclasses
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metablocks.laws.problem import Problem, normal_draws, quadratic, seeded
+from metablocks.learner import MetaLearner
 from metablocks.models.layers import ACTIVATIONS
-from metablocks.types import TaskBatch
+from metablocks.rules import LearningRate, UpdateRule
+from metablocks.selection import select_parameters
+from metablocks.types import TaskBatch, Tensors
 
 Kind: TypeAlias = Literal["dense", "conv", "quadratic"]
 Smooth: TypeAlias = Literal["tanh", "softplus", "gelu"]
 Norm: TypeAlias = Literal["none", "batch", "layer"]
 Adapt: TypeAlias = Literal["*", "head.*", "!head.*"]
+MakeRule: TypeAlias = Callable[[], UpdateRule]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A model factory, a loss `(prediction, target) -> scalar`, tasks, inner steps, what adapts.
+
+    The factory gives the same numbers at every call, so that every learner starts from them and no
+    law sees the effects of another.
+    """
+
+    model: Callable[[], nn.Module]
+    loss: Callable[[Any, Any], Tensor]
+    tasks: TaskBatch
+    steps: int = 3
+    adapt: str | Sequence[str] = "*"
+
+    def learner(self, rule: UpdateRule | MakeRule | None = None, **blocks: Any) -> MetaLearner:
+        """A learner of a fresh model; blocks not given are MAML's, with the rate 0.1.
+
+        `rule` is a rule that is not set up yet, or a function that makes one.
+        """
+        if rule is None:
+            rule = LearningRate(0.1)
+        elif not isinstance(rule, UpdateRule):
+            rule = rule()
+        blocks = {"steps": self.steps, "loss": self.loss, "adapt": self.adapt, **blocks}
+        return MetaLearner(self.model(), rule=rule, **blocks)
+
+    def with_steps(self, steps: int) -> "Problem":
+        """The same problem with another number of inner steps."""
+        return replace(self, steps=steps)
+
+    def adapted_parameters(self) -> Tensors:
+        """The parameters that adapt inside a task, as plain tensors by name."""
+        model = self.model()
+        params = dict(model.named_parameters())
+        return {name: params[name].detach() for name in select_parameters(self.adapt, model)}
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class Case:
     """A net, tasks, and how many inner steps.
 
-    - `kind`: regression `[tasks, 4, 3]` → `[tasks, 4, 2]` by linear layers, or 2-way 2-shot
-      classification of images `[tasks, 4, 1, 5, 5]` by convolutions; or `laws.problem.quadratic` of
-      size `width`, for closed forms.
+    - `kind`: regression `[tasks, 4, 3]` → `[tasks, 4, 2]` by linear layers; or 2-way 2-shot
+      classification of images `[tasks, 4, 1, 5, 5]` by convolutions; or a quadratic loss
+      ½ θᵀAθ − bᵀθ in `width` dimensions, for closed forms: the support and query sets of each task are
+      `(A, b)` of their own, with A `[tasks, width, width]` positive definite and b `[tasks, width]`.
     - `depth` hidden layers of `width` units, each followed by a `norm` and a smooth `activation`; a
       linear `head`. With `tied`, every hidden layer is used twice, under two names; with `frozen`,
       the first layer does not learn.
@@ -59,53 +102,52 @@ class Case:
 
     def __repr__(self) -> str:
         fields = ((f.name, getattr(self, f.name), f.default) for f in dataclasses.fields(self))
-        told = [f"{name}={value!r}" for name, value, default in fields if value != default]
-        return f"Case({', '.join(told)})"
-
-    @property
-    def says(self) -> str:
-        """The case in words.
-
-        >>> Case(norm="batch", steps=2).says
-        'a dense net, one hidden layer of 2, batch norm; 1 task, 2 inner steps, seed 0'
-        """
-        layers = "one hidden layer" if self.depth == 1 else f"{self.depth} hidden layers"
-        net = [f"a {self.kind} net", f"{layers} of {self.width}"]
-        net += [f"{self.norm} norm"] if self.norm != "none" else []
-        net += ["each layer used twice"] if self.tied else []
-        net += ["its first layer frozen"] if self.frozen else []
-        net += [f'"{self.adapt}" adapts'] if self.adapt != "*" else []
-        if self.kind == "quadratic":
-            net = [f"a quadratic loss in {self.width} dimensions"]
-        numbers = [
-            f"{count} {noun}{'s' * (count != 1)}"
-            for count, noun in ((self.tasks, "task"), (self.steps, "inner step"))
-        ]
-        return f"{', '.join(net)}; {', '.join(numbers)}, seed {self.seed}"
+        parts = [f"{name}={value!r}" for name, value, default in fields if value != default]
+        return f"Case({', '.join(parts)})"
 
     def problem(
         self, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float64
     ) -> Problem:
-        """The case as a problem: the same numbers whenever it is asked for."""
-        if self.kind == "quadratic":
-            sizes = {"size": self.width, "tasks": self.tasks, "steps": self.steps}
-            return quadratic(seed=self.seed, device=device, dtype=dtype, **sizes)
-        draw = normal_draws(self.seed, device, dtype)
-        images = self.kind == "conv"
-        shape = (1, 5, 5) if images else (3,)
-        classes = torch.tensor([0, 1, 0, 1], device=device).expand(self.tasks, 4)
+        """The case as a problem: the same numbers at every call, on every device."""
+        generator = torch.Generator().manual_seed(self.seed)
+
+        def draw(*shape: int) -> Tensor:
+            shape = (self.tasks, *shape)
+            noise = torch.randn(*shape, generator=generator, dtype=torch.float64, device="cpu")
+            return noise.to(device, dtype)
 
         def batch() -> tuple[Tensor, Tensor]:
-            inputs = draw(self.tasks, 4, *shape)
-            return inputs, classes if images else draw(self.tasks, 4, 2)
+            if self.kind == "quadratic":
+                factor = draw(self.width, self.width)
+                return factor @ factor.mT / self.width, draw(self.width)
+            if self.kind == "dense":
+                return draw(4, 3), draw(4, 2)
+            return draw(4, 1, 5, 5), torch.tensor([0, 1] * 2, device=device).expand(self.tasks, 4)
 
-        return Problem(
-            seeded(lambda: _Net(self), self.seed, device, dtype),
-            F.cross_entropy if images else F.mse_loss,
-            TaskBatch(support=batch(), query=batch()),
-            self.steps,
-            self.adapt,
-        )
+        def model() -> nn.Module:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(self.seed)
+                net = _Quadratic(self.width) if self.kind == "quadratic" else _Net(self)
+                return net.to(device, dtype)
+
+        tasks = TaskBatch(support=batch(), query=batch())
+        return Problem(model, _LOSSES[self.kind], tasks, self.steps, self.adapt)
+
+
+class _Quadratic(nn.Module):
+    """θ, and its product with the matrix that is the input."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.theta = nn.Parameter(torch.randn(size))
+
+    def forward(self, matrix: Tensor) -> tuple[Tensor, Tensor]:
+        return matrix @ self.theta, self.theta
+
+
+def _quadratic_loss(prediction: tuple[Tensor, Tensor], target: Tensor) -> Tensor:
+    product, theta = prediction
+    return theta @ product / 2 - target @ theta
 
 
 class _Net(nn.Module):
@@ -143,4 +185,9 @@ _NORMS: dict[tuple[str, str], Callable[[int], nn.Module]] = {
     ("dense", "layer"): nn.LayerNorm,
     ("conv", "batch"): nn.BatchNorm2d,
     ("conv", "layer"): lambda width: nn.GroupNorm(1, width),
+}
+_LOSSES: dict[str, Callable[[Any, Any], Tensor]] = {
+    "dense": F.mse_loss,
+    "conv": F.cross_entropy,
+    "quadratic": _quadratic_loss,
 }

@@ -1,4 +1,4 @@
-"""Laws of meta-gradients: closed forms, finite differences, and one gradient everywhere."""
+"""Laws of a learner's meta-gradient: closed forms, finite differences, and one gradient everywhere."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -9,10 +9,12 @@ from torch import Tensor
 from metablocks.errors import LawError
 from metablocks.estimators import Estimator, Unrolled
 from metablocks.executors import Executor, Loop
-from metablocks.laws.plain import SEED, PlainLoop
-from metablocks.laws.problem import Problem, hold, named, parameters, tolerance
+from metablocks.laws.cases import Problem
+from metablocks.laws.compare import assert_close, named, noise_like
+from metablocks.laws.plain_loop import SEED, PlainLoop
 from metablocks.learner import MetaGradient, MetaLearner
 from metablocks.rules import LearningRate
+from metablocks.rules.base import members
 from metablocks.types import Progress, TaskBatch, Tensors
 
 
@@ -29,13 +31,13 @@ def no_steps(problem: Problem) -> None:
             key = f"model.{name}"
             expected[key] = expected.get(key, 0) + grad / len(problem.tasks)
     got = learner.meta_gradient(problem.tasks).grads
-    hold("steps = 0", got, expected, tolerance(problem, float64=1e-12))
+    assert_close("steps = 0", got, expected, 1e-12)
 
 
 def quadratic(
     problem: Problem, *, rate: float = 0.1, order_two: bool = True, **blocks: Any
 ) -> None:
-    """Law 6: on `laws.problem.quadratic` the meta-gradient is the closed form, for θ and for α.
+    """Law 6: on `Case(kind="quadratic")` the meta-gradient is the closed form, for θ and for α.
 
         θ_{k+1} = θ_k − α g_k,  g_k = A θ_k − b,   λ = C θ_K − d
         ∂/∂θ = (I − αA)^K λ,    ∂/∂α = −Σ_k ⟨g_k, (I − αA)^{K−1−k} λ⟩
@@ -44,7 +46,7 @@ def quadratic(
     """
     learner = problem.learner(LearningRate(rate, learn=True), **blocks)
     result = learner.meta_gradient(problem.tasks)
-    start = parameters(learner)["model.theta"]
+    start: Tensor = learner.model.get_parameter("theta").detach()
     theta_grad, rate_grad = torch.zeros_like(start), torch.zeros_like(start[0])
     for index in range(len(problem.tasks)):
         (a, b), (c, d) = problem.tasks[index].support, problem.tasks[index].query
@@ -57,26 +59,26 @@ def quadratic(
             adjoint = adjoint - rate * a @ adjoint if order_two else adjoint
         theta_grad += adjoint / len(problem.tasks)
     expected = {"model.theta": theta_grad, "rule.rate.*": rate_grad}
-    hold("quadratic", result.grads, expected, tolerance(problem, float64=1e-13))
+    assert_close("quadratic", result.grads, expected, 1e-13)
 
 
 def plain_autograd(
-    learner: MetaLearner, problem: Problem, *, progress: Progress | None = None
+    learner: MetaLearner, tasks: TaskBatch, *, progress: Progress | None = None
 ) -> None:
-    """An exact learner's loss and meta-gradient are those of a hand-written loop in plain autograd.
+    """Law 8: an exact learner's loss and meta-gradient are those of a loop in plain autograd.
 
-    From the same draws, so under an executor that draws as `Loop` does where any are drawn. The loop
-    is `laws.plain`: θ ← θ + rule(g), with g a constant where the order says so.
+    From the same draws, so under an executor that draws as `Loop` does if any are drawn. The loop
+    is `laws.plain_loop`: θ ← θ + rule(g), with g a constant at the steps at which the order says so,
+    and never θ or what the rule reads and learns.
     """
-    progress, plain = progress or Progress(), PlainLoop(learner, problem.tasks)
+    progress, plain = progress or Progress(), PlainLoop(learner, tasks)
     through = plain.order(progress)
     with torch.random.fork_rng(plain.accelerators):
         torch.manual_seed(SEED)
-        got = learner.meta_gradient(problem.tasks, progress=progress)
-    within = tolerance(problem, float64=1e-10)
+        got = learner.meta_gradient(tasks, progress=progress)
     loss = {"loss": plain.loss(through, progress)}
-    hold("plain autograd, loss", {"loss": got.loss}, loss, within)
-    hold("plain autograd, gradient", got.grads, plain.gradient(through, progress), within)
+    assert_close("plain autograd, loss", {"loss": got.loss}, loss, 1e-10)
+    assert_close("plain autograd, gradient", got.grads, plain.gradient(through, progress), 1e-10)
 
 
 def finite_differences(
@@ -84,14 +86,16 @@ def finite_differences(
     tasks: TaskBatch,
     *,
     progress: Progress | None = None,
-    width: float = 1e-4,
+    widths: Sequence[float] = (1e-4, 1e-5, 1e-6, 1e-7, 1e-8),
     within: float = 1e-6,
 ) -> None:
-    """Law 7: along a random direction of *every* meta-parameter, the gradient is the slope.
+    """Law 7: along a random direction of *every* meta-parameter, the gradient is the loss's slope.
 
     Second order, float64, smooth nets without dropout: the loss comes from `evaluate`, another way
-    than the gradient's. The slope is the five-point formula, whose own error is of the order of
-    `width`⁴; `within` is relative to the slopes of all parameters together.
+    than the gradient's. `within` is relative to the slopes of all parameters together. A kink or a
+    steep place within one of the `widths` spoils a slope, and the next one goes past it; a gradient
+    that is wrong is the slope at no width. Parameters of a rule that declares `straight_through`
+    have no slope, and are left out.
     """
     grads = learner.meta_gradient(tasks, progress=progress).grads
     weights = learner.step_loss(learner.steps, progress or Progress())
@@ -100,25 +104,16 @@ def finite_differences(
         losses = learner.evaluate(tasks).query_losses
         return (losses.mean(0) * weights.to(losses)).sum()
 
-    learned = {name: p for name, p in learner.named_parameters() if p.requires_grad}
-    directions, expected = slopes(learned, loss, width=width)
-    got = {name: (grads[name] * direction).sum() for name, direction in directions.items()}
-    hold("finite differences", got, expected, within)
-
-
-def slopes_agree(
-    learner: MetaLearner, problem: Problem, *, progress: Progress | None = None
-) -> None:
-    """Law 7 for blocks that may be steep: the gradient is the slope at some width of 1e-4 … 1e-8.
-
-    A kink or a steep place within the width spoils a slope, and a smaller width goes past it; a
-    gradient that is wrong is the slope at no width.
-    """
-    widths = (1e-4, 1e-5, 1e-6, 1e-7, 1e-8)
+    without = {
+        id(p) for rule in members(learner.rule) if rule.straight_through for p in rule.parameters()
+    }
+    learned = {n: p for n, p in learner.named_parameters() if p.requires_grad}
+    learned = {name: p for name, p in learned.items() if id(p) not in without}
     for width in widths:
+        directions, expected = slopes(learned, loss, width=width)
+        got = {name: (grads[name] * direction).sum() for name, direction in directions.items()}
         try:
-            finite_differences(learner, problem.tasks, progress=progress, width=width)
-            return
+            return assert_close("finite differences", got, expected, within)
         except LawError:
             if width == widths[-1]:
                 raise
@@ -137,15 +132,12 @@ def slopes(
     >>> round(float(slope["x"] * directions["x"]), 6)
     6.0
     """
-    generator = torch.Generator().manual_seed(0)
-    directions, found = {}, {}
-    for name, parameter in parameters.items():
-        direction = torch.randn(
-            parameter.shape, generator=generator, dtype=torch.float64, device="cpu"
-        )
-        directions[name] = (direction / direction.norm().clamp_min(1e-12)).to(parameter)
-        found[name] = _slope(parameter, directions[name], loss, width)
-    return directions, found
+    noise = noise_like(parameters)
+    directions = {name: n / n.norm().clamp_min(1e-12) for name, n in noise.items()}
+    return directions, {
+        name: _slope(parameter, directions[name], loss, width)
+        for name, parameter in parameters.items()
+    }
 
 
 def _slope(
@@ -174,7 +166,7 @@ def one_gradient(
     expected = make(Loop()).meta_gradient(problem.tasks, progress=progress)
     for executor in executors:
         got = make(executor).meta_gradient(problem.tasks, progress=progress)
-        _hold_alike(f"{named(executor)} = Loop", problem, got, expected)
+        _assert_same(f"{named(executor)} = Loop", got, expected)
 
 
 def one_estimator(
@@ -200,40 +192,38 @@ def one_estimator(
     for estimator in estimators:
         law = f"{named(estimator)} = Unrolled"
         got, draws = run(estimator)
-        _hold_alike(law, problem, got, expected)
-        hold(f"{law}, what is drawn next", draws, next_draws, within=0)
+        _assert_same(law, got, expected)
+        assert_close(f"{law}, what is drawn next", draws, next_draws, within=0)
 
 
-def _hold_alike(law: str, problem: Problem, got: MetaGradient, expected: MetaGradient) -> None:
-    within = tolerance(problem, float64=1e-10)
-    hold(f"{law}, loss", {"loss": got.loss}, {"loss": expected.loss}, within)
-    hold(f"{law}, gradient", got.grads, expected.grads, within)
-    hold(f"{law}, buffers", got.buffer_changes, expected.buffer_changes, within)
-    each, due = ({"losses": r.query_losses.nan_to_num(-1)} for r in (got, expected))
-    hold(f"{law}, query losses", each, due, within)
+def _assert_same(law: str, got: MetaGradient, expected: MetaGradient) -> None:
+    within = 1e-10
+    assert_close(f"{law}, loss", {"loss": got.loss}, {"loss": expected.loss}, within)
+    assert_close(f"{law}, gradient", got.grads, expected.grads, within)
+    assert_close(f"{law}, buffers", got.buffer_changes, expected.buffer_changes, within)
+    left, right = ({"losses": r.query_losses.nan_to_num(-1)} for r in (got, expected))
+    assert_close(f"{law}, query losses", left, right, within)
 
 
 def mean_of_tasks(
-    problem: Problem, order: Sequence[int], *, learner: MetaLearner | None = None, **blocks: Any
+    learner: MetaLearner, tasks: TaskBatch, *, progress: Progress | None = None
 ) -> None:
     """Law 13: a batch's gradient is the mean of its tasks' gradients, in any order of tasks.
 
-    So are the changes of its buffers. Of a learner of the problem, by default one of `blocks`.
+    So are the changes of its buffers.
     """
-    within = tolerance(problem, float64=1e-10)
-    learner = learner or problem.learner(**blocks)
-    tasks = [problem.tasks[index] for index in range(len(problem.tasks))]
-    alone = [_moves(learner.meta_gradient([task])) for task in tasks]
-    mean = {
-        name: torch.stack([moves[name].double() for moves in alone]).mean(0) for name in alone[0]
-    }
-    whole = _moves(learner.meta_gradient(problem.tasks))
-    hold("a batch is the mean of its tasks", whole, mean, within)
-    shuffled = _moves(learner.meta_gradient(TaskBatch.stack([tasks[index] for index in order])))
-    hold("any order of tasks", shuffled, whole, within)
 
+    def moves(batch: TaskBatch) -> Tensors:
+        """Gradients, and changes of buffers except whole numbers, which have no mean."""
+        result = learner.meta_gradient(batch, progress=progress)
+        changes = {n: c for n, c in result.buffer_changes.items() if c.is_floating_point()}
+        return {**result.grads, **changes}
 
-def _moves(result: MetaGradient) -> Tensors:
-    """Gradients and the changes of buffers by name, but for whole numbers, which have no mean."""
-    changes = {n: c for n, c in result.buffer_changes.items() if c.is_floating_point()}
-    return {**result.grads, **changes}
+    singles = [TaskBatch.stack([tasks[index]]) for index in range(len(tasks))]
+    alone = [moves(single) for single in singles]
+    mean = {name: torch.stack([one[name].double() for one in alone]).mean(0) for name in alone[0]}
+    whole = moves(tasks)
+    within = 1e-10
+    assert_close("a batch is the mean of its tasks", whole, mean, within)
+    reverse = TaskBatch.stack([tasks[index] for index in reversed(range(len(tasks)))])
+    assert_close("any order of tasks", moves(reverse), whole, within)

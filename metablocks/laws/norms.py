@@ -14,15 +14,11 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from metablocks.errors import LawError
-from metablocks.estimators import Adjoint
-from metablocks.executors import Vmap
 from metablocks.functional import FunctionalModule, step_aware_modules
-from metablocks.laws import gradients, purity
-from metablocks.laws.problem import Problem, hold, tolerance
+from metablocks.laws.cases import Problem
+from metablocks.laws.compare import assert_close, perturb
 from metablocks.learner import MetaLearner
 from metablocks.models.surgery import replace_modules
-from metablocks.rules import LearningRate
-from metablocks.step_loss import UniformStepLoss
 
 Norm: TypeAlias = Callable[[nn.Module, int], nn.Module]
 
@@ -49,14 +45,14 @@ def keeps_the_function(norm: Norm, problem: Problem) -> None:
     model = problem.model().train()
     before = {name: t.clone() for name, t in model.state_dict().items()}
     new = norm(model, problem.steps).train()
-    hold("keeps the function: the original stays", model.state_dict(), before, within=0)
+    assert_close("keeps the function: the original stays", model.state_dict(), before, within=0)
     plain, fresh = FunctionalModule(model), FunctionalModule(new)
     inputs = problem.tasks[0].query[0]
     expected, _ = plain.apply(plain.state(), inputs)
     for step in range(problem.steps):
         got, _ = fresh.apply(fresh.state(), inputs, step=step)
         named = {"output": got.detach()}, {"output": expected.detach()}
-        hold(f"keeps the function at step {step}", *named, tolerance(problem, float64=1e-12))
+        assert_close(f"keeps the function at step {step}", *named, 1e-12)
 
 
 def is_not_aliased(norm: Norm, problem: Problem) -> None:
@@ -78,20 +74,20 @@ def is_not_aliased(norm: Norm, problem: Problem) -> None:
             raise LawError(
                 f"not aliased: rows of {name} share their memory; clone the expanded tensor"
             )
-    learner = _learner(norm, problem)
+    learner = learner_of(norm, problem)
     kept = _tensors(learner)  # the tensors themselves: a write into them shows
     before = {name: t.detach().clone() for name, t in kept.items()}
     learner.evaluate(problem.tasks)
-    hold("not aliased: evaluation leaves what is stored", kept, before, within=0)
+    assert_close("not aliased: evaluation leaves what is stored", kept, before, within=0)
     changes = learner.backward(problem.tasks).buffer_changes
     after = {name: t + changes[name] if name in changes else t for name, t in before.items()}
-    hold("not aliased: training moves by its changes", _tensors(learner), after, within=0)
+    assert_close("not aliased: training moves by its changes", _tensors(learner), after, within=0)
 
 
 def has_a_row_for_each_step(norm: Norm, problem: Problem) -> None:
     """With unequal rows, each step has a function of its own: it reads its row, and no other."""
     steps = max(problem.steps, 2)
-    new = _moved(norm(problem.model(), steps)).train()
+    new = perturb(norm(problem.model(), steps)).train()
     model, inputs = FunctionalModule(new), problem.tasks[0].query[0]
     rows = [p for p in new.parameters() if p.ndim == 2 and len(p) == steps]
     outputs: list[Tensor] = []
@@ -110,57 +106,12 @@ def training_ignores_what_is_stored(norm: Norm, problem: Problem) -> None:
     """In training, support and query passes normalise by the batch: stored statistics do not count."""
     results = []
     for noise in (0.0, 1.0):
-        learner = _learner(norm, problem)
+        learner = learner_of(norm, problem)
         for name, buffer in learner.named_buffers():
             if name.startswith("model.") and buffer.is_floating_point():
                 buffer.add_(noise)
         results.append(learner.meta_gradient(problem.tasks).grads)
-    hold("training ignores what is stored", results[1], results[0], within=0)
-
-
-def one_gradient(norm: Norm, problem: Problem) -> None:
-    """Law 8: executors and `Adjoint` give the loop's gradient and statistics, unrolled."""
-    gradients.one_gradient(
-        problem,
-        [Vmap(), Vmap(chunk=2)],
-        lambda executor: _learner(norm, problem, executor=executor),
-    )
-    gradients.one_estimator(
-        problem, [Adjoint()], lambda estimator: _learner(norm, problem, estimator=estimator)
-    )
-
-
-def plain_autograd(norm: Norm, problem: Problem) -> None:
-    """Loss and gradient are those of a hand-written loop in plain autograd.
-
-    Step k of the norm serves the support pass before update k and the query pass after it.
-    """
-    learner = _learner(norm, problem, step_loss=UniformStepLoss())
-    gradients.plain_autograd(learner, problem)
-
-
-def mean_of_tasks(norm: Norm, problem: Problem) -> None:
-    """Law 13: gradient and statistics of a batch are the mean of its tasks', in any order."""
-    order = range(len(problem.tasks))[::-1]
-    gradients.mean_of_tasks(problem, order, learner=_learner(norm, problem))
-
-
-def finite_differences(norm: Norm, problem: Problem) -> None:
-    """Law 7: the gradient of every row of γ and β, and of all else, is the loss's slope.
-
-    For norms that evaluate by the statistics of the batch, as training does.
-    """
-    learner = _learner(norm, problem, step_loss=UniformStepLoss())
-    gradients.slopes_agree(learner, problem)
-
-
-def leaves_no_trace(norm: Norm, problem: Problem) -> None:
-    """Law 9: `meta_gradient`, `evaluate` and `adapt` leave parameters and statistics bit for bit."""
-    learner = _learner(norm, problem)
-    learner.backward(problem.tasks)
-    purity.leaves_no_trace(learner, lambda learner: learner.meta_gradient(problem.tasks))
-    purity.leaves_no_trace(learner, lambda learner: learner.evaluate(problem.tasks))
-    purity.leaves_no_trace(learner, lambda learner: learner.adapt(problem.tasks[0].support))
+    assert_close("training ignores what is stored", results[1], results[0], within=0)
 
 
 def is_step_aware(norm: Norm, problem: Problem) -> bool:
@@ -168,19 +119,10 @@ def is_step_aware(norm: Norm, problem: Problem) -> bool:
     return bool(step_aware_modules(norm(problem.model(), max(problem.steps, 1))))
 
 
-def _learner(norm: Norm, problem: Problem, **blocks: Any) -> MetaLearner:
+def learner_of(norm: Norm, problem: Problem, **blocks: Any) -> MetaLearner:
     """A learner of the new model, whose rows differ from step to step."""
-    own = replace(problem, model=lambda: _moved(norm(problem.model(), problem.steps)))
-    return own.learner(LearningRate(0.1), **blocks)
-
-
-def _moved(model: nn.Module) -> nn.Module:
-    """The same model, every parameter moved by fixed noise, in place."""
-    generator = torch.Generator().manual_seed(1)
-    for parameter in model.parameters():
-        noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64, device="cpu")
-        parameter.data.add_(0.2 * noise.to(parameter))
-    return model
+    new = replace(problem, model=lambda: perturb(norm(problem.model(), problem.steps)))
+    return new.learner(**blocks)
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:

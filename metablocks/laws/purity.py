@@ -1,4 +1,4 @@
-"""Laws of purity: what looks at a learner leaves it as it was, bit for bit."""
+"""Laws of purity: calls that only read a learner leave it as it was, bit for bit."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,16 +7,16 @@ import torch
 from torch import Tensor
 
 from metablocks.errors import LawError
-from metablocks.laws.problem import Problem
+from metablocks.laws.cases import Problem
 from metablocks.learner import MetaLearner
 
 
 def leaves_no_trace(learner: MetaLearner, act: Callable[[MetaLearner], Any]) -> None:
-    """Law 9: after `act`, also where it raises, nothing of the learner or the generators moved.
+    """Law 9: after `act`, also if it raises, nothing of the learner or the generators has changed.
 
     Compared bit for bit: parameters, buffers, `.grad`, training flags, `requires_grad`, hooks and
-    the random states of the CPU and of the learner's devices. What `act` raises goes on to the
-    caller, after the comparison.
+    the random states of the CPU and of the learner's devices. An exception of `act` propagates after
+    the comparison.
     """
     before = snapshot(learner)
     try:
@@ -29,12 +29,25 @@ def leaves_no_trace(learner: MetaLearner, act: Callable[[MetaLearner], Any]) -> 
             raise LawError(f"purity: these changed: {', '.join(changed)}")
 
 
+def calls_leave_no_trace(problem: Problem, make: Callable[..., MetaLearner]) -> None:
+    """Law 9: `meta_gradient`, `evaluate` and `adapt` leave the learner bit for bit as it was.
+
+    Also if the loss raises. `make(**blocks)` is a learner of the problem with these blocks.
+    """
+    learner, tasks = make(), problem.tasks
+    learner.backward(tasks)  # so that `.grad` is not None
+    leaves_no_trace(learner, lambda learner: learner.meta_gradient(tasks))
+    leaves_no_trace(learner, lambda learner: learner.evaluate(tasks))
+    leaves_no_trace(learner, lambda learner: learner.adapt(tasks[0].support))
+    leaves_no_trace_of_an_error(problem, lambda loss: make(loss=loss))
+
+
 def leaves_no_trace_of_an_error(
     problem: Problem, make: Callable[[Callable[[Any, Any], Tensor]], MetaLearner]
 ) -> None:
-    """Law 9: where the loss raises, at the first call or a later one, nothing moved, and it is heard of.
+    """Law 9: if the loss raises, at any call, nothing changes, and the exception propagates.
 
-    `make(loss)` is a learner of the problem, with this loss in the place of the problem's.
+    `make(loss)` is a learner of the problem, with this loss in place of the problem's.
     """
     left = [10**9]
 
@@ -53,11 +66,11 @@ def leaves_no_trace_of_an_error(
         except ZeroDivisionError:
             continue
         if left[0] < 0:
-            raise LawError(f"purity: the loss raised at call {calls + 1}, and nobody heard of it")
+            raise LawError(f"purity: the loss raised at call {calls + 1}, but no exception came")
 
 
 def snapshot(learner: MetaLearner) -> dict[str, Any]:
-    """Copies of all that purity is about, by name."""
+    """Copies of everything that purity compares, by name."""
     state: dict[str, Any] = {"random state of cpu": torch.get_rng_state()}
     for name, parameter in learner.named_parameters():
         state[name] = parameter.detach().clone()
@@ -77,5 +90,7 @@ def snapshot(learner: MetaLearner) -> dict[str, Any]:
 
 def _same(one: Any, other: Any) -> bool:
     if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
-        return one.dtype == other.dtype and bool(torch.equal(one, other))
+        if (one.dtype, one.shape) != (other.dtype, other.shape):
+            return False
+        return bool(((one == other) | ((one != one) & (other != other))).all())  # NaN is NaN
     return type(one) is type(other) and bool(one == other)

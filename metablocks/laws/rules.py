@@ -1,57 +1,56 @@
-"""Laws of update rules by themselves: what they take and give, remember, draw and read.
+"""Laws of update rules: their arguments and results, memory, draws, and what a learner makes of them.
 
-`make` makes the rule: laws set it up for the parameters of their problem, each a new one.
+`make` makes the rule: laws set it up for the parameters of their problem, each a new one. Behind a
+rule that does not descend by itself, such as a transform of the gradient, goes a rate of 0.1
+(`learner_of`).
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from metablocks.errors import LawError, RuleError
-from metablocks.functional import FunctionalModule
+from metablocks.estimators import Adjoint
+from metablocks.executors import Vmap
+from metablocks.functional import FunctionalModule, detach
 from metablocks.generators import States, generators_of, get_states, same_state
 from metablocks.inner import Trajectory, adapt
-from metablocks.laws.problem import (
-    MakeRule,
-    Problem,
-    adapted_parameters,
-    fixed_draws,
-    gradients_like,
-    hold,
-    tolerance,
-)
+from metablocks.laws import gradients
+from metablocks.laws.cases import MakeRule, Problem
+from metablocks.laws.compare import assert_close, fixed_draws, noise_like, perturb
+from metablocks.learner import MetaLearner
 from metablocks.order import FirstOrder, Order, SecondOrder
-from metablocks.rules import Chain, StepInfo, UpdateRule
+from metablocks.rules import Chain, LearningRate, StepInfo, UpdateRule
 from metablocks.rules.base import check_updates
 from metablocks.types import Tensors
 
 
 def fits_the_gradients(make: MakeRule, problem: Problem) -> None:
     """Updates have the names, shapes and dtypes of the gradients, and no argument is changed."""
-    params, steps = adapted_parameters(problem), max(problem.steps, 1)
+    params, steps = problem.adapted_parameters(), max(problem.steps, 1)
     ready = seeded_rule(make).setup(params, steps)
     with fixed_draws():
         state = ready.init(params)
-        gradients = gradients_like(params)
-        before = {name: g.clone() for name, g in gradients.items()}
+        grads = noise_like(params)
+        before = {name: g.clone() for name, g in grads.items()}
         for index in range(steps):
-            updates, state = ready(gradients, state, StepInfo(index, steps, params))
+            updates, state = ready(grads, state, StepInfo(index, steps, params))
             try:
-                check_updates(updates, gradients)
+                check_updates(updates, grads)
             except RuleError as error:
                 raise LawError(f"fits the gradients: {error}") from error
-            hold("fits the gradients, which a rule leaves as they are", gradients, before, within=0)
+            law = "fits the gradients, which a rule leaves as they are"
+            assert_close(law, grads, before, within=0)
 
 
 def zero_hessian(make: MakeRule, problem: Problem) -> None:
-    """With a support loss linear in the parameters, first order is second order.
+    """Law 1: with a support loss linear in the parameters, first order is second order.
 
-    Law 1; the loss is ⟨slope, θ⟩ over the problem's parameters, what is differentiated Σ θ_K³, and
+    The loss is ⟨slope, θ⟩ over the problem's parameters, what is differentiated Σ θ_K³, and
     the gradients are those of θ and of all that the rule learns.
     """
-    start = adapted_parameters(problem)
-    slope = gradients_like(start)
+    start = problem.adapted_parameters()
+    slope = noise_like(start)
 
     def linear(params: Tensors, batch: Any) -> torch.Tensor:
         return torch.stack([(params[name] * g).sum() for name, g in batch[0].items()]).sum()
@@ -72,33 +71,31 @@ def zero_hessian(make: MakeRule, problem: Problem) -> None:
             for (name, p), grad in zip(named.items(), grads, strict=True)
         }
 
-    within = tolerance(problem, float64=1e-12)
-    first, second = gradient(FirstOrder()), gradient(SecondOrder())
-    hold("zero Hessian", first, second, within)
+    assert_close("zero Hessian", gradient(FirstOrder()), gradient(SecondOrder()), 1e-12)
 
 
 def remembers_nothing(make: MakeRule, problem: Problem) -> None:
-    """What a rule remembers within a task is in its state: a task leaves no trace for the next.
+    """A rule keeps its memory within a task in its state: a task leaves no trace for the next.
 
-    The same task, from the same draws, by a new rule and by one that has seen another task. What a
-    task leaves behind in an attribute is shared by all tasks under `vmap`, and wrong.
+    The same task, from the same draws, by a new rule and by one that has seen another task. A value
+    that a task leaves in an attribute is shared by all tasks under `vmap`, and wrong.
     """
-    params, steps = adapted_parameters(problem), max(problem.steps, 2)
-    first, second = gradients_like(params), gradients_like(params, seed=1)
+    params, steps = problem.adapted_parameters(), max(problem.steps, 2)
+    first, second = noise_like(params), noise_like(params, seed=1)
 
-    def task(rule: UpdateRule, gradients: Tensors) -> Tensors:
+    def task(rule: UpdateRule, grads: Tensors) -> Tensors:
         seen: Tensors = {}
         with fixed_draws(), torch.no_grad():
             state = rule.init(params)
             for index in range(steps):
-                updates, state = rule(gradients, state, StepInfo(index, steps, params))
+                updates, state = rule(grads, state, StepInfo(index, steps, params))
                 seen |= {f"{name} at step {index}": u for name, u in updates.items()}
         return seen
 
     used = seeded_rule(make).setup(params, steps)
     task(used, second)
     expected = task(seeded_rule(make).setup(params, steps), first)
-    hold("remembers nothing from task to task", task(used, first), expected, within=0)
+    assert_close("remembers nothing from task to task", task(used, first), expected, within=0)
 
 
 def draws_once_a_task(make: MakeRule, problem: Problem) -> None:
@@ -111,20 +108,20 @@ def draws_once_a_task(make: MakeRule, problem: Problem) -> None:
         where = "init and forward both draw" if at_start else "forward draws"
         raise LawError(
             f"draws once a task: {where} random numbers, so that every step has others; draw them in "
-            "init and hand them on in the state, or declare draws_each_step = True"
+            "init and keep them in the state, or declare draws_each_step = True"
         )
 
 
 def draws(make: MakeRule, problem: Problem) -> tuple[bool, bool]:
     """Whether `init` draws random numbers, and whether `forward` does."""
-    params = adapted_parameters(problem)
+    params = problem.adapted_parameters()
     rule, info = seeded_rule(make).setup(params, 1), StepInfo(0, 1, params)
     generators = generators_of(params)
     with fixed_draws():
         before = get_states(generators)
         state = rule.init(params)
         between = get_states(generators)
-        rule(gradients_like(params), state, info)
+        rule(noise_like(params), state, info)
         after = get_states(generators)
     return _moved(before, between), _moved(between, after)
 
@@ -135,21 +132,16 @@ def reads_the_step(make: MakeRule, problem: Problem) -> None:
     With its parameters and buffers moved apart, it makes different updates of one gradient at
     different steps.
     """
-    params, steps = adapted_parameters(problem), max(problem.steps, 2)
+    params, steps = problem.adapted_parameters(), max(problem.steps, 2)
     rule = seeded_rule(make).setup(params, steps)
-    generator = torch.Generator().manual_seed(2)
-    for tensor in (*rule.parameters(), *rule.buffers()):
-        if tensor.is_floating_point():
-            noise = torch.randn(
-                tensor.shape, generator=generator, dtype=torch.float64, device="cpu"
-            )
-            tensor.data.add_(noise.to(tensor))
+    tensors = dict(rule.named_parameters()) | dict(rule.named_buffers())
+    tensors = {name: tensor for name, tensor in tensors.items() if tensor.is_floating_point()}
+    for name, noise in noise_like(tensors, seed=2).items():
+        tensors[name].data.add_(noise)
     seen: list[Tensors] = []
     for index in range(steps):
         with fixed_draws(), torch.no_grad():
-            updates, _ = rule(
-                gradients_like(params), rule.init(params), StepInfo(index, steps, params)
-            )
+            updates, _ = rule(noise_like(params), rule.init(params), StepInfo(index, steps, params))
         for earlier, other in enumerate(seen):
             if all(torch.equal(updates[name], other[name]) for name in updates):
                 raise LawError(
@@ -161,53 +153,19 @@ def reads_the_step(make: MakeRule, problem: Problem) -> None:
 
 def is_the_identity(make: MakeRule, problem: Problem) -> bool:
     """Whether a new rule hands on the gradients of three steps as they are, wherever they lead."""
-    params = adapted_parameters(problem)
+    params = problem.adapted_parameters()
     rule = seeded_rule(make).setup(params, 3)
     with fixed_draws(), torch.no_grad():
         state = rule.init(params)
         for index in range(3):
-            gradients = gradients_like(params, seed=index)
-            moved = {name: p + gradients[name] for name, p in params.items()}
-            updates, state = rule(gradients, state, StepInfo(index, 3, moved))
-            if set(updates) != set(gradients):
+            grads = noise_like(params, seed=index)
+            moved = {name: p + grads[name] for name, p in params.items()}
+            updates, state = rule(grads, state, StepInfo(index, 3, moved))
+            if set(updates) != set(grads):
                 return False
-            if not all(torch.equal(updates[name], g) for name, g in gradients.items()):
+            if not all(torch.equal(updates[name], g) for name, g in grads.items()):
                 return False
     return True
-
-
-def chain_is_its_loop(rules: Sequence[MakeRule], problem: Problem) -> None:
-    """`Chain(a, b)(g)` is `b(a(g))`, states and all."""
-    params, steps = adapted_parameters(problem), max(problem.steps, 1)
-    chain = Chain(*[seeded_rule(make) for make in rules]).setup(params, steps)
-    alone = [seeded_rule(make).setup(params, steps) for make in rules]
-    gradients = gradients_like(params)
-
-    def by_chain() -> list[Tensors]:
-        state: Any = chain.init(params)
-        rows = []
-        for index in range(steps):
-            updates, state = chain(gradients, state, StepInfo(index, steps, params))
-            rows.append(updates)
-        return rows
-
-    def by_hand() -> list[Tensors]:
-        states: list[Any] = [rule.init(params) for rule in alone]
-        rows = []
-        for index in range(steps):
-            updates = gradients
-            for number, rule in enumerate(alone):
-                info = StepInfo(index, steps, params)
-                updates, states[number] = rule(updates, states[number], info)
-            rows.append(updates)
-        return rows
-
-    with fixed_draws():
-        got = by_chain()
-    with fixed_draws():
-        expected = by_hand()
-    for one, other in zip(got, expected, strict=True):
-        hold("a chain is its loop", one, other, within=0)
 
 
 def adapt_is_its_loop(make: MakeRule, problem: Problem) -> None:
@@ -215,7 +173,7 @@ def adapt_is_its_loop(make: MakeRule, problem: Problem) -> None:
 
     On the support set of the problem's first task, from the same draws.
     """
-    steps, start, batch = problem.steps, adapted_parameters(problem), problem.tasks[0].support
+    steps, start, batch = problem.steps, problem.adapted_parameters(), problem.tasks[0].support
     model = FunctionalModule(problem.model(), norm_statistics="batch")
     frozen = {n: p for n, p in model.state().params.items() if n not in start}
 
@@ -237,8 +195,7 @@ def adapt_is_its_loop(make: MakeRule, problem: Problem) -> None:
             )
             theta = {name: p + updates[name] for name, p in theta.items()}
             got = trajectory.params[index + 1]
-            within = tolerance(problem, float64=1e-12)
-            hold(f"adapt is its loop, step {index}", _detached(got), _detached(theta), within)
+            assert_close(f"adapt is its loop, step {index}", detach(got), detach(theta), 1e-12)
 
 
 def _moved(before: States, after: States) -> bool:
@@ -252,5 +209,47 @@ def seeded_rule(make: MakeRule) -> UpdateRule:
         return make()
 
 
-def _detached(params: Tensors) -> Tensors:
-    return {name: p.detach() for name, p in params.items()}
+# ---- in a learner
+
+
+def learner_of(make: MakeRule, problem: Problem, **blocks: Any) -> MetaLearner:
+    """A learner with the rule: alone if it descends, else with a rate of 0.1 behind it.
+
+    The rule's parameters are moved away from their start, where an identity hides its faults.
+    """
+    params, steps = problem.adapted_parameters(), problem.steps
+    trial, grads = seeded_rule(make).setup(params, steps), noise_like(params)
+    with fixed_draws(), torch.no_grad():
+        updates, _ = trial(grads, trial.init(params), StepInfo(0, steps, params))
+    along = sum(float((updates[n] * g).sum()) for n, g in grads.items() if n in updates)
+    rule = seeded_rule(make)
+    rule = rule if along < 0 else Chain(rule, LearningRate(0.1))
+    return perturb(problem.learner(rule, **blocks), "rule.")
+
+
+def one_gradient(make: MakeRule, problem: Problem, **blocks: Any) -> None:
+    """Law 8: `Vmap` and `Adjoint` give the gradient of the plain loop, unrolled.
+
+    If the rule draws random numbers, `Vmap` draws others, and `Adjoint` alone is compared.
+    """
+
+    def learner(**more: Any) -> MetaLearner:
+        return learner_of(make, problem, **blocks, **more)
+
+    gradients.one_estimator(problem, [Adjoint()], lambda e: learner(estimator=e))
+    if not any(draws(make, problem)):
+        vmaps = [Vmap(), Vmap(chunk=2)]
+        gradients.one_gradient(problem, vmaps, lambda executor: learner(executor=executor))
+
+
+def same_as_without(make: MakeRule, problem: Problem, *, rate: float = 0.1) -> None:
+    """Law 4: a transform at its identity in front of a rate is the rate alone, in loss and θ-gradient.
+
+    For KFO, Meta-Curvature, masks and whatever starts as the identity.
+    """
+    chain = Chain(seeded_rule(make), LearningRate(rate))
+    with_rule = problem.learner(chain).meta_gradient(problem.tasks)
+    without = problem.learner(LearningRate(rate)).meta_gradient(problem.tasks)
+    assert_close("identity, loss", {"loss": with_rule.loss}, {"loss": without.loss}, 1e-10)
+    theta = {name: grad for name, grad in with_rule.grads.items() if name.startswith("model.")}
+    assert_close("identity, θ", theta, without.grads, 1e-10)

@@ -162,7 +162,9 @@ def _layers(
     if init == "identity" and depth > 1 and width < size:
         raise BlockError(
             f"append_linear width is {width}, narrower than the {size} outputs: no such layers are "
-            f'the identity; take {size} or more, or init="random"'
+            f'the identity; take {size} or more, or init="random"',
+            block="append_linear",
+            field="width",
         )
     sizes = [size, *[width] * (depth - 1), size]
     made = []
@@ -214,7 +216,9 @@ def _check(model: nn.Module, name: str) -> None:
         linear = [n for n, module in modules.items() if isinstance(module, nn.Linear)]
         raise BlockError(
             f'append_linear: layer is "{name}"{suggest(name, linear)}; the linear layers are '
-            f"{', '.join(linear) or 'none'}"
+            f"{', '.join(linear) or 'none'}",
+            block="append_linear",
+            field="layer",
         )
     layer, called = modules[name], name or "the model"
     reason = obstacle(model, name, layer, [nn.Linear])

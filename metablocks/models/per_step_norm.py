@@ -19,7 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from typing_extensions import Self
 
 from metablocks.errors import BlockError
-from metablocks.per_step import Beyond, limit, row
+from metablocks.per_step import Beyond, StepAware, limit, row
 
 Statistics: TypeAlias = Literal["batch", "running"]
 Affine: TypeAlias = Literal["per_step", "shared"]
@@ -39,7 +39,7 @@ _DIMENSIONS: dict[type[nn.Module], tuple[int, ...]] = {
 }
 
 
-class PerStepBatchNorm(nn.Module):
+class PerStepBatchNorm(StepAware):
     """A batch norm with a row for every inner step. `per_step_batch_norm` makes them, and says how.
 
     Parameters: `weight`, `bias` (γ, β) `[steps, channels]`, or `[channels]` with `affine="shared"`;
@@ -53,11 +53,9 @@ class PerStepBatchNorm(nn.Module):
     runs its own `forward` and moves them itself, with the row of its step in their places. (There a
     `momentum` of None is counted in Python, which `torch.func.vmap` refuses.)
 
-    `inner_step` is the step at hand; a learner sets it, and so may a user.
     """
 
     collects_buffers = True
-    """A learner's `backward` brings the buffers up to date (see `MetaLearner`)."""
 
     weight: nn.Parameter | None
     bias: nn.Parameter | None
@@ -79,7 +77,6 @@ class PerStepBatchNorm(nn.Module):
         self.statistics = statistics
         self.affine = affine
         self.beyond: Beyond = beyond
-        self.inner_step = 0
         # A norm of its class and attributes with nothing registered, in a tuple, so that it is no
         # submodule: `_as_norm` lends it what is registered here.
         self._norm = (copy.copy(norm),)
@@ -108,17 +105,17 @@ class PerStepBatchNorm(nn.Module):
         self.training = norm.training
 
     @property
-    def max_steps(self) -> int | None:
+    def max_steps(self) -> int | None:  # type: ignore[override]
         """The most inner steps it can serve; None where any number will do."""
         return limit(self.steps, self.beyond)
 
     @property
-    def keeps_statistics(self) -> bool:
-        """Whether predictions rest on the statistics it has stored."""
+    def keeps_statistics(self) -> bool:  # type: ignore[override]
+        """True if predictions rest on the statistics it has stored."""
         return self.statistics == "running"
 
     def __getattr__(self, name: str) -> Any:
-        """What is registered here, or an attribute of the norm, such as `eps`."""
+        """A registered tensor or module, or an attribute of the norm, such as `eps`."""
         attributes = vars(self.__dict__["_norm"][0]) if "_norm" in self.__dict__ else {}
         return attributes[name] if name in attributes else super().__getattr__(name)
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from metablocks.errors import BlockError
+from metablocks.errors import BlockError, concerning
 from metablocks.models.surgery import (
     LINEAR_LIKE,
     holders,
@@ -26,7 +26,7 @@ from metablocks.selection import select
 
 
 class Transformed(nn.Module):
-    """What a layer with a T is, besides the layer it was: `transform` applied to its output."""
+    """Mixin of a layer with a T: `transform` applied to its output."""
 
     transform: nn.Module
 
@@ -103,7 +103,8 @@ def insert_tnet(model: nn.Module, *, layers: str | Sequence[str] = "*") -> nn.Mo
         raise BlockError(
             f"insert_tnet: {kind} has no linear or convolutional layer with a trainable weight"
         )
-    chosen = [candidates[weight] for weight in select(layers, candidates)]
+    with concerning("insert_tnet", "layers"):
+        chosen = [candidates[weight] for weight in select(layers, candidates)]
     _check(model, chosen)
     transforms: dict[int, nn.Module] = {}
 

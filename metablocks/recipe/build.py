@@ -4,7 +4,6 @@ The seed governs the model's initialisation, drawn on the CPU so that every devi
 same numbers; building leaves the global random state as it was.
 """
 
-import re
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,15 +27,33 @@ from metablocks.errors import (
 )
 from metablocks.executors import Vmap
 from metablocks.learner import MetaLearner
-from metablocks.recipe.clipping import Clip
-from metablocks.recipe.construct import NEED_THE_LEARNER, block_paths, construct, problem_at
+from metablocks.recipe.assemble import NEED_THE_LEARNER, assemble, block_paths, construct
+from metablocks.recipe.outer import Clip
 from metablocks.recipe.parse import Place, Problem, raise_problems
 from metablocks.recipe.record import Recipe
-from metablocks.recipe.schema import INVALID
+from metablocks.recipe.schema import within
 from metablocks.rules import Chain, UpdateRule
 from metablocks.tasks.base import TaskSource
 
 LOSSES = {"classification": F.cross_entropy, "regression": F.mse_loss}
+_ARGUMENTS = {
+    "model": "model",
+    "steps": "inner.steps",
+    "rule": "inner.rule",
+    "order": "inner.order",
+    "adapt": "inner.adapt",
+    "step_loss": "outer.step_loss",
+    "estimator": "outer.estimator",
+    "executor": "hardware.executor",
+}
+"""The learner's arguments, by the paths of a recipe that they come from."""
+_KINDS = {
+    SelectionError: "inner.adapt",
+    RuleError: "inner.rule",
+    ModuleError: "model",
+    ExecutorError: "hardware.executor",
+}
+"""The paths of errors that name no argument."""
 
 
 @dataclass(frozen=True)
@@ -99,8 +116,9 @@ def build(
     found = _device(recipe, device, problems)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(recipe.at("seed"))
-        source, blocks = _blocks(recipe, found, data, problems)
+        blocks = assemble(recipe, problems, device=found, data=data)
         raise_problems(problems)
+        source = blocks["tasks"]
         if source.kind not in LOSSES:
             message = f'tasks of kind "{source.kind}"; it is one of {", ".join(LOSSES)}'
             raise_problems([Problem(recipe.place("tasks"), "tasks", message)])
@@ -165,40 +183,13 @@ def _device(
         return torch.device("cpu")
 
 
-def _blocks(
-    recipe: Recipe, device: torch.device, data: str | Path | None, problems: list[Problem]
-) -> tuple[TaskSource, dict[str, Any]]:
-    """Task source, and every other block up to the learner by its path."""
-    source: Any = None
-    blocks: dict[str, Any] = {}
-    for path, slot in block_paths(recipe):
-        context: dict[str, Any] = {}
-        if slot.name in NEED_THE_LEARNER:
-            continue
-        if slot.name == "tasks":
-            context = {"seed": recipe.at("seed"), "device": device, "data": data}
-            source = construct(recipe, path, slot, context, problems)
-            if source is INVALID:
-                raise_problems(problems)
-            continue
-        if slot.name == "model":
-            context = {"input_shape": source.input_shape, "outputs": source.outputs}
-        if slot.name == "surgery":
-            raise_problems(problems)
-            context = {"model": blocks["model"], "steps": recipe.at("inner.steps")}
-        block = construct(recipe, path, slot, context, problems)
-        blocks["model" if slot.name == "surgery" else path] = block
-    return source, blocks
-
-
 def _learner(recipe: Recipe, blocks: dict[str, Any], loss: Any) -> MetaLearner:
-    rules = [block for path, block in blocks.items() if path.startswith("inner.rule[")]
     try:
         return MetaLearner(
             blocks["model"],
             loss=loss,
             steps=recipe.at("inner.steps"),
-            rule=_chained(rules),
+            rule=_chained(_rules(blocks)),
             order=blocks["inner.order"],
             step_loss=blocks["outer.step_loss"],
             adapt=recipe.at("inner.adapt"),
@@ -206,36 +197,38 @@ def _learner(recipe: Recipe, blocks: dict[str, Any], loss: Any) -> MetaLearner:
             executor=blocks["hardware.executor"],
         )
     except MetablocksError as error:
-        raise RecipeError(str(_locate(recipe, blocks, error))) from error
+        problem = recipe.problem(_refused(blocks, error), str(error))
+        raise RecipeError(str(problem)) from error
     except Exception as error:  # no memory for what a rule sets up; a block of one's own
         message = f"the learner could not be set up: {type(error).__name__}: {first_line(error)}"
-        problem = Problem(recipe.written_place("inner"), "inner", message)
-        raise RecipeError(str(problem)) from error
+        raise RecipeError(str(recipe.problem("inner", message))) from error
+
+
+def _rules(blocks: dict[str, Any]) -> list[UpdateRule]:
+    return [block for path, block in blocks.items() if within(path, "inner.rule")]
 
 
 def _chained(rules: list[UpdateRule]) -> UpdateRule:
     return rules[0] if len(rules) == 1 else Chain(*rules)
 
 
-def _locate(recipe: Recipe, blocks: dict[str, Any], error: MetablocksError) -> Problem:
-    """Which part of the recipe a learner's refusal is about."""
-    message = str(error)
-    for path, block in blocks.items():
-        if re.search(rf"\b{type(block).__name__}\b", message):
-            return problem_at(recipe, path, message, list(_fields(recipe, path)))
-    kinds = {
-        SelectionError: "inner.adapt",
-        RuleError: "inner.rule",
-        ModuleError: "model",
-        ExecutorError: "hardware.executor",
-    }
-    path = next((path for kind, path in kinds.items() if isinstance(error, kind)), "inner")
-    return Problem(recipe.written_place(path), path, message)
-
-
-def _fields(recipe: Recipe, path: str) -> list[str]:
-    start = f"{path}."
-    return [key.removeprefix(start) for key in recipe.places if key.startswith(start)]
+def _refused(blocks: dict[str, Any], error: MetablocksError) -> str:
+    """The recipe's path of what a learner refuses, by the error's `block` and `field`, or its class."""
+    if error.block != "MetaLearner" or error.field is None:
+        paths = [path for path, block in blocks.items() if type(block).__name__ == error.block]
+        kinds = (path for kind, path in _KINDS.items() if isinstance(error, kind))
+        return paths[0] if len(paths) == 1 else next(kinds, "inner")
+    argument, *parts = error.field.split(".")
+    path = _ARGUMENTS.get(argument, "inner")
+    if argument != "rule":
+        return ".".join([path, *parts])
+    module: Any = _chained(_rules(blocks))
+    if hasattr(blocks["outer.estimator"], "inner_rule"):
+        module = blocks["outer.estimator"].inner_rule(module)
+    for part in ["", *parts]:
+        module = getattr(module, part, None) if part else module
+        path = next((other for other, block in blocks.items() if block is module), path)
+    return path
 
 
 def _check_rule(recipe: Recipe, learner: MetaLearner) -> None:
@@ -243,11 +236,10 @@ def _check_rule(recipe: Recipe, learner: MetaLearner) -> None:
     learned = [name for name, p in learner.rule.named_parameters() if p.requires_grad]
     if learned and not learner.steps:
         message = (
-            f"0, but the rule learns {learned[0]}{', …' * (len(learned) > 1)}, which no loss depends on "
-            "without an inner step; take 1 or more, or a rule that learns nothing"
+            f"0, but the rule learns {learned[0]}, which no loss depends on without an inner step; take "
+            "1 or more, or a rule that learns nothing"
         )
-        problem = Problem(recipe.written_place("inner.steps"), "inner.steps", message)
-        raise_problems([problem])
+        raise_problems([recipe.problem("inner.steps", message)])
 
 
 def _check_evaluation(
@@ -260,7 +252,7 @@ def _check_evaluation(
             f"{learner.max_steps} (inner.steps); take at most {learner.max_steps}, or give the block "
             "beyond: last, to go on with its last row"
         )
-        problems.append(Problem(recipe.written_place(path), path, message))
+        problems.append(recipe.problem(path, message))
 
 
 def _check_mixed(recipe: Recipe, learner: MetaLearner, problems: list[Problem]) -> None:
@@ -274,7 +266,7 @@ def _check_mixed(recipe: Recipe, learner: MetaLearner, problems: list[Problem]) 
             f"vmap does not run batch norm ({norms[0]}) in bfloat16; take the block loop or auto, "
             "or precision: float32"
         )
-        problems.append(Problem(recipe.written_place(path), path, message))
+        problems.append(recipe.problem(path, message))
 
 
 def _outer(

@@ -7,9 +7,9 @@ them. A section's fields are all required but for those with a default.
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Annotated, Any, Literal, get_args, get_type_hints
 
-from metablocks.recipe.schema import Interval
+from annotated_types import Ge, Le
 
-_Count = Annotated[int, Interval(at_least=1)]
+_Count = Annotated[int, Ge(1)]
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class ManyBlocks:
 class InnerSection:
     """What happens inside a task."""
 
-    steps: Annotated[int, Interval(at_least=0)]
+    steps: Annotated[int, Ge(0)]
     adapt: str | list[str]
     rule: Annotated[Any, ManyBlocks("rule")]
     order: Annotated[Any, OneBlock("order")]
@@ -60,7 +60,7 @@ class EvaluationSection:
 
     tasks: _Count
     every: _Count
-    inner_steps: Annotated[int, Interval(at_least=0)]
+    inner_steps: Annotated[int, Ge(0)]
     ensemble: _Count = 1
 
 
@@ -84,7 +84,7 @@ class RecipeLayout:
 
     name: str
     cite: str = ""
-    seed: Annotated[int, Interval(at_least=0, at_most=2**32 - 1)]
+    seed: Annotated[int, Ge(0), Le(2**32 - 1)]
     tasks: Annotated[Any, OneBlock("tasks")]
     model: Annotated[Any, OneBlock("model")]
     surgery: Annotated[Any, ManyBlocks("surgery", at_least=0)] = ()

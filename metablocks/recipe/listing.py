@@ -9,6 +9,14 @@ from torch import nn
 
 from metablocks.recipe import schema
 from metablocks.recipe.build import Experiment
+from metablocks.recipe.layout import (
+    HardwareSection,
+    InnerSection,
+    ManyBlocks,
+    OuterSection,
+    RecipeLayout,
+    slot_of,
+)
 from metablocks.recipe.load import Shipped
 from metablocks.recipe.parse import show
 from metablocks.recipe.slots import SLOTS, Slot
@@ -35,6 +43,52 @@ def shipped_text(recipes: Iterable[Shipped]) -> str:
     return "\n".join(
         f"{name:<{width[0]}}  {title:<{width[1]}}  {cite}".rstrip() for name, title, cite in rows
     )
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON schema of recipes, for editors: sections, blocks by slot, fields with their defaults.
+
+    It knows the shipped blocks; one from outside, `package.module:Name`, takes any fields.
+
+    >>> recipe = json_schema()
+    >>> recipe["$defs"]["InnerSection"]["properties"]["order"]
+    {'$ref': '#/$defs/order'}
+    >>> recipe["$defs"]["order"]["anyOf"][3]["properties"]["last"]
+    {'title': 'Last', 'type': 'integer'}
+    """
+    root = schema.adapter(schema.entry(RecipeLayout, section=True)).json_schema()
+    definitions = root["$defs"]
+    for layout in (RecipeLayout, InnerSection, OuterSection, HardwareSection):
+        properties = definitions.get(layout.__name__, root)["properties"]
+        for field in schema.fields(layout).values():
+            if mark := slot_of(field.annotation):
+                block = {"$ref": f"#/$defs/{mark.slot}"}
+                many = {"type": "array", "items": block, "minItems": getattr(mark, "at_least", 0)}
+                one = block if field.required else {"anyOf": [block, {"type": "null"}]}
+                properties[field.name] = many if isinstance(mark, ManyBlocks) else one
+    for slot in SLOTS.values():
+        entries = [_block_schema(name, slot, definitions) for name in slot.blocks]
+        outside = {
+            "properties": {"block": {"type": "string", "pattern": ":"}},
+            "required": ["block"],
+        }
+        definitions[slot.name] = {
+            "description": slot.question,
+            "anyOf": [{"enum": list(slot.blocks)}, *entries, {"type": "object", **outside}],
+        }
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **root}
+
+
+def _block_schema(name: str, slot: Slot, definitions: dict[str, Any]) -> dict[str, Any]:
+    target, context = slot.blocks[name], (*slot.context, "self")
+    block: dict[str, Any] = schema.adapter(schema.entry(target, context)).json_schema()
+    definitions.update(block.pop("$defs", {}))
+    block["properties"]["block"] = {"const": name}
+    block["description"] = "\n\n".join(_about(target))
+    for field in schema.fields(target, context).values():
+        if not field.required and schema.is_plain(field.default):
+            block["properties"][field.name]["default"] = field.default
+    return block
 
 
 def summary(experiment: Experiment) -> str:

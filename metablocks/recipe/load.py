@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from metablocks.errors import RecipeError, suggest
-from metablocks.recipe.construct import try_blocks
+from metablocks.recipe.assemble import try_blocks
 from metablocks.recipe.overrides import apply_overrides
 from metablocks.recipe.parse import Node, Problem, parse, raise_problems
 from metablocks.recipe.record import Recipe

@@ -22,6 +22,8 @@ from metablocks.errors import RecipeError
 Scalar: TypeAlias = bool | int | float | str | None
 
 MAX_DEPTH = 20
+LARGEST = 2**63 - 1
+"""The largest integer that sizes and counts of tensors are held in; longer ones are read as floats."""
 _UNWRITTEN = ("Cc", "Cs", "Zl", "Zp")  # categories of characters that garble what is printed
 _PLAIN_KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*")
 _INTEGER = re.compile(r"[-+]?(0|[1-9][0-9]{0,39})")
@@ -116,7 +118,7 @@ def scalar(text: str) -> Scalar:
     """
     if text in _WORDS:
         return _WORDS[text]
-    if _INTEGER.fullmatch(text):
+    if _INTEGER.fullmatch(text) and abs(int(text)) <= LARGEST:
         return int(text)
     if _FLOAT.fullmatch(text):
         return float(text)
@@ -198,7 +200,7 @@ def parse_value(text: str, source: str, problems: list[Problem]) -> Node:
 
 
 class _Composer:
-    """Events to nodes. (PyYAML's own composer hides anchors, tags and duplicate keys.)"""
+    """Events to nodes. (PyYAML's own composer keeps no anchors, and recurses without a bound.)"""
 
     def __init__(self, stream: Iterator[Any], source: str, problems: list[Problem]) -> None:
         self.stream = stream

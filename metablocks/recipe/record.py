@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from metablocks.recipe.parse import Place, join, scalar
+from metablocks.recipe.parse import Place, Problem, join, scalar
 from metablocks.recipe.resolve import DEFAULT
 
 _BARE = re.compile(r"[A-Za-z][\w .()+/*-]*", re.ASCII)
@@ -62,6 +62,10 @@ class Recipe:
             path = path[: max(path.rfind("."), path.rfind("["), 0)]
             place = self.place(path)
         return place
+
+    def problem(self, path: str, message: str) -> Problem:
+        """What is wrong with the value at `path`, where it, or the block whose default it is, stands."""
+        return Problem(self.written_place(path), path, message)
 
     def at(self, path: str) -> Any:
         """The value at a path such as `inner.rule[0].init`, None where there is none."""

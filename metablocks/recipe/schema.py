@@ -1,62 +1,48 @@
-"""Signatures to checks: the keyword parameters of a block are the fields of its recipe entry.
+"""Signatures to pydantic types: the keyword parameters of a block are the fields of its recipe entry.
 
-`fields(target)` reads a class or function; `check(node, annotation, …)` turns a YAML value into
-what the annotation asks for, or appends a `Problem` that says what it takes and what was given.
-Ranges stand in the annotation (`Annotated[int, Interval(at_least=1)]`) or in the block's own
-constructor, which is tried later.
+`entry(target)` makes the type of a recipe entry from a class or function; `check(node, annotation, …)`
+validates a YAML value, and turns what pydantic finds wrong into `Problem`s with their places. Ranges
+stand in the annotation (`Annotated[int, Ge(1)]`) or in the constructor, which is tried later.
 """
 
 import collections.abc
 import dataclasses
 import inspect
+import json
 import math
 import types
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from metablocks.errors import RecipeError, suggest
+from annotated_types import Ge, Gt, Le, Lt
+from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError, with_config
+from pydantic_core import ErrorDetails
+from typing_extensions import NotRequired, TypedDict, is_typeddict
+
+from metablocks.errors import RecipeError, suggest, suggest_then
+from metablocks.recipe.layout import ManyBlocks, slot_of
+from metablocks.recipe.outer import GroupOptions
 from metablocks.recipe.parse import Node, Problem, join, plain, show
+from metablocks.recipe.slots import SLOTS
 
 REQUIRED: Any = inspect.Parameter.empty
 INVALID: Any = object()
-LARGEST = 2**63 - 1
-"""The largest integer that sizes and counts of tensors are held in."""
+STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, arbitrary_types_allowed=True)
+_BOUNDS = {Ge: "at least", Gt: "above", Le: "at most", Lt: "below"}
 _LISTS = (list, collections.abc.Sequence, collections.abc.Iterable, collections.abc.Collection)
 _MAPPINGS = (dict, collections.abc.Mapping)
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A range of numbers, for `Annotated`.
-
-    >>> 1.0 in Interval(at_least=0, below=1), 0.5 in Interval(at_least=0, below=1)
-    (False, True)
-    >>> str(Interval(at_least=0, below=1))
-    'at least 0 and below 1'
-    """
-
-    at_least: float | None = None
-    above: float | None = None
-    at_most: float | None = None
-    below: float | None = None
-
-    def __contains__(self, value: float) -> bool:
-        return (
-            (self.at_least is None or value >= self.at_least)
-            and (self.above is None or value > self.above)
-            and (self.at_most is None or value <= self.at_most)
-            and (self.below is None or value < self.below)
-        )
-
-    def __str__(self) -> str:
-        bounds = ((field.name, getattr(self, field.name)) for field in dataclasses.fields(self))
-        return " and ".join(f"{n.replace('_', ' ')} {b}" for n, b in bounds if b is not None)
-
-
-@dataclass(frozen=True)
-class GroupOptions:
-    """Marks an optimiser's `groups`: name pattern to a mapping of the optimiser's own fields."""
+_WORDS: dict[Any, tuple[str, str]] = {
+    bool: ("true or false", "booleans"),
+    int: ("an integer", "integers"),
+    float: ("a number", "numbers"),
+    str: ("text", "texts"),
+    None: ("null", "nulls"),
+    types.NoneType: ("null", "nulls"),
+    Any: ("any value", "values"),
+    object: ("any value", "values"),
+}
 
 
 @dataclass(frozen=True)
@@ -75,7 +61,7 @@ class Field:
 def fields(target: Callable[..., Any], context: Collection[str] = ()) -> dict[str, Field]:
     """The fields of a block: its parameters in order, without what the builder supplies.
 
-    Raises `RecipeError` where the signature cannot be read.
+    Raises `RecipeError` for a signature that cannot be read.
 
     >>> def warmup(optimizer, *, epochs: int, start: float = 0.0): ...
     >>> [(f.name, f.required) for f in fields(warmup, context=["optimizer"]).values()]
@@ -95,24 +81,50 @@ def fields(target: Callable[..., Any], context: Collection[str] = ()) -> dict[st
     }
 
 
+@lru_cache(maxsize=512)
+def entry(
+    target: Callable[..., Any], context: tuple[str, ...] = (), *, section: bool = False
+) -> Any:
+    """The type of a block's entry in a recipe: a `TypedDict` of its name, under `block`, and its fields.
+
+    With `section`, the type of a section of the recipe, whose fields may be sections.
+
+    >>> def warmup(optimizer, *, epochs: int, start: float = 0.0): ...
+    >>> describe(entry(warmup, ("optimizer",)))
+    'a mapping of block, epochs, start'
+    """
+    known = fields(target, context).values()
+    name = getattr(target, "__name__", "Block")
+    options = {f.name: NotRequired[_strict(f.annotation)] for f in known if f.name != "groups"}
+    group = with_config(STRICT)(TypedDict(f"{name}_group", options))  # type: ignore[operator]
+    members: dict[str, Any] = {} if section else {"block": str}
+    for field in known:
+        kind = _strict(field.annotation, group)
+        if section and dataclasses.is_dataclass(kind):
+            kind = entry(kind, section=True)  # type: ignore[arg-type]
+        members[field.name] = kind if field.required else NotRequired[kind]
+    return with_config(STRICT)(TypedDict(name, members))  # type: ignore[operator]
+
+
 def supplied(target: Callable[..., Any], context: dict[str, Any]) -> dict[str, Any]:
     """The part of `context` that the target's signature asks for."""
     return {n: v for n, v in context.items() if n in inspect.signature(target).parameters}
 
 
 def is_plain(value: Any) -> bool:
-    """Whether a value can stand in a recipe as it is."""
+    """True for a value that can stand in a recipe as it is."""
     if isinstance(value, list | tuple):
         return all(is_plain(item) for item in value)
     if isinstance(value, dict):
         return all(isinstance(k, str) and is_plain(v) for k, v in value.items())
-    return value is None or type(value) in (bool, int, str) or _is_finite(value)
+    finite = type(value) is float and math.isfinite(value)
+    return value is None or type(value) in (bool, int, str) or finite
 
 
 def check(node: Node, annotation: Any, path: str, problems: list[Problem]) -> Any:
     """The node's value as `annotation` asks for it (tuples for tuples, floats for floats).
 
-    Returns `INVALID`, and appends what is wrong, where it does not fit.
+    Returns `INVALID`, and appends everything that is wrong, for a value that does not fit.
 
     >>> from metablocks.recipe.parse import Place, to_node
     >>> problems = []
@@ -123,64 +135,42 @@ def check(node: Node, annotation: Any, path: str, problems: list[Problem]) -> An
     >>> print(problems[0])
     x.yaml: lr: takes a number, given "fast"
     """
-    origin, arguments = get_origin(annotation), get_args(annotation)
-    if origin is Annotated:
-        return _annotated(node, annotation, path, problems)
-    if origin in (Union, types.UnionType):
-        return _union(node, annotation, path, problems)
-    if annotation is Any or annotation is object:
-        return plain(node)
-    if origin is Literal:
-        return _literal(node, annotation, path, problems)
-    if origin is tuple or annotation is tuple:
-        return _tuple(node, annotation, path, problems)
-    if origin in _LISTS or annotation in _LISTS:
-        item = arguments[0] if arguments else Any
-        return _items(node, [item] * _length(node), list, annotation, path, problems)
-    if origin in _MAPPINGS or annotation in _MAPPINGS:
-        return _mapping(node, annotation, path, problems)
-    value = node.value
-    if annotation in (None, types.NoneType) and value is None:
-        return None
-    if annotation in (bool, str) and type(value) is annotation:
-        return value
-    if annotation is int and type(value) is int and abs(value) <= LARGEST:
-        return value
-    if annotation is float and type(value) in (int, float):
-        number = _as_float(value)
-        if math.isfinite(number):
-            return number
-    if describe(annotation) is None:
-        name = getattr(annotation, "__name__", str(annotation))
-        return _refuse(node, path, problems, f"a {name} cannot be written in a recipe")
-    return _wrong(node, annotation, path, problems, _hint(annotation, value))
+    try:
+        return adapter(annotation).validate_json(json.dumps(plain(node)))
+    except ValidationError as error:
+        found = [_problem(item, node, annotation, path) for item in error.errors()]
+    paths = [problem.path for problem in found]
+    for problem in found:  # of a union's members, the one of which only an entry does not fit
+        if not any(other != problem.path and within(other, problem.path) for other in paths):
+            problems.append(problem)
+    return INVALID
 
 
 def describe(annotation: Any, *, many: bool = False) -> str | None:
-    """What a field takes, in words; None for a type that cannot be written in a recipe.
+    """A field's value in words; None for a type that cannot be written in a recipe.
 
-    >>> describe(tuple[float, float]), describe(Annotated[int, Interval(at_least=1)])
+    >>> describe(tuple[float, float]), describe(Annotated[int, Ge(1)])
     ('a list of 2 numbers', 'an integer of at least 1')
     """
     origin, arguments = get_origin(annotation), get_args(annotation)
-    names: dict[Any, tuple[str, str]] = {
-        bool: ("true or false", "booleans"),
-        int: ("an integer", "integers"),
-        float: ("a number", "numbers"),
-        str: ("text", "texts"),
-        types.NoneType: ("null", "nulls"),
-        Any: ("any value", "values"),
-        object: ("any value", "values"),
-    }
-    if annotation in names:
-        return names[annotation][many]
+    if annotation in _WORDS:
+        return _WORDS[annotation][many]
+    if is_typeddict(annotation):
+        return f"a mapping of {', '.join(_members(annotation))}"
+    if mark := slot_of(annotation):
+        kind = "a list of blocks" if isinstance(mark, ManyBlocks) else "a block"
+        return f"{kind}: {', '.join(SLOTS[mark.slot].blocks)}"
     if origin is Annotated:
         inner = describe(arguments[0], many=many)
-        bounds = next((m for m in arguments[1:] if isinstance(m, Interval)), None)
-        return f"{inner} of {bounds}" if bounds and inner else inner
+        bounds = [
+            f"{word} {getattr(mark, kind.__name__.lower())}"
+            for mark in arguments[1:]
+            for kind, word in _BOUNDS.items()
+            if isinstance(mark, kind)
+        ]
+        return f"{inner} of {' and '.join(bounds)}" if bounds and inner else inner
     if origin in (Union, types.UnionType):
-        parts = [describe(member, many=many) for member in arguments]
-        return None if None in parts else " or ".join(part for part in parts if part)
+        return " or ".join(filter(None, (describe(m, many=many) for m in arguments))) or None
     if origin is Literal:
         quoted = [show(choice) for choice in arguments]
         return " or ".join(filter(None, [", ".join(quoted[:-1]), quoted[-1]]))
@@ -196,14 +186,36 @@ def describe(annotation: Any, *, many: bool = False) -> str | None:
     return None
 
 
-def _hint(annotation: Any, value: Any) -> str:
-    if annotation is bool and str(value).lower() in ("yes", "no", "on", "off", "0", "1"):
-        return f"; write {'true' if str(value).lower() in ('yes', 'on', '1') else 'false'}"
-    if annotation is float and type(value) in (int, float):
-        return "; it must be finite"
-    if annotation is int and type(value) is int:
-        return f"; it must be at most {LARGEST}"
-    return ""
+def within(path: str, outer: str) -> bool:
+    """True if `path` is `outer` or a part of it.
+
+    >>> within("inner.rule[0]", "inner.rule"), within("inner.rules", "inner.rule")
+    (True, False)
+    """
+    return path.startswith(outer) and path[len(outer) :][:1] in ("", ".", "[")
+
+
+@lru_cache(maxsize=1024)
+def adapter(annotation: Any) -> TypeAdapter[Any]:
+    """Pydantic's reader of a type. Raises `RecipeError` for a type of which there is none."""
+    try:
+        if is_typeddict(annotation):
+            return TypeAdapter(annotation)
+        return TypeAdapter(_strict(annotation), config=STRICT)
+    except PydanticUserError as error:
+        raise RecipeError(f"its signature cannot be read ({error.message})") from None
+
+
+def _strict(annotation: Any, group: Any = None) -> Any:
+    """An annotation as pydantic is to read it: lists for what may be iterated, groups spelled out."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated and group and any(isinstance(m, GroupOptions) for m in arguments):
+        return dict[str, group]  # type: ignore[valid-type]
+    if origin in (Union, types.UnionType):
+        return Union[tuple(_strict(member, group) for member in arguments)]  # noqa: UP007
+    if origin in _LISTS or annotation in _LISTS:
+        return list[_strict(arguments[0])] if arguments else list[Any]  # type: ignore[misc]
+    return annotation
 
 
 def _default(target: Any, parameter: inspect.Parameter) -> Any:
@@ -214,94 +226,79 @@ def _default(target: Any, parameter: inspect.Parameter) -> Any:
     return parameter.default
 
 
-def _is_finite(value: Any) -> bool:
-    return type(value) is float and math.isfinite(value)
-
-
-def _as_float(value: int | float) -> float:
-    try:
-        return float(value)
-    except OverflowError:
-        return math.inf
-
-
-def _length(node: Node) -> int:
-    return len(node.value) if isinstance(node.value, list) else 0
-
-
-def _refuse(node: Node, path: str, problems: list[Problem], message: str) -> Any:
-    problems.append(Problem(node.place, path, message))
-    return INVALID
-
-
-def _wrong(node: Node, annotation: Any, path: str, problems: list[Problem], hint: str = "") -> Any:
+def _problem(item: ErrorDetails, node: Node, annotation: Any, path: str) -> Problem:
+    """What pydantic finds wrong, at its place. A union's member in the location is no key of the tree."""
+    kind, location = item["type"], item["loc"]
+    for key in location:
+        names = list(_members(annotation))
+        if kind == "missing" and isinstance(node.value, dict) and not _holds(node, key):
+            takes = describe(_below(annotation, key))
+            return Problem(
+                node.at, join(path, key), f"missing{f'; it takes {takes}' * bool(takes)}"
+            )
+        if not _holds(node, key):
+            continue
+        owner, node, annotation = path, node.value[key], _below(annotation, key)
+        path = join(path, key)
+        if kind == "extra_forbidden" and key is location[-1]:
+            return unknown(node, str(key), [n for n in names if n != "block"], owner)
     takes = describe(annotation)
-    return _refuse(node, path, problems, f"takes {takes}, given {show(node)}{hint}")
+    if takes is None or kind in ("needs_python_object", "callable_type"):
+        name = getattr(annotation, "__name__", str(annotation))
+        return Problem(node.place, path, f"a {name} cannot be written in a recipe")
+    message = f"takes {takes}, given {show(node)}{_hint(annotation, node.value)}"
+    return Problem(node.place, path, message)
 
 
-def _annotated(node: Node, annotation: Any, path: str, problems: list[Problem]) -> Any:
-    inner, *marks = get_args(annotation)
-    before = len(problems)
-    value = check(node, inner, path, problems)
-    bounds = [mark for mark in marks if isinstance(mark, Interval)]
-    if value is INVALID:
-        if bounds and len(problems) == before + 1 and problems[-1].path == path:
-            problems.pop()
-            return _wrong(node, annotation, path, problems)
-        return INVALID
-    if all(value in bound for bound in bounds):
-        return value
-    return _wrong(node, annotation, path, problems)
+def unknown(node: Node, key: str, names: list[str], owner: str) -> Problem:
+    """A field that its section or block does not have."""
+    takes = f"it takes: {', '.join(names)}" if names else "it takes no fields"
+    if node.at.line:
+        return Problem(node.at, join(owner, key), f"unknown field{suggest_then(key, names, takes)}")
+    hint = suggest(key, names) or f"; {takes}"
+    return Problem(node.at, "", f'{owner or "the recipe"} has no field "{key}"{hint}')
 
 
-def _union(node: Node, annotation: Any, path: str, problems: list[Problem]) -> Any:
-    members = get_args(annotation)
-    for member in members:
-        found: list[Problem] = []
-        value = check(node, member, path, found)
-        if value is not INVALID:
-            return value
-        if found[0].path != path:  # the shape fits this member; an entry does not
-            problems.extend(found)
-            return INVALID
-    return _wrong(node, annotation, path, problems)
+def _holds(node: Node, key: Any) -> bool:
+    if isinstance(node.value, dict):
+        return key in node.value
+    return isinstance(node.value, list) and isinstance(key, int) and key < len(node.value)
 
 
-def _literal(node: Node, annotation: Any, path: str, problems: list[Problem]) -> Any:
-    choices = get_args(annotation)
-    if any(type(choice) is type(node.value) and choice == node.value for choice in choices):
-        return node.value
-    words = [choice for choice in choices if isinstance(choice, str)]
-    hint = suggest(node.value, words) if isinstance(node.value, str) else ""
-    return _wrong(node, annotation, path, problems, hint)
+def _members(annotation: Any) -> dict[str, Any]:
+    """The fields of a `TypedDict` with their annotations; of any other type none."""
+    if not is_typeddict(annotation):
+        return {}
+    hints = get_type_hints(annotation, include_extras=True)
+    return {n: get_args(h)[0] if get_origin(h) is NotRequired else h for n, h in hints.items()}
 
 
-def _tuple(node: Node, annotation: Any, path: str, problems: list[Problem]) -> Any:
-    arguments = get_args(annotation) or (Any, Ellipsis)
-    if arguments[-1] is Ellipsis:
-        arguments = (arguments[0],) * _length(node)
-    return _items(node, list(arguments), tuple, annotation, path, problems)
+def _below(annotation: Any, key: Any) -> Any:
+    """The annotation of an entry of what `annotation` describes."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if is_typeddict(annotation):
+        return _members(annotation).get(key, Any)
+    if origin is Annotated:
+        return _below(arguments[0], key)
+    if origin in (Union, types.UnionType):
+        entries = (_below(member, key) for member in arguments)
+        return next((entry for entry in entries if entry is not Any), Any)
+    if origin is tuple and arguments[-1] is not Ellipsis:
+        return arguments[key] if key < len(arguments) else Any
+    if arguments and (origin is tuple or origin in _LISTS):
+        return arguments[0]
+    return arguments[1] if arguments and origin in _MAPPINGS else Any
 
 
-def _items(
-    node: Node,
-    members: list[Any],
-    kind: Callable[[list[Any]], Any],
-    annotation: Any,
-    path: str,
-    problems: list[Problem],
-) -> Any:
-    if not isinstance(node.value, list) or len(node.value) != len(members):
-        return _wrong(node, annotation, path, problems)
-    pairs = enumerate(zip(node.value, members, strict=True))
-    items = [check(child, member, join(path, i), problems) for i, (child, member) in pairs]
-    return INVALID if any(item is INVALID for item in items) else kind(items)
-
-
-def _mapping(node: Node, annotation: Any, path: str, problems: list[Problem]) -> Any:
-    if not isinstance(node.value, dict):
-        return _wrong(node, annotation, path, problems)
-    arguments = get_args(annotation)
-    member = arguments[1] if arguments else Any
-    entries = {k: check(c, member, join(path, k), problems) for k, c in node.value.items()}
-    return INVALID if any(entry is INVALID for entry in entries.values()) else entries
+def _hint(annotation: Any, value: Any) -> str:
+    inner = get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
+    word = str(value).lower()
+    if annotation is bool and word in ("yes", "no", "on", "off", "0", "1"):
+        return f"; write {'true' if word in ('yes', 'on', '1') else 'false'}"
+    if inner is float and type(value) is float and not math.isfinite(value):
+        return "; it must be finite"
+    if get_origin(annotation) is Literal and isinstance(value, str):
+        return suggest(
+            value, [choice for choice in get_args(annotation) if isinstance(choice, str)]
+        )
+    return ""

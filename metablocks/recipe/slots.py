@@ -16,14 +16,22 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from metablocks import rules
-from metablocks.auto_executor import AutoExecutor
 from metablocks.errors import RecipeError, suggest, suggest_then
 from metablocks.estimators import Adjoint, Estimator, Implicit, Reptile, Unrolled
 from metablocks.executors import Executor, Loop, Vmap
 from metablocks.models import MLP, Conv4, append_linear, insert_tnet, per_step_batch_norm
 from metablocks.order import AnnealedOrder, FirstOrder, Order, SecondOrder, TruncatedOrder
-from metablocks.recipe.clipping import Clip, ClipNorm, ClipValue
-from metablocks.recipe.optimizers import adam, adamw, constant, cosine, linear, sgd
+from metablocks.recipe.outer import (
+    Clip,
+    ClipNorm,
+    ClipValue,
+    adam,
+    adamw,
+    constant,
+    cosine,
+    linear,
+    sgd,
+)
 from metablocks.rules import (
     KFO,
     Adam,
@@ -40,6 +48,7 @@ from metablocks.rules import (
 from metablocks.step_loss import AnnealedStepLoss, FinalStepLoss, StepLoss, UniformStepLoss
 from metablocks.tasks import CifarFS, Linear, Logistic, MiniImagenet, Omniglot, Sinusoid, Strokes
 from metablocks.tasks.base import TaskSource
+from metablocks.tuning import AutoExecutor
 
 
 @dataclass(frozen=True)

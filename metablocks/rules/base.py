@@ -1,16 +1,16 @@
-"""How a gradient becomes an update: the protocol of update rules, and their composition.
+"""Update rules: the base class, composition, and tensors by dotted names.
 
     updates, state = rule(gradients, state, step)          θ_{k+1} = θ_k + updates
 
-A rule maps named gradients to named updates and may carry a per-task state from step to step. What
-leaves the last rule is **added** to the parameters, so some rule of a chain must negate: a learning
+A rule maps named gradients to named updates and may carry a per-task state from step to step. The
+output of the last rule is **added** to the parameters, so some rule of a chain must negate: a learning
 rate does.
 """
 
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,13 +19,10 @@ from typing_extensions import Self
 from metablocks.errors import RuleError
 from metablocks.types import Tensors
 
-if TYPE_CHECKING:
-    from metablocks.learner import MetaLearner
-
 
 @dataclass(frozen=True)
 class StepInfo:
-    """Where in the inner loop a rule is called: step `index` of `steps`, at fast weights `params`."""
+    """Position in the inner loop: step `index` of `steps`, at fast weights `params`."""
 
     index: int
     steps: int
@@ -63,15 +60,12 @@ class UpdateRule(nn.Module):
         return self
 
     def init(self, params: Tensors) -> Any:
-        """The state of a new task: a pytree, `()` where there is none."""
+        """Initial state for a new task: a pytree; `()` if the rule is stateless."""
         return ()
 
     def forward(self, updates: Tensors, state: Any, step: StepInfo) -> tuple[Tensors, Any]:
         """Updates `{name: tensor}` from gradients `{name: tensor}`, and the new state."""
         raise NotImplementedError
-
-    def check(self, learner: "MetaLearner") -> None:
-        """Raise `BlockError` where this rule makes no sense in this learner. Called when built."""
 
 
 class Chain(UpdateRule):
@@ -128,10 +122,6 @@ class Chain(UpdateRule):
             updates, own = rule(updates, own, step)
             states.append(own)
         return updates, tuple(states)
-
-    def check(self, learner: "MetaLearner") -> None:
-        for rule in self._members:
-            rule.check(learner)
 
 
 def members(rule: UpdateRule) -> list[UpdateRule]:

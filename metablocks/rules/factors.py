@@ -1,4 +1,4 @@
-"""What the Kronecker-factored rules share: how they see a parameter, and the errors they raise."""
+"""Factors of the Kronecker-factored rules: shapes, identity, set-up."""
 
 import math
 

@@ -5,7 +5,7 @@
 Source: Arnold, Iqbal, Sha 2021, "When MAML can adapt fast and how to assist when it cannot".
 """
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from einops import einsum
@@ -13,18 +13,12 @@ from torch import Tensor
 from typing_extensions import Self
 
 from metablocks.checks import choice, count, number
-from metablocks.errors import BlockError, RuleError
+from metablocks.errors import RuleError
 from metablocks.functional import trainable
 from metablocks.models.layers import ACTIVATIONS, Activation
-from metablocks.rules.base import NamedTensors, StepInfo, UpdateRule, inner_product, members
+from metablocks.rules.base import NamedTensors, StepInfo, UpdateRule, inner_product
 from metablocks.rules.factors import find, identity, once, read, sizes
-from metablocks.rules.rates import LearningRate
-from metablocks.types import Progress, Tensors
-
-if TYPE_CHECKING:
-    from metablocks.learner import MetaLearner
-
-_EPOCHS = 1000  # a learner's order is asked at each of these whether it is ever first-order
+from metablocks.types import Tensors
 
 
 class KFO(UpdateRule):
@@ -159,30 +153,6 @@ class KFO(UpdateRule):
             factors = {key: factor - self.rate * slope[key] for key, factor in factors.items()}
         return self._transform(factors, updates), _Adapted(factors, updates)
 
-    def check(self, learner: "MetaLearner") -> None:
-        if self.rate is None:
-            return
-        own, *after = members(learner.rule)
-        if own is not self or len(after) != 1 or not _is_fixed(after[0], self.rate):
-            raise BlockError(
-                f"KFO with adapt_transform differentiates the update −{self.rate} U(G), so the rule "
-                f"must be Chain(KFO(adapt_transform=True, rate={self.rate}), "
-                f"LearningRate({self.rate})) and nothing else; given "
-                f"{', '.join(type(rule).__name__ for rule in (own, *after))}, or another rate",
-                block="MetaLearner",
-                field="rule",
-            )
-        for epoch in range(_EPOCHS):
-            for index in range(learner.steps):
-                if not learner.order(index, learner.steps, Progress(epoch=epoch)):
-                    raise BlockError(
-                        f"KFO with adapt_transform takes second-order steps only, and the order "
-                        f"{learner.order!r} is first-order at step {index} of epoch {epoch}; use "
-                        "SecondOrder(), or adapt_transform=False",
-                        block="MetaLearner",
-                        field="order",
-                    )
-
     def _slope(self, factors: Tensors, before: Tensors, gradients: Tensors) -> Tensors:
         """∂L_s(θ_k)/∂φ = ∂⟨g_k, θ_k⟩/∂φ at θ_k = θ_{k−1} − α U(g_{k−1}; φ), g_k being a constant."""
         assert self.rate is not None
@@ -258,7 +228,3 @@ def _check_rate(adapt_transform: bool, rate: float | None) -> float | None:
             field="rate",
         )
     return number("KFO", "rate", rate, error=RuleError)
-
-
-def _is_fixed(rule: UpdateRule, rate: float) -> bool:
-    return isinstance(rule, LearningRate) and not rule.learn and rule.value == rate

@@ -6,21 +6,15 @@ P(M_j = 1) = σ(ζ_j), with a learned logit ζ: the inner loop moves in a subspa
 learns (Lee, Choi 2018).
 """
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
-from torch.nn.modules.conv import _ConvTransposeNd
 from typing_extensions import Self
 
 from metablocks.checks import number
-from metablocks.errors import BlockError, RuleError
+from metablocks.errors import RuleError
 from metablocks.functional import trainable
 from metablocks.rules.base import NamedTensors, StepInfo, UpdateRule, real_full, scaled
 from metablocks.types import Tensors
-
-if TYPE_CHECKING:
-    from metablocks.learner import MetaLearner
 
 
 class MTMask(UpdateRule):
@@ -111,17 +105,6 @@ class MTMask(UpdateRule):
             masked[name] = scaled(mask, update)
         return masked, state
 
-    def check(self, learner: "MetaLearner") -> None:
-        for name in learner.adapted:
-            owner = learner.model.get_submodule(name.rpartition(".")[0])
-            if isinstance(owner, _ConvTransposeNd):
-                raise BlockError(
-                    f"MTMask: {name} belongs to a {type(owner).__name__}, whose output units are "
-                    f'not its first dimension; leave it out of the inner loop: adapt=["*", "!{name}"]',
-                    block="MetaLearner",
-                    field="adapt",
-                )
-
     def _draw(self, logit: Tensor) -> Tensor:
         precise = torch.promote_types(logit.dtype, torch.float32)
         smallest = torch.finfo(precise).eps / 2
@@ -134,7 +117,7 @@ class MTMask(UpdateRule):
 
 
 def _key(name: str) -> str:
-    """What shares a mask: a module's weight and bias, `conv1.*`; in an RNN `weight_ih_l0` alike."""
+    """The name that shares a mask: weight and bias are `conv1.*`; in an RNN `weight_ih_l0` alike."""
     module, _, own = name.rpartition(".")
     shared = own.replace("weight", "*").replace("bias", "*")
     return f"{module}.{shared}" if module else shared

@@ -1,4 +1,4 @@
-"""What an optimiser remembers of a task's gradients: momentum and Adam's two moments.
+"""Optimisers inside a task: momentum and Adam.
 
 Both give a direction that is still a gradient, and a learning rate behind them negates it:
 `Chain(Momentum(0.9), LearningRate(0.1))`. A task starts with empty moments.

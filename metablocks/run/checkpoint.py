@@ -5,7 +5,6 @@ from typing import Any
 
 import torch
 
-from metablocks.auto_executor import AutoExecutor
 from metablocks.errors import RunError
 from metablocks.recipe import Experiment
 from metablocks.run.directory import write_atomically
@@ -25,7 +24,6 @@ def save(path: Path, experiment: Experiment, state: TrainingState) -> None:
         "scheduler": scheduler.state_dict() if scheduler else None,
         "state": state.as_dict(),
         "random": _random_states(experiment.device),
-        "executor": choice(experiment),
     }
     write_atomically(path, lambda file: torch.save(content, file))
 
@@ -40,9 +38,6 @@ def restore(path: Path, experiment: Experiment) -> TrainingState:
     experiment.optimizer.load_state_dict(content["optimizer"])
     if experiment.scheduler:
         experiment.scheduler.load_state_dict(content["scheduler"])
-    executor = experiment.learner.executor
-    if isinstance(executor, AutoExecutor) and content.get("executor"):
-        executor.use(content["executor"])
     torch.set_rng_state(content["random"]["cpu"])
     if experiment.device.type != "cpu" and experiment.device.type in content["random"]:
         module = torch.get_device_module(experiment.device.type)
@@ -55,12 +50,6 @@ def restore_learner(path: Path, experiment: Experiment) -> TrainingState:
     content = _read(path, experiment)
     experiment.learner.load_state_dict(content["learner"])
     return TrainingState.from_dict(content["state"])
-
-
-def choice(experiment: Experiment) -> dict[str, Any] | None:
-    """What the executor has chosen, where it is one that chooses."""
-    executor = experiment.learner.executor
-    return executor.record() if isinstance(executor, AutoExecutor) else None
 
 
 def other_recipe(path: Path, its: str, given: str) -> str:

@@ -22,7 +22,7 @@ from torch import nn
 from metablocks.adapted import fixed_at_step
 from metablocks.errors import BlockError, MetablocksError
 from metablocks.functional import module_arguments
-from metablocks.laws.problem import relative_error
+from metablocks.laws.compare import relative_error
 from metablocks.learner import MetaLearner
 from metablocks.models import collapse_linear, fold_tnet
 from metablocks.models.linnet import DeepLinear

@@ -2,7 +2,7 @@
 
     recipe.yaml     the resolved recipe, runnable as it is
     run.json        where, when and with what: recipe hash, commit, versions, device, argv, data, and
-                    what an executor that chooses has chosen, and why
+                    why an executor was chosen, if it was
     metrics.jsonl   one line an epoch, then one for the test, with what is deployed where layers are
                     taken out for that (see `deployment`); nothing here depends on the clock
     times.jsonl     what each epoch cost: seconds, memory (see `usage`)
@@ -163,11 +163,6 @@ class RunDirectory:
         for path in (self.metrics, self.times):
             rows = [row for row in _read_lines(path) if row.get("epoch", epochs + 1) <= epochs]
             write_text(path, _jsonl(rows))
-
-    def note(self, key: str, value: Any) -> None:
-        """Add to `run.json` what is known only once the run is under way."""
-        record = json.loads(self.record.read_text(encoding="utf-8"))
-        write_text(self.record, f"{json.dumps(record | {key: value}, indent=1)}\n")
 
     def append(self, path: Path, row: dict[str, Any]) -> None:
         """Add a line to a log."""

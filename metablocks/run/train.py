@@ -27,7 +27,7 @@ from metablocks.run.scores import Scores, TaskScores, score_tasks, summarise
 from metablocks.run.state import TrainingState
 from metablocks.run.usage import Meter
 from metablocks.tasks.base import Split
-from metablocks.types import Progress
+from metablocks.types import Progress, TaskBatch
 
 
 class Stopped(Exception):  # noqa: N818  (no error: what was asked for)
@@ -53,7 +53,6 @@ def train(
         dynamic_ncols=True,
     )
     meter = Meter(experiment.device, state.spent)
-    chosen = checkpoint.choice(experiment)
     lines = logging_redirect_tqdm([logging.getLogger("metablocks")])  # above the bar
     with bar, lines, _stop_signals() as signals:
         try:
@@ -63,10 +62,6 @@ def train(
                     with meter.training():
                         epoch = state.step / experiment.steps_per_epoch
                         state.record(meta_step(experiment, state.step, Progress(epoch)))
-                    if checkpoint.choice(experiment) != chosen:
-                        chosen = checkpoint.choice(experiment)
-                        reason = experiment.learner.executor.reason  # type: ignore[attr-defined]
-                        directory.note("executor", reason)
                     bar.update()
                     bar.set_postfix(loss=f"{state.losses[-1]:.3f}", refresh=False)
                     continue
@@ -105,15 +100,20 @@ def final_task_scores(
         )
 
 
+def training_tasks(experiment: Experiment, number: int) -> TaskBatch:
+    """The tasks of meta-step `number`, counted from 0."""
+    first = number * experiment.tasks_per_step
+    indices = range(first, first + experiment.tasks_per_step)
+    return experiment.source.sample("train", indices).to(experiment.dtype)
+
+
 def meta_step(experiment: Experiment, number: int, progress: Progress) -> MetaGradient:
     """Meta-step `number`, counted from 0: its tasks, their meta-gradient, a step of the optimiser.
 
     Returns what the optimiser was given. Raises `RunError`, before a parameter moves, where loss or
     meta-gradient is not finite; clipping does not mend that.
     """
-    first = number * experiment.tasks_per_step
-    indices = range(first, first + experiment.tasks_per_step)
-    tasks = experiment.source.sample("train", indices).to(experiment.dtype)
+    tasks = training_tasks(experiment, number)
     with experiment.precision():
         result = experiment.learner.backward(tasks, progress=progress)
     if result.trouble:

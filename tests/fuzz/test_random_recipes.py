@@ -31,7 +31,7 @@ from tools.fuzzing.search import Search, signature
 from tools.fuzzing.trial import Finding, attempt, check_places
 
 BLOCKS = [(slot.name, block) for slot in SLOTS.values() for block in slot.blocks]
-OF_A_BLOCK, OF_ANY = 4, 20  # 45 · 4 + 20 = 200 recipes
+OF_A_BLOCK, OF_ANY = 2, 20  # 45 · 2 + 20 = 110 recipes
 
 
 @pytest.fixture(scope="module")

@@ -4,16 +4,17 @@ import gc
 import warnings
 
 import pytest
+import small_problems as problem
 import torch
 import torch.nn.functional as F
 from small_learners import learner_of, perturbed, tasks_of
 from small_learners import small as small_net
-from small_transforms import perturb
 from torch import nn
 
 import metablocks as mb
 from metablocks.errors import BlockError, GradientError
-from metablocks.laws import gradients, problem
+from metablocks.laws import gradients
+from metablocks.laws.compare import perturb
 from metablocks.recipe import build, load
 
 ADJOINTS = [mb.Adjoint(), mb.Adjoint(keep_every=2, offload=True)]
@@ -50,7 +51,7 @@ def same_gradient(small, rule, **blocks):
     """`ADJOINTS` give what `Unrolled` gives, learned transforms being off the identity."""
 
     def learner(estimator):
-        return perturb(small.learner(rule(), estimator=estimator, **blocks))
+        return perturb(small.learner(rule(), estimator=estimator, **blocks), "factors.")
 
     gradients.one_estimator(small, ADJOINTS, learner, progress=mb.Progress(2))
 
@@ -183,14 +184,6 @@ def test_recomputation_sees_the_same_draws(executor, order, step_loss, placed):
 
     own = problem.Problem(small_net, F.mse_loss, tasks, 5)
     gradients.one_estimator(own, [*ADJOINTS, mb.Adjoint(keep_every=3)], learner)
-
-
-@pytest.mark.parametrize("rate", [-0.2, 0.1])
-def test_quadratics_have_the_closed_form(rate, place):
-    small = problem.quadratic(steps=5, **place)
-    gradients.quadratic(small, rate=rate, estimator=mb.Adjoint())
-    first_order = {"order_two": False, "order": mb.FirstOrder()}
-    gradients.quadratic(small, rate=rate, estimator=mb.Adjoint(), **first_order)
 
 
 # ---- cost

@@ -25,7 +25,7 @@ from metablocks import (
 )
 from metablocks.errors import RuleError
 from metablocks.estimators.conjugate_gradient import conjugate_gradient
-from metablocks.laws import problem
+from metablocks.laws.compare import assert_close
 
 STEPS, RATE, EPS = 3, 0.1, 1e-3
 WITHIN = 1e-12  # some hundred operations in float64, and the derivative of three steps
@@ -127,18 +127,18 @@ def test_trajectory_and_meta_gradient_are_those_of_the_pairs_of_real_numbers(cas
     parts, alpha = pairs(params), torch.tensor(RATE, dtype=torch.float64, requires_grad=True)
     due = by_hand(direction, parts, alpha)
     for one, other in zip(got, due, strict=True):
-        problem.hold("trajectory", pairs(one), other, WITHIN)
+        assert_close("trajectory", pairs(one), other, WITHIN)
 
     learned = dict(rule.named_parameters())
     leaves = list(params.values()), list(learned.values())
     grads = torch.autograd.grad(loss(got[-1], QUERY), [*leaves[0], *leaves[1]])
     expected = torch.autograd.grad(loss(joined(due[-1]), QUERY), [*parts.values(), alpha])
     own = dict(zip(params, grads, strict=False))
-    problem.hold("θ", pairs(own), dict(zip(parts, expected, strict=False)), WITHIN)
+    assert_close("θ", pairs(own), dict(zip(parts, expected, strict=False)), WITHIN)
     rates = grads[len(params) :]
     assert {g.dtype for g in rates} == {torch.float64}
     whole = {"α": torch.stack([g.sum() for g in rates]).sum()}  # the sum is the scalar's gradient
-    problem.hold("α", whole, {"α": expected[-1]}, WITHIN)
+    assert_close("α", whole, {"α": expected[-1]}, WITHIN)
 
 
 @pytest.mark.parametrize(
@@ -179,7 +179,7 @@ def test_the_steps_are_those_of_torch_optim(rule, optimizer, options, within):
         if isinstance(chain.rules[0], ClipNorm):
             torch.nn.utils.clip_grad_norm_(theta.values(), 0.2)
         theirs.step()
-        problem.hold("torch.optim", pairs(got), pairs(theta), within)
+        assert_close("torch.optim", pairs(got), pairs(theta), within)
 
 
 # ---- learned transforms and masks
@@ -241,13 +241,13 @@ def test_transforms_are_matrix_products_of_complex_numbers(case):
         slopes = torch.autograd.grad(value, list(theta.values()), create_graph=True)
         moves = product(factors, dict(zip(theta, slopes, strict=True)))
         theta = {n: p - RATE * moves[n] for n, p in theta.items()}
-    problem.hold("trajectory", pairs(got), pairs(theta), WITHIN)
+    assert_close("trajectory", pairs(got), pairs(theta), WITHIN)
     leaves = {**params, **factors}
     one, other = (
         dict(zip(leaves, torch.autograd.grad(loss(end, QUERY), list(leaves.values())), strict=True))
         for end in (got, theta)
     )
-    problem.hold("meta-gradient", pairs(one), pairs(other), WITHIN)
+    assert_close("meta-gradient", pairs(one), pairs(other), WITHIN)
 
 
 def test_a_psd_transform_never_turns_a_complex_gradient_around():
@@ -278,7 +278,7 @@ def test_complex_factors_adapt_down_the_slope():
             left, right = left - RATE * slopes[0], right - RATE * slopes[1]
         (g,) = torch.autograd.grad(value, [theta], create_graph=True)
         theta = theta - RATE * (left @ g @ right)
-    problem.hold("adapts", pairs({"w": got}), pairs({"w": theta}), WITHIN)
+    assert_close("adapts", pairs({"w": got}), pairs({"w": theta}), WITHIN)
 
 
 def test_a_kfo_with_hidden_layers_refuses_complex_parameters_by_name():
@@ -379,7 +379,7 @@ def test_tasks_under_vmap_are_the_tasks_one_by_one(make):
     for row in range(2):
         alone = meta_gradient(batches[row])
         got = {name: g[row] for name, g in together.items()}
-        problem.hold("vmap", pairs(got), pairs(alone), WITHIN)
+        assert_close("vmap", pairs(got), pairs(alone), WITHIN)
 
 
 # ---- conjugate gradients, and the implicit gradient
@@ -401,7 +401,7 @@ def test_conjugate_gradients_solve_hermitian_systems():
 
     together = torch.func.vmap(solve)(matrices)
     expected = torch.linalg.solve(matrices, target.expand(3, 4))
-    problem.hold("x", pairs({"body": together.vector["x"]}), pairs({"body": expected}), 1e-10)
+    assert_close("x", pairs({"body": together.vector["x"]}), pairs({"body": expected}), 1e-10)
     assert together.residual.dtype == torch.float64
     assert float(together.residual.max()) < 1e-10
 
@@ -418,7 +418,7 @@ def test_conjugate_gradients_solve_what_is_linear_in_real_numbers_alone():
     b = {"x": torch.view_as_complex(target)}
     got = conjugate_gradient(product, b, steps=8, tolerance=0.0).vector["x"]
     expected = torch.linalg.solve(matrix, target.flatten()).reshape(3, 2)
-    problem.hold("x", {"x": torch.view_as_real(got)}, {"x": expected}, 1e-10)
+    assert_close("x", {"x": torch.view_as_real(got)}, {"x": expected}, 1e-10)
 
 
 class _Quadratic(nn.Module):
@@ -457,7 +457,7 @@ def test_the_implicit_gradient_of_a_complex_quadratic_is_its_closed_form():
     end = torch.linalg.solve(whole, b + strength * model.theta.detach())
     due = strength * torch.linalg.solve(whole, c @ end - d)
     got = {"body": result.grads["model.theta"]}
-    problem.hold("implicit", pairs(got), pairs({"body": due}), 1e-10)
+    assert_close("implicit", pairs(got), pairs({"body": due}), 1e-10)
     assert float(result.metrics["inner_gradient"]) < 1e-10
     assert float(result.metrics["cg_residual"]) < 1e-10
 
@@ -493,4 +493,4 @@ def test_a_learner_of_complex_weights_takes_the_plain_rate(executor):
         total = total + loss(joined(theta), other) / 2
     grads = torch.autograd.grad(total, [*parts.values(), alpha])
     due = {f"model.{n.replace('.', '_')}": g for n, g in zip(parts, grads, strict=False)}
-    problem.hold("learner", pairs(got), {**due, "rule.rate.*": grads[-1]}, WITHIN)
+    assert_close("learner", pairs(got), {**due, "rule.rate.*": grads[-1]}, WITHIN)

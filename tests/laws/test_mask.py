@@ -3,13 +3,14 @@
 import warnings
 
 import pytest
+import small_problems as problem
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 import metablocks as mb
 from metablocks.errors import BlockError, RuleError
-from metablocks.laws import executors, gradients, problem, purity, rule_gradients, rules
+from metablocks.laws import executors, gradients, rules
 from metablocks.models import MLP, Conv4
 
 pytestmark = pytest.mark.usefixtures("placed")
@@ -22,17 +23,6 @@ def on():
     return mb.MTMask(init=ON)
 
 
-def masked(small, *, mask=None, rate=0.1, **blocks):
-    """A learner with a mask whose logits differ from unit to unit."""
-    learner = small.learner(mb.Chain(mask or mb.MTMask(), mb.LearningRate(rate)), **blocks)
-    generator = torch.Generator().manual_seed(3)
-    for parameter in learner.rule.parameters():
-        parameter.data += torch.randn(parameter.shape, generator=generator, device="cpu").to(
-            parameter
-        )
-    return learner
-
-
 def quietly(call):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", mb.RandomDrawsWarning)
@@ -42,21 +32,10 @@ def quietly(call):
 # ---- laws of rules
 
 
-def test_updates_fit_the_gradients(place):
-    rules.fits_the_gradients(mb.MTMask, problem.shapes(**place))
-
-
-@pytest.mark.parametrize("steps", [1, 4])
-def test_first_order_is_second_order_where_the_hessian_is_zero(steps, place):
-    rules.zero_hessian(
-        lambda: mb.Chain(mb.MTMask(), mb.LearningRate(0.1)), problem.shapes(steps=steps, **place)
-    )
-
-
 @pytest.mark.parametrize("make", [problem.regression, problem.classification])
 def test_all_masks_on_is_the_learner_without(make, device):
     for dtype in (torch.float32, torch.float64):
-        rule_gradients.same_as_without(on, make(device=device, dtype=dtype))
+        rules.same_as_without(on, make(device=device, dtype=dtype))
 
 
 def test_all_masks_off_does_not_adapt(place):
@@ -66,14 +45,7 @@ def test_all_masks_off_does_not_adapt(place):
     assert torch.equal(losses, losses[:, :1].expand(-1, STEPS + 1))
 
 
-def test_adapt_is_its_loop_for_the_same_draws(place):
-    rules.adapt_is_its_loop(
-        lambda: mb.Chain(mb.MTMask(), mb.LearningRate(0.1)), problem.shapes(steps=STEPS, **place)
-    )
-
-
 def test_one_mask_is_drawn_for_a_task(place):
-    rules.draws_once_a_task(mb.MTMask, problem.shapes(**place))
     assert rules.draws(mb.MTMask, problem.shapes(**place)) == (True, False)
 
 
@@ -155,10 +127,10 @@ def test_low_precision_draws_are_as_fine_as_float32s():
 # ---- the laws of learners
 
 
-@pytest.mark.parametrize("order", [mb.SecondOrder(), mb.FirstOrder()], ids=repr)
-@pytest.mark.parametrize("make", [problem.regression, problem.classification])
-def test_its_gradient_is_that_of_plain_autograd_and_of_the_soft_mask(make, order, place):
-    rule_gradients.plain_autograd(lambda: mb.MTMask(temperature=0.8), make(**place), order=order)
+def test_its_gradient_is_that_of_plain_autograd_and_of_the_soft_mask(place):
+    small = problem.regression(**place)
+    learner = rules.learner_of(lambda: mb.MTMask(temperature=0.8), small)
+    gradients.plain_autograd(learner, small.tasks)
 
 
 @pytest.mark.filterwarnings("ignore::metablocks.RandomDrawsWarning")
@@ -174,7 +146,7 @@ def test_tasks_draw_independently_and_the_seed_reproduces(executor, place):
 def test_vmap_says_that_its_draws_are_its_own(place):
     small = problem.regression(**place)
     with pytest.warns(mb.RandomDrawsWarning):
-        masked(small, executor=mb.Vmap()).meta_gradient(small.tasks)
+        small.learner(mb.MTMask(), executor=mb.Vmap()).meta_gradient(small.tasks)
 
 
 def test_every_executor_gives_the_loops_gradient_where_nothing_is_left_to_chance(place):
@@ -203,13 +175,6 @@ def test_mt_net_is_a_tnet_with_a_mask(place):
     assert not any("transform" in name for name in grads if "logit" in name)
     folded = mb.fold_tnet(learner.adapt(small.tasks[0].support))
     assert folded(small.tasks[0].query[0]).isfinite().all()
-
-
-def test_learners_leave_everything_as_it_was(place):
-    small = problem.regression(**place)
-    learner = masked(small)
-    purity.leaves_no_trace(learner, lambda learner: learner.evaluate(small.tasks))
-    purity.leaves_no_trace(learner, lambda learner: learner.adapt(small.tasks[0].support))
 
 
 def _transposed():

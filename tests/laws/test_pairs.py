@@ -14,7 +14,7 @@ import pytest
 import metablocks as mb
 from metablocks.laws import gradients, purity
 from metablocks.laws.cases import Case
-from metablocks.laws.problem import fixed_draws, perturb
+from metablocks.laws.compare import fixed_draws, perturb
 from metablocks.laws.strategies import RULES
 
 
@@ -26,7 +26,7 @@ def _surgery(convert, **fields):
 
         def model():
             with fixed_draws():
-                return perturb(convert(plain.model()), part="")
+                return perturb(convert(plain.model()))
 
         return replace(plain, model=model)
 
@@ -120,7 +120,7 @@ def test_any_two_blocks_go_together(row, place):
     progress = mb.Progress(epoch=3)
 
     def learner(**blocks):
-        return perturb(small.learner(make(), **{**values, **blocks}))
+        return perturb(small.learner(make(), **{**values, **blocks}), "rule.")
 
     gradients.one_gradient(
         small, [values["executor"]], lambda e: learner(executor=e), progress=progress
@@ -128,7 +128,7 @@ def test_any_two_blocks_go_together(row, place):
     gradients.one_estimator(
         small, [values["estimator"]], lambda e: learner(estimator=e), progress=progress
     )
-    gradients.mean_of_tasks(small, range(len(small.tasks))[::-1], learner=learner())
+    gradients.mean_of_tasks(learner(), small.tasks)
     purity.leaves_no_trace(learner(), lambda learner: learner.meta_gradient(small.tasks))
     purity.leaves_no_trace(learner(), lambda learner: learner.evaluate(small.tasks))
 
@@ -144,5 +144,5 @@ def test_their_gradient_is_the_slope_of_every_meta_parameter(row, device):
     values = {axis: AXES[axis][name] for axis, name in row.items()}
     small = values.pop("net")(device=device)
     one = replace(small, tasks=mb.TaskBatch.stack([small.tasks[0]]))
-    learner = perturb(one.learner(values.pop("rule")(), **values))
-    gradients.slopes_agree(learner, one, progress=mb.Progress(epoch=3))
+    learner = perturb(one.learner(values.pop("rule")(), **values), "rule.")
+    gradients.finite_differences(learner, one.tasks, progress=mb.Progress(epoch=3))

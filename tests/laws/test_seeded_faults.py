@@ -11,7 +11,10 @@ from functools import partial
 from typing import Any
 from unittest import mock
 
+import kronecker_laws
+import policy_laws
 import pytest
+import small_problems as problem
 import torch
 from torch.utils import _pytree as pytree
 
@@ -33,17 +36,7 @@ from metablocks.estimators.base import TaskGradient
 from metablocks.estimators.unrolled import weighted_query_loss
 from metablocks.functional import detach
 from metablocks.inner import InnerLoop
-from metablocks.laws import (
-    estimators,
-    executors,
-    kronecker,
-    norms,
-    orders,
-    problem,
-    rule_gradients,
-    rules,
-    step_losses,
-)
+from metablocks.laws import estimators, executors, gradients, norms, rules, step_losses
 from metablocks.types import Progress, Task
 
 # ---- wrong copies
@@ -66,7 +59,7 @@ class _Detaching(InnerLoop):
 
 
 def _fields(value: Any) -> dict[str, Any]:
-    return {own.name: getattr(value, own.name) for own in fields(value)}
+    return {field.name: getattr(value, field.name) for field in fields(value)}
 
 
 class FirstRate(LearningRate):
@@ -208,7 +201,7 @@ FAULTS = [
         "a KFO with a transposed factor",
         TransposedFactor,
         KFO,
-        kronecker.kfo_is_a_kronecker_product,
+        kronecker_laws.kfo_is_a_kronecker_product,
         "KFO is a Kronecker product: relative error",
     ),
     Fault(
@@ -241,7 +234,7 @@ FAULTS = [
         "a truncated order off by one",
         OneTooFew(last=1),
         TruncatedOrder(last=1),
-        orders.truncation_ends,
+        policy_laws.truncation_ends,
         r"OneTooFew\(last=3\) = SecondOrder\(\): relative error",
     ),
     Fault(
@@ -255,14 +248,14 @@ FAULTS = [
         "a mask with another gradient than the soft one's",
         MaskTwice,
         MTMask,
-        rule_gradients.plain_autograd,
+        lambda make, small: gradients.plain_autograd(rules.learner_of(make, small), small.tasks),
         "plain autograd, gradient: relative error",
     ),
     Fault(
         "a transform that adapts at another rate than the weights",
         partial(TooFar, adapt_transform=True, rate=0.1),
         partial(KFO, adapt_transform=True, rate=0.1),
-        kronecker.kfo_adapts_down_the_slope,
+        kronecker_laws.kfo_adapts_down_the_slope,
         "KFO adapts down the slope, step 1: relative error",
     ),
     Fault(

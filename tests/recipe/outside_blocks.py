@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from metablocks.errors import BlockError
+from metablocks.checks import number
 from metablocks.rules import StepInfo, UpdateRule
 
 
@@ -15,9 +15,7 @@ class Sign(UpdateRule):
 
     def __init__(self, *, rate: float) -> None:
         super().__init__()
-        if rate <= 0:
-            raise BlockError(f"Sign rate is {rate}; it takes more than 0")
-        self.rate = rate
+        self.rate = number("Sign", "rate", rate, above=0)
 
     def forward(
         self, updates: dict[str, Tensor], state: Any, step: StepInfo

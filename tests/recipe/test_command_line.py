@@ -1,6 +1,7 @@
 """The command: help, typos, exit statuses, pipes."""
 
 import argparse
+import json
 import os
 import subprocess
 import sys
@@ -13,9 +14,10 @@ from metablocks import arguments, cli
 from metablocks.cli import main
 from metablocks.errors import RunError
 from metablocks.recipe import load
+from metablocks.recipe.schema import fields
 from metablocks.recipe.slots import SLOTS
 
-COMMANDS = ["run", "check", "show", "blocks", "recipes", "eval", "compare", "verify"]
+COMMANDS = ["run", "check", "show", "blocks", "recipes", "eval", "compare", "verify", "laws"]
 
 
 @pytest.mark.parametrize(
@@ -29,7 +31,7 @@ COMMANDS = ["run", "check", "show", "blocks", "recipes", "eval", "compare", "ver
         (["run", "quickstart", "--devcie=cpu"], '--devcie=cpu; did you mean "--device"?'),
         (["--vresion"], 'unknown argument --vresion; did you mean "--version"?'),
         (["recipes", "extra"], "unknown argument extra"),
-        ([], "a command is missing; it is one of run, check, show, blocks, recipes, eval"),
+        ([], "a command is missing; it is one of run, check, show, blocks, recipes"),
         (["check"], "RECIPE"),
         (["check", "quickstart", "--set"], "argument --set: expected one argument"),
         (["eval", "x", "--tasks", "0"], "takes an integer of at least 1, given 0"),
@@ -97,6 +99,19 @@ def test_blocks_takes_types_defaults_equation_and_source_from_the_code(capsys):
     assert "u = −α ∘ g" in out
     assert "v_k = max(1/N − e/(N·E), 0.03/N)" in out
     assert "Source: Kingma, Ba 2015" in out
+
+
+def test_schema_has_every_block_and_field(capsys):
+    assert main(["schema"]) == 0
+    schema = json.loads(capsys.readouterr().out)
+    assert set(schema["required"]) >= {"name", "inner", "hardware"}
+    for slot in SLOTS.values():
+        entries = [
+            e["properties"] for e in schema["$defs"][slot.name]["anyOf"] if "properties" in e
+        ]
+        known = {entry["block"].get("const"): set(entry) - {"block"} for entry in entries}
+        for name, target in slot.blocks.items():
+            assert known[name] == set(fields(target, slot.context))
 
 
 @pytest.fixture

@@ -5,9 +5,9 @@ import torch
 from recipe_texts import broken
 from torch import nn
 
-from metablocks.errors import BlockError
+from metablocks.errors import BlockError, MetablocksError
 from metablocks.recipe import build, from_text
-from metablocks.recipe.optimizers import adam, adamw, constant, cosine, sgd, split
+from metablocks.recipe.outer import adam, adamw, constant, cosine, sgd, split
 
 
 @pytest.fixture
@@ -38,8 +38,9 @@ def test_parameters_without_a_pattern_come_first_with_the_common_options(net):
     ],
 )
 def test_a_pattern_that_selects_nothing_or_twice_is_refused(net, groups, message):
-    with pytest.raises(BlockError, match=message):
+    with pytest.raises(MetablocksError, match=message) as caught:
         split(net.named_parameters(), groups)
+    assert caught.value.field == "groups"
 
 
 def test_nothing_to_train_is_refused(net):

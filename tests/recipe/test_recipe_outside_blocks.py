@@ -80,7 +80,7 @@ def test_outside_block_is_built_with_its_fields():
         ),
         (
             "{block: outside_blocks:Sign, rate: -1}",
-            "x.yaml:12:42 inner.rule[0].rate: Sign rate is -1.0; it takes more than 0",
+            "x.yaml:12:42 inner.rule[0].rate: Sign rate is -1.0; it takes a finite number above 0",
         ),
         (
             "{block: outside_blocks:Sgin, rate: 1}",

@@ -101,11 +101,11 @@ def test_an_override_of_several_lines_is_refused_in_one(override, line):
 def test_every_bad_override_is_reported():
     with pytest.raises(RecipeError) as caught:
         from_text(GOOD, overrides=["seed", "inner.stpes=3", "inner.steps=x"])
-    assert [line.partition(": ")[0] for line in str(caught.value).splitlines()] == [
+    assert {line.partition(": ")[0] for line in str(caught.value).splitlines()} == {
         "--set seed",
         "--set inner.stpes=3",
         "--set inner.steps=x",
-    ]
+    }
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from resume_law import same_checkpoint
 from small_runs import SMALL, finish, only_run, start, wait_for_epochs
 
 from metablocks.cli import main
-from metablocks.laws.resume import same_checkpoint
 from metablocks.recipe import build, load
 from metablocks.run import Scores, checkpoint
 from metablocks.run.directory import RunDirectory

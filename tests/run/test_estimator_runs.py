@@ -3,14 +3,14 @@
 import json
 
 import pytest
+import resume_law
 import torch
 from small_runs import only_run
 from torch import nn
 
 from metablocks.cli import main
-from metablocks.laws import resume
 from metablocks.recipe import build, load
-from metablocks.recipe.optimizers import linear
+from metablocks.recipe.outer import linear
 from metablocks.run.train import meta_step
 from metablocks.types import Progress
 
@@ -52,7 +52,7 @@ def test_a_run_of_an_estimator_that_says_nothing_has_no_such_key(tmp_path, capsy
 
 @pytest.mark.parametrize("name", ["imaml_sinusoid", "reptile_sinusoid"])
 def test_a_checkpoint_in_the_middle_of_an_epoch_goes_on_bit_for_bit(name):
-    resume.goes_on_bit_for_bit(lambda: small(name), first=1, then=2)
+    resume_law.goes_on_bit_for_bit(lambda: small(name), first=1, then=2)
 
 
 def test_a_linear_schedule_takes_every_group_to_its_end_and_can_be_restored():

@@ -12,11 +12,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from resume_law import same_checkpoint
 from small_runs import SMALL, finish, only_run
 
 from metablocks.cli import main
 from metablocks.errors import RunError
-from metablocks.laws.resume import same_checkpoint
 from metablocks.run import checkpoint
 from metablocks.run.directory import RunDirectory, write_text
 

@@ -2,11 +2,13 @@
 
 import copy
 import json
+import re
 import signal
 from pathlib import Path
 
 import pytest
 import torch
+from resume_law import same_checkpoint
 from small_images import cifar_parts, draw_mini_imagenet, write_cifar
 from small_omniglot import draw_omniglot
 from small_runs import finish, only_run, start, wait_for_epochs
@@ -14,7 +16,6 @@ from small_runs import finish, only_run, start, wait_for_epochs
 import metablocks
 from metablocks.cli import main
 from metablocks.errors import RunError
-from metablocks.laws.resume import same_checkpoint
 from metablocks.recipe import build, load, shipped
 from metablocks.run import Scores
 from metablocks.run.train import meta_step
@@ -246,3 +247,19 @@ def test_a_run_records_the_version_of_the_code(undisturbed):
     record = json.loads((undisturbed / "run.json").read_text())
     assert record["versions"]["metablocks"] == metablocks.__version__
     assert record["argv"][0] == "run"
+
+
+def test_an_executor_is_chosen_before_training_and_stated_in_the_recipe(tmp_path, capsys):
+    small = [
+        *("maml_sinusoid", "--memory", "2 GiB", "--out", str(tmp_path), "--quiet"),
+        *("--set", "outer.epochs=1", "--set", "outer.steps_per_epoch=2"),
+        *("--set", "outer.tasks_per_step=4", "--set", "evaluation.tasks=4"),
+        *("--set", "evaluation.inner_steps=1", "--set", "hardware.device=cpu"),
+    ]
+    assert main(["run", *small]) == 0
+    assert re.search(r"executor: (Loop|Vmap)\(.*\): .* ms and .*B", capsys.readouterr().err)
+    (run,) = tmp_path.iterdir()
+    assert " ms and " in json.loads((run / "run.json").read_text())["executor"]
+    chosen = load(run / "recipe.yaml").at("hardware.executor.block")
+    assert chosen in ("loop", "vmap")
+    assert main(["run", "--resume", str(run), "--quiet"]) == 0

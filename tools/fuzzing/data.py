@@ -1,10 +1,7 @@
 """Small data sets for recipes that need files: drawn by the helpers of the tests, in seconds."""
 
 import os
-import sys
 from pathlib import Path
-
-sys.path.append(str(Path(__file__).resolve().parents[2] / "tests"))
 
 from small_images import cifar_parts, draw_mini_imagenet, write_cifar
 from small_omniglot import draw_omniglot

@@ -16,11 +16,11 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
+from resume_law import goes_on_bit_for_bit
 
 from metablocks.errors import RecipeError
 from metablocks.executors import RandomDrawsWarning
-from metablocks.laws.resume import goes_on_bit_for_bit
-from metablocks.prove.recipes import check_gradients
+from metablocks.gradcheck import check_gradients
 from metablocks.recipe import Experiment, Recipe, build, from_text
 from metablocks.recipe.listing import summary
 from metablocks.run.deployment import deployment

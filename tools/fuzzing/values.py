@@ -11,7 +11,8 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from hypothesis import strategies as st
 
-from metablocks.recipe.schema import Field, GroupOptions, Interval
+from metablocks.recipe.outer import GroupOptions
+from metablocks.recipe.schema import Field, adapter
 
 PATTERNS = st.sampled_from(
     [
@@ -60,8 +61,7 @@ def _of(annotation: Any, siblings: collections.abc.Collection[Field]) -> Any:
         marks = arguments[1:]
         if any(isinstance(mark, GroupOptions) for mark in marks):
             return _groups(siblings)
-        bounds = next((mark for mark in marks if isinstance(mark, Interval)), Interval())
-        return _number(arguments[0], bounds, siblings)
+        return _number(arguments[0], marks, siblings)
     if origin in (Union, types.UnionType):
         return st.one_of([_of(member, siblings) for member in arguments])
     if origin is Literal:
@@ -73,16 +73,23 @@ def _of(annotation: Any, siblings: collections.abc.Collection[Field]) -> Any:
         return st.dictionaries(PATTERNS, _of(arguments[1], siblings), max_size=2)
     if isinstance(origin, type) and issubclass(origin, collections.abc.Iterable):
         return st.lists(_of(arguments[0], siblings), max_size=2)
-    return _number(annotation, Interval(), siblings)
+    return _number(annotation, (), siblings)
 
 
-def _number(kind: Any, bounds: Interval, siblings: collections.abc.Collection[Field]) -> Any:
-    if kind is int:
-        return st.sampled_from([n for n in [*[1, 2, 3] * 10, 0, -1] if n in bounds])
-    if kind is float:
-        return st.sampled_from([x for x in _RATES if x in bounds])
+def _number(kind: Any, marks: tuple[Any, ...], siblings: collections.abc.Collection[Field]) -> Any:
+    if kind in (int, float):
+        numbers = [*[1, 2, 3] * 10, 0, -1] if kind is int else _RATES
+        return st.sampled_from([n for n in numbers if _fits(n, marks)])
     simple = {bool: st.booleans(), str: PATTERNS, types.NoneType: st.none(), None: st.none()}
     return simple[kind] if kind in simple else _of_other(kind, siblings)
+
+
+def _fits(number: float, marks: tuple[Any, ...]) -> bool:
+    try:
+        adapter(Annotated[(float, *marks)]).validate_python(number)
+    except ValueError:
+        return False
+    return True
 
 
 def _of_other(kind: Any, siblings: collections.abc.Collection[Field]) -> Any:

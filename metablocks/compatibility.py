@@ -1,0 +1,218 @@
+"""Combinations of blocks that make no sense, refused by one table.
+
+A block knows nothing of the learner that holds it. What a learner is made of is an `Assembly`; every
+row of `REFUSALS` looks at it when the learner is built, and raises a `BlockError` that names the blocks.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvTransposeNd
+
+from metablocks.errors import BlockError
+from metablocks.estimators import Estimator, Implicit, Reptile
+from metablocks.functional import step_aware_modules
+from metablocks.order import FirstOrder, Order, SecondOrder, TruncatedOrder
+from metablocks.rules import KFO, LearningRate, MTMask, Proximal, UpdateRule, WeightDecay
+from metablocks.rules.base import members
+from metablocks.step_loss import FinalStepLoss, StepLoss
+from metablocks.types import Progress, Tensors
+
+_EPOCHS = 1000  # epochs of which an order is asked whether it is ever first-order
+
+
+@dataclass(frozen=True)
+class Assembly:
+    """The choices that a learner is made of."""
+
+    model: nn.Module
+    loss: Callable[[Any, Any], Tensor]
+    steps: int
+    rule: UpdateRule
+    order: Order
+    step_loss: StepLoss
+    estimator: Estimator
+    adapted: tuple[str, ...]
+    """The names of the parameters that move inside a task, by the model."""
+    parameters: dict[str, nn.Parameter]
+    """All parameters, under the learner's names, `model.…` and `rule.…`."""
+    norm_statistics: str
+    allow_unused: tuple[str, ...]
+
+    @property
+    def learned(self) -> Tensors:
+        """The meta-parameters: those that are trainable."""
+        return {name: p for name, p in self.parameters.items() if p.requires_grad}
+
+    @property
+    def rules(self) -> list[UpdateRule]:
+        """The rule, or the members of a chain."""
+        return members(self.rule)
+
+
+def check_compatible(assembly: Assembly) -> None:
+    """Raise `BlockError` for the first combination of blocks that makes no sense."""
+    for refuse in REFUSALS:
+        refuse(assembly)
+
+
+def _truncated_order(assembly: Assembly) -> None:
+    order, steps = assembly.order, assembly.steps
+    if isinstance(order, TruncatedOrder) and order.last > steps:
+        raise _refusal(
+            f"TruncatedOrder last is {order.last}, but the learner takes {steps} inner steps; last can "
+            f"be 0 to {steps}",
+            field="order.last",
+        )
+
+
+def _norm_statistics(assembly: Assembly) -> None:
+    if assembly.norm_statistics == "batch":
+        return
+    for name, module in step_aware_modules(assembly.model).items():
+        if module.collects_buffers:
+            raise _refusal(
+                f'norm_statistics is "{assembly.norm_statistics}", but {name or "the model"} is a '
+                f"{type(module).__name__}, which has statistics of its own; say what it normalises by "
+                "where it is made, as per_step_batch_norm(statistics=...)",
+                field="norm_statistics",
+            )
+
+
+def _mask(assembly: Assembly) -> None:
+    if not any(isinstance(rule, MTMask) for rule in assembly.rules):
+        return
+    for name in assembly.adapted:
+        owner = assembly.model.get_submodule(name.rpartition(".")[0])
+        if isinstance(owner, _ConvTransposeNd):
+            raise _refusal(
+                f"MTMask: {name} belongs to a {type(owner).__name__}, whose output units are not its "
+                f'first dimension; leave it out of the inner loop: adapt=["*", "!{name}"]',
+                field="adapt",
+            )
+
+
+def _adapted_transform(assembly: Assembly) -> None:
+    kfo = next((r for r in assembly.rules if isinstance(r, KFO) and r.rate is not None), None)
+    if kfo is None:
+        return
+    first, *after = assembly.rules
+    if first is not kfo or len(after) != 1 or not _is_fixed(after[0], kfo.rate):
+        raise _refusal(
+            f"KFO with adapt_transform differentiates the update −{kfo.rate} U(G), so the rule must be "
+            f"Chain(KFO(adapt_transform=True, rate={kfo.rate}), LearningRate({kfo.rate})) and nothing "
+            f"else; given {', '.join(type(rule).__name__ for rule in assembly.rules)}, or another rate",
+            field="rule",
+        )
+    order, steps = assembly.order, assembly.steps
+    for epoch in range(_EPOCHS):
+        for index in range(steps):
+            if not order(index, steps, Progress(epoch=epoch)):
+                raise _refusal(
+                    f"KFO with adapt_transform takes second-order steps only, and the order {order!r} "
+                    f"is first-order at step {index} of epoch {epoch}; use SecondOrder(), or "
+                    "adapt_transform=False",
+                    field="order",
+                )
+
+
+def _end_alone(assembly: Assembly) -> None:
+    """`Reptile` and `Implicit` go by the last carry alone.
+
+    Of orders, `FirstOrder` and `SecondOrder` (the default) say nothing of single steps, and stand for
+    "not asked"; any other would be passed over in silence.
+    """
+    if not isinstance(assembly.estimator, Reptile | Implicit):
+        return
+    block = type(assembly.estimator).__name__
+    if not assembly.steps:
+        raise _refusal(
+            f"{block} goes by where the inner loop ends; give it steps: 1 or more, not 0",
+            field="steps",
+        )
+    if not isinstance(assembly.step_loss, FinalStepLoss):
+        raise _refusal(
+            f"{assembly.step_loss!r} has no effect with {block}, which knows the end of the inner loop "
+            "alone; use FinalStepLoss()",
+            field="step_loss",
+        )
+    if not isinstance(assembly.order, FirstOrder | SecondOrder):
+        raise _refusal(
+            f"{assembly.order!r} has no effect with {block}, which differentiates through no inner "
+            "step; use FirstOrder()",
+            field="order",
+        )
+
+
+def _reptile(assembly: Assembly) -> None:
+    if not isinstance(assembly.estimator, Reptile):
+        return
+    adapted = {f"model.{name}" for name in assembly.adapted}
+    for name in assembly.learned:
+        if name not in adapted:
+            remedy = (
+                "use a rule that learns nothing, such as LearningRate(0.1)"
+                if name.startswith("rule.")
+                else 'let it adapt (adapt="*"), or freeze it with requires_grad_(False)'
+            )
+            raise _refusal(
+                f"Reptile has a gradient for what adapts inside a task alone, and {name} does not; "
+                f"{remedy}",
+                field=name if name.startswith("rule.") else "adapt",
+            )
+
+
+def _implicit(assembly: Assembly) -> None:
+    estimator = assembly.estimator
+    if not isinstance(estimator, Implicit):
+        return
+    pull = Proximal(estimator.proximal)
+    first, *others = assembly.rules  # the first is Proximal, by `inner_rule`
+    if first.strength != estimator.proximal:
+        raise _refusal(
+            f"Implicit proximal is {estimator.proximal}, but the rule starts with {first}; they are one "
+            f"number: Chain({pull}, …), or leave it out, for it is put in front",
+            field="estimator.proximal",
+        )
+    for other in others:
+        if isinstance(other, Proximal | WeightDecay):
+            raise _refusal(
+                f"Implicit: {other} adds to the inner loss, and the Hessian would not know of it; "
+                f"{pull} at the head of the rule is the one term that it may have",
+                field="rule",
+            )
+    for name in assembly.learned:
+        if name.startswith("rule."):
+            raise _refusal(
+                f"Implicit has no gradient for {name}, since where the inner loop converges to does "
+                "not depend on it; use a rule that learns nothing, such as LearningRate(0.1)",
+                field=name,
+            )
+    for module in step_aware_modules(assembly.model).values():
+        raise _refusal(
+            f"Implicit needs one inner loss for all steps, and a {type(module).__name__} of the model "
+            "differs from step to step; use Unrolled()",
+            field="estimator",
+        )
+
+
+REFUSALS: tuple[Callable[[Assembly], None], ...] = (
+    _norm_statistics,
+    _truncated_order,
+    _mask,
+    _adapted_transform,
+    _end_alone,
+    _reptile,
+    _implicit,
+)
+
+
+def _refusal(message: str, field: str) -> BlockError:
+    return BlockError(message, block="MetaLearner", field=field)
+
+
+def _is_fixed(rule: UpdateRule, rate: float | None) -> bool:
+    """True for a `LearningRate` that is the one number `rate` and does not learn."""
+    return isinstance(rule, LearningRate) and not rule.learn and rule.value == rate

@@ -1,0 +1,25 @@
+"""Executors: how tasks are spread over the hardware."""
+
+from metablocks.executors.base import (
+    Executor,
+    RandomDrawsWarning,
+    TaskFunction,
+    Tasks,
+    TaskWork,
+    check_tasks,
+)
+from metablocks.executors.compiled import CompileWarning
+from metablocks.executors.loop import Loop
+from metablocks.executors.vmap import Vmap
+
+__all__ = [
+    "CompileWarning",
+    "Executor",
+    "Loop",
+    "RandomDrawsWarning",
+    "TaskFunction",
+    "TaskWork",
+    "Tasks",
+    "Vmap",
+    "check_tasks",
+]

@@ -1,0 +1,107 @@
+"""Executors: how tasks are spread over the hardware.
+
+Tasks are the outermost transform. A *task function* maps `(shared, buffers, task)` to a pair
+`(to_sum, to_stack)` of pytrees, `shared` being the tensors that all tasks read; an executor applies
+it to every task, adds up the first and stacks the second. Per-task gradients are computed whole
+before they are added: `vmap(grad(...))`, never `grad(vmap(...))`, which PyTorch gets silently wrong
+at second order under batch norm. So a loop, a `vmap`, chunks and processes are one idea: a sum over
+tasks.
+"""
+
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeAlias, runtime_checkable
+
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from metablocks.errors import TaskError
+from metablocks.generators import Draws, generators_of
+from metablocks.types import Task, TaskBatch, Tensors
+
+TaskFunction: TypeAlias = Callable[[Any, Tensors, Task], tuple[Any, Any]]
+Tasks: TypeAlias = TaskBatch | Sequence[Task]
+
+
+@dataclass(frozen=True)
+class TaskWork:
+    """A task function with what executors may know of it.
+
+    - `draws`: the random generators that it draws from.
+    - `key`: what it depends on besides its arguments: work of equal keys gives equal results for equal
+      arguments, and may be compiled. None for work that is never compiled.
+    """
+
+    call: TaskFunction
+    draws: Draws
+    key: Hashable | None = None
+
+    @classmethod
+    def of(cls, fn: TaskFunction, shared: Any) -> "TaskWork":
+        """A task function of one's own, which may draw from the generators of `shared`'s devices."""
+        return fn if isinstance(fn, TaskWork) else cls(fn, Draws(generators_of(shared)))
+
+    def __call__(self, shared: Any, buffers: Tensors, task: Task) -> tuple[Any, Any]:
+        with self.draws.observed():
+            return self.call(shared, buffers, task)
+
+
+class RandomDrawsWarning(UserWarning):
+    """The draws of an executor differ from the plain loop's, as it says when it made some."""
+
+
+@runtime_checkable
+class Executor(Protocol):
+    """Runs a task function on every task.
+
+    Laws: the result is the plain loop's up to rounding, whatever the chunking; random draws are
+    independent between tasks and follow from the global seed.
+    """
+
+    def __call__(
+        self, fn: TaskFunction, shared: Any, buffers: Tensors, tasks: Tasks
+    ) -> tuple[Any, Any]:
+        """The sum over tasks of the first result, and the second stacked to `[tasks, ...]`."""
+
+
+def check_tasks(tasks: Tasks, *, differentiated: bool = False) -> int:
+    """The number of tasks.
+
+    Raises `TaskError` for anything but a `TaskBatch` or a list of `Task`, for none, and for tensors
+    made under `torch.inference_mode`; if they enter what is `differentiated`, for tensors that require
+    a gradient, which they would not get.
+    """
+    if not isinstance(tasks, TaskBatch | Sequence) or isinstance(tasks, str):
+        raise TaskError(
+            f"tasks is a {type(tasks).__name__}; it takes a TaskBatch or a list of Task"
+        )
+    if not len(tasks):
+        raise TaskError("an empty list of tasks; at least one task is needed")
+    whole: list[tuple[str, Any]] = [("tasks", tasks)] if isinstance(tasks, TaskBatch) else []
+    for index, task in enumerate(tasks if isinstance(tasks, Sequence) else ()):
+        if not isinstance(task, Task):
+            raise TaskError(
+                f"tasks[{index}] is a {type(task).__name__}; it takes Task(support, query)"
+            )
+        whole.append((f"tasks[{index}]", task))
+    for name, one in whole:
+        for side in ("support", "query"):
+            for path, leaf in pytree.tree_leaves_with_path(getattr(one, side)):
+                if isinstance(leaf, Tensor):
+                    where = f"{name}.{side}{pytree.keystr(path)}"
+                    _check_leaf(where, leaf, differentiated)
+    return len(tasks)
+
+
+def _check_leaf(where: str, leaf: Tensor, differentiated: bool) -> None:
+    if leaf.is_inference():
+        raise TaskError(
+            f"{where} was made under torch.inference_mode(), and autograd cannot save it; make it "
+            "outside, under torch.no_grad() if need be, or give a clone"
+        )
+    if differentiated and leaf.requires_grad:
+        raise TaskError(
+            f"{where} requires a gradient, and a meta-gradient goes to meta-parameters alone, so that "
+            "what computed this tensor would not learn. Give tensor.detach(); or put what computes it "
+            "into the model; or differentiate metablocks.adapt, which goes through the batch"
+        )

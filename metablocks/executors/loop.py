@@ -1,0 +1,137 @@
+"""One task after another, or a few at a time in threads."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from metablocks.checks import count
+from metablocks.errors import BlockError
+from metablocks.executors.base import TaskFunction, Tasks, TaskWork
+from metablocks.executors.compiled import Compile, Compiler
+from metablocks.executors.threads import map_in_threads
+from metablocks.outputs import stack_rows
+from metablocks.types import Task, Tensors
+
+ChannelsLast: TypeAlias = bool | Literal["query"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loop:
+    """One task after another: the reference, and the one that takes tasks of unequal size.
+
+    Random draws (dropout) follow each other in task order from the global generator. Results of
+    unequal shape come back as a list in place of a stacked tensor.
+
+    - `workers`: tasks under way at a time, in threads that share torch's own threads; convolutional
+      nets on a CPU gain by it. Tasks that draw random numbers go one after another all the same.
+    - `channels_last`: lay out the images `[examples, channels, height, width]` of the query sets
+      ("query") or of both (True) channels last, which is quicker for convolutions and much quicker for
+      max-pooling on a CPU; but not for the second derivatives of batch norm, so "query" is for second
+      order, True for first order.
+    - `compile`: trace or compile the work on one task, once for every size of tasks (see `Compiler`).
+
+    Law: neither changes a result, up to rounding.
+
+    >>> double = lambda shared, buffers, task: (task.query[0].sum(), task.query[0] * 2)
+    >>> x = torch.ones(3, 2)
+    >>> total, each = Loop(workers=2)(double, {}, {}, TaskBatch((x, x), (x, x)))
+    >>> total, each.shape
+    (tensor(6.), torch.Size([3, 2]))
+
+    Raises `BlockError` for fewer than one worker, and for other settings than those named.
+    """
+
+    workers: int = 1
+    channels_last: ChannelsLast = False
+    compile: Compile = False
+
+    def __post_init__(self) -> None:
+        Compiler.check("Loop", self.compile)
+        count("Loop", "workers", self.workers)
+        if not isinstance(self.channels_last, bool) and self.channels_last != "query":
+            raise BlockError(
+                f'Loop channels_last is {self.channels_last!r}; it takes True, False or "query"',
+                block="Loop",
+                field="channels_last",
+            )
+
+    def __call__(
+        self, fn: TaskFunction, shared: Any, buffers: Tensors, tasks: Tasks
+    ) -> tuple[Any, Any]:
+        work = TaskWork.of(fn, shared)
+
+        def on_task(shared: Any, buffers: Tensors, support: Any, query: Any) -> tuple[Any, Any]:
+            return work(shared, buffers, Task(support, query))
+
+        def run(index: int) -> tuple[Any, Any]:
+            task = tasks[index]
+            support = _channels_last(task.support) if self.channels_last is True else task.support
+            query = _channels_last(task.query) if self.channels_last else task.query
+            result: tuple[Any, Any]
+            result = self._compiler(on_task, work.key, shared, buffers, support, query)
+            return result
+
+        tasks_in_all = len(tasks)
+        # The first task may have to tell whether the work draws: whose draws come first must not be
+        # a matter of chance.
+        total = _Total()
+        if not work.draws.known:
+            total.add(run(0))
+        rest = range(total.count, tasks_in_all)
+        workers = 1 if work.draws.kinds else min(self.workers, len(rest))
+        if workers > 1:
+            map_in_threads(run, rest, workers, total.add)
+        else:
+            for index in rest:
+                total.add(run(index))
+        return total.sums, stack_rows(total.rows)
+
+    @cached_property
+    def _compiler(self) -> Compiler:
+        return Compiler(self.compile)
+
+
+class _Total:
+    """The sum of the first results of tasks, leaf by leaf, so that one is held at a time; the others."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.rows: list[Any] = []
+        self._leaves: list[Any] = []
+        self._spec: Any = None
+
+    def add(self, result: tuple[Any, Any]) -> None:
+        to_sum, to_stack = result
+        leaves, spec = pytree.tree_flatten(to_sum)
+        if self.count:
+            for index, leaf in enumerate(leaves):
+                self._leaves[index] = self._leaves[index] + leaf
+        else:
+            self._leaves, self._spec = leaves, spec
+        self.count += 1
+        self.rows.append(to_stack)
+
+    @property
+    def sums(self) -> Any:
+        return pytree.tree_unflatten(self._leaves, self._spec)
+
+
+def _channels_last(batch: Any) -> Any:
+    """The same batch, its images `[examples, channels, height, width]` laid out channels last."""
+    inputs, target = batch
+
+    def lay_out(leaf: Any) -> Any:
+        if not isinstance(leaf, Tensor) or leaf.ndim != 4 or not leaf.is_floating_point():
+            return leaf
+        _, channels, height, width = leaf.shape
+        # Also for one channel, where to(memory_format=...) would leave the strides as they are.
+        strides = (channels * height * width, 1, width * channels, channels)
+        return torch.empty_strided(leaf.shape, strides, dtype=leaf.dtype, device=leaf.device).copy_(
+            leaf
+        )
+
+    return pytree.tree_map(lay_out, inputs), target

@@ -1,0 +1,130 @@
+"""Tasks at once, by `torch.func.vmap`."""
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from metablocks.checks import count
+from metablocks.errors import ExecutorError, MetablocksError, first_line
+from metablocks.executors.base import RandomDrawsWarning, TaskFunction, Tasks, TaskWork
+from metablocks.executors.compiled import Compile, Compiler
+from metablocks.outputs import Apart
+from metablocks.types import Task, TaskBatch, Tensors
+
+
+@dataclass(frozen=True, kw_only=True)
+class Vmap:
+    """Tasks at once, `chunk` at a time (all of them where `chunk` is None), by `torch.func.vmap`.
+
+    Per-task gradients of a chunk are held at the same time: memory is `chunk` × the loop's. Random
+    draws are independent between tasks and reproducible from the seed for a given `chunk`, but are
+    not the draws of `Loop`; a run that made some says so once, with a `RandomDrawsWarning`.
+
+    Law: equals `Loop`, up to rounding, for any `chunk`.
+
+    >>> double = lambda shared, buffers, task: (task.query[0].sum(), task.query[0] * 2)
+    >>> x = torch.ones(3, 2)
+    >>> total, each = Vmap(chunk=2)(double, {}, {}, TaskBatch((x, x), (x, x)))
+    >>> total, each.shape
+    (tensor(6.), torch.Size([3, 2]))
+
+    `compile` traces or compiles the work on a chunk, `vmap` and all (see `Compiler`).
+
+    Raises `BlockError` for a chunk below 1 and a `compile` that is none, `TaskError` for tasks of
+    unequal size, `ExecutorError` for a model that `vmap` cannot run.
+    """
+
+    chunk: int | None = None
+    compile: Compile = False
+
+    def __post_init__(self) -> None:
+        Compiler.check("Vmap", self.compile)
+        if self.chunk is not None:
+            count("Vmap", "chunk", self.chunk)
+
+    def __call__(
+        self, fn: TaskFunction, shared: Any, buffers: Tensors, tasks: Tasks
+    ) -> tuple[Any, Any]:
+        if not isinstance(tasks, TaskBatch):
+            tasks = TaskBatch.stack(tasks)
+        work = TaskWork.of(fn, shared)
+        compiled = bool(self.compile) and work.key is not None
+        apart: list[Apart] = []
+
+        def chunk(shared: Any, buffers: Tensors, batches: Any) -> tuple[Any, Any]:
+            leaves, spec = pytree.tree_flatten(batches)
+            tensors = {i: leaf for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)}
+
+            def task_of(tensors: dict[int, Tensor]) -> Task:
+                # What is not a tensor is the same for every task.
+                own = [tensors.get(i, leaf) for i, leaf in enumerate(leaves)]
+                return Task(*pytree.tree_unflatten(own, spec))
+
+            def one(buffers: Tensors, tensors: dict[int, Tensor]) -> tuple[Any, Any]:
+                to_sum, to_stack = work(shared, buffers, task_of(tensors))
+                if compiled:
+                    return to_sum, to_stack
+                apart.append(Apart(to_stack))
+                return to_sum, apart[-1].tensors
+
+            def first() -> None:
+                row = pytree.tree_map(lambda leaf: leaf[0], (buffers, tensors))
+                work(shared, row[0], task_of(row[1]))
+
+            to_sum, to_stack = _vmap(one, first, buffers, tensors)
+            return pytree.tree_map(lambda leaf: leaf.sum(0), to_sum), to_stack
+
+        number = len(tasks)
+        size = min(self.chunk or number, number)
+        total: Any = None
+        rows: list[Any] = []
+        for start in range(0, number, size):
+            width = min(size, number - start)
+            batches = _rows((tasks.support, tasks.query), start, width)
+            # A buffer that a task writes needs a copy of its own for each task.
+            own = {name: b.expand(width, *b.shape) for name, b in buffers.items()}
+            to_sum, to_stack = self._compiler(chunk, work.key, shared, own, batches)
+            total = pytree.tree_map(torch.add, total, to_sum) if rows else to_sum
+            rows.append(to_stack)
+        if work.draws.kinds:
+            warnings.warn(
+                "the model or the rule draws random numbers (dropout, a mask?). Under Vmap they are "
+                "independent between tasks and follow from the seed, but they are not the draws of Loop",
+                RandomDrawsWarning,
+                stacklevel=2,
+            )
+        stacked = pytree.tree_map(lambda *leaves: torch.cat(leaves), *rows)
+        return total, stacked if compiled else apart[0].together(stacked)
+
+    @cached_property
+    def _compiler(self) -> Compiler:
+        return Compiler(self.compile)
+
+
+def _rows(tree: Any, first: int, width: int) -> Any:
+    return pytree.tree_map(
+        lambda leaf: leaf.narrow(0, first, width) if isinstance(leaf, Tensor) else leaf, tree
+    )
+
+
+def _vmap(
+    one: Callable[..., tuple[Any, Any]], first: Callable[[], object], *args: Any
+) -> tuple[Any, Any]:
+    """`vmap(one)(*args)`. What it refuses and the plain `first` task runs is an `ExecutorError`."""
+    try:
+        return torch.func.vmap(one, randomness="different")(*args)
+    except MetablocksError:
+        raise
+    except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
+        refusal = error
+    first()  # raises what is wrong with the work itself
+    raise ExecutorError(
+        f"Vmap cannot run this model or loss, which a plain loop runs: {first_line(refusal)} "
+        "Use executor=Loop()"
+    ) from refusal

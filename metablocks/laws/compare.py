@@ -1,0 +1,110 @@
+"""Compare named tensors within a tolerance, and draw the fixed noise that parameters are moved by."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from metablocks.errors import LawError
+from metablocks.types import Tensors
+
+_Module = TypeVar("_Module", bound=nn.Module)
+
+
+def relative_error(got: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> float:
+    """‖got − expected‖ / ‖expected‖ over all tensors together; inf if names differ or for NaN.
+
+    Together, since a bias in front of a batch norm has a gradient of zero and no scale of its own.
+
+    >>> relative_error({"a": torch.tensor([1.0, 1.1])}, {"a": torch.tensor([1.0, 1.0])}) < 0.08
+    True
+    """
+    if set(got) != set(expected):
+        return float("inf")
+    with torch.no_grad():
+        difference = sum(float((got[k] - expected[k]).double().square().sum()) for k in expected)
+        scale = sum(float(expected[k].double().square().sum()) for k in expected)
+    error = (difference / scale) ** 0.5 if scale else difference**0.5
+    return error if error == error else float("inf")
+
+
+@torch.no_grad()
+def assert_close(
+    law: str, got: Mapping[str, Tensor], expected: Mapping[str, Tensor], within: float
+) -> None:
+    """Raise `LawError` if two sets of named tensors differ by more than `within`, relatively.
+
+    `within` is what float64 leaves. Rounding errors add up over some hundred operations and are then
+    divided by what is left of the sums that cancel: of tensors in float32, whose precision is 1.2e-7,
+    a thousand times that is allowed, 1e-4. A `within` of 0 is exact in every precision.
+
+    >>> assert_close("one is one", {"x": torch.ones(1)}, {"x": torch.ones(1)}, within=0)
+    """
+    least = max((torch.finfo(t.dtype).eps for t in expected.values() if _inexact(t)), default=0.0)
+    if within and least > 1e-10:
+        within = max(within, 1e-4)
+    error = relative_error(got, expected)
+    if error <= within:
+        return
+    if set(got) != set(expected):
+        raise LawError(f"{law}: the names differ: {sorted(set(got) ^ set(expected))}")
+    worst = max(expected, key=lambda k: float((got[k] - expected[k]).abs().max()))
+    raise LawError(
+        f"{law}: relative error {error:.2e}, at most {within:.0e} allowed; furthest apart is "
+        f"{worst}: {_shorten(got[worst])}, expected {_shorten(expected[worst])}"
+    )
+
+
+def noise_like(tensors: Mapping[str, Tensor], seed: int = 0) -> Tensors:
+    """Standard normal noise with the names, shapes, dtypes and devices of some tensors.
+
+    The numbers are the same on every device, and in every precision up to rounding.
+
+    >>> noise_like({"w": torch.zeros(2, 3)})["w"].shape
+    torch.Size([2, 3])
+    """
+    draw = torch.Generator().manual_seed(seed)
+    return {
+        name: torch.randn(t.shape, generator=draw, dtype=torch.float64, device="cpu").to(t)
+        for name, t in tensors.items()
+    }
+
+
+@torch.no_grad()
+def perturb(module: _Module, part: str = "", scale: float = 0.2) -> _Module:
+    """Move the trainable parameters with `part` in their names by fixed noise, in place.
+
+    A learned transform that starts as the identity hides what is wrong with it; a law that is to
+    see it moves it away first. Returns the module.
+    """
+    moved = {n: p for n, p in module.named_parameters() if part in n and p.requires_grad}
+    for name, noise in noise_like(moved, seed=1).items():
+        moved[name].add_(scale * noise)
+    return module
+
+
+@contextmanager
+def fixed_draws() -> Iterator[None]:
+    """Run the block with the random state of seed 0; the caller's state is as before afterwards."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        yield
+
+
+def named(block: object) -> str:
+    """The name of a block in messages: that of a function or class, or else its `repr`.
+
+    >>> named(perturb), named(torch.Size([2]))
+    ('perturb', 'torch.Size([2])')
+    """
+    return getattr(block, "__name__", None) or repr(block)
+
+
+def _inexact(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() or tensor.is_complex()
+
+
+def _shorten(tensor: Tensor) -> str:
+    return str([float(f"{value:.6g}") for value in tensor.flatten()[:4].tolist()])

@@ -1,0 +1,214 @@
+"""Choose an executor by measuring: every candidate computes one meta-gradient against the clock."""
+
+import copy
+import logging
+import time
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from metablocks.errors import ExecutorError, caller_stacklevel
+from metablocks.estimators import Estimator
+from metablocks.executors import Loop, RandomDrawsWarning, Tasks, Vmap, check_tasks
+from metablocks.executors.compiled import Compile, Compiler
+from metablocks.generators import devices_of
+from metablocks.learner import MetaLearner
+from metablocks.memory import forget_peak, format_bytes, parse_bytes, peak_memory
+from metablocks.types import TaskBatch, Tensors
+
+log = logging.getLogger("metablocks")
+
+_ROUNDS = 2  # timed meta-gradients of a candidate, after one that warms up
+
+
+class Cost(NamedTuple):
+    """Seconds and peak bytes of one meta-gradient, beyond what was held before."""
+
+    seconds: float
+    memory: int
+
+
+class Choice(NamedTuple):
+    """An executor and the estimator to go with it, and the costs of all that was measured."""
+
+    executor: Loop | Vmap
+    estimator: Estimator
+    costs: dict[str, Cost]
+
+    @property
+    def reason(self) -> str:
+        """One line of figures."""
+        figures = ", ".join(
+            f"{candidate} {1000 * cost.seconds:.3g} ms and {format_bytes(cost.memory)}"
+            for candidate, cost in sorted(self.costs.items(), key=lambda item: item[1].seconds)
+        )
+        return f"{_call(self.executor)}: {figures}"
+
+
+def choose_executor(
+    learner: MetaLearner, tasks: Tasks, *, memory: str | int | None = None
+) -> Choice:
+    """The fastest executor for meta-gradients of this learner on batches such as `tasks`.
+
+    Candidates are `Loop`, and `Vmap` over all tasks and over chunks of an eighth, a quarter and a half
+    of them; on a CPU also `Loop` with as many workers as torch has threads, and, if there are images,
+    the faster of these two loops with images laid out channels last. Each computes the meta-gradient
+    once to warm up and twice against the clock.
+
+    `memory` is a budget for the peak beyond what is held anyway, in bytes or as "4GiB". A `Vmap` that
+    would break it by the figures of smaller chunks is not tried. If some candidate breaks it, all are
+    tried again with the estimator's `low_memory` form, if it has one (`Adjoint` with fewer copies). If
+    none fits, the smallest is taken, with a warning.
+
+    A candidate that cannot run the model is left out, as is a `Vmap` under which it draws random
+    numbers that are not those of `Loop`. Tasks of unequal size, a list, go to loops.
+
+    Law: the learner, its random states included, is as it was, and any choice gives its gradient.
+
+    >>> from metablocks.rules import LearningRate
+    >>> learner = MetaLearner(
+    ...     torch.nn.Linear(1, 1),
+    ...     loss=torch.nn.functional.mse_loss,
+    ...     steps=1,
+    ...     rule=LearningRate(0.1),
+    ... )
+    >>> x = torch.ones(4, 3, 1)
+    >>> choice = choose_executor(learner, TaskBatch((x, x), (x, x)), memory="1GiB")
+    >>> learner.executor, learner.estimator = choice.executor, choice.estimator
+
+    Raises `BlockError` for a `memory` that is not a size, and what the learner raises under `Loop`.
+    """
+    count = check_tasks(tasks)
+    budget = None if memory is None else parse_bytes(memory)
+    device = devices_of(dict(learner.named_parameters()))[-1]
+    costs: dict[_Candidate, Cost] = {}
+
+    def fits(candidate: _Candidate) -> bool:
+        return not budget or (candidate in costs and costs[candidate].memory <= budget)
+
+    def measure(candidate: _Candidate) -> None:
+        try:
+            costs[candidate] = _measure(candidate, device, learner, tasks)
+        except (ExecutorError, RandomDrawsWarning) as error:
+            log.info("%s is left out: %s", candidate, error)
+
+    for estimator in filter(None, (learner.estimator, learner.estimator.low_memory(learner.steps))):
+        if costs and all(map(fits, costs)):
+            break
+        loop = _Candidate(Loop(), estimator)
+        measure(loop)
+        per_task: float = costs[loop].memory
+        for chunk in _chunks(tasks, count):
+            if budget and per_task * (chunk or count) > budget:
+                break
+            candidate = _Candidate(Vmap(chunk=chunk), estimator)
+            measure(candidate)
+            if candidate in costs:
+                per_task = costs[candidate].memory / (chunk or count)
+        for setting in _settings(device, tasks, count):
+            candidate = replace(loop, executor=replace(loop.executor, **setting))
+            measure(candidate)
+            if candidate in costs and costs[candidate] < costs[loop] and fits(candidate):
+                loop = candidate
+    best = min(filter(fits, costs), key=lambda candidate: costs[candidate].seconds, default=None)
+    if best is None:
+        best = min(costs, key=lambda candidate: costs[candidate].memory)
+        warnings.warn(
+            f"no executor keeps to memory={memory!r}; {best} takes the least, "
+            f"{format_bytes(costs[best].memory)}",
+            stacklevel=caller_stacklevel(),
+        )
+    return Choice(best.executor, best.estimator, {str(c): cost for c, cost in costs.items()})
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutoExecutor:
+    """An executor that a run is to choose by `choose_executor` before it trains, and state.
+
+    - `memory`: the budget.
+    - `compile`: trace or compile what is chosen (see `Compiler`).
+
+    Until then it is a `Loop`.
+
+    >>> AutoExecutor(memory="4GiB")
+    AutoExecutor(memory='4GiB', compile=False)
+
+    Raises `BlockError` for a `memory` that is not a size, and an invalid `compile`.
+    """
+
+    memory: str | int | None = None
+    compile: Compile = False
+
+    def __post_init__(self) -> None:
+        Compiler.check("AutoExecutor", self.compile)
+        if self.memory is not None:
+            parse_bytes(self.memory)
+
+    def __call__(self, fn: Any, shared: Any, buffers: Tensors, tasks: Tasks) -> tuple[Any, Any]:
+        return Loop()(fn, shared, buffers, tasks)
+
+    def choose(self, learner: MetaLearner, tasks: Tasks) -> Choice:
+        """The choice for this learner; what is measured is not compiled, what is chosen is."""
+        choice = choose_executor(learner, tasks, memory=self.memory)
+        return choice._replace(executor=replace(choice.executor, compile=self.compile))
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    executor: Loop | Vmap
+    estimator: Estimator
+
+    def __str__(self) -> str:
+        return f"{_call(self.executor)} with {self.estimator}"
+
+
+def _call(executor: Loop | Vmap) -> str:
+    """The executor's call, settings at their defaults left out."""
+    usual = type(executor)()
+    names = [f.name for f in fields(executor)]
+    set_ = [n for n in names if getattr(executor, n) != getattr(usual, n)]
+    return f"{type(executor).__name__}({', '.join(f'{n}={getattr(executor, n)!r}' for n in set_)})"
+
+
+def _chunks(tasks: Tasks, count: int) -> Iterator[int | None]:
+    """The chunks of `Vmap` to try, in growing order."""
+    if isinstance(tasks, TaskBatch):
+        yield from sorted({count // 8, count // 4, count // 2} - {0, 1, count})
+        yield None
+
+
+def _settings(device: torch.device, tasks: Tasks, count: int) -> Iterator[dict[str, Any]]:
+    """Settings that may make a loop faster, one after another."""
+    workers = min(torch.get_num_threads(), count)
+    if device.type != "cpu":
+        return
+    if workers > 1:
+        yield {"workers": workers}
+    leaves = pytree.tree_leaves(tasks[0].query[0])
+    if any(x.ndim == 4 and x.is_floating_point() for x in leaves if isinstance(x, Tensor)):
+        yield {"channels_last": "query"}
+        yield {"channels_last": True}
+
+
+def _measure(
+    candidate: _Candidate, device: torch.device, learner: MetaLearner, tasks: Tasks
+) -> Cost:
+    trial = copy.copy(learner)  # the same parameters
+    trial.executor, trial.estimator = candidate.executor, candidate.estimator
+    forget_peak(device)
+    held = peak_memory(device) or 0
+    times = []
+    for _ in range(1 + _ROUNDS):
+        started = time.perf_counter()
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", RandomDrawsWarning)
+            trial.meta_gradient(tasks)
+        if device.type != "cpu":
+            torch.accelerator.synchronize(device)
+        times.append(time.perf_counter() - started)
+    return Cost(min(times[1:]), max(0, (peak_memory(device) or 0) - held))
