@@ -18,7 +18,7 @@ from metablocks.functional import FunctionalModule, step_aware_modules
 from metablocks.laws.cases import Problem
 from metablocks.laws.compare import assert_close, perturb
 from metablocks.learner import MetaLearner
-from metablocks.surgery import replace_modules
+from metablocks.models.surgery import replace_modules
 
 Norm: TypeAlias = Callable[[nn.Module, int], nn.Module]
 

@@ -23,7 +23,7 @@ from metablocks import (
 )
 from metablocks.errors import RuleError
 from metablocks.functional import FunctionalModule, detach
-from metablocks.inner import adapt
+from metablocks.inner_loop import adapt
 from metablocks.laws import rules
 from metablocks.laws.compare import assert_close, fixed_draws, noise_like
 from metablocks.rules import Granularity
