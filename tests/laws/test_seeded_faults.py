@@ -16,6 +16,7 @@ import policy_laws
 import pytest
 import small_problems as problem
 import torch
+from torch import nn
 from torch.utils import _pytree as pytree
 
 from metablocks import (
@@ -27,6 +28,7 @@ from metablocks import (
     TruncatedOrder,
     UniformStepLoss,
     Unrolled,
+    UpdateRule,
     Vmap,
     per_step_batch_norm,
 )
@@ -148,6 +150,23 @@ class TooFar(KFO):
         return {key: 2 * s for key, s in slope.items()}
 
 
+class Gain(UpdateRule):
+    """u = −0.1 · gain · g; the gain of later steps may be cut off from its gradient."""
+
+    def __init__(self, *, cut: bool) -> None:
+        super().__init__()
+        self.cut = cut
+
+    def setup(self, params, steps):
+        like = next(iter(params.values()))
+        self.gain = nn.Parameter(torch.ones((), dtype=like.dtype, device=like.device))
+        return self
+
+    def forward(self, updates, state, step):
+        gain = self.gain.detach() if self.cut and step.index > 0 else self.gain
+        return {name: -0.1 * gain * u for name, u in updates.items()}, state
+
+
 class SumForMean(Loop):
     """Adds up so that the learner, which divides by the number of tasks, is left with their sum."""
 
@@ -172,6 +191,10 @@ class Fault:
     drawn: dict[str, Any] = field(default_factory=dict)
     patch: Callable[[], Any] = nullcontext
     """What makes the block wrong, where the fault is not in the block's own class."""
+
+
+def _finite_differences(make, small):
+    gradients.finite_differences(rules.learner_of(make, small), small.tasks)
 
 
 FAULTS = [
@@ -259,6 +282,14 @@ FAULTS = [
         partial(KFO, adapt_transform=True, rate=0.1),
         kronecker_laws.kfo_adapts_down_the_slope,
         "KFO adapts down the slope, step 1: relative error",
+    ),
+    Fault(
+        "one number of the rule whose gradient is cut off after the first step",
+        partial(Gain, cut=True),
+        partial(Gain, cut=False),
+        _finite_differences,
+        r"finite differences: relative error .* furthest apart is rule\.gain",
+        lambda device, **_: problem.regression(device=device),
     ),
     Fault(
         "an executor that sums instead of averaging",
