@@ -106,6 +106,12 @@ def entry(
     return with_config(STRICT)(TypedDict(name, members))  # type: ignore[operator]
 
 
+def arguments(target: Callable[..., Any], context: tuple[str, ...], values: Any) -> dict[str, Any]:
+    """The arguments of a block, as its signature asks for them, from the resolved values of its entry."""
+    checked: dict[str, Any] = adapter(entry(target, context)).validate_json(json.dumps(values))
+    return {name: value for name, value in checked.items() if name != "block"}
+
+
 def supplied(target: Callable[..., Any], context: dict[str, Any]) -> dict[str, Any]:
     """The part of `context` that the target's signature asks for."""
     return {n: v for n, v in context.items() if n in inspect.signature(target).parameters}
