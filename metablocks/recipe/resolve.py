@@ -97,12 +97,13 @@ class _Reader:
         if checked is INVALID:
             return INVALID
         values: dict[str, Any] = {"block": name}
+        owner = getattr(target, "__name__", name)
         self.origins |= {path: node.place for path, node in nodes(node, path)}
         for field in schema.fields(target, slot.context).values():
             if field.name in checked:
                 values[field.name] = _plain(checked[field.name])
             elif schema.is_plain(field.default):
-                values[field.name] = self.default(field, join(path, field.name), target.__name__)
+                values[field.name] = self.default(field, join(path, field.name), owner)
         return values
 
     def default(self, field: Field, path: str, owner: str) -> Any:
