@@ -12,8 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from metablocks.tasks.class_splits import CIFAR_FS, MINI_IMAGENET
-from metablocks.tasks.named_classes import class_names
+from metablocks.tasks.class_splits import CIFAR_FS, MINI_IMAGENET, class_names
 
 STEP = 12
 TABLES = {"train": "train.csv", "validation": "val.csv", "test": "test.csv"}

@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from metablocks.errors import DataError
 from metablocks.gradcheck.check import check_learner
 from metablocks.gradcheck.report import GradientReport
+from metablocks.models.surgery import replace_modules
 from metablocks.recipe.assemble import construct
 from metablocks.recipe.build import build
 from metablocks.recipe.record import Recipe
 from metablocks.recipe.slots import SLOTS
-from metablocks.surgery import replace_modules
 from metablocks.tasks.base import Kind, Split, TaskSource
 from metablocks.types import Batch, TaskBatch
 

@@ -19,9 +19,8 @@ from torch import Tensor, nn
 from metablocks.checks import choice, count
 from metablocks.errors import BlockError, suggest
 from metablocks.models.layers import DEEPEST
-from metablocks.models.linear_layers import holders, made_like, why_not
+from metablocks.models.surgery import holders, made_like, obstacle, replace_modules
 from metablocks.models.tnet import Transformed
-from metablocks.surgery import replace_modules
 
 Init: TypeAlias = Literal["identity", "random"]
 
@@ -222,7 +221,7 @@ def _check(model: nn.Module, name: str) -> None:
             field="layer",
         )
     layer, called = modules[name], name or "the model"
-    reason = why_not(model, name, layer, [nn.Linear])
+    reason = obstacle(model, name, layer, [nn.Linear])
     if reason:
         raise BlockError(f"append_linear: {called} {reason}")
     held = holders(model)

@@ -16,8 +16,8 @@ from metablocks.models.per_step_norm import (
     PerStepBatchNorm,
     Statistics,
 )
+from metablocks.models.surgery import outer_loop_patterns, replace_modules
 from metablocks.per_step import Beyond
-from metablocks.surgery import replace_modules
 
 
 def per_step_batch_norm(
@@ -119,11 +119,10 @@ def norm_patterns(model: nn.Module) -> list[str]:
     >>> norm_patterns(per_step_batch_norm(model, steps=5))
     ['*', '!1.weight', '!1.bias']
     """
-    names = [
-        f"{name}.{own}" if name else own
-        for name, module in model.named_modules(remove_duplicate=False)
-        if isinstance(module, PerStepBatchNorm)
-        for own, parameter in module.named_parameters(recurse=False)
-        if own in AFFINE and parameter.requires_grad
-    ]
-    return ["*", *(f"!{name}" for name in names)]
+
+    def affine(module: nn.Module) -> list[str]:
+        norm = isinstance(module, PerStepBatchNorm)
+        parameters = module.named_parameters(recurse=False) if norm else ()
+        return [name for name, p in parameters if name in AFFINE and p.requires_grad]
+
+    return outer_loop_patterns(model, affine)

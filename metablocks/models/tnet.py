@@ -14,9 +14,15 @@ import torch
 from torch import Tensor, nn
 
 from metablocks.errors import BlockError, concerning
-from metablocks.models.linear_layers import LINEAR_LIKE, holders, made_like, why_not
+from metablocks.models.surgery import (
+    LINEAR_LIKE,
+    holders,
+    made_like,
+    obstacle,
+    outer_loop_patterns,
+    replace_modules,
+)
 from metablocks.selection import select
-from metablocks.surgery import replace_modules
 
 
 class Transformed(nn.Module):
@@ -164,12 +170,9 @@ def transform_patterns(model: nn.Module) -> list[str]:
     >>> transform_patterns(insert_tnet(nn.Sequential(nn.Linear(3, 2))))
     ['*', '!0.transform.weight']
     """
-    names = [
-        f"{name}.transform.weight" if name else "transform.weight"
-        for name, module in model.named_modules(remove_duplicate=False)
-        if isinstance(module, Transformed)
-    ]
-    return ["*", *(f"!{name}" for name in names)]
+    return outer_loop_patterns(
+        model, lambda module: ["transform.weight"] if isinstance(module, Transformed) else []
+    )
 
 
 def _identity(layer: Any) -> nn.Module:
@@ -192,7 +195,7 @@ def _check(model: nn.Module, chosen: Sequence[str]) -> None:
     for name in chosen:
         layer = model.get_submodule(name)
         leave = f'; to leave it without a T: layers=["*", "!{name}.weight"]' if name else ""
-        reason = why_not(model, name, layer, _TRANSFORMED)
+        reason = obstacle(model, name, layer, _TRANSFORMED)
         if reason:
             raise BlockError(f"insert_tnet: {name or 'the model'} {reason}{leave}")
         for parameter in layer.parameters(recurse=False):

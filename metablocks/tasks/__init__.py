@@ -2,7 +2,7 @@
 
 from metablocks.tasks.base import Split, TaskSource
 from metablocks.tasks.cifar_fs import CifarFS
-from metablocks.tasks.episodes import ClassBank
+from metablocks.tasks.episode_sampling import ClassBank
 from metablocks.tasks.linear import Linear
 from metablocks.tasks.logistic import Logistic
 from metablocks.tasks.mini_imagenet import MiniImagenet

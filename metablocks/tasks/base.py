@@ -1,13 +1,16 @@
-"""What a task source is: a pure function from (seed, split, index) to a task."""
+"""The protocol of task sources, pure functions from (seed, split, index) to a task, and its draws."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal, Protocol, TypeAlias, get_args, runtime_checkable
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
 
 from metablocks.errors import TaskError
 from metablocks.types import TaskBatch
 
+Floats: TypeAlias = NDArray[np.float64]
 Split: TypeAlias = Literal["train", "validation", "test"]
 Kind: TypeAlias = Literal["classification", "regression"]
 SPLITS: tuple[Split, ...] = get_args(Split)
@@ -47,8 +50,45 @@ def generator(seed: int, split: Split, *counters: int) -> np.random.Generator:
 
     Raises `TaskError` for an unknown split or a negative counter.
     """
-    if split not in SPLITS:
-        raise TaskError(f"unknown split {split!r}; it is one of {', '.join(SPLITS)}")
+    check_split(split)
     if seed < 0 or any(counter < 0 for counter in counters):
         raise TaskError(f"seed and task index count from 0; given seed {seed}, {list(counters)}")
     return np.random.default_rng([seed, SPLITS.index(split), *counters])
+
+
+def check_split(split: str) -> None:
+    """Raise `TaskError` for an unknown split."""
+    if split not in SPLITS:
+        raise TaskError(f"unknown split {split!r}; it is one of {', '.join(SPLITS)}")
+
+
+def task_numbers(indices: Sequence[int]) -> list[int]:
+    """The task numbers as a list of int; raises `TaskError` if there are none."""
+    if len(indices) == 0:
+        raise TaskError("no task asked for: indices is empty; give at least one task number")
+    return [int(index) for index in indices]
+
+
+def draw_tasks(
+    seed: int, split: Split, indices: Sequence[int], draw: Callable[[np.random.Generator], Floats]
+) -> Floats:
+    """`draw(generator of the task)` for every task, stacked: `[len(indices), ...]`, float64.
+
+    Raises `TaskError` for empty `indices`, an unknown split or a negative index.
+    """
+    return np.stack([draw(generator(seed, split, index)) for index in task_numbers(indices)])
+
+
+def regression_tasks(x: Floats, y: Floats, shots: int, device: str | torch.device) -> TaskBatch:
+    """Tasks from x and y `[tasks, examples]`: the first `shots` examples are the support set.
+
+    Leaves are float32 `[tasks, examples, 1]` on `device`.
+    """
+
+    def tensor(values: Floats) -> torch.Tensor:
+        return torch.from_numpy(values[..., None].astype(np.float32, order="C")).to(device)
+
+    return TaskBatch(
+        support=(tensor(x[:, :shots]), tensor(y[:, :shots])),
+        query=(tensor(x[:, shots:]), tensor(y[:, shots:])),
+    )

@@ -1,35 +1,59 @@
 """CIFAR-FS: N-way K-shot tasks of CIFAR-100's classes, 600 photographs each, 32×32 RGB.
 
-The images are CIFAR-100's, its training and test images together. The classes of train, validation
-and test are the published 64 / 16 / 20; see `metablocks.tasks.class_splits` for the list,
-`metablocks.tasks.cifar_fs_files` for the layouts on disk, the download and the reading.
+The images are CIFAR-100's, its training and test images together; the classes of train, validation
+and test are the published 64 / 16 / 20 (`metablocks.tasks.class_splits`).
+
+The layout on disk is torchvision's: a folder `cifar-100-python` with the pickles `train`, `test` and
+`meta`, or the archive `cifar-100-python.tar.gz` of it; the folder is preferred. torchvision downloads
+the archive and checks its MD5. Deviation from torchvision: 1. data that is found is not held to that
+MD5, so that a smaller or repacked copy works too; therefore its pickles are read by an unpickler that
+makes arrays and plain values and calls nothing else, and archives are read in memory.
+
+Source: Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009.
 """
 
+import io
+import pickle
+import tarfile
+import zlib
 from dataclasses import dataclass
-from typing import ClassVar
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import Any, ClassVar
 
-from metablocks.tasks import cifar_fs_files
-from metablocks.tasks.class_splits import CIFAR_FS
-from metablocks.tasks.photographs import Files, Photographs
+import numpy as np
+
+from metablocks.errors import DataError
+from metablocks.tasks.base import Split
+from metablocks.tasks.class_splits import CIFAR_FS, check_present, class_names, class_numbers
+from metablocks.tasks.episode_sampling import ClassBank, Ints
+from metablocks.tasks.image_tasks import Bytes, ImageTasks, stack_classes
+from metablocks.tasks.storage import Storage
+from metablocks.torchvision_import import torchvision_module
+
+FOLDER = "cifar-100-python"
+ARCHIVE = f"{FOLDER}.tar.gz"
+FILES = ("train", "test", "meta")
+SIZE = 32
 
 
 @dataclass(frozen=True, kw_only=True)
-class CifarFS(Photographs):
+class CifarFS(ImageTasks):
     """Tasks of CIFAR-FS: photographs of CIFAR-100, of the published 64 / 16 / 20 classes.
 
     `sample` returns inputs float32 in [0, 1], RGB, `[tasks, ways * examples, 3, 32, 32]`, and
     targets int64 `[tasks, ways * examples]`, class-major. Obeys the law of `TaskSource`. In a
     smaller copy, classes may hold unequal numbers of images; each draws among its own.
 
-    The images are read at the first use of `sample`, `bank` or `checksum`, so that a source can be
-    described and checked where there is no data. `data` is the folder that holds
-    `cifar-100-python` or `cifar-100-python.tar.gz`, or that folder; without it `$METABLOCKS_DATA`
-    and the cache folder are searched, then torchvision downloads.
+    The images are loaded at the first use of `sample`, `bank` or `checksum`, so that a source can be
+    described and checked without data. `data` is the folder that holds `cifar-100-python` or
+    `cifar-100-python.tar.gz`, or that folder; without it `$METABLOCKS_DATA` and the cache folder are
+    searched, then torchvision downloads.
 
     Raises, when built, `TaskError` for fields out of range (`ways` is at most 16, the classes of
     the validation split; shots + queries at most 600) and `DataError` for a `data` without
-    CIFAR-100. Raises, at first use, `DataError` where the data is absent, incomplete or
-    unreadable, and `TaskError` where a class has fewer than shots + queries images.
+    CIFAR-100. Raises, at first use, `DataError` if the data is absent, incomplete or unreadable, and
+    `TaskError` if a class has fewer than shots + queries images.
 
     Source: Krizhevsky 2009 (the images); Bertinetto et al. 2019 (the split).
 
@@ -42,6 +66,165 @@ class CifarFS(Photographs):
     validation 16, test 20; ways is at most 16
     """
 
-    splits = CIFAR_FS
-    size = cifar_fs_files.SIZE
-    files: ClassVar[Files] = cifar_fs_files
+    input_shape: ClassVar[tuple[int, ...]] = (3, SIZE, SIZE)
+    examples: ClassVar[int | None] = 600
+
+    data: str | Path | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check_ways({split: len(names) for split, names in CIFAR_FS.items()})
+        if self.data is not None:
+            STORAGE.find(self.data)
+
+    @cached_property
+    def classes(self) -> dict[Split, Ints]:
+        """The classes of each split: numbers of classes of `bank`, ascending."""
+        return class_numbers(CIFAR_FS)
+
+    def load(self) -> ClassBank:
+        """The bank of all 100 classes, uint8 `[100, images, 3, 32, 32]`, RGB, on the CPU.
+
+        Classes stand in the order train, validation, test; the images of a class in the order of
+        the files, those of `train` before those of `test`.
+        """
+        with STORAGE.located(self.data) as place:
+            return read(place)
+
+
+def read(place: Path) -> ClassBank:
+    """The bank of the folder or archive `place`.
+
+    Raises `DataError` naming the file that is missing, damaged or not CIFAR-100's.
+    """
+    files = _from_folder(place) if place.is_dir() else _from_archive(place)
+    names = _names(*files["meta"])
+    parts = [_batch(*files[part], classes=len(names)) for part in ("train", "test")]
+    images = np.concatenate([images for images, _ in parts]).reshape(-1, 3, SIZE, SIZE)
+    labels = np.concatenate([labels for _, labels in parts])
+    counts = dict(zip(names, np.bincount(labels, minlength=len(names)).tolist(), strict=True))
+    order = class_names(CIFAR_FS)
+    near = [name for name in names if name not in order]
+    check_present(str(place), CIFAR_FS, (name for name in names if counts[name]), near)
+    classes = (images[labels == names.index(name)] for name in order)
+    return stack_classes(order, [counts[name] for name in order], classes)
+
+
+def _within(folder: Path) -> Path | None:
+    for place in (folder, folder / FOLDER):
+        if all((place / file).is_file() for file in FILES):
+            return place
+    return folder / ARCHIVE if (folder / ARCHIVE).is_file() else None
+
+
+def _fetch(folder: Path) -> None:
+    """Download the archive and check its MD5, by torchvision; it is neither unpacked nor read."""
+    datasets = torchvision_module("datasets")
+    known = datasets.CIFAR100
+    datasets.utils.download_url(known.url, str(folder), known.filename, known.tgz_md5)
+
+
+STORAGE = Storage(
+    "CIFAR-100",
+    f"a folder {FOLDER}/ with the files train, test and meta, or {ARCHIVE}",
+    _within,
+    _fetch,
+    keep=(ARCHIVE,),
+)
+
+
+def _from_folder(folder: Path) -> dict[str, tuple[str, bytes]]:
+    """{file: (its place, its content)}"""
+    try:
+        return {file: (str(folder / file), (folder / file).read_bytes()) for file in FILES}
+    except OSError as error:
+        raise DataError(f"{error.filename}: cannot be read ({error})") from error
+
+
+def _from_archive(packed: Path) -> dict[str, tuple[str, bytes]]:
+    files: dict[str, tuple[str, bytes]] = {}
+    try:
+        with tarfile.open(packed) as archive:
+            for member in archive:
+                *above, file = PurePosixPath("/", member.name).parts
+                if file in FILES and above[-1] == FOLDER and member.isfile():
+                    content = archive.extractfile(member)
+                    assert content is not None  # it is for members that are no files
+                    files[file] = (f"{packed}: {member.name}", content.read())
+    except (OSError, EOFError, tarfile.TarError, zlib.error) as error:
+        raise DataError(f"{packed}: cannot be read as a tar archive ({error})") from error
+    missing = [f"{FOLDER}/{file}" for file in FILES if file not in files]
+    if missing:
+        raise DataError(f"{packed}: lacks {', '.join(missing)}")
+    return files
+
+
+class _Unpickler(pickle.Unpickler):
+    """An unpickler of plain values and arrays (see "Restricting Globals" in Python's `pickle`).
+
+    The functions are made anew for each use, so that a pickle cannot leave attributes on them.
+    """
+
+    def find_class(self, module: str, name: str) -> Any:
+        def dtype(kind: str, align: object = False, copy: object = False) -> np.dtype[Any]:
+            made = np.dtype(kind, align=bool(align), copy=bool(copy))
+            if made.hasobject:
+                raise pickle.UnpicklingError("it holds an array of Python objects")
+            return made
+
+        def from_buffer(buffer: Any, dtype: Any, shape: Any, order: Any) -> Any:
+            return np.frombuffer(buffer, dtype=dtype).reshape(shape, order=order)
+
+        allowed: dict[str, Any] = {
+            "numpy.ndarray": np.ndarray,
+            "numpy.dtype": dtype,
+            "_codecs.encode": lambda text, _: text.encode("latin-1"),  # bytes, in protocol 2
+            "numpy.core.multiarray._reconstruct": np.zeros(0).__reduce__()[0],
+            "numpy.core.multiarray.scalar": np.int64(0).__reduce__()[0],
+            "numpy.core.numeric._frombuffer": from_buffer,
+        }
+        function = f"{module}.{name}".replace("numpy._core.", "numpy.core.")  # numpy 2, numpy 1
+        if function not in allowed:
+            raise pickle.UnpicklingError(
+                f"it asks for {module}.{name}, and only plain values and numpy arrays are read"
+            )
+        return allowed[function]
+
+
+def _load(place: str, content: bytes) -> Any:
+    """The value of a pickle; text of Python 2 is decoded as Latin-1, as torchvision does."""
+    try:
+        return _Unpickler(io.BytesIO(content), encoding="latin1").load()
+    except Exception as error:  # a damaged pickle raises whatever its bytes happen to mean
+        raise DataError(f"{place}: cannot be read as a pickle ({error})") from error
+
+
+def _names(place: str, content: bytes) -> list[str]:
+    """The names of the fine labels."""
+    meta = _load(place, content)
+    names = meta.get("fine_label_names") if isinstance(meta, dict) else None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise DataError(f"{place}: fine_label_names is not a list of names")
+    return names
+
+
+def _batch(place: str, content: bytes, *, classes: int) -> tuple[Bytes, Ints]:
+    """Images `[images, 3072]` and labels `[images]` of `train` or `test`."""
+    batch, pixels = _load(place, content), 3 * SIZE * SIZE
+    try:
+        images, labels = np.asarray(batch["data"]), np.asarray(batch["fine_labels"])
+    except (TypeError, KeyError, IndexError, ValueError) as error:
+        raise DataError(f"{place}: holds no data and fine_labels ({error!r})") from error
+    if images.dtype != np.uint8 or images.shape[1:] != (pixels,):
+        kind = f"{images.dtype} {list(images.shape)}"
+        raise DataError(f"{place}: data is {kind}; it is uint8 [images, {pixels}]")
+    if (
+        labels.shape != images.shape[:1]
+        or labels.dtype.kind not in "iu"
+        or not ((labels >= 0) & (labels < classes)).all()
+    ):
+        raise DataError(
+            f"{place}: fine_labels is not a number from 0 to {classes - 1} for each of its "
+            f"{len(images)} images"
+        )
+    return images, labels.astype(np.int64)

@@ -1,4 +1,6 @@
-"""The published 64 / 16 / 20 class lists of CIFAR-FS and mini-ImageNet: facts, in order of name.
+"""The published 64 / 16 / 20 class lists of CIFAR-FS and mini-ImageNet, in order of name.
+
+The classes of a bank stand in the order of its lists: train, validation, test.
 
 Sources: CIFAR-FS, by the names of CIFAR-100's fine labels: Bertinetto, Henriques, Torr, Vedaldi,
 "Meta-learning with differentiable closed-form solvers", ICLR 2019. Mini-ImageNet, by WordNet id:
@@ -6,12 +8,19 @@ Ravi, Larochelle, "Optimization as a Model for Few-Shot Learning", ICLR 2017 (th
 of Vinyals et al. 2016).
 """
 
+from collections.abc import Iterable
 from typing import TypeAlias
 
-from metablocks.tasks.base import Split
+import numpy as np
+
+from metablocks.errors import DataError, suggest
+from metablocks.tasks.base import SPLITS, Split
+from metablocks.tasks.episode_sampling import Ints
 
 ClassSplits: TypeAlias = dict[Split, tuple[str, ...]]
 """The names of the classes of each split."""
+
+_LISTED = 5  # classes that an error lists before it counts the rest
 
 
 def _words(text: str) -> tuple[str, ...]:
@@ -58,3 +67,44 @@ MINI_IMAGENET: ClassSplits = {
         n04522168 n07613480
     """),
 }
+
+
+def class_names(splits: ClassSplits) -> tuple[str, ...]:
+    """The classes of a bank: those of train, then of validation, then of test."""
+    return tuple(name for split in SPLITS for name in splits[split])
+
+
+def class_numbers(splits: ClassSplits) -> dict[Split, Ints]:
+    """The classes of each split: their positions in `class_names(splits)`, ascending.
+
+    >>> class_numbers({"train": ("ant", "cat"), "validation": ("bee",), "test": ("dog",)})
+    {'train': array([0, 1]), 'validation': array([2]), 'test': array([3])}
+    """
+    ends = np.cumsum([len(splits[split]) for split in SPLITS])
+    parts = np.split(np.arange(ends[-1], dtype=np.int64), ends[:-1])
+    return dict(zip(SPLITS, parts, strict=True))
+
+
+def check_present(
+    place: str, splits: ClassSplits, present: Iterable[str], near: Iterable[str] = ()
+) -> None:
+    """Raise `DataError` for the first split that lacks classes in `place`.
+
+    `near`: other names that are there, one of which may be a class mistyped.
+
+    >>> splits = {"train": ("ant", "cat"), "validation": ("bee",), "test": ("dog",)}
+    >>> check_present("/data", splits, ["ant", "bee", "dog"], near=["cats"])
+    Traceback (most recent call last):
+    metablocks.errors.DataError: /data: holds 1 of the 2 classes of train; missing: cat; did you
+    mean "cats"?
+    """
+    present = set(present)
+    for split in SPLITS:
+        missing = [name for name in splits[split] if name not in present]
+        if missing:
+            more = f" and {len(missing) - _LISTED} more" if len(missing) > _LISTED else ""
+            raise DataError(
+                f"{place}: holds {len(splits[split]) - len(missing)} of the "
+                f"{len(splits[split])} classes of {split}; missing: "
+                f"{', '.join(missing[:_LISTED])}{more}{suggest(missing[0], near)}"
+            )

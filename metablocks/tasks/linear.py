@@ -10,13 +10,13 @@ AISTATS 2021, the analysis of the failure mode.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 
 from metablocks.checks import count, number
 from metablocks.errors import TaskError
-from metablocks.tasks.base import Kind, Split
-from metablocks.tasks.common import draw, regression
+from metablocks.tasks.base import Kind, Split, draw_tasks, regression_tasks
 from metablocks.types import TaskBatch
 
 
@@ -37,6 +37,10 @@ class Linear:
     (torch.Size([3, 4, 1]), True)
     """
 
+    kind: ClassVar[Kind] = "regression"
+    input_shape: ClassVar[tuple[int, ...]] = (1,)
+    outputs: ClassVar[int] = 1
+
     shots: int
     queries: int
     sigma: float = 1.0
@@ -48,21 +52,9 @@ class Linear:
             count("Linear", name, getattr(self, name), least=least, error=TaskError)
         number("Linear", "sigma", self.sigma, above=0, error=TaskError)
 
-    @property
-    def kind(self) -> Kind:
-        return "regression"
-
-    @property
-    def input_shape(self) -> tuple[int, ...]:
-        return (1,)
-
-    @property
-    def outputs(self) -> int:
-        return 1
-
     def sample(self, split: Split, indices: Sequence[int]) -> TaskBatch:
         """Tasks number `indices` of a split; leaves float32 `[len(indices), examples, 1]`."""
         size = 1 + self.shots + self.queries
-        normal = draw(self.seed, split, indices, lambda rng: rng.standard_normal(size))
+        normal = draw_tasks(self.seed, split, indices, lambda rng: rng.standard_normal(size))
         slope, x = self.sigma * normal[:, :1], normal[:, 1:]
-        return regression(x, slope * x, self.shots, self.device)
+        return regression_tasks(x, slope * x, self.shots, self.device)

@@ -18,14 +18,14 @@ and x are ours, those of `Linear` in more dimensions.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
 
 from metablocks.checks import count, number
 from metablocks.errors import TaskError
-from metablocks.tasks.base import Kind, Split
-from metablocks.tasks.common import Floats, draw
+from metablocks.tasks.base import Floats, Kind, Split, draw_tasks
 from metablocks.types import Batch, TaskBatch
 
 
@@ -50,6 +50,9 @@ class Logistic:
     tensor([0, 1])
     """
 
+    kind: ClassVar[Kind] = "classification"
+    outputs: ClassVar[int] = 2
+
     shots: int
     queries: int
     dim: int = 1
@@ -63,20 +66,12 @@ class Logistic:
         number("Logistic", "sigma", self.sigma, above=0, error=TaskError)
 
     @property
-    def kind(self) -> Kind:
-        return "classification"
-
-    @property
     def input_shape(self) -> tuple[int, ...]:
         return (self.dim,)
 
-    @property
-    def outputs(self) -> int:
-        return 2
-
     def sample(self, split: Split, indices: Sequence[int]) -> TaskBatch:
         """Tasks number `indices` of a split: x float32 `[len(indices), examples, dim]`, y int64."""
-        examples = draw(self.seed, split, indices, self._examples)
+        examples = draw_tasks(self.seed, split, indices, self._examples)
 
         def batch(part: Floats) -> Batch:
             x = torch.from_numpy(part[..., :-1].astype(np.float32, order="C"))

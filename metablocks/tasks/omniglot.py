@@ -4,12 +4,12 @@ Splits are of characters. `shuffled`: 1150 / 50 / 423 for train, validation, tes
 characters regardless of alphabet (Antoniou, Edwards, Storkey 2018, "How to train your MAML").
 `original`: the test characters are the 659 of the evaluation half, train and validation the 964 of
 the background half, of which 50 validate (Lake, Salakhutdinov, Tenenbaum 2015). Which characters
-these are is fixed by `SPLIT_SEED` and the characters' names; the seed of a run has no say, so no
+these are is fixed by `SPLIT_SEED` and the characters' names; a run's seed does not matter, so no
 run ever trains on another run's test characters.
 
 A smaller data set in Omniglot's layout is split alike: `shuffled` tests on 423/1623 of its
 characters, rounded, and either validates on 50, or on a quarter of those it validates and trains
-on (`original`) or of all (`shuffled`), rounded down, where that is less than 50.
+on (`original`) or of all (`shuffled`), rounded down, if that is less than 50.
 """
 
 import hashlib
@@ -17,24 +17,27 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import ClassVar, Literal, TypeAlias
 
 import numpy as np
-import torch
 
 from metablocks.checks import choice
 from metablocks.errors import TaskError
-from metablocks.tasks import omniglot_files
-from metablocks.tasks.base import SPLITS, Kind, Split
-from metablocks.tasks.episodes import (
-    ClassBank,
-    Ints,
-    check_episodes,
-    check_split,
-    sample_episodes,
+from metablocks.tasks.base import SPLITS, Split
+from metablocks.tasks.episode_sampling import ClassBank, Ints
+from metablocks.tasks.image_tasks import ImageTasks
+from metablocks.tasks.omniglot_drawings import (
+    DRAWERS,
+    FOLDER,
+    HALVES,
+    LAYOUT,
+    SIZE,
+    archive,
+    files,
+    read,
 )
-from metablocks.tasks.omniglot_drawings import DRAWERS, HALVES, SIZE
-from metablocks.types import TaskBatch
+from metablocks.tasks.storage import Storage, cached, fingerprint
+from metablocks.torchvision_import import torchvision_module
 
 Division: TypeAlias = Literal["shuffled", "original"]
 
@@ -44,6 +47,8 @@ SPLIT_SEED = 20150
 CHECKSUM = "04cd7906e1f18236643d3644f929fcdade6bbb9ad5bf1beec96d31b362ce6918"
 """Checksum of the bank of the whole data set."""
 
+FORMAT = 1  # of the cached bank: raise it when the images or their order change
+
 SIZES: dict[Division, dict[Split, int]] = {
     "shuffled": {"train": 1150, "validation": 50, "test": 423},
     "original": {"train": 914, "validation": 50, "test": 659},
@@ -52,7 +57,7 @@ SIZES: dict[Division, dict[Split, int]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Omniglot:
+class Omniglot(ImageTasks):
     """Tasks of Omniglot characters.
 
     `sample` returns inputs float32 in [0, 1], ink 1, `[tasks, ways * examples, 1, 28, 28]`, and
@@ -61,14 +66,15 @@ class Omniglot:
     images (Santoro et al. 2016); validation and test never turn. Obeys the law of `TaskSource`;
     the draws do not depend on `rotate`.
 
-    The images are read at the first use of `sample`, `bank` or `checksum`, so that a source can be
-    described and checked where there is no data. `data` is the folder that holds `omniglot-py`, or
-    that folder; see `metablocks.tasks.omniglot_files` for the search, the download and the cache.
+    The images are loaded at the first use of `sample`, `bank` or `checksum`, so that a source can be
+    described and checked without data. `data` is the folder that holds `omniglot-py`, or
+    that folder; without it `$METABLOCKS_DATA` and the cache folder are searched, then torchvision
+    downloads. The decoded images are cached.
 
     Raises, when built, `TaskError` for fields out of range (`ways` is at most 50, the characters
     of the validation split; shots + queries at most 20) and `DataError` for a `data` without
-    Omniglot. Raises, at first use, `DataError` where the data is absent, incomplete or unreadable,
-    and `TaskError` where a smaller data set has fewer than `ways` characters in a split.
+    Omniglot. Raises, at first use, `DataError` if the data is absent, incomplete or unreadable,
+    and `TaskError` if a smaller data set has fewer than `ways` characters in a split.
 
     >>> source = Omniglot(ways=5, shots=1, queries=15)
     >>> source.input_shape, source.outputs
@@ -79,90 +85,60 @@ class Omniglot:
     and a class has 20; shots + queries is at most 20
     """
 
-    ways: int
-    shots: int
-    queries: int
+    input_shape: ClassVar[tuple[int, ...]] = (1, SIZE, SIZE)
+    examples: ClassVar[int | None] = DRAWERS
+
     rotate: bool = True
     split: Division = "shuffled"
-    seed: int = 0
-    device: str | torch.device = "cpu"
     data: str | Path | None = None
 
     def __post_init__(self) -> None:
-        check_episodes(
-            "Omniglot",
-            ways=self.ways,
-            shots=self.shots,
-            queries=self.queries,
-            seed=self.seed,
-            examples=DRAWERS,
-        )
+        super().__post_init__()
         if not isinstance(self.rotate, bool):
             raise TaskError(f"Omniglot: rotate={self.rotate!r}; rotate is True or False")
         choice("Omniglot", "split", self.split, Division, error=TaskError)
-        self._check_ways(SIZES[self.split])
+        self.check_ways(SIZES[self.split])
         if self.data is not None:
-            omniglot_files.find(self.data)
-
-    @property
-    def kind(self) -> Kind:
-        return "classification"
-
-    @property
-    def input_shape(self) -> tuple[int, ...]:
-        return (1, SIZE, SIZE)
-
-    @property
-    def outputs(self) -> int:
-        return self.ways
-
-    @cached_property
-    def bank(self) -> ClassBank:
-        """All characters, uint8 `[characters, 20, 28, 28]`, ink 255, on the device."""
-        return self._loaded.to(self.device)
-
-    @property
-    def checksum(self) -> str:
-        """SHA-256, in hex, of the bank: names, shape, images. `CHECKSUM` for the whole data set."""
-        return self._loaded.checksum
+            STORAGE.find(self.data)
 
     @cached_property
     def classes(self) -> dict[Split, Ints]:
         """The characters of each split: numbers of classes of `bank`, ascending."""
-        names = self._loaded.names
-        assert names is not None
-        classes = divide(names, self.split)
-        self._check_ways({split: len(numbers) for split, numbers in classes.items()})
+        assert self.bank.names is not None
+        classes = divide(self.bank.names, self.split)
+        self.check_ways({split: len(numbers) for split, numbers in classes.items()})
         return classes
 
-    def sample(self, split: Split, indices: Sequence[int]) -> TaskBatch:
-        """Tasks number `indices` of a split."""
-        check_split(split)
-        return sample_episodes(
-            self.bank,
-            self.classes[split],
-            split,
-            indices,
-            ways=self.ways,
-            shots=self.shots,
-            queries=self.queries,
-            rotate=self.rotate and split == "train",
-            seed=self.seed,
-        )
+    def rotates(self, split: Split) -> bool:
+        return self.rotate and split == "train"
 
-    @cached_property
-    def _loaded(self) -> ClassBank:
-        return omniglot_files.load(self.data)
+    def load(self) -> ClassBank:
+        """The bank of all characters, uint8 `[characters, 20, 28, 28]`, ink 255, on the CPU.
 
-    def _check_ways(self, sizes: dict[Split, int]) -> None:
-        if self.ways > min(sizes.values()):
-            held = ", ".join(f"{split} {size}" for split, size in sizes.items())
-            raise TaskError(
-                f"Omniglot: ways={self.ways}, and the characters of split={self.split!r} are "
-                f"{held}; ways is at most {min(sizes.values())}",
-                block="Omniglot",
-                field="ways",
-            )
+        Characters come in the order background, evaluation; in each by alphabet, then by character
+        name; drawers 01 to 20. Names are `images_background/Greek/character01`. The bank is cached
+        under a name made of the state of the data.
+        """
+        with STORAGE.located(self.data) as root:
+            state = fingerprint(root, (file for half in HALVES for file in files(root, half)))
+            return cached(f"omniglot-{FORMAT}-{state[:20]}", lambda: read(root))
+
+
+def _within(folder: Path) -> Path | None:
+    for root in (folder, folder / FOLDER):
+        if all(archive(root, half).is_file() or (root / half).is_dir() for half in HALVES):
+            return root
+    return None
+
+
+def _fetch(folder: Path) -> None:
+    for background in (True, False):
+        torchvision_module("datasets").Omniglot(str(folder), background=background, download=True)
+
+
+STORAGE = Storage(
+    "Omniglot", LAYOUT, _within, _fetch, keep=tuple(f"{FOLDER}/{half}.zip" for half in HALVES)
+)
 
 
 def divide(names: Sequence[str], division: Division) -> dict[Split, Ints]:

@@ -25,10 +25,10 @@ from typing import TypeAlias
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from metablocks.errors import DataError
-from metablocks.tasks.episodes import ClassBank
+from metablocks.tasks.episode_sampling import ClassBank
+from metablocks.tasks.image_tasks import Bytes
 
 FOLDER = "omniglot-py"
 HALVES = ("images_background", "images_evaluation")
@@ -39,19 +39,21 @@ LAYOUT = (
     "(<Alphabet>/<characterNN>/<CCCC>_<DD>.png) or as .zip"
 )
 
-Bytes: TypeAlias = NDArray[np.uint8]
-Files: TypeAlias = dict[tuple[str, ...], tuple[str, Callable[[], bytes]]]
-"""{(half, alphabet, character, file): (where it lies, how to read it)}"""
+Drawings: TypeAlias = dict[tuple[str, ...], tuple[str, Callable[[], bytes]]]
+"""{(half, alphabet, character, file): (its place, a function that reads it)}"""
 
 
 def archive(root: Path, half: str) -> Path:
-    """Where the archive of a half lies, if there is one."""
+    """The path of the archive of a half, which need not exist."""
     return root / f"{half}.zip"
 
 
-def drawings(folder: Path) -> list[Path]:
-    """The drawings of an unpacked half, sorted."""
-    return sorted(path for path in folder.glob("*/*/*.png") if _is_drawing(path.name))
+def files(root: Path, half: str) -> list[Path]:
+    """The files of a half: its archive, or else its drawings, sorted."""
+    packed = archive(root, half)
+    if packed.is_file():
+        return [packed]
+    return sorted(path for path in (root / half).glob("*/*/*.png") if _is_drawing(path.name))
 
 
 def read(root: Path) -> ClassBank:
@@ -63,29 +65,29 @@ def read(root: Path) -> ClassBank:
     images: list[Bytes] = []
     for half in HALVES:
         packed = archive(root, half)
-        half_read = _from_archive(packed, half) if packed.is_file() else _from_folder(root, half)
-        for name, inks in half_read:
+        characters = _from_archive(packed, half) if packed.is_file() else _from_folder(root, half)
+        for name, inks in characters:
             names.append(name)
             images.append(_reduce(np.stack(inks)))
     return ClassBank(torch.from_numpy(np.stack(images)), tuple(names))
 
 
 def _from_folder(root: Path, half: str) -> Iterator[tuple[str, list[Bytes]]]:
-    files: Files = {
-        path.relative_to(root).parts: (str(path), path.read_bytes) for path in drawings(root / half)
+    drawings: Drawings = {
+        path.relative_to(root).parts: (str(path), path.read_bytes) for path in files(root, half)
     }
-    return _characters(str(root / half), files)
+    return _characters(str(root / half), drawings)
 
 
 def _from_archive(packed: Path, half: str) -> Iterator[tuple[str, list[Bytes]]]:
     try:
         with zipfile.ZipFile(packed) as opened:
-            files: Files = {}
+            drawings: Drawings = {}
             for name in opened.namelist():
                 parts = tuple(name.split("/"))
                 if len(parts) == 4 and parts[0] == half and _is_drawing(parts[3]):
-                    files[parts] = (f"{packed}: {name}", partial(opened.read, name))
-            yield from _characters(str(packed), files)
+                    drawings[parts] = (f"{packed}: {name}", partial(opened.read, name))
+            yield from _characters(str(packed), drawings)
     except DataError:
         raise
     except (OSError, zipfile.BadZipFile) as error:
@@ -96,16 +98,16 @@ def _is_drawing(name: str) -> bool:
     return name.endswith(".png") and not name.startswith(".")
 
 
-def _characters(place: str, files: Files) -> Iterator[tuple[str, list[Bytes]]]:
+def _characters(place: str, drawings: Drawings) -> Iterator[tuple[str, list[Bytes]]]:
     """`(half/alphabet/character, its 20 drawings)` in order, from {path: (place, read)}."""
     by_character: dict[tuple[str, ...], list[tuple[str, ...]]] = {}
-    for path in sorted(files):
+    for path in sorted(drawings):
         by_character.setdefault(path[:3], []).append(path)
     if not by_character:
         raise DataError(f"{place}: holds no drawing; Omniglot is {LAYOUT}")
     for character, paths in by_character.items():
         _check_drawers(place, character, [path[3] for path in paths])
-        yield "/".join(character), [_decode(*files[path]) for path in paths]
+        yield "/".join(character), [_decode(*drawings[path]) for path in paths]
 
 
 def _check_drawers(place: str, character: tuple[str, ...], files: list[str]) -> None:
@@ -115,16 +117,16 @@ def _check_drawers(place: str, character: tuple[str, ...], files: list[str]) -> 
         return
     missing = [f"{files[0].partition('_')[0]}_{d}.png" for d in expected if d not in drawers]
     surplus = [file for file, d in zip(files, drawers, strict=True) if d not in expected]
-    found = f"missing {', '.join(missing)}" if missing else f"not expected {', '.join(surplus)}"
+    fault = f"missing {', '.join(missing)}" if missing else f"not expected {', '.join(surplus)}"
     raise DataError(
         f"{place}: {'/'.join(character)} holds {len(files)} drawings, and Omniglot has {DRAWERS} "
-        f"of every character, by drawers 01 to {DRAWERS}: {found}"
+        f"of every character, by drawers 01 to {DRAWERS}: {fault}"
     )
 
 
 def _decode(place: str, read: Callable[[], bytes]) -> Bytes:
     """Ink, 0 or 1, `[105, 105]`."""
-    from PIL import Image  # of torchvision's dependencies; needed only where there is no kept bank
+    from PIL import Image  # of torchvision's dependencies; needed only if there is no cached bank
 
     try:
         with Image.open(io.BytesIO(read()), formats=["PNG"]) as image:

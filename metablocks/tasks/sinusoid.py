@@ -9,15 +9,14 @@ the frequency is the same block with another `frequency`.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
 
 from metablocks.checks import choice, count, interval
 from metablocks.errors import TaskError
-from metablocks.tasks.base import Kind, Split
-from metablocks.tasks.common import Floats, draw, regression
+from metablocks.tasks.base import Floats, Kind, Split, draw_tasks, regression_tasks
 from metablocks.types import TaskBatch
 
 
@@ -40,6 +39,10 @@ class Sinusoid:
     >>> tasks.support[0].shape, tasks.query[1].shape
     (torch.Size([25, 5, 1]), torch.Size([25, 10, 1]))
     """
+
+    kind: ClassVar[Kind] = "regression"
+    input_shape: ClassVar[tuple[int, ...]] = (1,)
+    outputs: ClassVar[int] = 1
 
     shots: int = 5
     queries: int = 5
@@ -64,22 +67,10 @@ class Sinusoid:
             )
         choice("Sinusoid", "points", self.points, ("drawn", "even"), error=TaskError)
 
-    @property
-    def kind(self) -> Kind:
-        return "regression"
-
-    @property
-    def input_shape(self) -> tuple[int, ...]:
-        return (1,)
-
-    @property
-    def outputs(self) -> int:
-        return 1
-
     def sample(self, split: Split, indices: Sequence[int]) -> TaskBatch:
         """Tasks number `indices` of a split; leaves float32 `[len(indices), examples, 1]`."""
         size = 3 + self.shots + self.queries
-        uniform = draw(self.seed, split, indices, lambda rng: rng.random(size))
+        uniform = draw_tasks(self.seed, split, indices, lambda rng: rng.random(size))
         amplitude = _scale(uniform[:, 0:1], self.amplitude)
         phase = _scale(uniform[:, 1:2], self.phase)
         frequency = _scale(uniform[:, 2:3], self.frequency)
@@ -88,7 +79,9 @@ class Sinusoid:
             ranks = place.argsort(axis=1).argsort(axis=1)
             place = ranks / (self.shots + self.queries - 1)
         x = _scale(place, self.domain)
-        return regression(x, amplitude * np.sin(frequency * x - phase), self.shots, self.device)
+        return regression_tasks(
+            x, amplitude * np.sin(frequency * x - phase), self.shots, self.device
+        )
 
 
 def _scale(uniform: Floats, bounds: tuple[float, float]) -> Floats:

@@ -18,6 +18,7 @@ import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -26,9 +27,8 @@ from torch import Tensor
 
 from metablocks.checks import count, interval, number
 from metablocks.errors import TaskError
-from metablocks.tasks.base import Kind, Split, generator
-from metablocks.tasks.common import numbers
-from metablocks.tasks.episodes import check_episodes
+from metablocks.tasks.base import Kind, Split, generator, task_numbers
+from metablocks.tasks.episode_sampling import check_episodes, episode_tasks
 from metablocks.types import TaskBatch
 
 Floats = NDArray[np.float32]
@@ -57,6 +57,8 @@ class Strokes:
     >>> tasks.support[0].shape, tasks.query[1].shape
     (torch.Size([2, 5, 1, 28, 28]), torch.Size([2, 75]))
     """
+
+    kind: ClassVar[Kind] = "classification"
 
     ways: int
     shots: int
@@ -88,10 +90,6 @@ class Strokes:
         number("Strokes", "pen", self.pen[0], above=0, error=TaskError)
 
     @property
-    def kind(self) -> Kind:
-        return "classification"
-
-    @property
     def input_shape(self) -> tuple[int, ...]:
         return (1, self.size, self.size)
 
@@ -103,15 +101,8 @@ class Strokes:
         """Tasks number `indices` of a split."""
         # One drawing call a task: a matrix product may round by the number of its factors, and a
         # task must not depend on its neighbours.
-        images = torch.stack([self._task(split, index) for index in numbers(indices)])
-        ways = torch.arange(self.ways, device=images.device)
-
-        def side(part: slice) -> tuple[Tensor, Tensor]:
-            inputs = images[:, :, part].flatten(1, 2).unsqueeze(2)
-            targets = ways.repeat_interleave(inputs.shape[1] // self.ways)
-            return inputs.contiguous(), targets.repeat(len(inputs), 1)
-
-        return TaskBatch(support=side(slice(0, self.shots)), query=side(slice(self.shots, None)))
+        images = torch.stack([self._task(split, index) for index in task_numbers(indices)])
+        return episode_tasks(images.unsqueeze(3), self.shots)
 
     def character(self, split: Split, number: int) -> tuple[Floats, int]:
         """Control points `[max_strokes, 5, 2]` (x, y in about [-1, 1]) of a class, and its strokes.

@@ -10,8 +10,14 @@ import pytest
 from metablocks.errors import DataError
 from metablocks.tasks import CifarFS, MiniImagenet
 from metablocks.tasks.base import SPLITS
-from metablocks.tasks.class_splits import CIFAR_FS, MINI_IMAGENET, ClassSplits
-from metablocks.tasks.named_classes import check_present, class_names, class_numbers
+from metablocks.tasks.class_splits import (
+    CIFAR_FS,
+    MINI_IMAGENET,
+    ClassSplits,
+    check_present,
+    class_names,
+    class_numbers,
+)
 
 LISTS = Path(__file__).parents[2].parent / "shared" / "data" / "splits.json"
 BOTH = pytest.mark.parametrize("splits", [CIFAR_FS, MINI_IMAGENET], ids=["cifar_fs", "mini"])

@@ -1,6 +1,7 @@
-"""Mini-ImageNet: found, read in both layouts, kept and drawn; on a small data set drawn here."""
+"""Mini-ImageNet: read in both layouts, drawn, and refused; on a small data set drawn here."""
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -9,11 +10,9 @@ import torch
 from PIL import Image
 from small_images import STEP, counted, draw_mini_imagenet
 
-from metablocks.errors import DataError
-from metablocks.tasks import MiniImagenet, mini_imagenet_files
-from metablocks.tasks.class_splits import MINI_IMAGENET
-from metablocks.tasks.mini_imagenet_files import LAYOUT
-from metablocks.tasks.named_classes import class_names
+from metablocks.errors import DataError, TaskError
+from metablocks.tasks import MiniImagenet
+from metablocks.tasks.class_splits import MINI_IMAGENET, class_names
 
 FIELDS = {"ways": 5, "shots": 1, "queries": 3}
 FIRST = "n01532829"
@@ -29,12 +28,6 @@ def drawn(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One of them, a folder a class; shared, so leave it as it is."""
     return draw_mini_imagenet(tmp_path_factory.mktemp("plain"), "folders")
-
-
-@pytest.fixture(scope="module")
-def tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One of them, tables and images; shared, so leave it as it is."""
-    return draw_mini_imagenet(tmp_path_factory.mktemp("tables"), "tables")
 
 
 @pytest.fixture
@@ -110,83 +103,6 @@ def test_images_of_other_sizes_and_kinds_are_made_rgb_84_by_84(folders_copy: Pat
     assert bank.images[0, 3, :, 40, 40].tolist() == [10, 20, 30]
 
 
-# --- finding
-
-
-def test_data_names_the_parent_or_the_folder_itself(drawn: Path) -> None:
-    for data in (drawn, drawn / "mini_imagenet", str(drawn)):
-        assert mini_imagenet_files.find(data) == drawn / "mini_imagenet"
-
-
-def test_data_comes_before_the_environment_and_that_before_the_cache(
-    folders: Path, tables: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert mini_imagenet_files.find() is None
-    shutil.copytree(folders, cache)
-    assert mini_imagenet_files.find() == cache / "mini_imagenet"
-    monkeypatch.setenv("METABLOCKS_DATA", str(tables))
-    assert mini_imagenet_files.find() == tables / "mini_imagenet"
-    assert mini_imagenet_files.find(folders) == folders / "mini_imagenet"
-
-
-def test_where_there_is_no_data_one_error_says_where_was_looked_and_what_works(
-    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("METABLOCKS_DATA", str(tmp_path))
-    source = MiniImagenet(**FIELDS)  # is built and described without any data
-    assert (source.kind, source.input_shape, source.outputs) == ("classification", (3, 84, 84), 5)
-    with pytest.raises(DataError) as caught:
-        source.sample("train", [0])
-    message = str(caught.value)
-    for part in (str(tmp_path), str(cache), "--data FOLDER", "METABLOCKS_DATA", LAYOUT, "terms"):
-        assert part in message
-    assert "n01532829/" in LAYOUT
-    assert "train.csv, val.csv and test.csv" in LAYOUT
-    assert "\n" not in message
-
-
-# --- keeping
-
-
-def kept(cache: Path) -> Path:
-    (path,) = cache.glob("mini_imagenet-*.npz")
-    return path
-
-
-def test_a_kept_bank_is_read_back_without_the_images(
-    drawn: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    first = MiniImagenet(**FIELDS, data=drawn)
-    assert first.checksum
-    assert kept(cache).is_file()
-    monkeypatch.setattr(mini_imagenet_files, "read", lambda images: pytest.fail("decoded again"))
-    second = MiniImagenet(**FIELDS, data=drawn)
-    assert second.checksum == first.checksum
-    assert second.bank.counts == first.bank.counts
-    assert torch.equal(second.bank.images, first.bank.images)
-
-
-def test_a_damaged_kept_bank_is_made_anew(folders: Path, cache: Path) -> None:
-    whole = MiniImagenet(**FIELDS, data=folders).checksum
-    content = kept(cache).read_bytes()
-    with np.load(kept(cache)) as stored:
-        changed = dict(stored)
-    changed["counts"][0] = 4
-    np.savez(kept(cache), **changed)
-    assert MiniImagenet(**FIELDS, data=folders).checksum == whole
-    assert kept(cache).read_bytes() == content
-    assert not list(cache.glob("*.part"))
-
-
-def test_a_cache_folder_that_cannot_be_written_is_no_error(
-    folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    expected = MiniImagenet(**FIELDS, data=folders).checksum
-    (tmp_path / "file").write_text("a file where the cache folder should be")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    assert MiniImagenet(**FIELDS, data=folders).checksum == expected
-
-
 def test_a_changed_image_and_a_moved_one_are_another_bank(folders_copy: Path) -> None:
     before = MiniImagenet(**FIELDS, data=folders_copy).checksum
     root = folders_copy / "mini_imagenet"
@@ -195,3 +111,139 @@ def test_a_changed_image_and_a_moved_one_are_another_bank(folders_copy: Path) ->
     (root / FIRST / f"{FIRST}00000002.png").rename(root / "n01558993" / "other.png")
     moved = MiniImagenet(**FIELDS, data=folders_copy).checksum
     assert len({before, changed, moved}) == 3
+
+
+# --- folders
+
+
+def without_classes(root: Path) -> None:
+    for name in MINI_IMAGENET["validation"][:2]:
+        shutil.rmtree(root / name)
+
+
+def with_a_class_misnamed(root: Path) -> None:
+    (root / "n13133613").rename(root / "n1313361")
+
+
+def with_a_class_twice(root: Path) -> None:
+    shutil.copytree(root / FIRST, root / "train" / FIRST)
+
+
+def with_an_empty_class(root: Path) -> None:
+    for path in (root / FIRST).iterdir():
+        path.unlink()
+
+
+def with_an_unreadable_image(root: Path) -> None:
+    (root / FIRST / f"{FIRST}00000003.png").write_bytes(b"no image")
+
+
+def with_a_truncated_image(root: Path) -> None:
+    path = root / FIRST / f"{FIRST}00000003.png"
+    path.write_bytes(path.read_bytes()[:60])
+
+
+def with_an_image_of_another_format(root: Path) -> None:
+    Image.new("RGB", (84, 84)).save(root / FIRST / f"{FIRST}00000003.png", format="GIF")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (without_classes, "14 of the 16 classes of validation; missing: n01855672, n02091244$"),
+        (with_a_class_misnamed, '63 of the 64 .* missing: n13133613; did you mean "n1313361"'),
+        (with_a_class_twice, "n01532829 lies in both .*n01532829 and .*train/n01532829; a class"),
+        (with_an_empty_class, "n01532829: holds no image; images end in .jpg, .jpeg, .png"),
+        (with_an_unreadable_image, r"00000003\.png: cannot be read as a JPEG or PNG image"),
+        (with_a_truncated_image, r"00000003\.png: cannot be read as a JPEG or PNG image"),
+        (with_an_image_of_another_format, r"00000003\.png: cannot be read as a JPEG or PNG image"),
+    ],
+)
+def test_what_is_wrong_with_folders_is_an_error_that_names_it(
+    tmp_path: Path, cache: Path, damage: Callable[[Path], None], message: str
+) -> None:
+    damage(draw_mini_imagenet(tmp_path, "folders") / "mini_imagenet")
+    with pytest.raises(DataError, match=message):
+        MiniImagenet(**FIELDS, data=tmp_path).sample("train", [0])
+    assert not list(cache.glob("*"))  # nothing half-read is kept
+
+
+# --- tables
+
+
+def edit(table: str, old: str, new: str) -> Callable[[Path], None]:
+    """Damage: other text in a table."""
+
+    def damage(root: Path) -> None:
+        text = (root / table).read_text()
+        assert old in text
+        (root / table).write_text(text.replace(old, new))
+
+    return damage
+
+
+def without_a_table(root: Path) -> None:
+    (root / "val.csv").unlink()
+
+
+def without_a_listed_image(root: Path) -> None:
+    (root / "images" / f"{FIRST}00000001.png").unlink()
+
+
+def with_a_table_that_is_none(root: Path) -> None:
+    (root / "test.csv").write_bytes(b"filename,label\n\xff\xfe\x00")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (without_a_table, r"val\.csv: cannot be read"),
+        (without_a_listed_image, r"train\.csv: line 3: n0153282900000001\.png is not in .*images"),
+        (with_a_table_that_is_none, r"test\.csv: cannot be read as a table"),
+        (edit("val.csv", "filename,label", "file,class"), "columns are 'file,class'; they are"),
+        (edit("train.csv", "1.png,n01532829", "1.png,"), "line 3: lacks a filename or a label"),
+        (edit("train.csv", "1.png,n01532829", "1.png,n01930112"),
+         "line 3: label n01930112 is not a class of train; it is a class of test"),
+        (edit("train.csv", "1.png,n01532829", "1.png,robin"), "robin .* is in no split's list"),
+        (edit("train.csv", "n0153282900000001.png", "n0153282900000000.png"),
+         r"line 3: n0153282900000000\.png is listed a second time, after .*train\.csv: line 2"),
+        (edit("train.csv", "n0153282900000001.png", "../val.csv"), "is not in"),
+        (lambda root: (root / "test.csv").write_text("filename,label\n"),
+         r"mini_imagenet \(train.csv, val.csv, test.csv\): holds 0 of the 20 classes of test"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_with_tables_is_an_error_that_names_the_line(
+    tmp_path: Path, cache: Path, damage: Callable[[Path], None], message: str
+) -> None:
+    damage(draw_mini_imagenet(tmp_path, "tables") / "mini_imagenet")
+    with pytest.raises(DataError, match=message):
+        MiniImagenet(**FIELDS, data=tmp_path).sample("train", [0])
+    assert not list(cache.glob("*"))
+
+
+# --- fields
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"ways": 1}, "MiniImagenet ways is 1; it takes a whole number, 2 or more"),
+        ({"ways": 17}, "ways=17, .*train 64, validation 16, test 20; ways is at most 16"),
+        ({"queries": 600}, "need 601 images of every class, and a class has 600"),
+        ({"seed": -1}, "seed is -1"),
+    ],
+)
+def test_a_bad_field_is_an_error_when_the_source_is_built(change: dict, message: str) -> None:
+    with pytest.raises(TaskError, match=message):
+        MiniImagenet(**{**FIELDS, **change})
+
+
+def test_a_class_with_too_few_images_is_named_at_first_use(tmp_path: Path) -> None:
+    draw_mini_imagenet(tmp_path)
+    for number in range(3):
+        (tmp_path / "mini_imagenet/n01930112" / f"n01930112{number:08d}.png").unlink()
+    left = counted("n01930112") - 3
+    source = MiniImagenet(**FIELDS, data=tmp_path)
+    message = rf"need 4 images of every class, and n01930112 has {left}; .* at most {left}"
+    with pytest.raises(TaskError, match=message):
+        source.sample("train", [0])

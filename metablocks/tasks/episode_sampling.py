@@ -21,8 +21,7 @@ from torch import Tensor
 
 from metablocks.checks import count
 from metablocks.errors import TaskError
-from metablocks.tasks.base import SPLITS, Split, generator
-from metablocks.tasks.common import numbers
+from metablocks.tasks.base import Split, generator, task_numbers
 from metablocks.types import TaskBatch
 
 Ints = NDArray[np.int64]
@@ -33,11 +32,11 @@ class ClassBank:
     """Images by class, `[classes, examples, height, width]` uint8, on the device tasks come from.
 
     Colour images are `[classes, examples, channels, height, width]`. `names` names the classes,
-    for people; nothing is computed from it. Where classes hold unequal numbers of images, `counts`
+    for people; nothing is computed from it. If classes hold unequal numbers of images, `counts`
     says how many each has: `images[c, :counts[c]]` are class c's, the rest is padding that no task
     draws.
 
-    Raises `TaskError` where the images are no such tensor or the names or counts do not fit.
+    Raises `TaskError` if the images are not such a tensor or the names or counts do not fit.
 
     >>> bank = ClassBank(torch.zeros(10, 20, 28, 28, dtype=torch.uint8))
     >>> bank.classes, bank.examples, bank.image_shape
@@ -74,7 +73,7 @@ class ClassBank:
 
     @property
     def examples(self) -> int:
-        """Images of each class; of the largest, where classes are unequal."""
+        """Images of each class; of the largest, if classes are unequal."""
         return self.images.shape[1]
 
     @property
@@ -85,7 +84,7 @@ class ClassBank:
 
     @cached_property
     def checksum(self) -> str:
-        """SHA-256, in hex, of names, shape, counts (where classes are unequal) and images."""
+        """SHA-256, in hex, of names, shape, counts (if classes are unequal) and images."""
         described = [self.names, list(self.images.shape), *([self.counts] if self.counts else [])]
         digest = hashlib.sha256(json.dumps(described).encode())
         digest.update(self.images.cpu().contiguous().numpy().data)
@@ -93,26 +92,21 @@ class ClassBank:
 
     def to(self, device: str | torch.device) -> "ClassBank":
         """The same bank on `device`."""
-        return ClassBank(self.images.to(device), self.names, self.counts)
+        images = self.images.to(device)
+        return self if images is self.images else ClassBank(images, self.names, self.counts)
 
 
 @dataclass(frozen=True)
-class Episodes:
-    """What a batch of tasks drew, as int64 arrays: a value on the host, no image touched.
+class EpisodeDraws:
+    """The classes, images and rotations of a batch of tasks, as int64 arrays on the host.
 
     `classes` `[tasks, ways]`: class numbers; `examples` `[tasks, ways, shots + queries]`: image
-    numbers inside the class; `turns` `[tasks, ways]`: quarter turns, 0 where nothing rotates.
+    numbers inside the class; `turns` `[tasks, ways]`: quarter turns, 0 if nothing rotates.
     """
 
     classes: Ints
     examples: Ints
     turns: Ints
-
-
-def check_split(split: str) -> None:
-    """Raise `TaskError` for an unknown split."""
-    if split not in SPLITS:
-        raise TaskError(f"unknown split {split!r}; it is one of {', '.join(SPLITS)}")
 
 
 def check_episodes(
@@ -142,7 +136,7 @@ def draw_episodes(
     queries: int,
     rotate: bool = False,
     seed: int = 0,
-) -> Episodes:
+) -> EpisodeDraws:
     """Draw tasks number `indices`, each from `generator(seed, split, index)` and nothing else.
 
     `examples`: images of every class, or `[classes]` of each. Equal numbers draw the same tasks in
@@ -162,43 +156,51 @@ def draw_episodes(
         )
     counts = np.broadcast_to(np.asarray(examples), classes)
     drawn: list[tuple[Any, Any, Any]] = []
-    for index in numbers(indices):
+    for index in task_numbers(indices):
         rng = generator(seed, split, index)
-        ours = rng.choice(classes, ways, replace=False)
+        chosen = rng.choice(classes, ways, replace=False)
         # A random order of all images of each class; its head is a draw without repeats. Numbers
         # that a smaller class has no image for come last, and the head never reaches them.
         order = rng.random((ways, most))
-        order[np.arange(most) >= counts[ours, None]] = np.inf
+        order[np.arange(most) >= counts[chosen, None]] = np.inf
         head = order.argsort(axis=1)[:, : shots + queries]
-        drawn.append((ours, head, rng.integers(4, size=ways)))
-    chosen, images, turns = map(np.stack, zip(*drawn, strict=True))
-    return Episodes(chosen, images, turns if rotate else np.zeros_like(turns))
+        drawn.append((chosen, head, rng.integers(4, size=ways)))
+    classes_drawn, images, turns = map(np.stack, zip(*drawn, strict=True))
+    return EpisodeDraws(classes_drawn, images, turns if rotate else np.zeros_like(turns))
 
 
-def gather_episodes(bank: ClassBank, episodes: Episodes, *, shots: int) -> TaskBatch:
+def gather_episodes(bank: ClassBank, episodes: EpisodeDraws, *, shots: int) -> TaskBatch:
     """Fetch the images of `episodes` from `bank`, on the bank's device.
 
-    Inputs are float32 in [0, 1], `[tasks, ways * examples, channels, height, width]`; targets are
-    int64 `[tasks, ways * examples]`, numbering the ways from 0. Examples are class-major: all of
-    way 0, then all of way 1. Support and query of a class share its rotation.
+    See `episode_tasks` for the shapes. Support and query of a class share its rotation.
 
-    Raises `TaskError` where images that are not square shall turn.
+    Raises `TaskError` if images that are not square shall turn.
     """
     device = bank.images.device
-    ways, count = episodes.examples.shape[1:]
-    where = torch.from_numpy(episodes.classes[..., None] * bank.examples + episodes.examples)
-    flat = bank.images.flatten(0, 1).index_select(0, where.flatten().to(device))
-    images = flat.view(*where.shape, *bank.image_shape)  # [tasks, ways, count, C, H, W]
+    rows = torch.from_numpy(episodes.classes[..., None] * bank.examples + episodes.examples)
+    flat = bank.images.flatten(0, 1).index_select(0, rows.flatten().to(device))
+    images = flat.view(*rows.shape, *bank.image_shape)  # [tasks, ways, examples, C, H, W]
     if episodes.turns.any():
         images = _turn(images, torch.from_numpy(episodes.turns).to(device))
-    targets = torch.arange(ways, device=device)
+    return episode_tasks(images, shots)
+
+
+def episode_tasks(images: Tensor, shots: int) -> TaskBatch:
+    """Tasks of `images` `[tasks, ways, examples, channels, height, width]`, `shots` of them support.
+
+    Inputs are float32 `[tasks, ways * examples, channels, height, width]`, uint8 divided by 255;
+    targets are int64 `[tasks, ways * examples]`, class-major.
+    """
+    ways = torch.arange(images.shape[1], device=images.device)
 
     def side(part: slice) -> tuple[Tensor, Tensor]:
-        inputs = images[:, :, part].flatten(1, 2).to(torch.float32).div_(255.0)
-        size = inputs.shape[1] // ways
-        return inputs, targets.repeat_interleave(size).repeat(len(inputs), 1)
+        inputs = images[:, :, part].flatten(1, 2).contiguous()
+        if inputs.dtype == torch.uint8:
+            inputs = inputs.to(torch.float32).div_(255.0)
+        size = inputs.shape[1] // len(ways)
+        return inputs, ways.repeat_interleave(size).repeat(len(inputs), 1)
 
-    return TaskBatch(support=side(slice(0, shots)), query=side(slice(shots, count)))
+    return TaskBatch(support=side(slice(0, shots)), query=side(slice(shots, None)))
 
 
 def sample_episodes(

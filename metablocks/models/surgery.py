@@ -1,10 +1,10 @@
-"""Linear and convolutional layers as surgery sees them: which can be changed, and how.
+"""Model surgery: replace modules, and change linear and convolutional layers.
 
 A layer is changed by one of another class with the same settings and the very same parameters, so
 names, ties and numbers stay. A layer that cannot be changed so is refused by name.
 """
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 from torch import nn
@@ -15,7 +15,50 @@ LINEAR_LIKE = (nn.Linear, nn.Bilinear, _ConvNd)
 """Layers with a weight that multiplies: the ordinary ones, and the unusual that are refused."""
 
 _READ_THE_WEIGHTS = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
-"""Modules that hand their layers' weights to a kernel, and so would pass by what a layer adds."""
+"""Modules that hand their layers' weights to a kernel, which would skip what a layer adds."""
+
+
+def replace_modules(
+    model: nn.Module, convert: Callable[[str, nn.Module], nn.Module | None]
+) -> nn.Module:
+    """Replace every module for which `convert(name, module)` gives another one, in place.
+
+    A module that is registered in several places is converted once. Returns the model, or its
+    replacement.
+
+    >>> model = nn.Sequential(nn.Linear(1, 1), nn.ReLU())
+    >>> replace_modules(model, lambda name, m: nn.Tanh() if isinstance(m, nn.ReLU) else None)[1]
+    Tanh()
+    """
+    converted: dict[int, nn.Module | None] = {}
+    for name, module in list(model.named_modules(remove_duplicate=False)):
+        if id(module) not in converted:
+            converted[id(module)] = convert(name, module)
+        new = converted[id(module)]
+        if new is None:
+            continue
+        if not name:
+            return new
+        owner, _, leaf = name.rpartition(".")
+        setattr(model.get_submodule(owner), leaf, new)
+    return model
+
+
+def outer_loop_patterns(
+    model: nn.Module, parameters: Callable[[nn.Module], Iterable[str]]
+) -> list[str]:
+    """Patterns for `adapt` that leave the `parameters(module)` of each module to the outer loop.
+
+    >>> model = nn.Sequential(nn.Linear(1, 1), nn.Tanh())
+    >>> outer_loop_patterns(model, lambda m: ["bias"] if isinstance(m, nn.Linear) else [])
+    ['*', '!0.bias']
+    """
+    names = [
+        f"{name}.{parameter}" if name else parameter
+        for name, module in model.named_modules(remove_duplicate=False)
+        for parameter in parameters(module)
+    ]
+    return ["*", *(f"!{name}" for name in names)]
 
 
 def made_like(kind: type[Any], layer: nn.Module) -> Any:
@@ -48,13 +91,13 @@ def made_like(kind: type[Any], layer: nn.Module) -> Any:
     return new.train(layer.training)
 
 
-def why_not(
+def obstacle(
     model: nn.Module, name: str, layer: nn.Module, kinds: Collection[type[nn.Module]]
 ) -> str:
-    """Why a layer of `model` cannot be changed by a block that takes `kinds`; empty where it can.
+    """The reason why a layer of `model` cannot be changed by a block that takes `kinds`, or "".
 
     >>> model = nn.Sequential(nn.ConvTranspose1d(1, 1, 2))
-    >>> why_not(model, "0", model[0], [nn.Conv1d])
+    >>> obstacle(model, "0", model[0], [nn.Conv1d])
     'is a ConvTranspose1d; it takes Conv1d'
     """
     kind = type(layer).__name__
@@ -72,8 +115,8 @@ def why_not(
 
 def holders(model: nn.Module) -> dict[int, list[tuple[str, nn.Module]]]:
     """For each parameter, by its id, the modules that hold it, with their names."""
-    found: dict[int, list[tuple[str, nn.Module]]] = {}
+    modules: dict[int, list[tuple[str, nn.Module]]] = {}
     for name, module in model.named_modules():
         for parameter in module.parameters(recurse=False):
-            found.setdefault(id(parameter), []).append((name, module))
-    return found
+            modules.setdefault(id(parameter), []).append((name, module))
+    return modules

@@ -1,7 +1,6 @@
 """Episodes: distinct classes, disjoint support and query, rotation by class and task."""
 
 import math
-import time
 
 import numpy as np
 import pytest
@@ -11,7 +10,7 @@ from hypothesis import strategies as st
 
 from metablocks.errors import TaskError
 from metablocks.tasks import ClassBank
-from metablocks.tasks.episodes import draw_episodes, gather_episodes, sample_episodes
+from metablocks.tasks.episode_sampling import draw_episodes, gather_episodes, sample_episodes
 
 
 def labelled(classes: int, examples: int, device="cpu") -> ClassBank:
@@ -234,15 +233,3 @@ def test_images_that_are_not_square_do_not_turn() -> None:
     )
     with pytest.raises(TaskError, match=r"4×6; use rotate=False"):
         gather_episodes(bank, drawn, shots=1)
-
-
-def test_thirty_two_tasks_are_gathered_in_a_moment(device) -> None:
-    bank = ClassBank(torch.zeros(200, 20, 28, 28, dtype=torch.uint8, device=device))
-    sizes = {"classes": 200, "examples": 20, "ways": 5, "shots": 1, "queries": 15}
-    best = math.inf
-    for start in range(0, 10 * 32, 32):
-        begun = time.perf_counter()
-        drawn = draw_episodes("train", range(start, start + 32), rotate=True, **sizes)
-        gather_episodes(bank, drawn, shots=1)
-        best = min(best, time.perf_counter() - begun)
-    assert best < 0.05  # about 4 ms on an idle core; a loop over the 2560 images takes longer
