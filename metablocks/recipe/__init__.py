@@ -4,12 +4,11 @@ recipe = load("maml_sinusoid", ["inner.steps=3"])     # checked, resolved, every
 experiment = build(recipe)                            # learner, tasks, optimiser, schedule
 """
 
-from metablocks.recipe.build import EvaluationPlan, Experiment, build
+from metablocks.recipe.build import Experiment, build
 from metablocks.recipe.load import from_text, load, shipped
 from metablocks.recipe.record import Recipe
 
 __all__ = [
-    "EvaluationPlan",
     "Experiment",
     "Recipe",
     "build",

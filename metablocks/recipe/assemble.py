@@ -13,7 +13,7 @@ import torch
 from metablocks.errors import DataError, MetablocksError, first_line
 from metablocks.recipe import schema
 from metablocks.recipe.layout import ManyBlocks, slot_paths
-from metablocks.recipe.parse import Place, Problem, join, to_node
+from metablocks.recipe.parse import Problem, join
 from metablocks.recipe.record import Recipe
 from metablocks.recipe.schema import within
 from metablocks.recipe.slots import MODEL, SLOTS, SURGERY, TASKS, Slot, find
@@ -101,12 +101,7 @@ def construct(
     entry = recipe.at(path)
     name = entry["block"]
     target = find(slot, name, recipe.allow)
-    known = schema.fields(target, slot.context)
-    arguments = {
-        field: schema.check(to_node(value, Place("")), known[field].annotation, field, [])
-        for field, value in entry.items()
-        if field != "block"
-    }
+    arguments = schema.arguments(target, slot.context, entry)
     try:
         block = target(**arguments, **schema.supplied(target, context))
         fits = fits_slot(block, slot)

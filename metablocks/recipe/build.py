@@ -28,6 +28,7 @@ from metablocks.errors import (
 from metablocks.executors import Vmap
 from metablocks.learner import MetaLearner
 from metablocks.recipe.assemble import NEED_THE_LEARNER, assemble, block_paths, construct
+from metablocks.recipe.layout import EvaluationSection
 from metablocks.recipe.outer import Clip
 from metablocks.recipe.parse import Place, Problem, raise_problems
 from metablocks.recipe.record import Recipe
@@ -57,17 +58,6 @@ _KINDS = {
 
 
 @dataclass(frozen=True)
-class EvaluationPlan:
-    """The number of tasks, the interval in epochs, and the inner steps of an evaluation."""
-
-    tasks: int
-    every: int
-    inner_steps: int
-    ensemble: int = 1
-    """Number of the best checkpoints by validation that are tested together; 1 for no ensemble."""
-
-
-@dataclass(frozen=True)
 class Experiment:
     """The parts of a training loop, on its device and in its precision."""
 
@@ -82,7 +72,7 @@ class Experiment:
     tasks_per_step: int
     steps_per_epoch: int
     epochs: int
-    evaluation: EvaluationPlan
+    evaluation: EvaluationSection
     device: torch.device
     dtype: torch.dtype
     """Of parameters and data."""
@@ -121,7 +111,7 @@ def build(
         source = blocks["tasks"]
         if source.kind not in LOSSES:
             message = f'tasks of kind "{source.kind}"; it is one of {", ".join(LOSSES)}'
-            raise_problems([Problem(recipe.place("tasks"), "tasks", message)])
+            raise_problems([recipe.problem("tasks", message)])
         learner = _learner(recipe, blocks, LOSSES[source.kind])
     _check_rule(recipe, learner)
     mixed = recipe.at("hardware.precision") == "bfloat16"
@@ -130,9 +120,8 @@ def build(
         learner.to(device=placed_on, dtype=dtype)
     except (TypeError, RuntimeError) as error:  # float64 on a device without it; no memory
         message = f"the model does not go to {placed_on} in {dtype}: {first_line(error)}"
-        raise_problems([Problem(recipe.place("hardware.precision"), "hardware", message)])
-    names = ("tasks", "every", "inner_steps", "ensemble")
-    plan = EvaluationPlan(*(recipe.at(f"evaluation.{name}") for name in names))
+        raise_problems([recipe.problem("hardware.precision", message)])
+    plan = EvaluationSection(**recipe.at("evaluation"))
     _check_evaluation(recipe, learner, plan, problems)
     if mixed:
         _check_mixed(recipe, learner, problems)
@@ -176,10 +165,8 @@ def _device(
     try:
         return find_device(str(name or recipe.at("hardware.device")))
     except ValueError as error:
-        place, path = recipe.place("hardware.device"), "hardware.device"
-        if name:
-            place, path = Place(f"--device {name}"), ""
-        problems.append(Problem(place, path, str(error)))
+        problem = recipe.problem("hardware.device", str(error))
+        problems.append(Problem(Place(f"--device {name}"), "", str(error)) if name else problem)
         return torch.device("cpu")
 
 
@@ -245,16 +232,15 @@ def _check_rule(recipe: Recipe, learner: MetaLearner) -> None:
 
 
 def _check_evaluation(
-    recipe: Recipe, learner: MetaLearner, plan: EvaluationPlan, problems: list[Problem]
+    recipe: Recipe, learner: MetaLearner, plan: EvaluationSection, problems: list[Problem]
 ) -> None:
     if learner.max_steps is not None and plan.inner_steps > learner.max_steps:
-        path = "evaluation.inner_steps"
         message = (
             f"{plan.inner_steps}, but a per-step block of this recipe is made for "
             f"{learner.max_steps} (inner.steps); take at most {learner.max_steps}, or give the block "
             "beyond: last, to go on with its last row"
         )
-        problems.append(recipe.problem(path, message))
+        problems.append(recipe.problem("evaluation.inner_steps", message))
 
 
 def _check_mixed(recipe: Recipe, learner: MetaLearner, problems: list[Problem]) -> None:
@@ -263,12 +249,11 @@ def _check_mixed(recipe: Recipe, learner: MetaLearner, problems: list[Problem]) 
         n for n, m in learner.model.named_modules() if isinstance(m, nn.modules.batchnorm._NormBase)
     ]
     if norms and isinstance(learner.executor, Vmap):
-        path = "hardware.executor"
         message = (
             f"vmap does not run batch norm ({norms[0]}) in bfloat16; take the block loop or auto, "
             "or precision: float32"
         )
-        problems.append(recipe.problem(path, message))
+        problems.append(recipe.problem("hardware.executor", message))
 
 
 def _outer(

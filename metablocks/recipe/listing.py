@@ -80,7 +80,7 @@ def json_schema() -> dict[str, Any]:
 
 
 def _block_schema(name: str, slot: Slot, definitions: dict[str, Any]) -> dict[str, Any]:
-    target, context = slot.blocks[name], (*slot.context, "self")
+    target, context = slot.blocks[name], slot.context
     block: dict[str, Any] = schema.adapter(schema.entry(target, context)).json_schema()
     definitions.update(block.pop("$defs", {}))
     block["properties"]["block"] = {"const": name}

@@ -89,21 +89,21 @@ class _Reader:
         name = schema.check(node.value["block"], str, name_path, self.problems)
         if name is INVALID:
             return INVALID
-        context = (*slot.context, "self")
         try:
             target = find(slot, name, self.allow)
-            checked = schema.check(node, schema.entry(target, context), path, self.problems)
+            checked = schema.check(node, schema.entry(target, slot.context), path, self.problems)
         except RecipeError as error:
             return self.refuse(node.value["block"].place, name_path, str(error))
         if checked is INVALID:
             return INVALID
         values: dict[str, Any] = {"block": name}
+        owner = getattr(target, "__name__", name)
         self.origins |= {path: node.place for path, node in nodes(node, path)}
-        for field in schema.fields(target, context).values():
+        for field in schema.fields(target, slot.context).values():
             if field.name in checked:
                 values[field.name] = _plain(checked[field.name])
             elif schema.is_plain(field.default):
-                values[field.name] = self.default(field, join(path, field.name), target.__name__)
+                values[field.name] = self.default(field, join(path, field.name), owner)
         return values
 
     def default(self, field: Field, path: str, owner: str) -> Any:

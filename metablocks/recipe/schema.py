@@ -13,7 +13,7 @@ import math
 import types
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, wraps
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from annotated_types import Ge, Gt, Le, Lt
@@ -81,7 +81,22 @@ def fields(target: Callable[..., Any], context: Collection[str] = ()) -> dict[st
     }
 
 
-@lru_cache(maxsize=512)
+def _cached(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function with a memory of its results; what cannot be hashed is computed each time."""
+    remembered = lru_cache(maxsize=1024)(function)
+
+    @wraps(function)
+    def call(*args: Any, **options: Any) -> Any:
+        try:
+            hash(args)
+        except TypeError:
+            return function(*args, **options)
+        return remembered(*args, **options)
+
+    return call
+
+
+@_cached
 def entry(
     target: Callable[..., Any], context: tuple[str, ...] = (), *, section: bool = False
 ) -> Any:
@@ -101,9 +116,15 @@ def entry(
     for field in known:
         kind = _strict(field.annotation, group)
         if section and dataclasses.is_dataclass(kind):
-            kind = entry(kind, section=True)  # type: ignore[arg-type]
+            kind = entry(kind, section=True)
         members[field.name] = kind if field.required else NotRequired[kind]
     return with_config(STRICT)(TypedDict(name, members))  # type: ignore[operator]
+
+
+def arguments(target: Callable[..., Any], context: tuple[str, ...], values: Any) -> dict[str, Any]:
+    """The arguments of a block, as its signature asks for them, from the resolved values of its entry."""
+    checked: dict[str, Any] = adapter(entry(target, context)).validate_json(json.dumps(values))
+    return {name: value for name, value in checked.items() if name != "block"}
 
 
 def supplied(target: Callable[..., Any], context: dict[str, Any]) -> dict[str, Any]:
@@ -195,7 +216,7 @@ def within(path: str, outer: str) -> bool:
     return path.startswith(outer) and path[len(outer) :][:1] in ("", ".", "[")
 
 
-@lru_cache(maxsize=1024)
+@_cached
 def adapter(annotation: Any) -> TypeAdapter[Any]:
     """Pydantic's reader of a type. Raises `RecipeError` for a type of which there is none."""
     try:
@@ -230,33 +251,26 @@ def _problem(item: ErrorDetails, node: Node, annotation: Any, path: str) -> Prob
     """An error of pydantic's, placed. A location also names members of unions, which are not keys."""
     kind, location = item["type"], item["loc"]
     for key in location:
-        names = list(_members(annotation))
-        if kind == "missing" and isinstance(node.value, dict) and not _holds(node, key):
+        names = [name for name in _members(annotation) if name != "block"]
+        last = key == location[-1]
+        if kind == "missing" and last and isinstance(node.value, dict):
             takes = describe(_below(annotation, key))
-            return Problem(
-                node.at, join(path, key), f"missing{f'; it takes {takes}' * bool(takes)}"
-            )
+            message = f"missing; it takes {takes}" if takes else "missing"
+            return Problem(node.at, join(path, key), message)
         if not _holds(node, key):
             continue
-        owner, node, annotation = path, node.value[key], _below(annotation, key)
+        node, annotation = node.value[key], _below(annotation, key)
         path = join(path, key)
-        if kind == "extra_forbidden" and key is location[-1]:
-            return unknown(node, str(key), [n for n in names if n != "block"], owner)
+        if kind == "extra_forbidden" and last:
+            takes = f"it takes: {', '.join(names)}" if names else "it takes no fields"
+            message = f"unknown field{suggest_then(str(key), names, takes)}"
+            return Problem(node.at, path, message)
     takes = describe(annotation)
-    if takes is None or kind in ("needs_python_object", "callable_type"):
+    if takes is None:
         name = getattr(annotation, "__name__", str(annotation))
         return Problem(node.place, path, f"a {name} cannot be written in a recipe")
     message = f"takes {takes}, given {show(node)}{_hint(annotation, node.value)}"
     return Problem(node.place, path, message)
-
-
-def unknown(node: Node, key: str, names: list[str], owner: str) -> Problem:
-    """A field that its section or block does not have."""
-    takes = f"it takes: {', '.join(names)}" if names else "it takes no fields"
-    if node.at.line:
-        return Problem(node.at, join(owner, key), f"unknown field{suggest_then(key, names, takes)}")
-    hint = suggest(key, names) or f"; {takes}"
-    return Problem(node.at, "", f'{owner or "the recipe"} has no field "{key}"{hint}')
 
 
 def _holds(node: Node, key: Any) -> bool:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 from torch import Tensor
 
@@ -37,4 +37,15 @@ def needs(callback: Callable[[], int], rate: float = 0.1) -> Sign:
     return Sign(rate=rate)
 
 
+@dataclass
+class Made:
+    """A factory that is an object, and cannot be hashed."""
+
+    sign: float
+
+    def __call__(self, *, rate: Annotated[float, {"unit": "1"}], times: float = 1) -> Sign:
+        return Sign(rate=self.sign * rate * times)
+
+
+made = Made(1.0)
 VALUE = 3

@@ -1,13 +1,12 @@
 """Whatever becomes of a recipe's file or overrides: `check` is done with it, or says where it is wrong.
 
 A file is mutated as bytes, as lines, as YAML and as a tree; then `metablocks check` ends with status 0
-or 2, and with 2 every line of its complaint begins with a place. Never a traceback, and no end of it.
+or 2, and with 2 every line of its complaint begins with a place. Never a traceback.
 """
 
 import contextlib
 import io
 import re
-import time
 
 import pytest
 import yaml
@@ -20,7 +19,6 @@ from metablocks.recipe import from_text
 from metablocks.recipe.load import find_recipe, read_text
 from metablocks.recipe.parse import join, parse, plain
 
-SECONDS = 20  # of computing, where 0.1 is usual
 PLACE = re.compile(r"(fuzz\.yaml:\d+:\d+( [^ ].*?)?|--set .+?): .", re.DOTALL)
 
 SHIPPED = ["maml_pp_strokes", "linnet_strokes", "kfo_strokes", "reptile_sinusoid", "imaml_sinusoid"]
@@ -178,10 +176,9 @@ def check(tmp_path, monkeypatch):
 
     def check(data, *overrides):
         (tmp_path / "fuzz.yaml").write_bytes(data)
-        out, err, before = io.StringIO(), io.StringIO(), time.process_time()
+        out, err = io.StringIO(), io.StringIO()
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             status = main(["check", "fuzz.yaml", *(f"--set={one}" for one in overrides)])
-        assert time.process_time() - before < SECONDS
         assert status in (0, 2)
         if status == 2:
             assert out.getvalue() == ""

@@ -70,6 +70,11 @@ def test_outside_block_is_built_with_its_fields():
     assert from_text(recipe.to_yaml(), allow=recipe.allow).hash == recipe.hash
 
 
+def test_a_factory_that_cannot_be_hashed_is_a_block():
+    recipe = from_text(text("{block: outside_blocks:made, rate: 0.25}"), allow=["outside_blocks"])
+    assert build(recipe).learner.rule.rate == 0.25
+
+
 @pytest.mark.parametrize(
     ("entry", "message"),
     [

@@ -32,10 +32,10 @@ GIVES = [
 ]
 
 REFUSED = [
-    ("inner.stpes=3", 'inner has no field "stpes"; did you mean "steps"?'),
-    ("iner.steps=3", 'the recipe has no field "iner"; did you mean "inner"?'),
-    ("inner.rule[0].leanr=true", 'inner.rule[0] has no field "leanr"; did you mean "learn"?'),
-    ("outer.step_loss.epochs=2", 'outer.step_loss has no field "epochs"; it takes no fields'),
+    ("inner.stpes=3", 'inner.stpes: unknown field; did you mean "steps"?'),
+    ("iner.steps=3", 'iner: unknown field; did you mean "inner"?'),
+    ("inner.rule[0].leanr=true", 'inner.rule[0].leanr: unknown field; did you mean "learn"?'),
+    ("outer.step_loss.epochs=2", "outer.step_loss.epochs: unknown field; it takes no fields"),
     ("inner.rule[1].init=3", "inner.rule has 1 entry; there is no [1]"),
     ("inner.rule.init=3", 'inner.rule is a list; it has no field "init"; say which entry: '),
     ("inner[0]=3", "inner is not a list; it has no [0]"),

@@ -85,7 +85,7 @@ def _block(draw: Draw, slot: Slot, varied: bool, wanted: tuple[Any, Any]) -> Ent
 
 def _entry(draw: Draw, slot: Slot, name: str, varied: bool) -> Entry:
     """The block with its required fields and, where it is varied, some of the others."""
-    known = schema.fields(slot.blocks[name], (*slot.context, "self")).values()
+    known = schema.fields(slot.blocks[name], slot.context).values()
     some = {f.name for f in known if f.required or big_by_default(f)}
     if varied and (optional := [f.name for f in known if f.name not in some]):
         some |= draw(st.sets(st.sampled_from(optional), max_size=3))
