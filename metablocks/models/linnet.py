@@ -60,7 +60,8 @@ def append_linear(
     - `width`: of what lies between them, `[F → width → … → width → F]`; F unless given.
     - `init`: `"identity"`: the function is unchanged, exactly, and `width` is at least F. Units
       beyond F start with random weights in front (Xavier-uniform) and zeros behind: they receive
-      gradients, but do not contribute to the output at first. `"random"`: Xavier-uniform, biases zero, any width.
+      gradients, but do not contribute to the output at first. `"random"`: Xavier-uniform, biases
+      zero, any width.
     - `layer`: the name of the layer to append to, if it is not the last linear one, in the order
       in which the model registers its modules.
     - `features`: for a model that does not end in a linear layer, how many outputs
