@@ -1,11 +1,11 @@
 """metablocks: small interchangeable blocks for gradient-based meta-learning in PyTorch."""
 
-from metablocks import laws, tasks
+from metablocks import laws, rules, tasks
 from metablocks.errors import MetablocksError
 from metablocks.estimators import Adjoint, Estimator, Implicit, Reptile, TaskGradient, Unrolled
 from metablocks.executors import CompileWarning, Executor, Loop, RandomDrawsWarning, Vmap
 from metablocks.functional import FunctionalModule, ModuleState
-from metablocks.inner import Carry, InnerLoop, Trajectory, adapt
+from metablocks.inner_loop import Carry, InnerLoop, Trajectory, adapt
 from metablocks.learner import Evaluation, MetaGradient, MetaLearner
 from metablocks.maml import train_maml
 from metablocks.models import (
@@ -20,22 +20,7 @@ from metablocks.models import (
 )
 from metablocks.order import AnnealedOrder, FirstOrder, Order, SecondOrder, TruncatedOrder
 from metablocks.per_step import StepAware
-from metablocks.rules import (
-    KFO,
-    Adam,
-    Chain,
-    ClipNorm,
-    LearningRate,
-    MetaCurvature,
-    Momentum,
-    MTMask,
-    Proximal,
-    StepInfo,
-    UpdateRule,
-    WeightDecay,
-    lslr,
-    meta_sgd,
-)
+from metablocks.rules import *  # noqa: F403  (the names in its __all__)
 from metablocks.step_loss import AnnealedStepLoss, FinalStepLoss, StepLoss, UniformStepLoss
 from metablocks.tuning import choose_executor
 from metablocks.types import Batch, Progress, Task, TaskBatch, Tensors
@@ -43,15 +28,12 @@ from metablocks.types import Batch, Progress, Task, TaskBatch, Tensors
 __version__ = "0.1.0"
 
 __all__ = [
-    "KFO",
-    "Adam",
+    *rules.__all__,
     "Adjoint",
     "AnnealedOrder",
     "AnnealedStepLoss",
     "Batch",
     "Carry",
-    "Chain",
-    "ClipNorm",
     "CompileWarning",
     "Estimator",
     "Evaluation",
@@ -61,24 +43,18 @@ __all__ = [
     "FunctionalModule",
     "Implicit",
     "InnerLoop",
-    "LearningRate",
     "Loop",
-    "MTMask",
-    "MetaCurvature",
     "MetaGradient",
     "MetaLearner",
     "MetablocksError",
     "ModuleState",
-    "Momentum",
     "Order",
     "PerStepBatchNorm",
     "Progress",
-    "Proximal",
     "RandomDrawsWarning",
     "Reptile",
     "SecondOrder",
     "StepAware",
-    "StepInfo",
     "StepLoss",
     "Task",
     "TaskBatch",
@@ -88,9 +64,7 @@ __all__ = [
     "TruncatedOrder",
     "UniformStepLoss",
     "Unrolled",
-    "UpdateRule",
     "Vmap",
-    "WeightDecay",
     "adapt",
     "append_linear",
     "choose_executor",
@@ -98,8 +72,6 @@ __all__ = [
     "fold_tnet",
     "insert_tnet",
     "laws",
-    "lslr",
-    "meta_sgd",
     "norm_patterns",
     "per_step_batch_norm",
     "tasks",

@@ -8,7 +8,7 @@ from torch import nn
 
 from metablocks.errors import ModuleError, first_line
 from metablocks.functional import module_arguments, step_aware_modules, tracking_norms
-from metablocks.inner import Carry
+from metablocks.inner_loop import Carry
 from metablocks.models.surgery import replace_modules
 from metablocks.per_step import StepAware
 from metablocks.twins import Survey, rebound

@@ -31,7 +31,7 @@ from metablocks.functional import (
     step_aware_modules,
 )
 from metablocks.generators import Draws, generators_of
-from metablocks.inner import InnerLoop
+from metablocks.inner_loop import InnerLoop
 from metablocks.order import Order, SecondOrder
 from metablocks.reach import (
     check_constant,

@@ -19,7 +19,7 @@ from metablocks.errors import GradientError, MetablocksError, ModuleError
 from metablocks.executors import Tasks
 from metablocks.fingerprint import cell_contents
 from metablocks.functional import detach
-from metablocks.inner import InnerLoop
+from metablocks.inner_loop import InnerLoop
 from metablocks.types import Task, Tensors
 
 

@@ -6,8 +6,6 @@
 In your own pytest, `metablocks.laws.parametrize_with_laws` makes a test of every law.
 """
 
-import importlib.util
-import pkgutil
 import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -38,49 +36,34 @@ FIELDS: dict[str, dict[str, Any]] = {
 
 
 @dataclass(frozen=True)
-class LawRow:
-    """One law and its result."""
-
-    law: str
-    statement: str
-    """The law in a sentence."""
-    result: Result
-
-    @property
-    def verdict(self) -> str:
-        """One of "holds", "breaks", "crashes", "does not apply"."""
-        return self.result.verdict
-
-
-@dataclass(frozen=True)
 class BlockReport:
     """The result of `verify`: a row for each law of the block's protocol. `str` gives the report."""
 
     block: str
     """The Python that makes the block."""
     protocol: str
-    rows: tuple[LawRow, ...]
+    rows: tuple[Result, ...]
 
     @property
     def ok(self) -> bool:
-        """Whether no law breaks."""
-        return all(row.result.ok for row in self.rows)
+        """True if no law breaks."""
+        return all(row.ok for row in self.rows)
 
     def __str__(self) -> str:
         width = max(len(row.law) for row in self.rows)
         lines = [f"{self.block}, by the laws of the {self.protocol.replace('_', ' ')} protocol", ""]
         for row in self.rows:
-            verdict = row.verdict if row.result.ok else row.verdict.upper()
-            lines.append(f"  {row.law:<{width}}  {verdict:<14}  {_brief(row.result)}".rstrip())
-        broken = [row for row in self.rows if not row.result.ok]
+            verdict = row.verdict if row.ok else row.verdict.upper()
+            lines.append(f"  {row.law:<{width}}  {verdict:<14}  {_brief(row)}".rstrip())
+        broken = [row for row in self.rows if not row.ok]
         run = sum(row.verdict != "does not apply" for row in self.rows)
         verdict = (
             f"{len(broken)} of {run} laws broken" if broken else f"all {run} laws that apply hold"
         )
         lines += ["", verdict]
-        alike: dict[str, list[LawRow]] = {}
+        alike: dict[str, list[Result]] = {}
         for row in broken:
-            key = row.result.message if row.verdict == "crashes" else row.law
+            key = row.message if row.verdict == "crashes" else row.law
             alike.setdefault(key, []).append(row)
         for number, rows in enumerate(alike.values(), start=1):
             lines += ["", *_details(number, rows)]
@@ -118,7 +101,7 @@ def verify(
         for check in checks([block], examples=examples, device=device):
             if progress is not None:
                 progress(check.law.name)
-            rows.append(LawRow(check.law.name, check.law.statement, check.result()))
+            rows.append(check.result())
     except MissingError as error:
         raise MissingError(f"metablocks verify: {error}") from error.__cause__
     return BlockReport(block.code, block.protocol, tuple(rows))
@@ -131,7 +114,6 @@ def named_block(name: str, settings: Sequence[str] = (), protocol: str | None = 
     whose protocol does not show.
     """
     if ":" in name:
-        _check_importable(name)
         module, _, attribute = name.partition(":")
         return _with_fields(import_block(name), attribute, settings, protocol, (module, attribute))
     blocks = {key: dict(SLOTS[key].blocks) for key in PROTOCOLS if key in SLOTS}
@@ -195,27 +177,6 @@ def _with_fields(
     return as_block(value, fields, protocol=protocol, source=source)
 
 
-def _check_importable(name: str) -> None:
-    """Raise `RecipeError`, with near names, if there is no such module."""
-    parts = name.partition(":")[0].split(".")
-    if not all(map(str.isidentifier, parts)):  # import_block() explains what a path looks like
-        return
-    for count in range(1, len(parts) + 1):
-        path = ".".join(parts[:count])
-        try:
-            spec = importlib.util.find_spec(path)
-        except Exception:  # importing a package above it failed; import_block() explains
-            return
-        if spec is None:
-            above = importlib.util.find_spec(".".join(parts[: count - 1])) if count > 1 else None
-            folders = None if above is None else list(above.submodule_search_locations or [])
-            near = suggest(parts[count - 1], [m.name for m in pkgutil.iter_modules(folders)])
-            raise RecipeError(
-                f'there is no module "{path}"{near or ";"} it is looked for in the working directory '
-                "and where Python finds packages"
-            )
-
-
 def _brief(result: Result) -> str:
     if result.verdict == "holds":
         return f"on {result.examples} problem{'' if result.examples == 1 else 's'}"
@@ -224,7 +185,7 @@ def _brief(result: Result) -> str:
     return f"on {result.case}" if result.case else ""
 
 
-def _details(number: int, rows: list[LawRow]) -> list[str]:
+def _details(number: int, rows: list[Result]) -> list[str]:
     """Details of a failed law, or of all that crash alike."""
 
     def wrapped(label: str, text: str) -> list[str]:
@@ -237,10 +198,10 @@ def _details(number: int, rows: list[LawRow]) -> list[str]:
     return [
         f"{number}. {row.law} {row.verdict}",
         *wrapped("the law", row.statement),
-        *wrapped("error", row.result.message),
+        *wrapped("error", row.message),
         *wrapped("also in", ", ".join(other.law for other in others)),
-        *wrapped("smallest", row.result.case),
+        *wrapped("smallest", row.case),
         "   again, in Python:",
         "",
-        textwrap.indent(row.result.reproduce, " " * 6),
+        textwrap.indent(row.reproduce, " " * 6),
     ]

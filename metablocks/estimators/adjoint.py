@@ -23,7 +23,7 @@ from metablocks.derivatives import vjp
 from metablocks.estimators.base import Estimator, TaskGradient
 from metablocks.estimators.unrolled import weigh
 from metablocks.generators import States
-from metablocks.inner import Carry, InnerLoop, QueryPass, SupportPass
+from metablocks.inner_loop import Carry, InnerLoop, QueryPass, SupportPass
 from metablocks.types import Task, Tensors
 
 

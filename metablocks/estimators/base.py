@@ -7,7 +7,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from metablocks.inner import InnerLoop, QueryPass
+from metablocks.inner_loop import InnerLoop, QueryPass
 from metablocks.rules.base import UpdateRule
 from metablocks.types import Batch, Task, Tensors
 

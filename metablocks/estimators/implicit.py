@@ -15,9 +15,9 @@ from metablocks.checks import count, number
 from metablocks.derivatives import gradient, vjp
 from metablocks.estimators.base import Estimator, TaskGradient, at_the_end, filled, reached
 from metablocks.estimators.conjugate_gradient import conjugate_gradient
-from metablocks.inner import Carry, InnerLoop, QueryPass
+from metablocks.inner_loop import Carry, InnerLoop, QueryPass
 from metablocks.rules.base import Chain, UpdateRule, inner_product, members
-from metablocks.rules.shaping import Proximal
+from metablocks.rules.regularizers import Proximal
 from metablocks.types import Batch, Task, Tensors
 
 _LEAST_CURVATURE = 0.1  # of the inner problem along a direction of the solver, in units of λ

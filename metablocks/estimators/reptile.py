@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 from metablocks.checks import choice, count
 from metablocks.errors import TaskError
 from metablocks.estimators.base import Estimator, TaskGradient, at_the_end
-from metablocks.inner import InnerLoop
+from metablocks.inner_loop import InnerLoop
 from metablocks.types import Batch, Task, Tensors
 
 Examples: TypeAlias = Literal["all", "support"]

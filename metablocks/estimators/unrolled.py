@@ -14,7 +14,7 @@ from torch import Tensor
 
 from metablocks.derivatives import vjp
 from metablocks.estimators.base import Estimator, TaskGradient, each_carry, reached
-from metablocks.inner import InnerLoop, QueryPass
+from metablocks.inner_loop import InnerLoop, QueryPass
 from metablocks.types import Task, Tensors
 
 

@@ -250,7 +250,7 @@ def with_blocks(learner: MetaLearner, **blocks: Any) -> MetaLearner:
 
 
 def run(learner: MetaLearner, tasks: TaskBatch, progress: Progress) -> tuple[MetaGradient, bool]:
-    """The meta-gradient from `SEED` on, and whether its executor warns of random draws of its own."""
+    """The meta-gradient from `SEED` on; True if its executor warns of random draws of its own."""
     devices = {p.device for p in learner.parameters() if p.device.type != "cpu"}
     kept = torch.random.fork_rng(sorted({device.index or 0 for device in devices}))
     with kept, warnings.catch_warnings(record=True) as caught:
@@ -289,7 +289,7 @@ def turning_points(learner: MetaLearner, epochs: int) -> list[int]:
 
 
 def _looks_through(learner: MetaLearner, epochs: list[int]) -> bool:
-    """Whether a second derivative of the support loss is ever taken."""
+    """True if a second derivative of the support loss is ever taken."""
     if isinstance(learner.estimator, Reptile | Implicit):
         return isinstance(learner.estimator, Implicit)
     return any(any(differentiated(learner, Progress(epoch=epoch))) for epoch in epochs)
@@ -360,7 +360,7 @@ def _name(block: object) -> str:
 
 
 def _words(learner: MetaLearner, progress: Progress) -> str:
-    """How the gradient is computed at this epoch."""
+    """The order and the weights of the query losses at this epoch, in words."""
     if isinstance(learner.estimator, Reptile | Implicit):
         return repr(learner.estimator)
     through = differentiated(learner, progress)

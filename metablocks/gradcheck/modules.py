@@ -56,8 +56,8 @@ def _refused(module: nn.Module, call: Call) -> str:
 
     def run(params: Tensors, floats: dict[int, Tensor]) -> Any:
         # As if the model had made them: a copy is known to the derivative and to no one else.
-        own = copied(made | floats)
-        args, kwargs = pytree.tree_unflatten([own.get(k, x) for k, x in enumerate(leaves)], spec)
+        copies = copied(made | floats)
+        args, kwargs = pytree.tree_unflatten([copies.get(k, x) for k, x in enumerate(leaves)], spec)
         tensors = params | copied(dict(module.named_buffers()))
         outputs = torch.func.functional_call(module, tensors, args, kwargs)
         return [x for x in pytree.tree_leaves(outputs) if is_float(x)]
@@ -77,11 +77,11 @@ def _wrong(module: nn.Module, call: Call) -> str:
     named = {str(k): leaf for k, leaf in enumerate(leaves)}
 
     def off(tensors: Sequence[Tensor | None], function: Callable[[], Tensor]) -> float:
-        directions, found = slopes(named, function)
+        directions, expected = slopes(named, function)
         pairs = zip(tensors, named, strict=True)
         got = {n: 0.0 if g is None else float((g * directions[n]).sum()) for g, n in pairs}
-        scale = max(1e-3, *(abs(float(slope)) for slope in found.values()))
-        return max(abs(got[name] - float(found[name])) for name in named) / scale
+        scale = max(1e-3, *(abs(float(slope)) for slope in expected.values()))
+        return max(abs(got[name] - float(expected[name])) for name in named) / scale
 
     try:
         first = torch.autograd.grad(loss, leaves, allow_unused=True)

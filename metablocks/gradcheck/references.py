@@ -1,6 +1,6 @@
 """Reference gradients of the estimators that do not differentiate the objective, in plain autograd.
 
-Reptile: φ − φ̃, from where the inner loop starts to where it ends. Implicit: with the Hessian written
+Reptile: φ − φ̃, from the start of the inner loop to its end. Implicit: with the Hessian written
 out, (I + ∇²L_s(φ*)/λ)⁻¹ ∇L_q(φ*) for what adapts, and ∂L_q/∂ρ − (1/λ)(∂²L_s/∂φ∂ρ)ᵀ v for the rest.
 """
 

@@ -42,7 +42,7 @@ class Agreement:
 
     @property
     def ok(self) -> bool:
-        """Whether they agree; NaN does not."""
+        """True if they agree; NaN does not."""
         return self.error <= self.within
 
 
@@ -80,15 +80,15 @@ class GradientPart:
 
     epoch: int
     what: str
-    """How the gradient is computed there, in words."""
+    """The order and the weights of the query losses there, in words."""
     rows: tuple[GroupRow, ...]
     agreements: tuple[Agreement, ...]
     problems: tuple[str, ...]
-    """What is wrong, each naming its parameters."""
+    """The faults, each naming its parameters."""
 
     @property
     def ok(self) -> bool:
-        """Whether nothing is wrong."""
+        """True without problems."""
         return not self.problems
 
 
@@ -105,14 +105,14 @@ class GradientReport:
     device: str
     parts: tuple[GradientPart, ...]
     problems: tuple[str, ...]
-    """What is wrong at every epoch, or keeps the gradient from being computed."""
+    """Faults at every epoch, or those that keep the gradient from being computed."""
     notes: tuple[str, ...]
     changes: tuple[str, ...] = ()
     """The differences between a recipe and its small counterpart."""
 
     @property
     def ok(self) -> bool:
-        """Whether every gradient is right."""
+        """True if every gradient is right."""
         return not self.problems and all(part.ok for part in self.parts)
 
     @property

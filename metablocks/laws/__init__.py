@@ -11,7 +11,7 @@ laws that have a number. Run them on a block of your own one by one,
 ...     def forward(self, updates, state, step):
 ...         return {name: u / 2 for name, u in updates.items()}, state
 >>> small = Case(norm="batch", tasks=2).problem()
->>> rules.zero_hessian(Halve, small)
+>>> rules.fits_the_gradients(Halve, small)
 >>> gradients.finite_differences(rules.learner_of(Halve, small), small.tasks)
 >>> rules.same_as_without(Halve, small)
 Traceback (most recent call last):

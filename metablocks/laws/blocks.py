@@ -96,19 +96,24 @@ def as_block(
     except MetablocksError:
         raise
     except Exception as error:
-        raise BlockError(f"{code} failed: {type(error).__name__}: {error}") from error
+        hint = (
+            "; if it is a block itself, state its protocol (--as)"
+            if inspect.isfunction(value)
+            else ""
+        )
+        raise BlockError(f"{code} failed: {type(error).__name__}: {error}{hint}") from error
     return Block(_protocol_of(made, name, protocol), make, code, imports)
 
 
 def is_norm(value: Any) -> bool:
-    """Whether it is surgery `(model, steps)`, or a module class that is not a rule."""
+    """True if it is surgery `(model, steps)`, or a module class that is not a rule."""
     if isinstance(value, type):
         return issubclass(value, nn.Module) and not issubclass(value, UpdateRule)
     return inspect.isfunction(value) and parameters(value)[:2] == ["model", "steps"]
 
 
 def is_instance(value: Any, protocol: str | None, fields: Mapping[str, Any]) -> bool:
-    """Whether it is a block itself, and not a class or function that makes one.
+    """True if it is a block itself, and not a class or function that makes one.
 
     A function is one if its parameters are those of a protocol, or the protocol is stated and it has
     parameters that must be given.

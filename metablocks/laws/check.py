@@ -15,6 +15,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,11 +34,15 @@ SHRINK_SECONDS = 10.0
 
 @dataclass(frozen=True)
 class Result:
-    """The verdict on one law: "holds", "breaks", "crashes" or "does not apply"."""
+    """The result of one law."""
 
+    law: str
+    statement: str
+    """The law in a sentence."""
     verdict: str
+    """One of "holds", "breaks", "crashes", "does not apply"."""
     message: str = ""
-    """How it breaks, or why it does not apply."""
+    """The error, or the reason why it does not apply."""
     case: str = ""
     """The smallest arguments on which it breaks, in Python."""
     reproduce: str = ""
@@ -48,7 +53,7 @@ class Result:
 
     @property
     def ok(self) -> bool:
-        """Whether the law holds, or does not apply."""
+        """True if the law holds, or does not apply."""
         return self.verdict in ("holds", "does not apply")
 
 
@@ -82,18 +87,19 @@ class Check:
 
     def result(self) -> Result:
         """Run the law on drawn problems. Nothing that the block raises propagates."""
+        result = partial(Result, self.law.name, self.law.statement)
         with contextlib.suppress(Exception), _quiet():  # if asking fails, the law shows it
             reason = self.law.skip(self.block.argument)
             if reason is not None:
-                return Result("does not apply", reason)
+                return result("does not apply", reason)
         tried, refusal, failure = self._search()
         if failure is None:
             if tried:
-                return Result("holds", examples=tried)
-            return Result("does not apply", f"refused: {refusal}")
+                return result("holds", examples=tried)
+            return result("does not apply", f"refused: {refusal}")
         drawn, error = failure
         crashed = not isinstance(error, MetablocksError)
-        return Result(
+        return result(
             "crashes" if crashed else "breaks",
             _crash(error) if crashed else str(error),
             ", ".join(f"{name}={value!r}" for name, value in drawn.items()),
@@ -161,6 +167,8 @@ class Check:
 
     def _reproduce(self, drawn: dict[str, Any]) -> str:
         arguments = "".join(f", {name}={value!r}" for name, value in drawn.items())
+        if torch.device(self.device).type != "cpu":
+            arguments = f', device="{self.device}"{arguments}'
         words = set(re.findall(r"(\w+)\(", arguments))
         blocks = sorted(words & public_names())
         lines = [
@@ -216,7 +224,14 @@ def parametrize_with_laws(blocks: Iterable[Any], **options: Any) -> Callable[...
     return pytest.mark.parametrize("law", list(checks(blocks, **options)), ids=repr)
 
 
-def run_law(block: Any, law: str, *, protocol: str | None = None, **drawn: Any) -> None:
+def run_law(
+    block: Any,
+    law: str,
+    *,
+    protocol: str | None = None,
+    device: torch.device | str = "cpu",
+    **drawn: Any,
+) -> None:
     """Run one law of a block once, on stated arguments, as a report prints it.
 
     >>> from metablocks import FinalStepLoss, Progress
@@ -224,7 +239,7 @@ def run_law(block: Any, law: str, *, protocol: str | None = None, **drawn: Any) 
 
     Raises `LawError` if the law breaks, and whatever the block raises.
     """
-    named = {check.law.name: check for check in checks([block], protocol=protocol)}
+    named = {check.law.name: check for check in checks([block], protocol=protocol, device=device)}
     named[law].run(**drawn)
 
 

@@ -4,16 +4,15 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from metablocks.errors import GradientError, LawError
 from metablocks.estimators import Estimator
 from metablocks.laws import gradients
 from metablocks.laws.cases import Problem
-from metablocks.laws.compare import assert_close, noise_like, perturb
-from metablocks.order import FirstOrder, Order, SecondOrder
-from metablocks.rules import LearningRate
-from metablocks.types import Progress, TaskBatch, Tensors
+from metablocks.laws.compare import perturb
+from metablocks.order import FirstOrder
+from metablocks.types import Progress
 
 
 def names_what_is_idle(estimator: Estimator, problem: Problem) -> None:
@@ -54,48 +53,8 @@ def equals_unrolled(
     )
 
 
-def zero_hessian(estimator: Estimator, problem: Problem) -> None:
-    """Law 1: with a support loss linear in the parameters, first order is second order.
-
-    First order makes a constant of a step's gradient. An estimator that makes one of the parameters
-    loses what they came from, and θ its gradient.
-    """
-    linear = _linear_support(problem)
-
-    def gradient(order: Order) -> Tensors:
-        rule = LearningRate(0.1, learn=True)
-        return (
-            linear.learner(rule, order=order, estimator=estimator).meta_gradient(linear.tasks).grads
-        )
-
-    assert_close("zero Hessian", gradient(FirstOrder()), gradient(SecondOrder()), 1e-12)
-
-
 def closed_form(estimator: Estimator, problem: Problem, *, rate: float = 0.1) -> None:
     """Law 6: on `Case(kind="quadratic")` an exact gradient is Π(I − αA) …, to both orders."""
     gradients.quadratic(problem, rate=rate, estimator=estimator)
     first = FirstOrder()
     gradients.quadratic(problem, rate=rate, order_two=False, order=first, estimator=estimator)
-
-
-def _linear_support(problem: Problem) -> Problem:
-    """The same parameters and number of tasks under another loss: linear on support, cubic on query."""
-
-    class Flat(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.net = problem.model()
-
-        def forward(self, inputs: Tensor) -> Tensor:
-            return torch.cat([p.flatten() for p in self.parameters()])
-
-    def loss(prediction: Tensor, target: tuple[Tensor, Tensor]) -> Tensor:
-        slope, cubic = target
-        return slope @ prediction + cubic * prediction.pow(3).sum()
-
-    flat = torch.cat([p.detach().flatten() for p in problem.model().parameters()])
-    count = len(problem.tasks)
-    slope = noise_like({"slope": flat.expand(count, -1)})["slope"]
-    zero, one, nothing = flat.new_zeros(count), flat.new_ones(count), flat.new_zeros(count, 1)
-    tasks = TaskBatch((nothing, (slope, zero)), (nothing, (slope, one)))
-    return Problem(Flat, loss, tasks, problem.steps)

@@ -75,7 +75,7 @@ def draws_are_independent(
     """Tasks draw random numbers of their own, which follow from the global seed.
 
     Six copies of one task: what differs between their losses are the draws of the rule, or of
-    dropout where none is given.
+    dropout if none is given.
     """
     tasks = TaskBatch.stack([problem.tasks[0]] * 6)
     learner = MetaLearner(

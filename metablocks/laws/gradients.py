@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from metablocks.errors import LawError
 from metablocks.estimators import Estimator, Unrolled
@@ -13,6 +13,7 @@ from metablocks.laws.cases import Problem
 from metablocks.laws.compare import assert_close, named, noise_like
 from metablocks.laws.plain_loop import SEED, PlainLoop
 from metablocks.learner import MetaGradient, MetaLearner
+from metablocks.order import FirstOrder, Order, SecondOrder
 from metablocks.rules import LearningRate
 from metablocks.rules.base import members
 from metablocks.types import Progress, TaskBatch, Tensors
@@ -62,14 +63,52 @@ def quadratic(
     assert_close("quadratic", result.grads, expected, 1e-13)
 
 
+def zero_hessian(problem: Problem, make: Callable[[Problem, Order], MetaLearner]) -> None:
+    """Law 1: with a support loss linear in the parameters, first order is second order.
+
+    The support loss is ⟨slope, θ⟩ over all parameters of the problem, the query loss Σ θ³;
+    `make(linear problem, order)` is a learner of it. First order makes a constant of a step's
+    gradient: a learner that makes one of the parameters loses what they came from, and θ its gradient.
+    """
+    linear = _linear_support(problem)
+    first, second = (
+        make(linear, order).meta_gradient(linear.tasks).grads
+        for order in (FirstOrder(), SecondOrder())
+    )
+    assert_close("zero Hessian", first, second, 1e-12)
+
+
+def _linear_support(problem: Problem) -> Problem:
+    """The same parameters and number of tasks under another loss: linear on support, cubic on query."""
+
+    class Flat(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = problem.model()
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            return torch.cat([p.flatten() for p in self.parameters()])
+
+    def loss(prediction: Tensor, target: tuple[Tensor, Tensor]) -> Tensor:
+        slope, cubic = target
+        return slope @ prediction + cubic * prediction.pow(3).sum()
+
+    flat = torch.cat([p.detach().flatten() for p in problem.model().parameters()])
+    count = len(problem.tasks)
+    slope = noise_like({"slope": flat.expand(count, -1)})["slope"]
+    zero, one, nothing = flat.new_zeros(count), flat.new_ones(count), flat.new_zeros(count, 1)
+    tasks = TaskBatch((nothing, (slope, zero)), (nothing, (slope, one)))
+    return Problem(Flat, loss, tasks, problem.steps)
+
+
 def plain_autograd(
     learner: MetaLearner, tasks: TaskBatch, *, progress: Progress | None = None
 ) -> None:
     """Law 8: an exact learner's loss and meta-gradient are those of a loop in plain autograd.
 
     From the same draws, so under an executor that draws as `Loop` does if any are drawn. The loop
-    is `laws.plain_loop`: θ ← θ + rule(g), with g a constant at the steps at which the order says so,
-    and never θ or what the rule reads and learns.
+    is `laws.plain_loop`: θ ← θ + rule(g), with g a constant at the steps that the order does not
+    differentiate through, and never θ or what the rule reads and learns.
     """
     progress, plain = progress or Progress(), PlainLoop(learner, tasks)
     through = plain.order(progress)
@@ -178,7 +217,7 @@ def one_estimator(
 ) -> None:
     """Law 8: an estimator that claims exactness gives `Unrolled`'s loss, gradient and buffers.
 
-    It does so from the same random draws, and leaves the generators where `Unrolled` leaves them.
+    It does so from the same random draws, and leaves the generators in the same state.
     """
 
     def run(estimator: Estimator) -> tuple[MetaGradient, Tensors]:

@@ -1,4 +1,4 @@
-"""Laws of norms that a learner knows of: per-step surgery, and norm modules of one's own.
+"""Laws of norms: per-step surgery, and norm modules of one's own.
 
 `norm(model, steps)` returns a copy of the model with other norms in the places of its batch norms, as
 `per_step_batch_norm` does. `in_place_of_batch_norms` makes such surgery of a norm module.
@@ -115,7 +115,7 @@ def training_ignores_what_is_stored(norm: Norm, problem: Problem) -> None:
 
 
 def is_step_aware(norm: Norm, problem: Problem) -> bool:
-    """Whether a module of the new model asks for the inner step at hand."""
+    """True if a module of the new model reads the current inner step."""
     return bool(step_aware_modules(norm(problem.model(), max(problem.steps, 1))))
 
 

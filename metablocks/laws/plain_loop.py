@@ -44,7 +44,7 @@ class PlainLoop:
     `parameters` are the copies' meta-parameters under the learner's names; move them to move the
     objective. Random draws are those of `Loop` and `Unrolled` from `SEED` on.
 
-    Law: `gradient` is the learner's meta-gradient, where estimator and executor are exact.
+    Law: `gradient` is the learner's meta-gradient, if estimator and executor are exact.
     """
 
     def __init__(self, learner: MetaLearner, tasks: TaskBatch) -> None:
@@ -55,7 +55,7 @@ class PlainLoop:
         for norm in tracking_norms(self.model).values():  # batch statistics, as in every learner
             norm.track_running_stats = False
             norm.running_mean = norm.running_var = norm.num_batches_tracked = None
-        # As they are now: of a module used twice, `functional_call` leaves in it what it was given.
+        # As they are now: of a module used twice, `functional_call` leaves its arguments in it.
         self.tensors: Tensors = dict(self.model.named_parameters())
         self.buffers = {name: b.detach().clone() for name, b in self.model.named_buffers()}
         named = [
@@ -72,7 +72,7 @@ class PlainLoop:
         return sorted(device.index or 0 for device in devices if device.type != "cpu")
 
     def order(self, progress: Progress) -> tuple[bool, ...]:
-        """Through which steps the learner's own order looks."""
+        """For each step, whether the learner's order differentiates through it."""
         learner = self.learner
         return tuple(learner.order(k, learner.steps, progress) for k in range(learner.steps))
 
@@ -95,7 +95,7 @@ class PlainLoop:
         return torch.stack(losses).mean()
 
     def gradient(self, through: Sequence[bool], progress: Progress) -> Tensors:
-        """∂L/∂(every meta-parameter), zero where L does not depend on one."""
+        """∂L/∂(every meta-parameter), zero if L does not depend on one."""
         loss = self.loss(through, progress, graph=True)
         return gradient(loss, self.parameters)
 
@@ -208,7 +208,7 @@ def _relaxed(rule: UpdateRule) -> UpdateRule:
 
 
 def gradient(loss: Tensor, tensors: Tensors, *, graph: bool = False, keep: bool = False) -> Tensors:
-    """∂loss/∂(each tensor) by autograd, zero where there is no dependence."""
+    """∂loss/∂(each tensor) by autograd, zero if there is no dependence."""
     if not loss.requires_grad:
         return {name: torch.zeros_like(tensor) for name, tensor in tensors.items()}
     grads = torch.autograd.grad(

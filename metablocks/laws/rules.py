@@ -12,14 +12,11 @@ import torch
 from metablocks.errors import LawError, RuleError
 from metablocks.estimators import Adjoint
 from metablocks.executors import Vmap
-from metablocks.functional import FunctionalModule, detach
 from metablocks.generators import States, generators_of, get_states, same_state
-from metablocks.inner import Trajectory, adapt
 from metablocks.laws import gradients
 from metablocks.laws.cases import MakeRule, Problem
 from metablocks.laws.compare import assert_close, fixed_draws, noise_like, perturb
 from metablocks.learner import MetaLearner
-from metablocks.order import FirstOrder, Order, SecondOrder
 from metablocks.rules import Chain, LearningRate, StepInfo, UpdateRule
 from metablocks.rules.base import check_updates
 from metablocks.types import Tensors
@@ -41,37 +38,6 @@ def fits_the_gradients(make: MakeRule, problem: Problem) -> None:
                 raise LawError(f"fits the gradients: {error}") from error
             law = "fits the gradients, which a rule leaves as they are"
             assert_close(law, grads, before, within=0)
-
-
-def zero_hessian(make: MakeRule, problem: Problem) -> None:
-    """Law 1: with a support loss linear in the parameters, first order is second order.
-
-    The loss is ⟨slope, θ⟩ over the problem's parameters, what is differentiated Σ θ_K³, and
-    the gradients are those of θ and of all that the rule learns.
-    """
-    start = problem.adapted_parameters()
-    slope = noise_like(start)
-
-    def linear(params: Tensors, batch: Any) -> torch.Tensor:
-        return torch.stack([(params[name] * g).sum() for name, g in batch[0].items()]).sum()
-
-    def gradient(order: Order) -> Tensors:
-        rule = seeded_rule(make).setup(start, problem.steps)
-        leaves = {name: p.clone().requires_grad_() for name, p in start.items()}
-        with fixed_draws():
-            trajectory = adapt(
-                linear, leaves, (slope, ()), rule=rule, steps=problem.steps, order=order
-            )
-        end = torch.stack([p.pow(3).sum() for p in trajectory.params[-1].values()]).sum()
-        learned = {f"rule.{name}": p for name, p in rule.named_parameters() if p.requires_grad}
-        named = leaves | learned
-        grads = torch.autograd.grad(end, list(named.values()), allow_unused=True)
-        return {
-            name: torch.zeros_like(p) if grad is None else grad
-            for (name, p), grad in zip(named.items(), grads, strict=True)
-        }
-
-    assert_close("zero Hessian", gradient(FirstOrder()), gradient(SecondOrder()), 1e-12)
 
 
 def remembers_nothing(make: MakeRule, problem: Problem) -> None:
@@ -101,7 +67,7 @@ def remembers_nothing(make: MakeRule, problem: Problem) -> None:
 def draws_once_a_task(make: MakeRule, problem: Problem) -> None:
     """Random numbers are drawn in `init`, when a task starts, and kept to its end in the state.
 
-    A rule that is to draw at every step says so: `draws_each_step = True`.
+    A rule that draws at every step on purpose declares `draws_each_step = True`.
     """
     at_start, at_steps = draws(make, problem)
     if at_steps:
@@ -113,7 +79,7 @@ def draws_once_a_task(make: MakeRule, problem: Problem) -> None:
 
 
 def draws(make: MakeRule, problem: Problem) -> tuple[bool, bool]:
-    """Whether `init` draws random numbers, and whether `forward` does."""
+    """A pair: `init` draws random numbers, `forward` draws them."""
     params = problem.adapted_parameters()
     rule, info = seeded_rule(make).setup(params, 1), StepInfo(0, 1, params)
     generators = generators_of(params)
@@ -127,10 +93,9 @@ def draws(make: MakeRule, problem: Problem) -> tuple[bool, bool]:
 
 
 def reads_the_step(make: MakeRule, problem: Problem) -> None:
-    """A rule that is made for so many steps (`max_steps`) has something of its own for each.
+    """A rule that is made for so many steps (`max_steps`) makes different updates at each.
 
-    With its parameters and buffers moved apart, it makes different updates of one gradient at
-    different steps.
+    Of one gradient, once its parameters and buffers are moved apart.
     """
     params, steps = problem.adapted_parameters(), max(problem.steps, 2)
     rule = seeded_rule(make).setup(params, steps)
@@ -152,7 +117,7 @@ def reads_the_step(make: MakeRule, problem: Problem) -> None:
 
 
 def is_the_identity(make: MakeRule, problem: Problem) -> bool:
-    """Whether a new rule hands on the gradients of three steps as they are, wherever they lead."""
+    """True if a new rule returns the gradients of three steps unchanged, at any parameters."""
     params = problem.adapted_parameters()
     rule = seeded_rule(make).setup(params, 3)
     with fixed_draws(), torch.no_grad():
@@ -166,36 +131,6 @@ def is_the_identity(make: MakeRule, problem: Problem) -> bool:
             if not all(torch.equal(updates[name], g) for name, g in grads.items()):
                 return False
     return True
-
-
-def adapt_is_its_loop(make: MakeRule, problem: Problem) -> None:
-    """`adapt` gives the parameters of the hand-written loop θ ← θ + rule(∇ loss(θ)).
-
-    On the support set of the problem's first task, from the same draws.
-    """
-    steps, start, batch = problem.steps, problem.adapted_parameters(), problem.tasks[0].support
-    model = FunctionalModule(problem.model(), norm_statistics="batch")
-    frozen = {n: p for n, p in model.state().params.items() if n not in start}
-
-    def loss(params: Tensors, batch: Any) -> torch.Tensor:
-        state = model.state()._replace(params={**frozen, **params})
-        return problem.loss(model(state, batch[0])[0], batch[1])
-
-    with fixed_draws():
-        rule = seeded_rule(make).setup(start, steps)
-        trajectory: Trajectory = adapt(loss, start, batch, rule=rule, steps=steps)
-    with fixed_draws():
-        rule = seeded_rule(make).setup(start, steps)
-        theta, state = dict(start), rule.init(start)
-        for index in range(steps):
-            leaves = {name: p.detach().requires_grad_() for name, p in theta.items()}
-            grads = torch.autograd.grad(loss(leaves, batch), list(leaves.values()))
-            updates, state = rule(
-                dict(zip(theta, grads, strict=True)), state, StepInfo(index, steps, theta)
-            )
-            theta = {name: p + updates[name] for name, p in theta.items()}
-            got = trajectory.params[index + 1]
-            assert_close(f"adapt is its loop, step {index}", detach(got), detach(theta), 1e-12)
 
 
 def _moved(before: States, after: States) -> bool:

@@ -33,7 +33,10 @@ def is_a_weighting(step_loss: StepLoss, *, steps: int, progress: Progress) -> No
 def is_the_weighted_sum(
     step_loss: StepLoss, problem: Problem, *, progress: Progress | None = None
 ) -> None:
-    """Law 5: the loss is Σ_k v_k L_q(θ_k), its gradient the sum of the final step loss's gradients."""
+    """Law 5: the loss is Σ_k v_k L_q(θ_k), its gradient the sum of the final step loss's gradients.
+
+    Those of a learner of k steps, weighted by v_k.
+    """
     progress = progress or Progress()
     result = problem.learner(step_loss=step_loss).meta_gradient(problem.tasks, progress=progress)
     weights = step_loss(problem.steps, progress)

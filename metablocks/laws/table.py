@@ -71,6 +71,16 @@ def in_learner(law: Callable[..., None], learner_of: LearnerOf) -> Callable[...,
     return check
 
 
+def zero_hessian(learner_of: LearnerOf) -> Callable[..., None]:
+    """Law 1 of a learner with the block."""
+
+    @wraps(gradients.zero_hessian)
+    def check(block: Any, problem: Problem) -> None:
+        gradients.zero_hessian(problem, lambda p, order: learner_of(block, p, order=order))
+
+    return check
+
+
 def pure(learner_of: LearnerOf) -> Callable[..., None]:
     """Law 9 of a learner with the block."""
 
@@ -114,6 +124,7 @@ def _learner_with(axis: str, **defaults: Any) -> LearnerOf:
 _with_order = _learner_with("order", rule=lambda: LearningRate(0.1, learn=True))
 _with_step_loss, _with_estimator = _learner_with("step_loss"), _learner_with("estimator")
 _with_executor = _learner_with("executor")
+_with_learned_rate = _learner_with("estimator", rule=lambda: LearningRate(0.1, learn=True))
 
 
 def _with_norm(norm: Any, problem: Problem, **blocks: Any) -> MetaLearner:
@@ -210,8 +221,7 @@ LAWS: dict[str, list[Law]] = {
         Law("remembers nothing", rules.remembers_nothing, _ONE_TASK),
         Law("draws once a task", rules.draws_once_a_task, _ONE_TASK, _draws_nothing_or_says_so),
         Law("reads the step", rules.reads_the_step, _ONE_TASK, _any_number_of_steps),
-        Law("adapt is its loop", rules.adapt_is_its_loop, _ONE_TASK),
-        Law("zero Hessian", rules.zero_hessian, _ONE_TASK),
+        Law("zero Hessian", zero_hessian(rules.learner_of), _ONE_TASK),
         Law("finite differences", _slope(rules.learner_of), _ANY | _STEP_LOSS),
         Law("plain autograd", _plain(rules.learner_of), _ANY | _ORDER | _STEP_LOSS),
         Law("one gradient", rules.one_gradient, _ANY | _ORDER | _STEP_LOSS),
@@ -231,7 +241,7 @@ LAWS: dict[str, list[Law]] = {
     ],
     "estimator": [
         Law("equals Unrolled", estimators.equals_unrolled, _ANY | _DRAWS, _not_exact),
-        Law("zero Hessian", estimators.zero_hessian, _ALL_ADAPT, _not_exact),
+        Law("zero Hessian", zero_hessian(_with_learned_rate), _ALL_ADAPT, _not_exact),
         Law("closed form", estimators.closed_form, _QUADRATIC | _RATES, _not_exact),
         Law("finite differences", _slope(_with_estimator), _ANY | _RULE | _STEP_LOSS, _not_exact),
         Law(

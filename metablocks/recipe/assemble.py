@@ -113,20 +113,20 @@ def construct(
     except DataError:
         raise
     except MetablocksError as error:
-        at = join(path, error.field) if error.field in arguments else path
+        field = error.field or ""
+        at = join(path, field) if field in arguments else path
         problems.append(recipe.problem(at, str(error)))
         return schema.INVALID
     except Exception as error:
-        kind = type(error).__name__
-        message = f"{name} could not be made: {kind}: {first_line(error)}"
+        message = f"{name} could not be made: {type(error).__name__}: {first_line(error)}"
         problems.append(recipe.problem(path, message))
         return schema.INVALID
     if not fits:
-        given = type(block)
+        kind = type(block)
         needed = getattr(slot.type, "__qualname__", str(slot.type))
         module = getattr(slot.type, "__module__", "")
         message = (
-            f"{name} gives a {given.__module__}.{given.__qualname__}; "
+            f"{name} gives a {kind.__module__}.{kind.__qualname__}; "
             f"the {slot.name} slot takes a {module}.{needed}"
         )
         problems.append(Problem(recipe.written_place(join(path, "block")), path, message))
@@ -161,14 +161,14 @@ def fits_slot(block: Any, slot: Slot) -> bool:
 
 def block_paths(recipe: Recipe) -> list[tuple[str, Slot]]:
     """Every block of the recipe in the layout's order: its path and its slot."""
-    found: list[tuple[str, Slot]] = []
+    blocks: list[tuple[str, Slot]] = []
     for path, mark in slot_paths().items():
         value = recipe.at(path)
         if value is None:
             continue
         slot = SLOTS[mark.slot]
         if isinstance(mark, ManyBlocks):
-            found += [(join(path, index), slot) for index in range(len(value))]
+            blocks += [(join(path, index), slot) for index in range(len(value))]
         else:
-            found.append((path, slot))
-    return found
+            blocks.append((path, slot))
+    return blocks

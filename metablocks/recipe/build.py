@@ -58,18 +58,18 @@ _KINDS = {
 
 @dataclass(frozen=True)
 class EvaluationPlan:
-    """On how many tasks, how often (in epochs), with how many inner steps."""
+    """The number of tasks, the interval in epochs, and the inner steps of an evaluation."""
 
     tasks: int
     every: int
     inner_steps: int
     ensemble: int = 1
-    """How many of the best checkpoints by validation are tested together; 1 for no ensemble."""
+    """Number of the best checkpoints by validation that are tested together; 1 for no ensemble."""
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """All that a training loop needs, on its device and in its precision."""
+    """The parts of a training loop, on its device and in its precision."""
 
     recipe: Recipe
     source: TaskSource
@@ -78,7 +78,7 @@ class Experiment:
     clip: Clip | None
     """Called on the meta-gradient before the optimiser's step."""
     scheduler: LRScheduler | None
-    """Stepped once an epoch; None where the rate is constant."""
+    """Stepped once an epoch; None for a constant rate."""
     tasks_per_step: int
     steps_per_epoch: int
     epochs: int
@@ -87,10 +87,10 @@ class Experiment:
     dtype: torch.dtype
     """Of parameters and data."""
     mixed: bool = False
-    """Whether forward passes are in bfloat16."""
+    """True if forward passes are in bfloat16."""
 
     def precision(self) -> AbstractContextManager[None]:
-        """The context in which the learner computes: autocast to bfloat16 where that is wished."""
+        """The context in which the learner computes: autocast to bfloat16 if the recipe says so."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.mixed)
 
     @property
@@ -113,10 +113,10 @@ def build(
     ('regression', 1, device(type='cpu'))
     """
     problems: list[Problem] = []
-    found = _device(recipe, device, problems)
+    placed_on = _device(recipe, device, problems)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(recipe.at("seed"))
-        blocks = assemble(recipe, problems, device=found, data=data)
+        blocks = assemble(recipe, problems, device=placed_on, data=data)
         raise_problems(problems)
         source = blocks["tasks"]
         if source.kind not in LOSSES:
@@ -127,9 +127,9 @@ def build(
     mixed = recipe.at("hardware.precision") == "bfloat16"
     dtype: torch.dtype = getattr(torch, "float32" if mixed else recipe.at("hardware.precision"))
     try:
-        learner.to(device=found, dtype=dtype)
+        learner.to(device=placed_on, dtype=dtype)
     except (TypeError, RuntimeError) as error:  # float64 on a device without it; no memory
-        message = f"the model does not go to {found} in {dtype}: {first_line(error)}"
+        message = f"the model does not go to {placed_on} in {dtype}: {first_line(error)}"
         raise_problems([Problem(recipe.place("hardware.precision"), "hardware", message)])
     names = ("tasks", "every", "inner_steps", "ensemble")
     plan = EvaluationPlan(*(recipe.at(f"evaluation.{name}") for name in names))
@@ -149,7 +149,7 @@ def build(
         steps_per_epoch=recipe.at("outer.steps_per_epoch"),
         epochs=recipe.at("outer.epochs"),
         evaluation=plan,
-        device=found,
+        device=placed_on,
         dtype=dtype,
         mixed=mixed,
     )
@@ -170,15 +170,15 @@ def build_rule(recipe: Recipe) -> UpdateRule:
 
 
 def _device(
-    recipe: Recipe, given: str | torch.device | None, problems: list[Problem]
+    recipe: Recipe, name: str | torch.device | None, problems: list[Problem]
 ) -> torch.device:
-    """The recipe's device, or what is given in its place; a problem where it is not here."""
+    """The recipe's device, or the one named in its place; a problem if this machine has none such."""
     try:
-        return find_device(str(given or recipe.at("hardware.device")))
+        return find_device(str(name or recipe.at("hardware.device")))
     except ValueError as error:
         place, path = recipe.place("hardware.device"), "hardware.device"
-        if given:
-            place, path = Place(f"--device {given}"), ""
+        if name:
+            place, path = Place(f"--device {name}"), ""
         problems.append(Problem(place, path, str(error)))
         return torch.device("cpu")
 
@@ -225,14 +225,16 @@ def _refused(blocks: dict[str, Any], error: MetablocksError) -> str:
     module: Any = _chained(_rules(blocks))
     if hasattr(blocks["outer.estimator"], "inner_rule"):
         module = blocks["outer.estimator"].inner_rule(module)
-    for part in ["", *parts]:
-        module = getattr(module, part, None) if part else module
-        path = next((other for other, block in blocks.items() if block is module), path)
+    path_of = {id(block): path for path, block in blocks.items()}
+    path = path_of.get(id(module), path)
+    for part in parts:  # down a chain, to the rule that is a block
+        module = getattr(module, part, None)
+        path = path_of.get(id(module), path)
     return path
 
 
 def _check_rule(recipe: Recipe, learner: MetaLearner) -> None:
-    """What a rule learns must have a step to learn from."""
+    """Refuse a rule that learns something, but has no step to learn from."""
     learned = [name for name, p in learner.rule.named_parameters() if p.requires_grad]
     if learned and not learner.steps:
         message = (

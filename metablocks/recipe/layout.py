@@ -1,7 +1,7 @@
-"""The structure of a recipe: which sections, which fields, and where the blocks go.
+"""The structure of a recipe: sections, their fields, and the fields that hold blocks.
 
-The dataclasses are read as signatures, as blocks are (see `schema`); nothing makes instances of
-them. A section's fields are all required but for those with a default.
+The dataclasses are read as signatures, as blocks are: `schema.entry` makes pydantic types of them. A
+section's fields are all required, except for those with a default.
 """
 
 from dataclasses import dataclass, fields, is_dataclass
@@ -29,7 +29,7 @@ class ManyBlocks:
 
 @dataclass(frozen=True)
 class InnerSection:
-    """What happens inside a task."""
+    """The inner loop: what happens inside a task."""
 
     steps: Annotated[int, Ge(0)]
     adapt: str | list[str]
@@ -39,7 +39,7 @@ class InnerSection:
 
 @dataclass(frozen=True, kw_only=True)
 class OuterSection:
-    """How the meta-parameters are trained."""
+    """The outer loop: the training of the meta-parameters."""
 
     step_loss: Annotated[Any, OneBlock("step_loss")]
     estimator: Annotated[Any, OneBlock("estimator")]
@@ -53,9 +53,9 @@ class OuterSection:
 
 @dataclass(frozen=True)
 class EvaluationSection:
-    """On how many tasks, how often (in epochs), with how many inner steps.
+    """The number of tasks of an evaluation, the epochs between two, and its inner steps.
 
-    `ensemble`: how many of the best checkpoints by validation are tested together, too.
+    `ensemble`: the number of the best checkpoints by validation are tested together, too.
     """
 
     tasks: _Count
@@ -66,7 +66,7 @@ class EvaluationSection:
 
 @dataclass(frozen=True)
 class HardwareSection:
-    """Where and how it is computed."""
+    """Device, executor and precision."""
 
     device: str
     executor: Annotated[Any, OneBlock("executor")]
@@ -74,7 +74,7 @@ class HardwareSection:
     """Of parameters and data. bfloat16: these in float32, passes under autocast.
 
     (Passes of an evaluation under `vmap` stay in float32: PyTorch's vmap takes no notice of autocast
-    where nothing is differentiated.)
+    if nothing is differentiated.)
     """
 
 
@@ -106,12 +106,12 @@ def slot_paths(layout: type = RecipeLayout, prefix: str = "") -> dict[str, OneBl
     >>> {path: mark.slot for path, mark in slot_paths().items() if path.startswith("inner")}
     {'inner.rule': 'rule', 'inner.order': 'order'}
     """
-    found: dict[str, OneBlock | ManyBlocks] = {}
+    marks: dict[str, OneBlock | ManyBlocks] = {}
     hints = get_type_hints(layout, include_extras=True)
     for field in fields(layout):
         annotation = hints[field.name]
         if is_dataclass(annotation) and isinstance(annotation, type):
-            found |= slot_paths(annotation, f"{prefix}{field.name}.")
+            marks |= slot_paths(annotation, f"{prefix}{field.name}.")
         elif mark := slot_of(annotation):
-            found[prefix + field.name] = mark
-    return found
+            marks[prefix + field.name] = mark
+    return marks

@@ -1,4 +1,4 @@
-"""What the command prints about blocks and experiments, taken from the code itself."""
+"""Texts of the command about blocks and experiments, and the JSON schema, taken from the code itself."""
 
 import inspect
 import textwrap
@@ -92,7 +92,7 @@ def _block_schema(name: str, slot: Slot, definitions: dict[str, Any]) -> dict[st
 
 
 def summary(experiment: Experiment) -> str:
-    """In a few lines, what an experiment would train."""
+    """A few lines on what an experiment would train."""
     recipe, learner, plan = experiment.recipe, experiment.learner, experiment.evaluation
     source = experiment.source
     sizes = [
@@ -174,8 +174,8 @@ def _about(target: Callable[..., Any]) -> list[str]:
     if len(paragraphs) > 1 and all(line.startswith("    ") for line in paragraphs[1].splitlines()):
         about.append(paragraphs[1])
     for paragraph in paragraphs[1:]:
-        _, found, source = f"\n{paragraph}".partition("\nSource: ")
-        if found:
+        _, mark, source = f"\n{paragraph}".partition("\nSource: ")
+        if mark:
             about.append(f"Source: {source}")
     return about
 

@@ -59,32 +59,32 @@ def from_text(
 
 
 def find_recipe(name_or_path: str | Path) -> Path:
-    """The file of a shipped name or a path. Raises `RecipeError` where there is none."""
-    given = str(name_or_path)
-    if not given:
+    """The file of a shipped name or a path. Raises `RecipeError` if there is none."""
+    name = str(name_or_path)
+    if not name:
         raise RecipeError('an empty name; "metablocks recipes" lists the recipes that ship')
     path = Path(name_or_path)
-    looks_like_path = len(path.parts) != 1 or path.suffix in (".yaml", ".yml") or given[-1:] == "/"
+    looks_like_path = len(path.parts) != 1 or path.suffix in (".yaml", ".yml") or name[-1:] == "/"
     names = {file.stem: file for file in recipe_files()}
     if looks_like_path and path.is_file():
         return path
-    if not looks_like_path and given in names:
-        return names[given]
+    if not looks_like_path and name in names:
+        return names[name]
     if path.is_dir():
         inside = sorted(file.name for file in path.glob("*.yaml"))
         example = f", such as {path / inside[0]}" if inside else ""
-        raise RecipeError(f"{given}: a directory; a recipe is one file{example}")
+        raise RecipeError(f"{name}: a directory; a recipe is one file{example}")
     if path.exists() and looks_like_path:
         return path  # a pipe, such as /dev/stdin
     hint = suggest(path.stem, names)
-    beside = f"; ./{given} is a file, give it with ./" if path.is_file() else ""
+    beside = f"; ./{name} is a file, give it with ./" if path.is_file() else ""
     what = "no such file" if looks_like_path else "no recipe of that name"
     listing = '; "metablocks recipes" lists those that ship' if not hint else ""
-    raise RecipeError(f"{given}: {what}{hint}{beside}{listing}")
+    raise RecipeError(f"{name}: {what}{hint}{beside}{listing}")
 
 
 def recipes_folder() -> Path:
-    """Where the shipped recipes are: the checkout's own, else the package's."""
+    """The folder of the shipped recipes: the checkout's, else the package's."""
     checkout = _PACKAGE.parent
     if (checkout / "pyproject.toml").is_file() and (checkout / "recipes").is_dir():
         return checkout / "recipes"
@@ -125,7 +125,7 @@ def read_text(path: Path) -> str:
 
 
 def shown(path: Path) -> str:
-    """A path as messages show it: relative where it lies below the working directory."""
+    """A path as messages show it: relative if it lies below the working directory."""
     try:
         return str(path.resolve().relative_to(Path.cwd().resolve()))
     except (ValueError, OSError):

@@ -40,7 +40,7 @@ _WORDS: dict[str, Scalar] = {
 
 @dataclass(frozen=True)
 class Place:
-    """Where a value was written: a file with line and column from 1, or a source without lines.
+    """The place a value was written at: a file with line and column from 1, or a source without lines.
 
     >>> str(Place("recipes/x.yaml", 7, 5)), str(Place("--set inner.steps=3"))
     ('recipes/x.yaml:7:5', '--set inner.steps=3')
@@ -76,7 +76,7 @@ class Problem:
 class Node:
     """A value with its place. `value` is a scalar, a list of nodes, or a dict of nodes.
 
-    `key` is the place of the key it stands under, where it stands under one.
+    `key` is the place of the key that it stands under, if there is one.
     """
 
     value: Any
@@ -85,7 +85,7 @@ class Node:
 
     @property
     def at(self) -> Place:
-        """The place of the key, or of the value where there is no key."""
+        """The place of the key, or of the value if it has none."""
         return self.key or self.place
 
 
@@ -111,7 +111,7 @@ def join(path: str, key: str | int) -> str:
 
 
 def scalar(text: str) -> Scalar:
-    """What an unquoted word means: null, a boolean, a number, or the text itself.
+    """The meaning of an unquoted word: null, a boolean, a number, or the text itself.
 
     >>> [scalar(word) for word in ("1e-3", "5", "true", "yes", "0o17", "1:30", "~")]
     [0.001, 5, True, 'yes', '0o17', '1:30', None]
@@ -123,6 +123,18 @@ def scalar(text: str) -> Scalar:
     if _FLOAT.fullmatch(text):
         return float(text)
     return text
+
+
+def nodes(node: Node, path: str = "") -> Iterator[tuple[str, Node]]:
+    """The node and all below it, each with its path.
+
+    >>> [path for path, _ in nodes(to_node({"inner": {"rule": [1]}}, Place("x.yaml")))]
+    ['', 'inner', 'inner.rule', 'inner.rule[0]']
+    """
+    yield path, node
+    pairs = node.value.items() if isinstance(node.value, dict) else ()
+    for key, child in enumerate(node.value) if isinstance(node.value, list) else pairs:
+        yield from nodes(child, join(path, key))
 
 
 def plain(node: Node) -> Any:
@@ -264,7 +276,7 @@ class _Composer:
 
 
 def show(value: Any) -> str:
-    """How a message repeats a value, short: `"fast"`, `0.5`, `true`, `null`, `a list`.
+    """A value as messages repeat it, short: `"fast"`, `0.5`, `true`, `null`, `a list`.
 
     >>> show("fast"), show(True), show(None), show([1, 2]), show({})
     ('"fast"', 'true', 'null', 'a list of 2', 'a mapping')

@@ -1,18 +1,15 @@
-"""A resolved recipe: plain values, where each came from, its YAML text and its hash."""
+"""A resolved recipe: plain values, their origins, its YAML text and its hash."""
 
 import hashlib
 import json
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import yaml
 
-from metablocks.recipe.parse import Place, Problem, join, scalar
+from metablocks.recipe.parse import Place, Problem, join, nodes, parse, scalar
 from metablocks.recipe.resolve import DEFAULT
-
-_BARE = re.compile(r"[A-Za-z][\w .()+/*-]*", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -34,7 +31,7 @@ class Recipe:
 
     @property
     def name(self) -> str:
-        """What the recipe calls itself."""
+        """The name that the recipe states."""
         name: str = self.values["name"]
         return name
 
@@ -50,13 +47,13 @@ class Recipe:
         return {path: origin(self.place(path)) for path in dict(leaves(self.values))}
 
     def place(self, path: str) -> Place:
-        """Where the value at `path` was written; for part of a value, where the whole was."""
+        """The place of the value at `path`; for part of a value, that of the whole."""
         while path and path not in self.places:
             path = path[: max(path.rfind("."), path.rfind("["), 0)]
         return self.places.get(path, Place(self.source))
 
     def written_place(self, path: str) -> Place:
-        """As `place`, but for a default the place of the block whose default it is."""
+        """The same, but for a default the place of the block whose default it is."""
         place = self.place(path)
         while path and place.source.startswith(DEFAULT):
             path = path[: max(path.rfind("."), path.rfind("["), 0)]
@@ -64,23 +61,27 @@ class Recipe:
         return place
 
     def problem(self, path: str, message: str) -> Problem:
-        """What is wrong with the value at `path`, where it, or the block whose default it is, stands."""
+        """A problem of the value at `path`, at its written place."""
         return Problem(self.written_place(path), path, message)
 
     def at(self, path: str) -> Any:
-        """The value at a path such as `inner.rule[0].init`, None where there is none."""
+        """The value at a path such as `inner.rule[0].init`, None if there is none."""
         return dict(_nodes(self.values, "")).get(path)
 
     def to_yaml(self, *, origins: bool = False) -> str:
         """YAML text that loads to the same recipe; with `origins`, each in a comment."""
-        lines = list(_lines(self.values, "", 0))
-        if not origins:
-            return "".join(f"{text}\n" for text, _ in lines)
-        width = min(max(len(text) for text, path in lines if path), 60)
-        return "".join(
-            f"{text:<{width}}  # {origin(self.place(path))}\n" if path else f"{text}\n"
-            for text, path in lines
+        text: str = yaml.dump(
+            self.values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=2**31
         )
+        if not origins:
+            return text
+        paths = dict(leaves(self.values))
+        written = {n.at.line: p for p, n in nodes(parse(text, "", [])) if p in paths}
+        lines = text.splitlines()
+        width = min(max(len(lines[number - 1]) for number in written), 60)
+        for number, path in written.items():
+            lines[number - 1] = f"{lines[number - 1]:<{width}}  # {origin(self.place(path))}"
+        return "\n".join([*lines, ""])
 
 
 def origin(place: Place) -> str:
@@ -119,39 +120,24 @@ def _is_leaf(value: Any) -> bool:
     return not isinstance(value, dict) or not value
 
 
-def _lines(value: Any, path: str, depth: int, lead: str = "") -> Iterator[tuple[str, str]]:
-    """Lines of block-style YAML, each with the path of its leaf, or "" where it has none."""
-    pairs = value.items() if isinstance(value, dict) else enumerate(value)
-    for index, (key, child) in enumerate(pairs):
-        here = join(path, key)
-        indent = lead if lead and index == 0 else "  " * depth
-        start = f"{indent}- " if isinstance(value, list) else f"{indent}{_word(key)}:"
-        if _is_leaf(child):
-            text = _flow(child) if not isinstance(child, str) else _word(child, bare_commas=True)
-            yield f"{start}{' ' if isinstance(value, dict) else ''}{text}", here
-        elif isinstance(value, list):
-            yield from _lines(child, here, depth + 1, lead=start)
-        else:
-            yield start, ""
-            yield from _lines(child, here, depth + 1)
+class _Dumper(yaml.SafeDumper):
+    """Block style, but a list of scalars in one line, and text quoted if it could be read otherwise."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+    def increase_indent(self, flow: bool = False, indentless: bool = False) -> None:
+        super().increase_indent(flow, False)
 
 
-def _flow(value: Any) -> str:
-    if isinstance(value, list):
-        return f"[{', '.join(_flow(item) for item in value)}]"
-    if isinstance(value, dict):
-        return f"{{{', '.join(f'{_word(k)}: {_flow(v)}' for k, v in value.items())}}}"
-    if isinstance(value, str):
-        return _word(value)
-    if value is None or isinstance(value, bool):
-        return str(value).lower().replace("none", "null")
-    return repr(value)
+def _text(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
+    bare = text.isprintable() and scalar(text) == text
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=None if bare else '"')
 
 
-def _word(text: str, *, bare_commas: bool = False) -> str:
-    """Text as YAML: bare where that is safe, else quoted."""
-    bare = text.replace(", ", " ") if bare_commas else text
-    if _BARE.fullmatch(bare) and text == text.strip() and scalar(text) == text:
-        return text
-    quoted = yaml.dump(text, default_style='"', allow_unicode=True, width=2**31)
-    return quoted.rstrip("\n")
+def _list(dumper: yaml.SafeDumper, items: list[Any]) -> yaml.Node:
+    return dumper.represent_sequence("tag:yaml.org,2002:seq", items, flow_style=_is_leaf(items))
+
+
+_Dumper.add_representer(str, _text)
+_Dumper.add_representer(list, _list)

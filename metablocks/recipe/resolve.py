@@ -11,7 +11,7 @@ from typing import Any
 from metablocks.errors import RecipeError
 from metablocks.recipe import schema
 from metablocks.recipe.layout import ManyBlocks, RecipeLayout, slot_of
-from metablocks.recipe.parse import Node, Place, Problem, join, plain, show
+from metablocks.recipe.parse import Node, Place, Problem, join, nodes, plain, show
 from metablocks.recipe.schema import INVALID, Field
 from metablocks.recipe.slots import SLOTS, Slot, find
 
@@ -56,7 +56,7 @@ class _Reader:
             ):
                 value = self.slot(child, mark, here)
             elif not any(schema.within(other, here) for other in wrong):
-                self.record(child, here)
+                self.origins |= {path: node.place for path, node in nodes(child, here)}
                 value = plain(child)
             if value is not INVALID:
                 values[field.name] = value
@@ -98,7 +98,7 @@ class _Reader:
         if checked is INVALID:
             return INVALID
         values: dict[str, Any] = {"block": name}
-        self.record(node, path)
+        self.origins |= {path: node.place for path, node in nodes(node, path)}
         for field in schema.fields(target, context).values():
             if field.name in checked:
                 values[field.name] = _plain(checked[field.name])
@@ -109,12 +109,6 @@ class _Reader:
     def default(self, field: Field, path: str, owner: str) -> Any:
         self.origins[path] = Place(f"{DEFAULT} {owner}")
         return _plain(field.default)
-
-    def record(self, node: Node, path: str) -> None:
-        self.origins[path] = node.place
-        if isinstance(node.value, dict):
-            for key, child in node.value.items():
-                self.record(child, join(path, key))
 
     def refuse(self, place: Place, path: str, message: str) -> Any:
         self.problems.append(Problem(place, path, message))

@@ -210,7 +210,7 @@ def _strict(annotation: Any, group: Any = None) -> Any:
     """An annotation as pydantic is to read it: lists for what may be iterated, groups spelled out."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated and group and any(isinstance(m, GroupOptions) for m in arguments):
-        return dict[str, group]  # type: ignore[valid-type]
+        return dict[str, group]
     if origin in (Union, types.UnionType):
         return Union[tuple(_strict(member, group) for member in arguments)]  # noqa: UP007
     if origin in _LISTS or annotation in _LISTS:
@@ -227,7 +227,7 @@ def _default(target: Any, parameter: inspect.Parameter) -> Any:
 
 
 def _problem(item: ErrorDetails, node: Node, annotation: Any, path: str) -> Problem:
-    """What pydantic finds wrong, at its place. A union's member in the location is no key of the tree."""
+    """An error of pydantic's, placed. A location also names members of unions, which are not keys."""
     kind, location = item["type"], item["loc"]
     for key in location:
         names = list(_members(annotation))

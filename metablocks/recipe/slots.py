@@ -15,7 +15,6 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from metablocks import rules
 from metablocks.errors import RecipeError, suggest, suggest_then
 from metablocks.estimators import Adjoint, Estimator, Implicit, Reptile, Unrolled
 from metablocks.executors import Executor, Loop, Vmap
@@ -32,19 +31,7 @@ from metablocks.recipe.outer import (
     linear,
     sgd,
 )
-from metablocks.rules import (
-    KFO,
-    Adam,
-    LearningRate,
-    MetaCurvature,
-    Momentum,
-    MTMask,
-    Proximal,
-    UpdateRule,
-    WeightDecay,
-    lslr,
-    meta_sgd,
-)
+from metablocks.rules import RULES, UpdateRule
 from metablocks.step_loss import AnnealedStepLoss, FinalStepLoss, StepLoss, UniformStepLoss
 from metablocks.tasks import CifarFS, Linear, Logistic, MiniImagenet, Omniglot, Sinusoid, Strokes
 from metablocks.tasks.base import TaskSource
@@ -91,24 +78,7 @@ SURGERY = Slot(
     nn.Module,
     ("model", "steps"),
 )
-RULE = Slot(
-    "rule",
-    "how a gradient becomes an update",
-    {
-        "learning_rate": LearningRate,
-        "meta_sgd": meta_sgd,
-        "lslr": lslr,
-        "kfo": KFO,
-        "meta_curvature": MetaCurvature,
-        "mt_mask": MTMask,
-        "momentum": Momentum,
-        "adam": Adam,
-        "clip_norm": rules.ClipNorm,
-        "weight_decay": WeightDecay,
-        "proximal": Proximal,
-    },
-    UpdateRule,
-)
+RULE = Slot("rule", "how a gradient becomes an update", RULES, UpdateRule)
 ORDER = Slot(
     "order",
     "through which steps the meta-gradient looks",

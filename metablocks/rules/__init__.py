@@ -1,19 +1,39 @@
-"""Update rules: how a gradient becomes an update."""
+"""Update rules: how a gradient becomes an update.
+
+`RULES` is the table of blocks for the slot `rule` of recipes. A rule of a name there, imported here, is
+known everywhere: in recipes, to `metablocks verify`, and as `metablocks.MyRule`.
+"""
+
+from collections.abc import Callable
 
 from metablocks.rules.base import Chain, NamedTensors, StepInfo, UpdateRule
+from metablocks.rules.gradient_mask import MTMask
 from metablocks.rules.kronecker import KFO
-from metablocks.rules.mask import MTMask
+from metablocks.rules.learning_rate import LearningRate, lslr, meta_sgd
 from metablocks.rules.meta_curvature import MetaCurvature
 from metablocks.rules.optimizers import Adam, Momentum
-from metablocks.rules.rates import Granularity, LearningRate, lslr, meta_sgd
-from metablocks.rules.shaping import ClipNorm, Proximal, WeightDecay
+from metablocks.rules.regularizers import ClipNorm, Proximal, WeightDecay
+
+RULES: dict[str, Callable[..., UpdateRule]] = {
+    "learning_rate": LearningRate,
+    "meta_sgd": meta_sgd,
+    "lslr": lslr,
+    "kfo": KFO,
+    "meta_curvature": MetaCurvature,
+    "mt_mask": MTMask,
+    "momentum": Momentum,
+    "adam": Adam,
+    "clip_norm": ClipNorm,
+    "weight_decay": WeightDecay,
+    "proximal": Proximal,
+}
 
 __all__ = [
     "KFO",
+    "RULES",
     "Adam",
     "Chain",
     "ClipNorm",
-    "Granularity",
     "LearningRate",
     "MTMask",
     "MetaCurvature",

@@ -22,6 +22,8 @@ from metablocks import (
     meta_sgd,
 )
 from metablocks.errors import RuleError
+from metablocks.functional import FunctionalModule, detach
+from metablocks.inner_loop import adapt
 from metablocks.laws import rules
 from metablocks.laws.compare import assert_close, fixed_draws, noise_like
 from metablocks.rules import Granularity
@@ -102,6 +104,37 @@ def test_a_chain_is_its_loop(names, place):
 
     for got, expected in zip(by_hand([Chain(*made)]), by_hand(alone), strict=True):
         assert_close("a chain is its loop", got, expected, within=0)
+
+
+@pytest.mark.parametrize("make", RULES.values(), ids=RULES.keys())
+def test_adapt_is_its_hand_written_loop(make, place):
+    """It gives the parameters of the hand-written loop θ ← θ + rule(∇ loss(θ)).
+
+    From the same draws.
+    """
+    small = problem.shapes(steps=3, **place)
+    steps, start, batch = small.steps, small.adapted_parameters(), small.tasks[0].support
+    model = FunctionalModule(small.model(), norm_statistics="batch")
+
+    def loss(params, batch):
+        state = model.state()._replace(params=params)
+        return small.loss(model(state, batch[0])[0], batch[1])
+
+    with fixed_draws():
+        rule = rules.seeded_rule(make).setup(start, steps)
+        trajectory = adapt(loss, start, batch, rule=rule, steps=steps)
+    with fixed_draws():
+        rule = rules.seeded_rule(make).setup(start, steps)
+        theta, state = dict(start), rule.init(start)
+        for index in range(steps):
+            leaves = {name: p.detach().requires_grad_() for name, p in theta.items()}
+            grads = torch.autograd.grad(loss(leaves, batch), list(leaves.values()))
+            updates, state = rule(
+                dict(zip(theta, grads, strict=True)), state, StepInfo(index, steps, theta)
+            )
+            theta = {name: p + updates[name] for name, p in theta.items()}
+            got = trajectory.params[index + 1]
+            assert_close(f"adapt is its loop, step {index}", detach(got), detach(theta), 1e-12)
 
 
 def test_a_rate_of_minus_one_is_the_identity(place):

@@ -35,7 +35,7 @@ from metablocks.estimators import adjoint
 from metablocks.estimators.base import TaskGradient
 from metablocks.estimators.unrolled import weighted_query_loss
 from metablocks.functional import detach
-from metablocks.inner import InnerLoop
+from metablocks.inner_loop import InnerLoop
 from metablocks.laws import estimators, executors, gradients, norms, rules, step_losses
 from metablocks.types import Progress, Task
 
@@ -179,7 +179,9 @@ FAULTS = [
         "detached parameters instead of gradients",
         DetachedParameters(),
         Unrolled(),
-        estimators.zero_hessian,
+        lambda estimator, small: gradients.zero_hessian(
+            small, lambda linear, order: linear.learner(order=order, estimator=estimator)
+        ),
         "zero Hessian: relative error",
     ),
     Fault(

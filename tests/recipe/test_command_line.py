@@ -17,7 +17,18 @@ from metablocks.recipe import load
 from metablocks.recipe.schema import fields
 from metablocks.recipe.slots import SLOTS
 
-COMMANDS = ["run", "check", "show", "blocks", "recipes", "eval", "compare", "verify", "laws"]
+COMMANDS = [
+    "run",
+    "check",
+    "show",
+    "blocks",
+    "recipes",
+    "schema",
+    "eval",
+    "compare",
+    "verify",
+    "laws",
+]
 
 
 @pytest.mark.parametrize(

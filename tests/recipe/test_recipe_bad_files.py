@@ -5,6 +5,8 @@ import re
 import pytest
 from recipe_texts import GOOD, broken
 
+from metablocks.errors import RecipeError
+from metablocks.recipe import build, load
 from metablocks.recipe.parse import parse, scalar
 
 CASES = {  # changes of the good recipe; the place and path of each error, and a word of it
@@ -268,6 +270,32 @@ def test_a_rule_that_learns_without_a_step_is_refused_when_built(check):
     assert err.startswith(
         "bad.yaml:9:10 inner.steps: 0, but the rule learns rate.*, which no loss "
     )
+
+
+TWO_RULES = "inner.rule=[{block: learning_rate, init: -1.0}, {block: meta_sgd, init: 0.02}]"
+
+
+@pytest.mark.parametrize(
+    ("name", "override", "path"),
+    [
+        ("reptile_sinusoid", TWO_RULES, "inner.rule[1]"),
+        (
+            "imaml_sinusoid",
+            TWO_RULES,
+            "inner.rule[1]",
+        ),  # behind Proximal, which Implicit puts first
+        ("imaml_sinusoid", "inner.rule=[{block: meta_sgd, init: 0.02}]", "inner.rule[0]"),
+        ("reptile_sinusoid", "inner.adapt=head.*", "inner.adapt"),
+        ("reptile_sinusoid", "inner.steps=0", "inner.steps"),
+        ("reptile_sinusoid", "outer.step_loss=uniform", "outer.step_loss"),
+        ("reptile_sinusoid", "inner.order={block: truncated, last: 1}", "inner.order"),
+        ("maml_sinusoid", 'outer.clip={block: norm, maximum: 1, only: "x.*"}', "outer.clip.only"),
+    ],
+)
+def test_what_blocks_refuse_of_each_other_is_placed_by_its_field(name, override, path):
+    with pytest.raises(RecipeError) as caught:
+        build(load(name, [override]))
+    assert str(caught.value).startswith(f"--set {override}: {path}: ")
 
 
 def test_every_place_is_where_its_text_stands():

@@ -205,7 +205,7 @@ def examples(count):
 
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.__name__)
 def test_a_file_mutated_once_is_checked_or_refused_with_its_places(check, mutation):
-    @examples(60)
+    @examples(25)
     @given(st.sampled_from(TEXTS), st.data())
     def holds(text, data):
         check(mutation(data.draw, text.encode()))
@@ -213,7 +213,7 @@ def test_a_file_mutated_once_is_checked_or_refused_with_its_places(check, mutati
     holds()
 
 
-@examples(100)
+@examples(40)
 @given(st.data())
 def test_a_file_mutated_again_and_again_is_checked_or_refused_with_its_places(check, data):
     text = data.draw(st.sampled_from(TEXTS)).encode()
@@ -222,7 +222,7 @@ def test_a_file_mutated_again_and_again_is_checked_or_refused_with_its_places(ch
     check(text)
 
 
-@examples(30)
+@examples(20)
 @given(
     st.binary(max_size=200)
     | st.lists(st.sampled_from(WORDS)).map(lambda w: "".join(w).encode("utf-8", "replace"))
@@ -271,7 +271,7 @@ def overrides(draw):
     )
 
 
-@examples(150)
+@examples(60)
 @given(st.sampled_from(TEXTS), st.lists(overrides(), min_size=1, max_size=3))
 def test_any_overrides_are_applied_or_refused_with_their_places(check, text, some):
     check(text.encode(), *some)

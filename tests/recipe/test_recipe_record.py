@@ -19,7 +19,7 @@ NAMES = [path.stem for path in recipe_files()]
 SCALARS = (
     st.none()
     | st.booleans()
-    | st.integers(-(10**38), 10**38)
+    | st.integers(-(2**63) + 1, 2**63 - 1)
     | st.floats(allow_nan=False, allow_infinity=False)
     | st.text(st.characters(exclude_categories=("Cc", "Cs")) | st.just("\n"))
     | st.sampled_from(["yes", "null", "1e-3", "0o17", "a: b", "a #b", "- a", "<<", "*", "", "1:30"])

@@ -12,7 +12,8 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from hypothesis import strategies as st
 
 from metablocks.recipe.outer import GroupOptions
-from metablocks.recipe.schema import Field, adapter
+from metablocks.recipe.parse import Node, Place, Problem
+from metablocks.recipe.schema import Field, check
 
 PATTERNS = st.sampled_from(
     [
@@ -85,11 +86,9 @@ def _number(kind: Any, marks: tuple[Any, ...], siblings: collections.abc.Collect
 
 
 def _fits(number: float, marks: tuple[Any, ...]) -> bool:
-    try:
-        adapter(Annotated[(float, *marks)]).validate_python(number)
-    except ValueError:
-        return False
-    return True
+    problems: list[Problem] = []
+    check(Node(number, Place("")), Annotated[(float, None, *marks)], "", problems)
+    return not problems
 
 
 def _of_other(kind: Any, siblings: collections.abc.Collection[Field]) -> Any:
