@@ -1,9 +1,9 @@
-"""Import torchvision, also where its compiled operators do not fit the torch beside it.
+"""Import torchvision, even if its compiled operators do not fit the installed torch.
 
 A CPU build of torch next to the package index's torchvision cannot load torchvision's compiled
 library, and then `import torchvision` itself fails with "operator torchvision::nms does not exist":
 it describes the shapes of operators that nobody has declared. Data sets, transforms and classifiers
-need no operator at all. So: import; where exactly that error comes, declare those operators and
+need no operator at all. So: import; on exactly that error, declare those operators and
 import once more. After that `import torchvision`, and of packages that import it (timm), works.
 An install that works is left as it is.
 """

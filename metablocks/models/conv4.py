@@ -33,7 +33,7 @@ class Conv4(nn.Module):
     >>> Conv4(input_shape=(1, 28, 28), outputs=5, filters=8, layers=2, features="mean").head
     Linear(in_features=8, out_features=5, bias=True)
 
-    Raises `BlockError` for sizes below 1, for more than 1000 layers, for an input that is no
+    Raises `BlockError` for sizes below 1, for more than 1000 layers, for an input that is not an
     image, and for an image too small for so many layers.
     """
 

@@ -1,4 +1,4 @@
-"""What the shipped models share: activations by name, and their initialisation."""
+"""Activations by name, and the initialisation of the shipped models."""
 
 from typing import Literal
 

@@ -4,7 +4,7 @@
 
 Without a non-linearity the extra layers add nothing that the model can express, but the gradient of
 the product is preconditioned by them: upper layers learn to be the step size of the lower ones. A
-shallow model may have no way to adapt fast, where a deep linear one adapts exactly (Arnold, Iqbal,
+shallow model may have no way to adapt fast, while a deep linear one adapts exactly (Arnold, Iqbal,
 Sha 2021).
 """
 
@@ -54,14 +54,15 @@ def append_linear(
     There is no non-linearity between them, so `collapse_linear` gives back a model of the original
     size, class and names. They come right behind the last linear layer, whose outputs are taken to be
     the model's: `head.weight` keeps its name, and `head.appended.0.weight`, … join it, with biases
-    where the head has one. `"head.*"` selects them all.
+    if the head has one. `"head.*"` selects them all.
 
     - `depth`: how many layers, 1 or more; from the layer's outputs F to F.
     - `width`: of what lies between them, `[F → width → … → width → F]`; F unless given.
     - `init`: `"identity"`: the function is unchanged, exactly, and `width` is at least F. Units
-      beyond F start with random weights in front (Xavier-uniform) and zeros behind: alive, but
-      unheard. `"random"`: Xavier-uniform, biases zero, any width.
-    - `layer`: the name of the layer to append to, where it is not the last linear one, in the order
+      beyond F start with random weights in front (Xavier-uniform) and zeros behind: they receive
+      gradients, but do not contribute to the output at first. `"random"`: Xavier-uniform, biases
+      zero, any width.
+    - `layer`: the name of the layer to append to, if it is not the last linear one, in the order
       in which the model registers its modules.
     - `features`: for a model that does not end in a linear layer, how many outputs
       `[..., features]` it has. The result is `nn.Sequential(model=…, linear=…)`, the first of the
@@ -78,7 +79,7 @@ def append_linear(
     ['0.weight', '2.weight', '2.appended.0.weight', '2.appended.1.weight']
 
     Raises `BlockError` for sizes below 1, a `depth` above 1000, a `width` that cannot be the
-    identity, a model whose last linear layer is not to be found or not its end, for `layer` together
+    identity, a model whose last linear layer cannot be determined or is not its end, for `layer` together
     with `features`, and for a last layer that cannot be collapsed: a class of one's own, tied to
     another, with hooks or a T.
     """
@@ -102,8 +103,8 @@ def append_linear(
     name = _last_linear(model) if layer is None else layer
     _check(model, name)
 
-    def convert(own: str, module: nn.Module) -> nn.Module | None:
-        if own != name or not isinstance(module, nn.Linear):
+    def convert(module_name: str, module: nn.Module) -> nn.Module | None:
+        if module_name != name or not isinstance(module, nn.Linear):
             return None
         size, bias = module.out_features, module.bias is not None
         return _deep(module, _layers(size, depth, width, init, module.weight, bias=bias))
@@ -174,7 +175,7 @@ def _layers(
         if bias:
             nn.init.zeros_(layer.bias)
         if init == "identity":
-            # Only the first keeps random rows, for units beyond `size`; the last does not hear them.
+            # Only the first keeps random rows, for units beyond `size`; the last multiplies them by 0.
             rows = size if index == 0 else outputs
             with torch.no_grad():
                 nn.init.eye_(layer.weight[:rows])

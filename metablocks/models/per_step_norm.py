@@ -43,7 +43,7 @@ class PerStepBatchNorm(StepAware):
     """A batch norm with a row for every inner step. `per_step_batch_norm` makes them, and says how.
 
     Parameters: `weight`, `bias` (γ, β) `[steps, channels]`, or `[channels]` with `affine="shared"`;
-    none where the norm had none. Buffers: `running_mean`, `running_var` `[steps, channels]`,
+    none if the norm had none. Buffers: `running_mean`, `running_var` `[steps, channels]`,
     `num_batches_tracked` `[steps]`, int64. Rows start as what the norm had. What a subclass adds,
     parameters, buffers, modules and attributes, stays as it is, one for all steps; they become this
     module's, under their names.
@@ -77,7 +77,7 @@ class PerStepBatchNorm(StepAware):
         self.statistics = statistics
         self.affine = affine
         self.beyond: Beyond = beyond
-        # A norm of its class and attributes with nothing registered, in a tuple, so that it is no
+        # A norm of its class and attributes with nothing registered, in a tuple, so that it is not a
         # submodule: `_as_norm` lends it what is registered here.
         self._norm = (copy.copy(norm),)
         self._empty()
@@ -85,11 +85,11 @@ class PerStepBatchNorm(StepAware):
         def rows(tensor: Tensor) -> Tensor:
             return tensor.detach().expand(steps, *tensor.shape).clone()
 
-        for name, own in norm._parameters.items():
-            if name in AFFINE and own is not None:
-                values = rows(own) if affine == "per_step" else own.detach().clone()
-                own = nn.Parameter(values, requires_grad=own.requires_grad)
-            self.register_parameter(name, own)
+        for name, parameter in norm._parameters.items():
+            if name in AFFINE and parameter is not None:
+                values = rows(parameter) if affine == "per_step" else parameter.detach().clone()
+                parameter = nn.Parameter(values, requires_grad=parameter.requires_grad)
+            self.register_parameter(name, parameter)
         # A norm that keeps no statistics starts from those of a new one.
         like = next((t for t in (norm.running_mean, norm.weight) if t is not None), torch.zeros(0))
         fresh = nn.BatchNorm1d(
@@ -106,7 +106,7 @@ class PerStepBatchNorm(StepAware):
 
     @property
     def max_steps(self) -> int | None:  # type: ignore[override]
-        """The most inner steps it can serve; None where any number will do."""
+        """The most inner steps it can serve; None if any number will do."""
         return limit(self.steps, self.beyond)
 
     @property
@@ -149,14 +149,14 @@ class PerStepBatchNorm(StepAware):
 
     def at_step(self, index: int) -> nn.Module:
         """The ordinary batch norm that this one is at inner step `index`: of the class it was."""
-        own, twin = self._row(index), copy.deepcopy(self)
+        step, twin = self._row(index), copy.deepcopy(self)
         parameters = {
             name: None
             if tensor is None
             else nn.Parameter(tensor.detach().clone(), self.get_parameter(name).requires_grad)
-            for name, tensor in self._affine(own).items()
+            for name, tensor in self._affine(step).items()
         }
-        norm = twin._lend(parameters, self._statistics(own))
+        norm = twin._lend(parameters, self._statistics(step))
         norm.track_running_stats = True
         return norm
 
@@ -194,7 +194,7 @@ class PerStepBatchNorm(StepAware):
         both = {name: self._parameters[name] for name in AFFINE}
         if self.affine == "shared":
             return dict(both)
-        return {name: None if own is None else own[index] for name, own in both.items()}
+        return {name: None if tensor is None else tensor[index] for name, tensor in both.items()}
 
     def _statistics(self, index: int) -> dict[str, Tensor]:
         """Copies of a row, as constants: kernels write them in place, and do not differentiate them.
@@ -202,7 +202,7 @@ class PerStepBatchNorm(StepAware):
         Without gaps in memory, or what is written under `vmap` is lost.
         """
         rows = {name: self.get_buffer(name)[index].detach() for name in STATISTICS}
-        return {n: own.clone(memory_format=torch.contiguous_format) for n, own in rows.items()}
+        return {n: t.clone(memory_format=torch.contiguous_format) for n, t in rows.items()}
 
     def _normalise(self, index: int, input: Tensor) -> Tensor:  # noqa: A002 (as torch has it)
         """The forward pass of torch's own classes, in operations that every transform takes."""

@@ -51,7 +51,7 @@ def per_step_batch_norm(
     `affine="shared"` and `statistics="batch"`, a learner of the copy is a learner of the original.
 
     Source: Antoniou, Edwards, Storkey 2018 (BNRS, BNWB). Deviations from the reference code:
-    1. tasks combine by a mean and not one after another; 2. evaluation writes nothing, where the
+    1. tasks combine by a mean and not one after another; 2. evaluation writes nothing, while the
     reference's backup of the statistics aliases them.
 
     >>> model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
@@ -71,8 +71,8 @@ def per_step_batch_norm(
     for name, norm in norms.items():
         problem = _obstacle(norm)
         if problem:
-            where = f"{name or 'the model'} is a {type(norm).__name__}"
-            raise BlockError(f"per_step_batch_norm: {where} {problem}")
+            module = f"{name or 'the model'} is a {type(norm).__name__}"
+            raise BlockError(f"per_step_batch_norm: {module} {problem}")
     if not norms:
         raise BlockError(
             f"per_step_batch_norm: {type(model).__name__} has no batch norm to convert; leave it out"
@@ -85,9 +85,9 @@ def per_step_batch_norm(
             return None
         new = PerStepBatchNorm(module, steps, statistics=statistics, affine=affine, beyond=beyond)
         for name in AFFINE:
-            own = module._parameters[name]
-            if own is not None:
-                setattr(new, name, tied.setdefault(own, new.get_parameter(name)))
+            parameter = module._parameters[name]
+            if parameter is not None:
+                setattr(new, name, tied.setdefault(parameter, new.get_parameter(name)))
         return new
 
     return replace_modules(copy.deepcopy(model), convert)

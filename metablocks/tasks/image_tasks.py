@@ -34,7 +34,6 @@ class ImageTasks(ABC):
     """
 
     kind: ClassVar[Kind] = "classification"
-    input_shape: ClassVar[tuple[int, ...]]
     examples: ClassVar[int | None] = None
     """Images of each class of the whole data set, if that is known before it is loaded."""
 
@@ -53,6 +52,11 @@ class ImageTasks(ABC):
             seed=self.seed,
             examples=self.examples,
         )
+
+    @property
+    @abstractmethod
+    def input_shape(self) -> tuple[int, ...]:
+        """`(channels, height, width)` of an image."""
 
     @property
     def outputs(self) -> int:

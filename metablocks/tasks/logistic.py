@@ -1,4 +1,4 @@
-"""Binary tasks of a logistic model: where one step of logistic regression stays far from the task.
+"""Binary tasks of a logistic model, from which one step of logistic regression stays far.
 
     P(y = 1 | x) = s(θ·x),    s(z) = 1 / (1 + e^−z),    θ ~ N(0, σ² I) a task, x ~ N(0, I) an example
 

@@ -188,7 +188,7 @@ def _from_folders(root: Path) -> Images:
                 "a class is one folder, so that no image is there twice"
             )
         classes[folder.name] = folder
-    # A folder that is named as another class is no misprint of the missing one.
+    # A folder that is named as another class is not a misprint of the missing one.
     near = [path.name for path in _folders(root) if not re.fullmatch(r"n\d{8}", path.name)]
     check_present(str(root), MINI_IMAGENET, classes, near)
     return {name: _image_files(folder) for name, folder in classes.items()}

@@ -1,7 +1,7 @@
 """Omniglot's drawings: read both halves, unpacked or archived, and reduce them to 28×28.
 
 Each half is a tree `<Alphabet>/<characterNN>/<CCCC>_<DD>.png` (1-bit, 105×105, ink black; drawer
-DD of 20), in a folder or in a `.zip` beside it. The archive is preferred where both lie there: it
+DD of 20), in a folder or in a `.zip` beside it. The archive is preferred if both are there: it
 is one file, with a checksum for every image. Archives are read by content; their MD5 is checked by
 torchvision when it downloads them, and by nobody later, so that a repacked archive is as good.
 

@@ -31,7 +31,7 @@ class Sinusoid:
     `queries` query examples. Values are computed in float64 on the host, so every device gets the
     same numbers. Obeys the law of `TaskSource`. The splits are independent draws of one family.
 
-    Raises `TaskError` for `shots` or `queries` below 1, a range that is none and other `points`.
+    Raises `TaskError` for `shots` or `queries` below 1, an invalid range and other `points`.
 
     Source: Finn, Abbeel, Levine 2017, section 5.1.
 
