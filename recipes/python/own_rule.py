@@ -1,6 +1,6 @@
 """An update rule of one's own: the sign of the gradient times the root of its size, at a learned rate.
 
-    u = −α sign(g) √(|g| + ε)
+    u = −α g / √(|g| + ε)
 
 A rule takes the gradients of a step by name and returns what is added to the parameters. It is an
 `nn.Module`: what it registers as a parameter is meta-learned beside the model. Its laws (gradients
@@ -20,7 +20,7 @@ import metablocks as mb
 
 
 class SignedRoot(mb.UpdateRule):
-    """u = −α sign(g) √(|g| + ε), α learned."""
+    """u = −α g / √(|g| + ε), α learned."""
 
     def __init__(self, *, rate: float = 0.01, eps: float = 1e-3) -> None:
         super().__init__()
@@ -34,7 +34,7 @@ class SignedRoot(mb.UpdateRule):
         return self
 
     def forward(self, updates, state, step):
-        # g / √(|g| + ε) is sign(g) √|g| away from 0, and smooth enough there for a second derivative.
+        # Away from 0 this is −α sign(g) √|g|; ε makes it smooth enough for a second derivative at 0.
         return {n: -self.rate * g / (g.abs() + self.eps).sqrt() for n, g in updates.items()}, state
 
 
