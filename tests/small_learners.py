@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import metablocks as mb
+from metablocks.laws.compare import perturb
 
 EXECUTORS = pytest.mark.parametrize("executor", [mb.Loop(), mb.Vmap(), mb.Vmap(chunk=2)], ids=repr)
 
@@ -36,11 +37,4 @@ def small(dropout=0.0):
 
 def perturbed(model, part, scale=0.3):
     """The same model, its parameters with `part` in their names moved by noise."""
-    generator = torch.Generator().manual_seed(1)
-    for name, parameter in model.named_parameters():
-        if part in name:
-            noise = torch.randn(
-                parameter.shape, generator=generator, dtype=torch.float64, device="cpu"
-            )
-            parameter.data.add_(scale * noise.to(parameter))
-    return model
+    return perturb(model, part, scale)
