@@ -1,4 +1,4 @@
-"""What the command `metablocks` takes: the parsers of its subcommands, their help and examples."""
+"""Parsers of the subcommands of `metablocks`, with their help and examples."""
 
 import argparse
 import re
@@ -36,17 +36,17 @@ _EXAMPLES = {
 
 
 class _Parser(argparse.ArgumentParser):
-    """argparse, whose complaints about a mistyped word also say what was meant."""
+    """An argparse parser whose errors suggest the word that was meant."""
 
     def error(self, message: str) -> NoReturn:
-        given = re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message)
-        if given:
-            message += suggest(given[1], re.findall(r"[\w-]+", given[2]))
+        match = re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message)
+        if match:
+            message += suggest(match[1], re.findall(r"[\w-]+", match[2]))
         super().error(message)
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """The arguments of one subcommand. Raises `SystemExit`, where argparse has said why.
+    """The arguments of one subcommand. Raises `SystemExit` once argparse has printed the reason.
 
     >>> parse(["check", "quickstart", "--set", "seed=3"]).set
     ['seed=3']
@@ -133,7 +133,9 @@ def parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
 
     verify = command("verify", "hold a block to the laws of its protocol", _ON_VERIFY)
     verify.add_argument("block", metavar="BLOCK", help="my_pkg.my_module:MyRule, or a short name")
-    verify.add_argument("--as", dest="protocol", metavar="PROTOCOL", help="where it cannot be told")
+    verify.add_argument(
+        "--as", dest="protocol", metavar="PROTOCOL", help="if it is not clear from BLOCK"
+    )
     verify.add_argument(
         "--set", action="append", default=[], metavar="FIELD=VALUE", help="a field; repeatable"
     )
@@ -144,7 +146,7 @@ def parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
         metavar="D",
         help="auto, cpu, cuda, cuda:1, … (cpu)",
     )
-    verify.add_argument("--thorough", action="store_true", help="200 problems a law, and not 15")
+    verify.add_argument("--thorough", action="store_true", help="200 problems a law in place of 15")
     verify.add_argument("--examples", type=typed(parse_count), metavar="N", help="problems a law")
     command("laws", "list the numbered laws that reports and docstrings refer to")
     return parser, commands
@@ -183,7 +185,7 @@ def _add_allow(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_place(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--data", type=_folder, metavar="FOLDER", help="where the data sets are")
+    parser.add_argument("--data", type=_folder, metavar="FOLDER", help="folder of the data sets")
     parser.add_argument(
         "--device", metavar="D", help="auto, cpu, cuda, cuda:1, …, in place of the recipe's"
     )
@@ -196,5 +198,5 @@ def _size(text: str) -> str:
 
 def _folder(text: str) -> Path:
     if not Path(text).is_dir():
-        raise argparse.ArgumentTypeError(f"{text} is no folder")
+        raise argparse.ArgumentTypeError(f"{text} is not a folder")
     return Path(text)

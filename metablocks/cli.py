@@ -13,9 +13,13 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from metablocks.arguments import parse
 from metablocks.errors import DataError, MetablocksError, RecipeError, suggest
+
+if TYPE_CHECKING:
+    from metablocks.recipe import Recipe
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -95,12 +99,10 @@ def _run(args: argparse.Namespace, argv: list[str]) -> int:
 
 
 def _check(args: argparse.Namespace, argv: list[str]) -> int:
-    from metablocks.recipe import build, load
+    from metablocks.recipe import build
     from metablocks.recipe.listing import summary
 
-    _make_importable(args.allow)
-    recipe = load(args.recipe, args.set, args.allow)
-    _print_notes(recipe.notes)
+    recipe = _load(args)
     print(summary(build(recipe)))
     if not args.gradients:
         return 0
@@ -112,12 +114,7 @@ def _check(args: argparse.Namespace, argv: list[str]) -> int:
 
 
 def _show(args: argparse.Namespace, argv: list[str]) -> int:
-    from metablocks.recipe import load
-
-    _make_importable(args.allow)
-    recipe = load(args.recipe, args.set, args.allow)
-    _print_notes(recipe.notes)
-    print(recipe.to_yaml(origins=True), end="")
+    print(_load(args).to_yaml(origins=True), end="")
     return 0
 
 
@@ -182,17 +179,17 @@ def _verify(args: argparse.Namespace, argv: list[str]) -> int:
     except MetablocksError as error:
         return _fail(error, 2)
     count = args.examples or (verify.THOROUGH if args.thorough else EXAMPLES)
-    waiting = sys.stderr.isatty()
+    terminal = sys.stderr.isatty()
 
-    def tell(law: str) -> None:
-        print(f"\r\x1b[K{law} …", end="", file=sys.stderr, flush=True)
+    def show(text: str) -> None:
+        print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
 
+    progress = (lambda law: show(f"{law} …")) if terminal else None
     try:
-        report = verify.verify(
-            block, device=args.device, examples=count, progress=tell if waiting else None
-        )
+        report = verify.verify(block, device=args.device, examples=count, progress=progress)
     finally:
-        print("\r\x1b[K" * waiting, end="", file=sys.stderr)
+        if terminal:
+            show("")
     print(report)
     return 0 if report.ok else 1
 
@@ -218,20 +215,28 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace, list[str]], int]] = {
 }
 
 
+def _load(args: argparse.Namespace) -> "Recipe":
+    """Load the recipe that the arguments name, and print its notes."""
+    from metablocks.recipe import load
+
+    _make_importable(args.allow)
+    recipe = load(args.recipe, args.set, args.allow)
+    _print_notes(recipe.notes)
+    return recipe
+
+
 def _check_run(run_dir: Path) -> None:
-    if not (run_dir / "recipe.yaml").is_file():
-        what = (
-            "has no recipe.yaml; it is not the folder of a run"
-            if run_dir.is_dir()
-            else (
-                "no such folder; give one that metablocks run has written, such as runs/<name>-<time>"
-            )
+    if not run_dir.is_dir():
+        raise RecipeError(
+            f"{run_dir}: no such folder; give one that metablocks run has written, such as "
+            "runs/<name>-<time>"
         )
-        raise RecipeError(f"{run_dir}: {what}")
+    if not (run_dir / "recipe.yaml").is_file():
+        raise RecipeError(f"{run_dir}: has no recipe.yaml; it is not the folder of a run")
 
 
 def _make_importable(allow: list[str]) -> None:
-    """Packages that the user allowed may lie in the working directory, as for `python -m`."""
+    """Let allowed packages lie in the working directory, as for `python -m`."""
     if allow and os.getcwd() not in sys.path and "" not in sys.path:
         sys.path.append(os.getcwd())
 

@@ -49,7 +49,7 @@ COMMANDS = [
         (["eval", "x", "--steps", "two"], "takes an integer of at least 0, given two"),
         (["eval", "x", "--split", "tset"], 'did you mean "test"?'),
         (["eval", "x", "--checkpoint", "lats"], 'did you mean "last"?'),
-        (["run", "quickstart", "--data", "nowhere"], "nowhere is no folder"),
+        (["run", "quickstart", "--data", "nowhere"], "nowhere is not a folder"),
         (
             ["run", "quickstart", "--memory", "lots"],
             "argument --memory: memory is 'lots'; it takes",
