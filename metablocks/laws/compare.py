@@ -107,4 +107,4 @@ def _inexact(tensor: Tensor) -> bool:
 
 
 def _shorten(tensor: Tensor) -> str:
-    return str([float(f"{value:.6g}") for value in tensor.flatten()[:4].tolist()])
+    return str([float(f"{value:.6g}") for value in tensor.flatten()[:4].cpu().tolist()])
