@@ -8,18 +8,18 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from metablocks.compare import budgets
+from metablocks.compare.budgets import Pace
+from metablocks.compare.contenders import Contender, at
+from metablocks.compare.probe import Timing, combine
+from metablocks.compare.processes import Job, run_jobs
+from metablocks.compare.progress import Display
+from metablocks.compare.request import Request
+from metablocks.compare.results import is_run
+from metablocks.compare.table import seconds_text
 from metablocks.errors import RecipeError, RunError
 from metablocks.recipe import Recipe
 from metablocks.recipe.load import from_text
-from metablocks.report import budgets
-from metablocks.report.budgets import Pace
-from metablocks.report.contenders import Contender, at
-from metablocks.report.probe import Timing, combine
-from metablocks.report.processes import Job, run_jobs
-from metablocks.report.progress import Display
-from metablocks.report.request import Request
-from metablocks.report.results import is_run
-from metablocks.report.table import seconds_text
 from metablocks.run.tables import place_arguments
 
 _ROUNDS = 2  # of timing
@@ -122,7 +122,7 @@ def measure_paces(trained: Sequence[Contender], request: Request) -> list[Pace]:
                 assert contender.recipe is not None
                 file = Path(folder) / f"{index}.yaml"
                 file.write_text(contender.recipe.to_yaml(), encoding="utf-8")
-                probe = ("-m", "metablocks.report.probe", str(file), *place(request))
+                probe = ("-m", "metablocks.compare.probe", str(file), *place(request))
                 log = Path(folder) / f"{index}-{turn}"
                 jobs.append(Job(f"timing {contender.label}", (sys.executable, *probe), log))
         display = Display(jobs, quiet=request.quiet)

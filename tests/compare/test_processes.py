@@ -7,8 +7,8 @@ import threading
 
 import pytest
 
-from metablocks.report.processes import Job, Outcome, child_environment, cores, run_jobs
-from metablocks.report.progress import Display
+from metablocks.compare.processes import Job, Outcome, child_environment, cores, run_jobs
+from metablocks.compare.progress import Display
 
 
 class Watcher:
@@ -60,7 +60,7 @@ def test_side_by_side_with_a_share_of_the_cores(job, monkeypatch):
 
 @pytest.mark.parametrize(("own", "share"), [("1", 1), ("999", 4), ("", 4), ("many", 4)])
 def test_fewer_threads_of_the_users_own_stay(own, share, monkeypatch):
-    monkeypatch.setattr("metablocks.report.processes.cores", lambda: 8)
+    monkeypatch.setattr("metablocks.compare.processes.cores", lambda: 8)
     monkeypatch.setenv("OMP_NUM_THREADS", own)
     assert child_environment(2)["OMP_NUM_THREADS"] == str(share)
     assert child_environment(1)["OMP_NUM_THREADS"] == own

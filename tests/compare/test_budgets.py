@@ -2,13 +2,13 @@
 
 import pytest
 
+from metablocks.compare import budgets, probe
+from metablocks.compare.budgets import Length, Pace
+from metablocks.compare.contenders import read_contenders
+from metablocks.compare.request import Request, parse_seeds
+from metablocks.compare.training import seeds_for, with_budget
 from metablocks.errors import RecipeError
 from metablocks.recipe import build, load
-from metablocks.report import budgets, probe
-from metablocks.report.budgets import Length, Pace
-from metablocks.report.contenders import read_contenders
-from metablocks.report.request import Request, parse_seeds
-from metablocks.report.training import seeds_for, with_budget
 
 SINUSOIDS = ["maml_sinusoid", "fomaml_sinusoid"]
 

@@ -2,9 +2,9 @@
 
 from collections.abc import Callable, Mapping, Sequence
 
-from metablocks.report.contenders import at
-from metablocks.report.processes import child_environment, cores
-from metablocks.report.results import FinishedRun
+from metablocks.compare.contenders import at
+from metablocks.compare.processes import child_environment, cores
+from metablocks.compare.results import FinishedRun
 from metablocks.run.tables import TRANSDUCTIVE
 
 Runs = Mapping[str, Sequence[FinishedRun]]

@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from metablocks.report.processes import cores
-from metablocks.report.results import FinishedRun
+from metablocks.compare.processes import cores
+from metablocks.compare.results import FinishedRun
 
 
 def machine_line(record: Mapping[str, Any]) -> str:

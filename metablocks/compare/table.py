@@ -9,7 +9,7 @@ import io
 import math
 from collections.abc import Callable, Sequence
 
-from metablocks.report.summary import Row, Score, ratio
+from metablocks.compare.summary import Row, Score, ratio
 
 Cells = list[list[str]]
 """A header, then one list of equal length for each row."""

@@ -6,8 +6,8 @@ from collections.abc import Callable, Sequence
 
 from tqdm import tqdm
 
-from metablocks.report.processes import Job, Outcome
-from metablocks.report.table import seconds_text
+from metablocks.compare.processes import Job, Outcome
+from metablocks.compare.table import seconds_text
 
 _LOOK = 1.0  # seconds between looks at the logs of runs
 _SPEAK = 30.0  # seconds between lines where there is no terminal

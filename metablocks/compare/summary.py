@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
 
-from metablocks.report.contenders import Contender, at
-from metablocks.report.results import FinalScores, FinishedRun
+from metablocks.compare.contenders import Contender, at
+from metablocks.compare.results import FinalScores, FinishedRun
 
 
 @dataclass(frozen=True)

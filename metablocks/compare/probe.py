@@ -1,4 +1,4 @@
-"""How fast a recipe trains here: `python -m metablocks.report.probe RECIPE.yaml`, a line of JSON.
+"""How fast a recipe trains here: `python -m metablocks.compare.probe RECIPE.yaml`, a line of JSON.
 
 A process of its own, as a run is. Meta-steps are timed at points spread evenly over the epochs, since
 an annealed order or step loss changes what a meta-step costs. At each point the first one, which
@@ -13,8 +13,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean, median
 
+from metablocks.compare.budgets import Pace
 from metablocks.recipe import Experiment, build, load
-from metablocks.report.budgets import Pace
 from metablocks.run.train import final_scores, meta_step
 from metablocks.types import Progress
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from metablocks.report.request import Request, parse_count, parse_minutes, parse_seeds
+from metablocks.compare.request import Request, parse_count, parse_minutes, parse_seeds
 
 ABOUT = "train recipes under one budget, or read finished runs, and say which to use"
 MORE = """

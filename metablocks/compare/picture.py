@@ -6,7 +6,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, TypeAlias
 
-from metablocks.report.results import FinishedRun, Validated
+from metablocks.compare.results import FinishedRun, Validated
 
 _COLOURS = (  # Okabe and Ito's, which the colour-blind can tell apart
     "#0072B2",

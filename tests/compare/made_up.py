@@ -5,8 +5,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from metablocks.report.results import FinalScores, FinishedRun, Validated
-from metablocks.report.summary import Row, Score
+from metablocks.compare.results import FinalScores, FinishedRun, Validated
+from metablocks.compare.summary import Row, Score
 
 
 def score(mean: float, interval: float = 0.01, **more: Any) -> Score:

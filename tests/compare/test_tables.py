@@ -8,13 +8,13 @@ import pytest
 import torch
 from made_up import finished_run, row, score
 
-from metablocks.report import picture, table
-from metablocks.report.caveats import caveats
-from metablocks.report.files import Comparison
-from metablocks.report.processes import cores
-from metablocks.report.request import Request
-from metablocks.report.results import FinalScores
-from metablocks.report.summary import Row, pool
+from metablocks.compare import picture, table
+from metablocks.compare.caveats import caveats
+from metablocks.compare.files import Comparison
+from metablocks.compare.processes import cores
+from metablocks.compare.request import Request
+from metablocks.compare.results import FinalScores
+from metablocks.compare.summary import Row, pool
 from metablocks.run import plots
 from metablocks.run.directory import RunDirectory
 

@@ -11,11 +11,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from metablocks.compare.results import FinishedRun, is_run, read_run
 from metablocks.errors import RecipeError, suggest
 from metablocks.recipe import Recipe, load
 from metablocks.recipe.load import find_recipe, recipe_files
 from metablocks.recipe.record import leaves
-from metablocks.report.results import FinishedRun, is_run, read_run
 
 
 @dataclass(frozen=True)

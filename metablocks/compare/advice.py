@@ -15,8 +15,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from metablocks.report.summary import Row, Score
-from metablocks.report.table import (
+from metablocks.compare.summary import Row, Score
+from metablocks.compare.table import (
     NAMES,
     measure_of,
     memory_text,

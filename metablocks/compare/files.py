@@ -7,12 +7,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from metablocks.report import table
-from metablocks.report.advice import Advice
-from metablocks.report.processes import Outcome
-from metablocks.report.request import Request
-from metablocks.report.results import FinishedRun
-from metablocks.report.summary import Row
+from metablocks.compare import table
+from metablocks.compare.advice import Advice
+from metablocks.compare.processes import Outcome
+from metablocks.compare.request import Request
+from metablocks.compare.results import FinishedRun
+from metablocks.compare.summary import Row
 from metablocks.run.directory import write_text
 
 _LEGENDS = {

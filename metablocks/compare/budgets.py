@@ -13,8 +13,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from metablocks.compare.contenders import Contender
 from metablocks.errors import RecipeError
-from metablocks.report.contenders import Contender
 
 _STEPS = "outer.steps_per_epoch"
 

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from metablocks.cli import main
+from metablocks.compare.contenders import absorb, read_contenders
+from metablocks.compare.request import Request
+from metablocks.compare.training import plan_runs
 from metablocks.recipe import load
-from metablocks.report.contenders import absorb, read_contenders
-from metablocks.report.request import Request
-from metablocks.report.training import plan_runs
 
 TINY = [
     *("--set", "outer.tasks_per_step=2"),

@@ -20,18 +20,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TextIO
 
-from metablocks.recipe import build
-from metablocks.report import advice, picture, table
-from metablocks.report.caveats import caveats
-from metablocks.report.contenders import Contender, absorb, check_same_problem, read_contenders
-from metablocks.report.files import Comparison, save
-from metablocks.report.machine import machine_line, recorded_line
-from metablocks.report.processes import Job, Outcome, run_jobs
-from metablocks.report.progress import Display
-from metablocks.report.request import Request
-from metablocks.report.results import FinishedRun, read_run
-from metablocks.report.summary import summarise
-from metablocks.report.training import (
+from metablocks.compare import advice, picture, table
+from metablocks.compare.caveats import caveats
+from metablocks.compare.contenders import Contender, absorb, check_same_problem, read_contenders
+from metablocks.compare.files import Comparison, save
+from metablocks.compare.machine import machine_line, recorded_line
+from metablocks.compare.processes import Job, Outcome, run_jobs
+from metablocks.compare.progress import Display
+from metablocks.compare.request import Request
+from metablocks.compare.results import FinishedRun, read_run
+from metablocks.compare.summary import summarise
+from metablocks.compare.training import (
     Interrupted,
     PlannedRun,
     budget_text,
@@ -41,6 +40,7 @@ from metablocks.report.training import (
     seeds_for,
     with_budget,
 )
+from metablocks.recipe import build
 from metablocks.run.directory import RunDirectory, create
 
 _LONGEST_NAME = 80
