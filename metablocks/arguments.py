@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from metablocks.compare import arguments as comparison
-from metablocks.compare.arguments import typed
-from metablocks.compare.request import parse_count
+from metablocks.compare.arguments import parse_count, typed
 from metablocks.devices import find_device
 from metablocks.errors import suggest
 from metablocks.memory import parse_bytes

@@ -1,11 +1,11 @@
-"""The arguments of the command `compare`."""
+"""The arguments of the command `compare`: their parsers, and the request that they make."""
 
 import argparse
+import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TypeVar
-
-from metablocks.compare.request import Request, parse_count, parse_minutes, parse_seeds
+from typing import TypeAlias, TypeVar
 
 ABOUT = "train recipes under one budget, or read finished runs, and say which to use"
 MORE = """
@@ -20,10 +20,75 @@ metablocks compare maml_omniglot_5w1s mine.yaml --minutes 10 --seeds 3
 metablocks compare runs/maml_sinusoid-20250101-120000 runs/fomaml_sinusoid-20250101-130000"""
 
 _T = TypeVar("_T")
+Seeds: TypeAlias = int | tuple[int, ...]
+"""A number of seeds, counted up from the first recipe's own; or the seeds themselves."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """The arguments of `metablocks compare`."""
+
+    names: tuple[str, ...]
+    """Recipes to train, and folders of finished runs."""
+    overrides: tuple[str, ...] = ()
+    allow: tuple[str, ...] = ()
+    """Packages whose blocks recipes may use."""
+    seeds: Seeds = 1
+    steps: int | None = None
+    """Meta-steps of every recipe."""
+    minutes: float | None = None
+    """Training time of every run."""
+    tasks: int | None = None
+    """Evaluation tasks of every recipe."""
+    jobs: int = 1
+    """How many runs are trained side by side."""
+    out: Path = Path("comparisons")
+    data: Path | None = None
+    device: str | None = None
+    quiet: bool = False
+    argv: tuple[str, ...] = ()
+
+    @property
+    def recipe_overrides(self) -> tuple[str, ...]:
+        """Overrides for every recipe, before the budget's."""
+        tasks = () if self.tasks is None else (f"evaluation.tasks={self.tasks}",)
+        return (*self.overrides, *tasks)
+
+
+def parse_seeds(text: str) -> Seeds:
+    """`3`: three seeds, from the recipe's own on. `0,7` or `7,`: these. Raises `ValueError`.
+
+    >>> parse_seeds("3"), parse_seeds("0,7"), parse_seeds("7,")
+    (3, (0, 7), (7,))
+    """
+    words = text.removesuffix(",").split(",")
+    numbers = [int(word) for word in words if re.fullmatch(r"[0-9]{1,10}", word.strip())]
+    several = "," in text
+    if len(numbers) == len(words) == len(set(numbers)) and (several or numbers[0] > 0):
+        return tuple(numbers) if several else numbers[0]
+    raise ValueError(f"takes how many seeds, or different ones as in 0,1,7; given {text}")
+
+
+def parse_count(text: str, least: int = 1) -> int:
+    """An integer of at least `least`. Raises `ValueError`."""
+    if not re.fullmatch(r"[0-9]{1,18}", text) or int(text) < least:
+        raise ValueError(f"takes an integer of at least {least}, given {text}")
+    return int(text)
+
+
+def parse_minutes(text: str) -> float:
+    """A number above 0. Raises `ValueError`.
+
+    >>> parse_minutes("2"), parse_minutes("0.5")
+    (2.0, 0.5)
+    """
+    if not re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", text) or not float(text):
+        raise ValueError(f"takes minutes, a number above 0, given {text}")
+    return float(text)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """What `compare` takes besides the overrides, the place and the packages that `run` takes too."""
+    """Add the arguments of `compare`, except for those that it shares with `run`."""
     parser.add_argument(
         "names", nargs="+", metavar="RECIPE|RUN_DIR", help="a recipe to train, or a finished run"
     )
@@ -57,22 +122,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def to_request(args: argparse.Namespace, argv: Sequence[str]) -> Request:
-    """What the parsed arguments ask for."""
-    return Request(
-        names=tuple(args.names),
-        overrides=tuple(args.set),
-        allow=tuple(args.allow),
-        seeds=args.seeds,
-        steps=args.steps,
-        minutes=args.minutes,
-        tasks=args.tasks,
-        jobs=args.jobs,
-        out=args.out,
-        data=args.data,
-        device=args.device,
-        quiet=args.quiet,
-        argv=tuple(argv),
-    )
+    """The request that parsed arguments make."""
+    values = {field.name: getattr(args, field.name, None) for field in fields(Request)}
+    lists = {"names": args.names, "overrides": args.set, "allow": args.allow, "argv": argv}
+    return Request(**values | {name: tuple(words) for name, words in lists.items()})
 
 
 def typed(parse: Callable[[str], _T]) -> Callable[[str], _T]:

@@ -1,255 +1,181 @@
-"""The command `compare`: which algorithm to use on a problem, with measured numbers.
+"""The command `compare`: recipes or finished runs in, a table and a recommendation out.
 
-    arguments → contenders → one budget → runs, a process each → rows → table, picture, advice
+    arguments → entries → one budget → jobs, one a run → rows → table, plots, recommendation
 
 The directory of a comparison, `comparisons/<names>-<time>/`:
 
     table.md         the table with its notes and the recommendation
     table.csv        every number of the table in full
     comparison.json  all of it, with the logs of every run
-    comparison.png   validation against time and meta-steps, where matplotlib is installed
+    comparison.png   validation against time and meta-steps, if matplotlib is installed
     training.png     the training loss of every epoch
-    runs/            the runs that were trained here; recipes/, logs/: what they were, what they said
+    runs/            the runs that were trained here; their recipes and output in recipes/, logs/
 """
 
 import shlex
-import shutil
 import sys
-import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TextIO
 
-from metablocks.compare import advice, picture, table
-from metablocks.compare.caveats import caveats
-from metablocks.compare.contenders import Contender, absorb, check_same_problem, read_contenders
-from metablocks.compare.files import Comparison, save
-from metablocks.compare.machine import machine_line, recorded_line
-from metablocks.compare.processes import Job, Outcome, run_jobs
-from metablocks.compare.progress import Display
-from metablocks.compare.request import Request
-from metablocks.compare.results import FinishedRun, read_run
-from metablocks.compare.summary import summarise
-from metablocks.compare.training import (
-    Interrupted,
-    PlannedRun,
-    budget_text,
-    check_arguments,
-    place,
-    plan_runs,
-    seeds_for,
-    with_budget,
-)
+from metablocks.compare import plots, table
+from metablocks.compare.arguments import Request
+from metablocks.compare.budget import check_arguments, choose_seeds, with_budget
+from metablocks.compare.entries import Entry, absorb, check_same_problem, read_entries
+from metablocks.compare.finished import read_run
+from metablocks.compare.jobs import Display, Job, command_to_finish, place, plan_runs, run_jobs
+from metablocks.compare.notes import machine_text, notes_on
+from metablocks.compare.output import Comparison, print_lines, save, show
+from metablocks.compare.recommend import recommend
 from metablocks.recipe import build
-from metablocks.run.directory import RunDirectory, create
+from metablocks.run.directory import create
 
 _LONGEST_NAME = 80
-_WIDEST = 100
 
 
 def compare(request: Request) -> int:
-    """Train and read what is asked for, save and print the comparison; returns the exit status.
+    """Train recipes and read runs, save and print their comparison; returns the exit status.
 
     0: fine. 1: a run failed; the table has the others. 130: interrupted. Raises `RecipeError` for
-    what cannot be compared, before anything is trained.
+    entries that cannot be compared, before anything is trained.
     """
-    contenders = read_contenders(request.names, request.recipe_overrides, request.allow)
-    check_arguments(contenders, request)
-    check_same_problem(contenders, _checksums(contenders, request))
+    entries = read_entries(request.names, request.recipe_overrides, request.allow)
+    check_arguments(entries, request)
+    check_same_problem(entries, _checksums(entries, request))
     try:
-        contenders, told = with_budget(contenders, request)
-    except Interrupted:
+        entries, notes = with_budget(entries, request)
+    except KeyboardInterrupt:
         print("interrupted while timing; nothing was trained", file=sys.stderr)
         return 130
-    contenders = absorb(contenders)
-    seeds, notes = seeds_for(contenders, request)
-    folder = create(request.out, _name(contenders)).path
-    planned = plan_runs(contenders, seeds, folder, request)
+    entries = absorb(entries)
+    seeds, seed_notes = choose_seeds(entries, request)
+    notes += seed_notes
+    folder = create(request.out, _name(entries)).path
+    jobs = plan_runs(entries, seeds, folder, request)
     if not request.quiet:
-        _print_lines(
-            [*told, *notes, *[f"training in {folder / 'runs'}"][: len(planned)]], sys.stderr
-        )
-    display = _display(planned, request.quiet)
-    result = run_jobs([run.job for run in planned], side_by_side=request.jobs, watcher=display)
-    display.close()
-    outcomes = dict(zip(planned, result.outcomes, strict=True))
-    if result.interrupted:
-        print(_how_to_go_on(outcomes, contenders, folder, request), file=sys.stderr)
+        print_lines([*notes, *[f"training in {folder / 'runs'}"] * bool(jobs)], sys.stderr)
+    display = Display(jobs, quiet=request.quiet)
+    if run_jobs(jobs, side_by_side=request.jobs, display=display):
+        print(_how_to_go_on(jobs, entries, folder, request), file=sys.stderr)
         return 130
-    comparison = _gather(contenders, outcomes, [*told, *notes], folder, request)
+    comparison = _gather(entries, jobs, notes, folder, request)
     save(comparison, folder)
-    _show(comparison, contenders, folder)
-    return 1 if any(outcome.status != 0 for outcome in outcomes.values()) else 0
+    show(comparison, folder)
+    failed = any(job.status != 0 for job in jobs)
+    if not failed and any(entry.recipe for entry in entries):
+        options = shlex.join(["RECIPE", *_same_terms(request)])
+        print(f"to add one: metablocks compare {_run_arguments(entries, folder)} {options}")
+    return int(failed)
 
 
-def _checksums(contenders: Sequence[Contender], request: Request) -> dict[str, str]:
-    """Build every recipe, so that what is wrong is said before anything is trained."""
+def _checksums(entries: Sequence[Entry], request: Request) -> dict[str, str]:
+    """Checksums of the data by label. Builds every recipe, so that faults are found before training."""
     sums: dict[str, str] = {}
-    for contender in contenders:
-        checksum = None
-        if contender.recipe:
-            source = build(contender.recipe, device=request.device, data=request.data).source
+    for entry in entries:
+        if entry.recipe:
+            source = build(entry.recipe, device=request.device, data=request.data).source
             checksum = getattr(source, "checksum", None)
-        elif contender.finished:
-            checksum = contender.finished[0].record.get("data", {}).get("checksum")
+        else:
+            checksum = entry.finished[0].record.get("data", {}).get("checksum")
         if checksum:
-            sums[contender.label] = checksum
+            sums[entry.label] = checksum
     return sums
 
 
-def _name(contenders: Sequence[Contender]) -> str:
-    """Of the directory: the recipes, in short."""
-    stems = list(dict.fromkeys(contender.stem for contender in contenders))
-    kept = stems
-    while len(kept) > 1 and len("-".join(kept)) > _LONGEST_NAME:
-        kept = kept[:-1]
-    more = [f"and-{len(stems) - len(kept)}-more"] if len(kept) < len(stems) else []
-    return "-".join([*(stem[:_LONGEST_NAME] for stem in kept), *more])
-
-
-def _display(planned: Sequence[PlannedRun], quiet: bool) -> Display:
-    runs = {run.job: run for run in planned}
-
-    def reached(job: Job) -> int:
-        folder = runs[job].folder
-        rows = RunDirectory(folder).read_metrics() if folder else []
-        return max((row["step"] for row in rows if "step" in row), default=0)
-
-    def result(job: Job) -> str:
-        folder = runs[job].folder
-        if folder is None:
-            return ""
-        test = read_run(folder).test
-        return f"test {table.NAMES[test.measure]} {table.share_text(test.mean, test.measure)}"
-
-    return Display(
-        list(runs),
-        quiet=quiet,
-        steps=lambda job: runs[job].steps,
-        reached=reached,
-        result=result,
-    )
+def _name(entries: Sequence[Entry]) -> str:
+    """The name of the directory: the recipes, in short."""
+    stems = list(dict.fromkeys(entry.stem[:_LONGEST_NAME] for entry in entries))
+    count = len(stems)
+    while count > 1 and len("-".join(stems[:count])) > _LONGEST_NAME:
+        count -= 1
+    more = [f"and-{len(stems) - count}-more"] if count < len(stems) else []
+    return "-".join([*stems[:count], *more])
 
 
 def _gather(
-    contenders: Sequence[Contender],
-    outcomes: dict[PlannedRun, Outcome],
+    entries: Sequence[Entry],
+    jobs: Sequence[Job],
     notes: Sequence[str],
     folder: Path,
     request: Request,
 ) -> Comparison:
-    """Read the runs, draw the picture, and bring all of it together."""
-    runs: dict[str, list[FinishedRun]] = {each.label: list(each.finished) for each in contenders}
-    failures: dict[str, list[Outcome]] = {each.label: [] for each in contenders}
-    here: list[FinishedRun] = []
-    for planned, outcome in outcomes.items():
-        if outcome.status == 0 and planned.folder:
-            here.append(read_run(planned.folder))
-            runs[planned.label].append(here[-1])
+    """Read the runs, draw the plots, and recommend a recipe."""
+    runs = {entry.label: list(entry.finished) for entry in entries}
+    failures: dict[str, list[Job]] = {entry.label: [] for entry in entries}
+    trained_here = []
+    for job in jobs:
+        directory = job.directory
+        if job.status == 0 and directory:
+            trained_here.append(read_run(directory))
+            runs[job.label].append(trained_here[-1])
         else:
-            failures[planned.label].append(outcome)
+            failures[job.label].append(job)
     for group in runs.values():
         group.sort(key=lambda run: run.seed)
-    rows = [summarise(each, runs[each.label], len(failures[each.label])) for each in contenders]
+    rows = [table.summarise(each, runs[each.label], len(failures[each.label])) for each in entries]
     finished = {label: group for label, group in runs.items() if group}
-    every = [run for group in finished.values() for run in group]
+    every = trained_here or [run for group in finished.values() for run in group]
     facts = [
-        machine_line(here[0].record) if here else recorded_line(every),
+        machine_text(every, trained_here=bool(trained_here)),
         f"command: {shlex.join(['metablocks', *request.argv])}",
     ]
-    loads = [outcome.load for outcome in outcomes.values() if outcome.load is not None]
-    said = [
+    load = max((job.load for job in jobs if job.load is not None), default=None)
+    all_notes = [
         *notes,
-        *caveats(runs, jobs=request.jobs if here else 1, load=max(loads, default=None)),
-        *_failure_notes(failures),
-        *(picture.draw(folder, finished) if finished else []),
+        *notes_on(runs, jobs=request.jobs if trained_here else 1, load=load),
+        *(
+            f"{job.title} failed: {job.error.splitlines()[-1]} (see {job.errors})"
+            for group in failures.values()
+            for job in group
+        ),
+        *(plots.draw(folder, finished) if finished else []),
     ]
-    advised = advice.recommend(rows, budget_text(request) if here else "")
-    return Comparison(rows, runs, failures, advised, said, facts, request)
-
-
-def _show(comparison: Comparison, contenders: Sequence[Contender], folder: Path) -> None:
-    """Print the table, what follows from it, and what to know about it."""
-    cells = table.cells(comparison.rows)
-    print(f"\n{table.text(cells, shutil.get_terminal_size().columns)}\n")
-    none = "no recommendation: fewer than two rows have scores"
-    advised = str(comparison.advice).splitlines() if comparison.advice else [none]
-    notes = [f"note: {note}" for note in comparison.notes]
-    _print_lines([comparison.legend, "", *advised, "", comparison.facts[0], *notes])
-    files = ", ".join(sorted(file.name for file in folder.glob("*.*")))
-    print(f"saved in {folder}: {files}")
-    failed = any(comparison.failures.values())
-    if not failed and any(contender.recipe for contender in contenders):
-        more = shlex.join(["RECIPE", *_same_terms(comparison.request)])
-        print(f"to add one: metablocks compare {_run_arguments(contenders, folder)} {more}")
-
-
-def _failure_notes(failures: dict[str, list[Outcome]]) -> list[str]:
-    return [
-        f"{outcome.job.title} failed: {outcome.error.splitlines()[-1]} (see {outcome.job.errors})"
-        for group in failures.values()
-        for outcome in group
-    ]
+    limited = trained_here and request.minutes is not None
+    budget = f"{request.minutes:g} min of training a run" if limited else ""
+    return Comparison(rows, runs, failures, recommend(rows, budget), all_notes, facts, request)
 
 
 def _how_to_go_on(
-    outcomes: dict[PlannedRun, Outcome],
-    contenders: Sequence[Contender],
-    folder: Path,
-    request: Request,
+    jobs: Sequence[Job], entries: Sequence[Entry], folder: Path, request: Request
 ) -> str:
     """After an interruption: what is there, and the commands that finish the comparison."""
-    lines, done = [], 0
-    for planned, outcome in outcomes.items():
-        started = planned.folder
-        if outcome.status == 0 and started:
-            done += 1
-        elif started:
-            resume = ["metablocks", "run", "--resume", str(started), *place(request)]
-            lines.append(f"  {shlex.join(resume)}    # stopped")
-        else:
-            lines.append(f"  {planned.command(*place(request))}    # not begun")
-    again = [_run_arguments(contenders, folder), *map(shlex.quote, _out(request))]
-    lines.append(f"  metablocks compare {' '.join(again)}")
-    head = f"interrupted: {done} of {len(outcomes)} runs are finished, in {folder / 'runs'}"
-    return "\n".join([f"{head}. Nothing is lost; to go on:", *lines])
+    unfinished = [job for job in jobs if job.status != 0]
+    commands = [
+        *(command_to_finish(job, request) for job in unfinished),
+        " ".join(
+            [
+                "metablocks compare",
+                _run_arguments(entries, folder),
+                *map(shlex.quote, _out(request)),
+            ]
+        ),
+    ]
+    head = (
+        f"interrupted: {len(jobs) - len(unfinished)} of {len(jobs)} runs are finished, in "
+        f"{folder / 'runs'}. Nothing is lost; to go on:"
+    )
+    return "\n  ".join([head, *commands])
 
 
-def _run_arguments(contenders: Sequence[Contender], folder: Path) -> str:
-    """The runs of a comparison as arguments: those it was given, and its own."""
-    given = [shlex.quote(str(run.path)) for each in contenders for run in each.finished]
-    trained = any(contender.recipe for contender in contenders)
-    own = [f"{shlex.quote(str(folder / 'runs'))}/*"] if trained else []
-    return " ".join([*given, *own])
+def _run_arguments(entries: Sequence[Entry], folder: Path) -> str:
+    """The runs of a comparison as arguments: those that it read, and those that it trained."""
+    words = [shlex.quote(str(run.path)) for each in entries for run in each.finished]
+    if any(entry.recipe for entry in entries):
+        words.append(f"{shlex.quote(str(folder / 'runs'))}/*")
+    return " ".join(words)
 
 
 def _same_terms(request: Request) -> list[str]:
     """The options that give a further recipe the same budget."""
     words = [word for override in request.overrides for word in ("--set", override)]
-    for name, value in (
-        ("--steps", request.steps),
-        ("--minutes", request.minutes),
-        ("--tasks", request.tasks),
-    ):
-        words += [] if value is None else [name, f"{value:.15g}"]
-    seeds = request.seeds
-    if seeds != 1:
-        words += [
-            "--seeds",
-            str(seeds) if isinstance(seeds, int) else f"{','.join(map(str, seeds))},",
-        ]
+    for name in ("steps", "minutes", "tasks"):
+        value = getattr(request, name)
+        words += [] if value is None else [f"--{name}", f"{value:.15g}"]
+    if isinstance(request.seeds, tuple):
+        words += ["--seeds", ",".join(map(str, request.seeds)) + ","]
+    elif request.seeds != 1:
+        words += ["--seeds", str(request.seeds)]
     return [*words, *place(request), *_out(request)]
 
 
 def _out(request: Request) -> list[str]:
-    default = Request(()).out
-    return [] if request.out == default else ["--out", str(request.out)]
-
-
-def _print_lines(lines: Sequence[str], file: TextIO | None = None) -> None:
-    """Lines of text, wrapped for reading, never between a number and its sign."""
-    width = min(shutil.get_terminal_size().columns, _WIDEST)
-    for line in lines:
-        kept = line.replace(" %", "\N{NO-BREAK SPACE}%").replace("± ", "±\N{NO-BREAK SPACE}")
-        text = textwrap.fill(kept, width, subsequent_indent="  ", break_on_hyphens=False)
-        print(text.replace("\N{NO-BREAK SPACE}", " "), file=file)
+    return [] if request.out == Request(()).out else ["--out", str(request.out)]

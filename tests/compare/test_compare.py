@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from metablocks.cli import main
-from metablocks.compare.contenders import absorb, read_contenders
-from metablocks.compare.request import Request
-from metablocks.compare.training import plan_runs
+from metablocks.compare.arguments import Request
+from metablocks.compare.entries import absorb, read_entries
+from metablocks.compare.jobs import plan_runs
 from metablocks.recipe import load
 
 TINY = [
@@ -138,15 +138,15 @@ def test_finished_runs_are_read_and_grouped_by_recipe(folder, runs, tmp_path):
 
 def test_what_is_trained_already_is_not_trained_again(folder, runs, tmp_path):
     recipe = str(folder / "recipes" / "maml_sinusoid.yaml")
-    (contender,) = absorb(read_contenders([recipe, *runs]))[:1]
-    assert [run.seed for run in contender.finished] == [0, 1]
-    planned = plan_runs([contender], (0, 1, 2), tmp_path, Request((recipe,)))
-    assert [run.seed for run in planned] == [2]
+    (entry,) = absorb(read_entries([recipe, *runs]))[:1]
+    assert [run.seed for run in entry.finished] == [0, 1]
+    planned = plan_runs([entry], (0, 1, 2), tmp_path, Request((recipe,)))
+    assert [job.title for job in planned] == ["maml_sinusoid, seed 2"]
 
 
 def test_the_same_run_twice_counts_once_and_a_copy_is_refused(runs, tmp_path):
-    (contender,) = read_contenders([runs[0], runs[0]])
-    assert len(contender.finished) == 1
+    (entry,) = read_entries([runs[0], runs[0]])
+    assert len(entry.finished) == 1
     copy = tmp_path / "copy"
     shutil.copytree(runs[0], copy)
     status, _, err = compare(runs[0], str(copy))
@@ -244,5 +244,5 @@ def test_recipes_of_one_name_are_told_apart_by_what_differs(tmp_path):
         path = tmp_path / name / "maml.yaml"
         path.parent.mkdir()
         path.write_text(load("maml_sinusoid", [f"inner.steps={steps}"]).to_yaml())
-    found = read_contenders([str(tmp_path / name / "maml.yaml") for name in "ab"])
+    found = read_entries([str(tmp_path / name / "maml.yaml") for name in "ab"])
     assert [each.label for each in found] == ["maml inner.steps=1", "maml inner.steps=3"]

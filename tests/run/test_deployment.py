@@ -11,7 +11,7 @@ from small_runs import only_run
 
 from metablocks import MetaLearner
 from metablocks.cli import main
-from metablocks.compare.results import read_run
+from metablocks.compare.finished import read_run
 from metablocks.models import collapse_linear, fold_tnet
 from metablocks.recipe import build, load
 from metablocks.run.deployment import Deployment, ReducedFirst, deployment, reduce

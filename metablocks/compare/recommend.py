@@ -1,29 +1,30 @@
-"""Which recipe to use: a rule that anyone can follow with the table in hand.
+"""Recommend a recipe, by a rule that anyone can follow with the table in hand.
 
-1. The best mean test score leads. A recipe is level with it where the difference is within
+1. The best mean test score leads. A recipe is level with it if the difference is within
    √(c₁² + c₂²), c being the half widths of the two 95 % intervals.
-2. Of the recipes that are level, the fastest in all is recommended; where times are within 20 % of
-   the fastest, the one of these whose memory beyond start peaks lowest; where that is not known of
+2. Of the recipes that are level, the fastest in all is recommended; if times are within 20 % of
+   the fastest, the one of these whose memory beyond start peaks lowest; if that is not known of
    all, or equal, the better score.
 
 All recipes meet the same tasks, which this margin does not make use of: it is a cautious one. The
 intervals are over tasks. They say nothing about other seeds of training, other budgets or
-other settings, so the advice names what it rests on and where the evidence is thin.
+other settings, so the advice names what it rests on and why its evidence is thin.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from metablocks.compare.summary import Row, Score
+from metablocks.compare.finished import Score
 from metablocks.compare.table import (
-    NAMES,
+    MEASURES,
+    Row,
+    gap_text,
     measure_of,
-    memory_text,
     score_text,
     seconds_text,
-    share_text,
 )
+from metablocks.memory import format_bytes
 
 RULE = (
     "the best test score leads; recipes whose difference from it lies within √(c₁² + c₂²) of the "
@@ -37,13 +38,13 @@ _MANY = 30
 
 @dataclass(frozen=True)
 class Advice:
-    """What to use, why, on what evidence."""
+    """The recommended recipe, the reason, and the evidence."""
 
     recipe: str
     reason: str
     rests_on: str
     thin: tuple[str, ...]
-    """Why the evidence is thin; empty where it is not."""
+    """Why the evidence is thin; empty if it is not."""
 
     def __str__(self) -> str:
         lines = [f"use {self.recipe}: {self.reason}", f"rests on: {self.rests_on}"]
@@ -100,44 +101,46 @@ def _reason(
 ) -> str:
     assert chosen.score is not None
     assert best.score is not None
-    told = f"test {NAMES[measure]} {score_text(chosen.score, measure)}"
+    reason = f"test {MEASURES[measure][0]} {score_text(chosen.score, measure)}"
     if len(level) == 1:
         second, score = scored[1]
-        ahead = _gap(abs(score.mean - chosen.score.mean), measure)
-        limit = _gap(margin(score, chosen.score), measure)
-        return f"{told}, ahead of {second.recipe} by {ahead}, more than the ± {limit} of chance"
+        ahead = gap_text(abs(score.mean - chosen.score.mean), measure)
+        limit = gap_text(margin(score, chosen.score), measure)
+        return f"{reason}, ahead of {second.recipe} by {ahead}, more than the ± {limit} of chance"
     others = [row for row in level if row is not chosen]
     if chosen is best:
-        told += f", the best, and level with {_names(others)}"
+        reason += f", the best, and level with {_names(others)}"
     else:
-        behind = _gap(abs(best.score.mean - chosen.score.mean), measure)
-        limit = _gap(margin(best.score, chosen.score), measure)
-        told += f", level with the best ({best.recipe}): {behind} apart, within ± {limit}"
-    return f"{told}; {_economy(chosen, others)}"
+        behind = gap_text(abs(best.score.mean - chosen.score.mean), measure)
+        limit = gap_text(margin(best.score, chosen.score), measure)
+        reason += f", level with the best ({best.recipe}): {behind} apart, within ± {limit}"
+    return f"{reason}; {_economy(chosen, others)}"
 
 
 def _economy(chosen: Row, others: Sequence[Row]) -> str:
-    """In what the chosen row beats those that are level with it."""
+    """The advantages of the chosen row over those that are level with it."""
     if chosen.seconds is None or any(row.seconds is None for row in others):
         return "times are not known for all"
     slower = [row for row in others if (row.seconds or 0) > _SAME_TIME * chosen.seconds]
-    told = []
+    reasons = []
     if slower:
         times = ", ".join(f"{seconds_text(row.seconds or 0)} ({row.recipe})" for row in slower)
-        told.append(f"it trains in {seconds_text(chosen.seconds)} instead of {times}")
+        reasons.append(f"it trains in {seconds_text(chosen.seconds)} instead of {times}")
     alike = [row for row in others if row not in slower]
     if alike:
-        told.append(f"it takes about as long as {_names(alike)}{_memory(chosen, alike)}")
-    return " and ".join(told)
+        reasons.append(f"it takes about as long as {_names(alike)}{_memory(chosen, alike)}")
+    return " and ".join(reasons)
 
 
 def _memory(chosen: Row, alike: Sequence[Row]) -> str:
-    mine = chosen.memory_beyond_start
-    known = [(row.memory_beyond_start, row.recipe) for row in alike]
-    if mine is None or any(memory is None for memory, _ in known):
+    if any(row.memory_beyond_start is None for row in (chosen, *alike)):
         return ", and has the better score of these"
-    told = ", ".join(f"{memory_text(memory or 0)} ({name})" for memory, name in known)
-    return f", and needs {memory_text(mine)} beyond start beside {told}"
+    others = ", ".join(
+        f"{format_bytes(row.memory_beyond_start or 0)} ({row.recipe})" for row in alike
+    )
+    return (
+        f", and needs {format_bytes(chosen.memory_beyond_start or 0)} beyond start beside {others}"
+    )
 
 
 def _evidence(rows: Sequence[Row], budget: str) -> str:
@@ -145,12 +148,12 @@ def _evidence(rows: Sequence[Row], budget: str) -> str:
     tasks = _range([f"{count:,}" for count in counts])
     seeds = sorted({len(row.seeds) for row in rows})
     steps = sorted({row.meta_steps or 0 for row in rows})
-    told = [
+    evidence = [
         f"{tasks} test tasks a recipe",
         f"{_range([str(count) for count in seeds])} {'seed' if seeds == [1] else 'seeds'} each",
         f"{_range([f'{count:,}' for count in steps])} meta-steps",
     ]
-    return ", ".join([*told, budget] if budget else told)
+    return ", ".join([*evidence, budget] if budget else evidence)
 
 
 def _doubts(scored: Sequence[tuple[Row, Score]], level: Sequence[Row], measure: str) -> list[str]:
@@ -174,15 +177,11 @@ def _doubts(scored: Sequence[tuple[Row, Score]], level: Sequence[Row], measure: 
     spread = max((score.seed_std or 0.0 for score in (one, two)), default=0.0)
     if len(level) == 1 and abs(one.mean - two.mean) < 2 * spread:
         doubts.append(
-            f"seeds alone move a score by {_gap(spread, measure)} (SD); the lead is less than twice that"
+            f"seeds alone move a score by {gap_text(spread, measure)} (SD); the lead is less than twice that"
         )
     if any(row.failed for row, _ in scored):
         doubts.append("some runs failed, and those that did not count alone")
     return doubts
-
-
-def _gap(value: float, measure: str) -> str:
-    return f"{100 * value:.2f} points" if measure == "accuracy" else share_text(value, measure)
 
 
 def _names(rows: Sequence[Row]) -> str:
@@ -190,8 +189,8 @@ def _names(rows: Sequence[Row]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
-def _range(told: Sequence[str]) -> str:
-    return told[0] if len(told) == 1 else f"{told[0]} to {told[-1]}"
+def _range(values: Sequence[str]) -> str:
+    return values[0] if len(values) == 1 else f"{values[0]} to {values[-1]}"
 
 
 def _or_infinite(value: float | None) -> float:
