@@ -118,7 +118,7 @@ def by_minutes(minutes: float, entry: Entry, pace: Pace) -> int:
     Raises `RecipeError` if not even one does.
     """
     # a run validates every so many epochs, and after the last
-    validations = math.ceil(entry.epochs / entry.values["evaluation"]["every"])
+    validations = math.ceil(entry.epochs / int(entry.values["evaluation"]["every"]))
     fixed = validations * pace.validation
     steps = math.floor((60 * minutes - fixed) / (entry.epochs * pace.step))
     if steps < 1:

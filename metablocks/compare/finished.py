@@ -193,5 +193,5 @@ def _read_values(path: Path) -> dict[str, Any]:
 
 def _final_score(row: dict[str, Any]) -> Score:
     names = ("mean", "interval", "std", "worst_decile", "loss")
-    members = len(row.get("members", [1]))
-    return Score(row["tasks"], *(row[name][-1] for name in names), members=members)
+    last = {name: row[name][-1] for name in names}
+    return Score(tasks=row["tasks"], members=len(row.get("members", [1])), **last)

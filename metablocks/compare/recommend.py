@@ -177,7 +177,8 @@ def _doubts(scored: Sequence[tuple[Row, Score]], level: Sequence[Row], measure: 
     spread = max((score.seed_std or 0.0 for score in (one, two)), default=0.0)
     if len(level) == 1 and abs(one.mean - two.mean) < 2 * spread:
         doubts.append(
-            f"seeds alone move a score by {gap_text(spread, measure)} (SD); the lead is less than twice that"
+            f"seeds alone move a score by {gap_text(spread, measure)} (SD); the lead is less than "
+            "twice that"
         )
     if any(row.failed for row, _ in scored):
         doubts.append("some runs failed, and those that did not count alone")

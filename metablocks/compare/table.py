@@ -10,7 +10,6 @@ import io
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import reduce
 from statistics import fmean
 from typing import Any
 
@@ -268,7 +267,10 @@ def text(table: Cells, width: int) -> str:
 
 def _value(row: Row, attribute: str) -> Any:
     """The attribute of a row, `score.mean` for that of its score; None if there is none."""
-    return reduce(lambda value, name: getattr(value, name, None), attribute.split("."), row)
+    value: Any = row
+    for name in attribute.split("."):
+        value = getattr(value, name, None)
+    return value
 
 
 def _beside(value: float, first: float, measure: str) -> str:
