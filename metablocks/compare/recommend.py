@@ -58,9 +58,13 @@ def recommend(rows: Sequence[Row], budget: str = "") -> Advice | None:
     scored = [(row, row.score) for row in rows if row.score and math.isfinite(row.score.mean)]
     if len(scored) < 2:
         return None
-    scored.sort(key=lambda pair: _goodness(pair[1], measure), reverse=True)
+    scored.sort(key=lambda pair: pair[1].mean, reverse=measure == "accuracy")
     best, best_score = scored[0]
-    level = [row for row, score in scored if _level(score, best_score)]
+    level = [
+        row
+        for row, score in scored
+        if abs(score.mean - best_score.mean) <= margin(score, best_score)
+    ]
     chosen = _lightest_of_the_fastest(level)
     return Advice(
         recipe=chosen.recipe,
@@ -75,18 +79,10 @@ def margin(one: Score, other: Score) -> float:
     return math.hypot(one.interval, other.interval)
 
 
-def _goodness(score: Score, measure: str) -> float:
-    return score.mean if measure == "accuracy" else -score.mean
-
-
-def _level(one: Score, other: Score) -> bool:
-    return abs(one.mean - other.mean) <= margin(one, other)
-
-
 def _lightest_of_the_fastest(level: Sequence[Row]) -> Row:
     """`level` comes best score first, so a tie goes to the better score."""
-    fastest = min(_or_infinite(row.seconds) for row in level)
-    quick = [row for row in level if _or_infinite(row.seconds) <= _SAME_TIME * fastest]
+    fastest = min(row.seconds or 0.0 for row in level)
+    quick = [row for row in level if (row.seconds or 0.0) <= _SAME_TIME * fastest]
     if any(row.memory_beyond_start is None for row in quick):
         return quick[0]
     return min(quick, key=lambda row: row.memory_beyond_start or 0)
@@ -119,41 +115,35 @@ def _reason(
 
 def _economy(chosen: Row, others: Sequence[Row]) -> str:
     """The advantages of the chosen row over those that are level with it."""
-    if chosen.seconds is None or any(row.seconds is None for row in others):
-        return "times are not known for all"
-    slower = [row for row in others if (row.seconds or 0) > _SAME_TIME * chosen.seconds]
+    seconds = chosen.seconds or 0.0
+    slower = [row for row in others if (row.seconds or 0.0) > _SAME_TIME * seconds]
+    alike = [row for row in others if row not in slower]
     reasons = []
     if slower:
-        times = ", ".join(f"{seconds_text(row.seconds or 0)} ({row.recipe})" for row in slower)
-        reasons.append(f"it trains in {seconds_text(chosen.seconds)} instead of {times}")
-    alike = [row for row in others if row not in slower]
+        times = ", ".join(f"{seconds_text(row.seconds or 0.0)} ({row.recipe})" for row in slower)
+        reasons.append(f"it trains in {seconds_text(seconds)} instead of {times}")
     if alike:
-        reasons.append(f"it takes about as long as {_names(alike)}{_memory(chosen, alike)}")
+        memory = [row.memory_beyond_start for row in (chosen, *alike)]
+        sizes = [format_bytes(size) for size in memory if size is not None]
+        merit = "has the better score of these"
+        if len(sizes) == len(memory):
+            sizes[1:] = [
+                f"{size} ({row.recipe})" for size, row in zip(sizes[1:], alike, strict=True)
+            ]
+            merit = f"needs {sizes[0]} beyond start beside {', '.join(sizes[1:])}"
+        reasons.append(f"it takes about as long as {_names(alike)}, and {merit}")
     return " and ".join(reasons)
 
 
-def _memory(chosen: Row, alike: Sequence[Row]) -> str:
-    if any(row.memory_beyond_start is None for row in (chosen, *alike)):
-        return ", and has the better score of these"
-    others = ", ".join(
-        f"{format_bytes(row.memory_beyond_start or 0)} ({row.recipe})" for row in alike
-    )
-    return (
-        f", and needs {format_bytes(chosen.memory_beyond_start or 0)} beyond start beside {others}"
-    )
-
-
 def _evidence(rows: Sequence[Row], budget: str) -> str:
-    counts = sorted({row.score.tasks for row in rows if row.score})
-    tasks = _range([f"{count:,}" for count in counts])
-    seeds = sorted({len(row.seeds) for row in rows})
-    steps = sorted({row.meta_steps or 0 for row in rows})
+    seeds = {len(row.seeds) for row in rows}
     evidence = [
-        f"{tasks} test tasks a recipe",
-        f"{_range([str(count) for count in seeds])} {'seed' if seeds == [1] else 'seeds'} each",
-        f"{_range([f'{count:,}' for count in steps])} meta-steps",
+        f"{_range({row.score.tasks for row in rows if row.score})} test tasks a recipe",
+        f"{_range(seeds)} {'seed' if seeds == {1} else 'seeds'} each",
+        f"{_range({row.meta_steps or 0 for row in rows})} meta-steps",
+        budget,
     ]
-    return ", ".join([*evidence, budget] if budget else evidence)
+    return ", ".join(filter(None, evidence))
 
 
 def _doubts(scored: Sequence[tuple[Row, Score]], level: Sequence[Row], measure: str) -> list[str]:
@@ -174,7 +164,7 @@ def _doubts(scored: Sequence[tuple[Row, Score]], level: Sequence[Row], measure: 
             "they differ"
         )
     (_, one), (_, two) = scored[:2]
-    spread = max((score.seed_std or 0.0 for score in (one, two)), default=0.0)
+    spread = max(one.seed_std or 0.0, two.seed_std or 0.0)
     if len(level) == 1 and abs(one.mean - two.mean) < 2 * spread:
         doubts.append(
             f"seeds alone move a score by {gap_text(spread, measure)} (SD); the lead is less than "
@@ -190,9 +180,5 @@ def _names(rows: Sequence[Row]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
-def _range(values: Sequence[str]) -> str:
-    return values[0] if len(values) == 1 else f"{values[0]} to {values[-1]}"
-
-
-def _or_infinite(value: float | None) -> float:
-    return math.inf if value is None else value
+def _range(values: set[int]) -> str:
+    return " to ".join(f"{value:,}" for value in sorted({min(values), max(values)}))
