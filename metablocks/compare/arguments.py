@@ -41,7 +41,7 @@ class Request:
     tasks: int | None = None
     """Evaluation tasks of every recipe."""
     jobs: int = 1
-    """How many runs are trained side by side."""
+    """Runs trained side by side."""
     out: Path = Path("comparisons")
     data: Path | None = None
     device: str | None = None

@@ -97,7 +97,7 @@ class Job:
         return max((row["step"] for row in rows if "step" in row), default=0)
 
     def ending(self) -> str:
-        """How it ended, and the score of a run."""
+        """State at the end in a line, with the score of a run."""
         duration = seconds_text(self.seconds)
         if self.status != 0:
             return f"{'stopped' if self.stopped else 'FAILED'} after {duration}"
@@ -185,7 +185,7 @@ class Display:
             self._bar.set_description(" + ".join(self._names[each] for each in self._running))
 
     def ended(self, job: Job) -> None:
-        """Show how a job ended, and the error of one that failed."""
+        """Show the end of a job, and the error of one that failed."""
         del self._running[job]
         self._done += job.steps
         failed = job.status != 0 and not job.stopped
@@ -196,7 +196,7 @@ class Display:
         self._refresh()
 
     def tick(self) -> None:
-        """Show how far the running jobs are, from time to time."""
+        """Show the progress of running jobs, from time to time."""
         if time.perf_counter() - self._refreshed >= _REFRESH:
             self._refreshed = time.perf_counter()
             self._refresh()

@@ -1,4 +1,4 @@
-"""Notes beside the table: where and how it was measured, and what does not compare."""
+"""Notes beside the table: machine and software, and differences that make numbers incomparable."""
 
 import platform
 from collections.abc import Callable, Mapping, Sequence
@@ -28,7 +28,7 @@ _CIRCUMSTANCES: dict[str, Callable[[FinishedRun], object]] = {
 
 
 def notes_on(runs: Runs, *, jobs: int, load: float | None = None) -> list[str]:
-    """What a reader of the table must know, a line each.
+    """Notes that a reader of the table must know, a line each.
 
     `jobs` is how many runs were trained side by side, 1 if none was trained; `load` the highest load
     of the machine meanwhile.

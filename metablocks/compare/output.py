@@ -128,7 +128,7 @@ def _points(lines: Sequence[str]) -> str:
 
 
 def _finite(value: Any) -> Any:
-    """The value with null where JSON has no number."""
+    """The value with null for numbers that JSON lacks."""
     if isinstance(value, dict):
         return {key: _finite(each) for key, each in value.items()}
     if isinstance(value, list | tuple):

@@ -28,7 +28,7 @@ from metablocks.memory import format_bytes
 
 RULE = (
     "the best test score leads; recipes whose difference from it lies within √(c₁² + c₂²) of the "
-    "95 % intervals are level; of those, the fastest in all, and where times are within 20 %, the "
+    "95 % intervals are level; of those, the fastest in all, and if times are within 20 %, the "
     "one with the lowest peak of memory beyond start"
 )
 _SAME_TIME = 1.2
