@@ -7,12 +7,11 @@ from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
+from metablocks.compare import arguments as comparison
+from metablocks.compare.arguments import parse_count, typed
 from metablocks.devices import find_device
 from metablocks.errors import suggest
 from metablocks.memory import parse_bytes
-from metablocks.report import arguments as comparison
-from metablocks.report.arguments import typed
-from metablocks.report.request import parse_count
 
 _RECIPE = "a shipped recipe's name (see: metablocks recipes) or the path of a YAML file"
 _EXAMPLES = {

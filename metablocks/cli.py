@@ -162,8 +162,8 @@ def _eval(args: argparse.Namespace, argv: list[str]) -> int:
 
 
 def _compare(args: argparse.Namespace, argv: list[str]) -> int:
-    from metablocks.report.arguments import to_request
-    from metablocks.report.compare import compare
+    from metablocks.compare.arguments import to_request
+    from metablocks.compare.commands import compare
 
     _make_importable(args.allow)
     return compare(to_request(args, argv))

@@ -35,7 +35,7 @@ def format_bytes(size: float) -> str:
     >>> format_bytes(3 * 2**20), format_bytes(5 * 2**30)
     ('3 MiB', '5 GiB')
     """
-    return f"{size / 2**30:.3g} GiB" if size >= 2**30 else f"{size / 2**20:.3g} MiB"
+    return f"{size / 2**30:.3g} GiB" if size >= 2**30 else f"{size / 2**20:.4g} MiB"
 
 
 def forget_peak(device: torch.device) -> None:

@@ -11,9 +11,9 @@ from small_runs import only_run
 
 from metablocks import MetaLearner
 from metablocks.cli import main
+from metablocks.compare.finished import read_run
 from metablocks.models import collapse_linear, fold_tnet
 from metablocks.recipe import build, load
-from metablocks.report.results import read_run
 from metablocks.run.deployment import Deployment, ReducedFirst, deployment, reduce
 from metablocks.run.scores import Scores
 from metablocks.run.tables import deployment_text

@@ -5,8 +5,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from metablocks.report.results import FinalScores, FinishedRun, Validated
-from metablocks.report.summary import Row, Score
+from metablocks.compare.finished import FinishedRun, Score, Validation
+from metablocks.compare.table import Row
 
 
 def score(mean: float, interval: float = 0.01, **more: Any) -> Score:
@@ -44,8 +44,7 @@ def row(
 
 
 def finished_run(seed: int = 0, **values: Any) -> FinishedRun:
-    test = FinalScores(100, "accuracy", 5, 0.9, 0.02, 0.1, 0.7, 0.3)
-    given: dict[str, Any] = {
+    defaults: dict[str, Any] = {
         "path": Path(f"runs/made-up-{seed}"),
         "values": {"seed": seed, "name": "Made up", "outer": {"tasks_per_step": 8}},
         "record": {"recipe": f"hash-{seed}", "device": "cpu"},
@@ -55,10 +54,12 @@ def finished_run(seed: int = 0, **values: Any) -> FinishedRun:
         "peak_memory": None,
         "memory_beyond_start": None,
         "train_loss": 0.2,
-        "curve": (Validated(10, 5.0, 0.8), Validated(20, 10.0, 0.9)),
-        "test": test,
+        "validations": (Validation(10, 5.0, 0.8), Validation(20, 10.0, 0.9)),
+        "measure": "accuracy",
+        "inner_steps": 5,
+        "test": Score(100, 0.9, 0.02, 0.1, 0.7, 0.3),
         "ensemble": None,
         "metrics": [],
         "times": [],
     }
-    return FinishedRun(**{**given, **values})
+    return FinishedRun(**{**defaults, **values})

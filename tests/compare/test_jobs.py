@@ -7,28 +7,29 @@ import threading
 
 import pytest
 
-from metablocks.report.processes import Job, Outcome, child_environment, cores, run_jobs
-from metablocks.report.progress import Display
+from metablocks.compare.jobs import Display, Job, child_environment, cores, run_jobs
 
 
-class Watcher:
-    """Keeps what it is told."""
+class Recorder(Display):
+    """A display that keeps what it is shown."""
 
-    def __init__(self):
+    def __init__(self, jobs):
+        super().__init__(jobs, quiet=True)
         self.events = []
-        self.running = self.most = 0
+        self.most = 0
 
     def started(self, job):
-        self.running += 1
-        self.most = max(self.most, self.running)
+        super().started(job)
+        self.most = max(self.most, len(self._running))
         self.events.append(("started", job.title))
 
-    def ended(self, outcome):
-        self.running -= 1
-        self.events.append(("ended", outcome.job.title))
+    def ended(self, job):
+        super().ended(job)
+        self.events.append(("ended", job.title))
 
-    def tick(self):
-        pass
+
+def run(jobs, side_by_side=1, display=None):
+    return run_jobs(jobs, side_by_side=side_by_side, display=display or Recorder(jobs))
 
 
 @pytest.fixture
@@ -40,27 +41,28 @@ def job(tmp_path):
 
 
 def test_one_after_the_other(job):
-    watcher = Watcher()
-    result = run_jobs([job("a", "print(1)"), job("b", "")], side_by_side=1, watcher=watcher)
-    assert [outcome.status for outcome in result.outcomes] == [0, 0]
-    assert not result.interrupted
-    assert [title for _, title in watcher.events] == ["a", "a", "b", "b"]
-    assert result.outcomes[0].job.printed.read_text() == "1\n"
+    jobs = [job("a", "print(1)"), job("b", "")]
+    display = Recorder(jobs)
+    assert not run(jobs, display=display)
+    assert [each.status for each in jobs] == [0, 0]
+    assert [title for _, title in display.events] == ["a", "a", "b", "b"]
+    assert jobs[0].output.read_text() == "1\n"
 
 
 def test_side_by_side_with_a_share_of_the_cores(job, monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    watcher = Watcher()
     code = "import os, time; time.sleep(0.3); print(os.environ['OMP_NUM_THREADS'])"
-    result = run_jobs([job(c, code) for c in "abc"], side_by_side=2, watcher=watcher)
-    assert watcher.most == 2
-    shares = {outcome.job.printed.read_text().strip() for outcome in result.outcomes}
+    jobs = [job(c, code) for c in "abc"]
+    display = Recorder(jobs)
+    run(jobs, 2, display)
+    assert display.most == 2
+    shares = {each.output.read_text().strip() for each in jobs}
     assert shares == {str(max(1, cores() // 2))}
 
 
 @pytest.mark.parametrize(("own", "share"), [("1", 1), ("999", 4), ("", 4), ("many", 4)])
 def test_fewer_threads_of_the_users_own_stay(own, share, monkeypatch):
-    monkeypatch.setattr("metablocks.report.processes.cores", lambda: 8)
+    monkeypatch.setattr("metablocks.compare.jobs.cores", lambda: 8)
     monkeypatch.setenv("OMP_NUM_THREADS", own)
     assert child_environment(2)["OMP_NUM_THREADS"] == str(share)
     assert child_environment(1)["OMP_NUM_THREADS"] == own
@@ -76,8 +78,8 @@ def test_fewer_threads_of_the_users_own_stay(own, share, monkeypatch):
     ],
 )
 def test_a_failing_job_says_why_and_the_others_go_on(code, status, error, job):
-    result = run_jobs([job("bad", code), job("good", "")], side_by_side=1, watcher=Watcher())
-    bad, good = result.outcomes
+    bad, good = job("bad", code), job("good", "")
+    run([bad, good])
     assert (bad.status, good.status) == (status, 0)
     assert bad.error.startswith(error)
     assert good.error == ""
@@ -96,15 +98,15 @@ time.sleep(60)
 """
 
 
-class Interrupter(Watcher):
-    """Sends this process a signal once the jobs are ready, as often as asked."""
+class Interrupter(Recorder):
+    """Sends this process a signal once the first jobs are ready, as often as asked."""
 
-    def __init__(self, jobs, number, times=1):
-        super().__init__()
-        self.jobs, self.number, self.times = jobs, number, times
+    def __init__(self, jobs, number, times=1, ready=1):
+        super().__init__(jobs)
+        self.jobs, self.number, self.times = jobs[:ready], number, times
 
     def tick(self):
-        ready = [job for job in self.jobs if job.printed.exists() and job.printed.read_text()]
+        ready = [job for job in self.jobs if job.output.exists() and job.output.read_text()]
         if len(ready) == len(self.jobs) and self.times:
             self.times -= 1
             threading.Timer(0.01, os.kill, (os.getpid(), self.number)).start()
@@ -114,10 +116,9 @@ class Interrupter(Watcher):
 def test_one_signal_stops_the_children_cleanly(number, job):
     before = signal.getsignal(signal.SIGINT)
     jobs = [job("a", STOPPABLE), job("b", STOPPABLE), job("later", "")]
-    result = run_jobs(jobs, side_by_side=2, watcher=Interrupter(jobs[:2], number))
-    assert result.interrupted
-    assert [outcome.status for outcome in result.outcomes] == [130, 130, None]
-    assert [each.printed.read_text() for each in jobs[:2]] == ["ready\nsaved\n"] * 2
+    assert run(jobs, 2, Interrupter(jobs, number, ready=2))
+    assert [each.status for each in jobs] == [130, 130, None]
+    assert [each.output.read_text() for each in jobs[:2]] == ["ready\nsaved\n"] * 2
     assert signal.getsignal(signal.SIGINT) is before
 
 
@@ -127,13 +128,12 @@ def test_a_second_signal_kills(job):
         "import signal, time\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n"
         "print('ready', flush=True)\ntime.sleep(60)",
     )
-    watcher = Interrupter([stubborn], signal.SIGINT, times=2)
-    (outcome,) = run_jobs([stubborn], side_by_side=1, watcher=watcher).outcomes
-    assert outcome.status == -signal.SIGKILL
+    run([stubborn], display=Interrupter([stubborn], signal.SIGINT, times=2))
+    assert stubborn.status == -signal.SIGKILL
 
 
 @pytest.mark.parametrize(
-    ("status", "told"),
+    ("status", "ending"),
     [
         (0, "done in"),
         (130, "stopped after"),
@@ -141,11 +141,12 @@ def test_a_second_signal_kills(job):
         (1, "FAILED after"),
     ],
 )
-def test_a_job_that_was_stopped_before_it_began_has_not_failed(status, told, job, capsys):
+def test_a_job_that_was_stopped_before_it_began_has_not_failed(status, ending, job, capsys):
     only = job("a", "")
-    display = Display([only], quiet=False)
+    display = Display([only])
     display.started(only)
-    display.ended(Outcome(only, status, 1.0))
-    said = capsys.readouterr().err
-    assert f"1 of 1, a: {told}" in said
-    assert ("exit status" in said or "ended by" in said) == (told == "FAILED after")
+    only.status = status
+    display.ended(only)
+    shown = capsys.readouterr().err
+    assert f"1 of 1, a: {ending}" in shown
+    assert ("exit status" in shown or "ended by" in shown) == (ending == "FAILED after")

@@ -8,14 +8,14 @@ import pytest
 import torch
 from made_up import finished_run, row, score
 
-from metablocks.report import picture, table
-from metablocks.report.caveats import caveats
-from metablocks.report.files import Comparison
-from metablocks.report.processes import cores
-from metablocks.report.request import Request
-from metablocks.report.results import FinalScores
-from metablocks.report.summary import Row, pool
-from metablocks.run import plots
+from metablocks.compare import plots, table
+from metablocks.compare.arguments import Request
+from metablocks.compare.finished import Score, pool
+from metablocks.compare.jobs import cores
+from metablocks.compare.notes import notes_on
+from metablocks.compare.output import Comparison
+from metablocks.compare.table import Row
+from metablocks.run import plots as run_plots
 from metablocks.run.directory import RunDirectory
 
 ROWS = [
@@ -97,10 +97,7 @@ def test_text_fits_the_terminal_and_loses_nothing(width):
 def test_pooled_scores_are_those_of_all_tasks_together():
     values = [torch.rand(30, dtype=torch.float64), torch.rand(50, dtype=torch.float64) + 1]
     tests = [
-        FinalScores(
-            len(v), "accuracy", 1, float(v.mean()), 0.0, float(v.std()), 0.0, float(v.mean())
-        )
-        for v in values
+        Score(len(v), float(v.mean()), 0.0, float(v.std()), 0.0, float(v.mean())) for v in values
     ]
     pooled, every = pool(tests), torch.cat(values)
     assert pooled.tasks == 80
@@ -114,24 +111,24 @@ def test_pooled_scores_are_those_of_all_tasks_together():
 def test_the_mean_curve_is_over_seeds():
     slower = finished_run(
         1,
-        curve=tuple(
+        validations=tuple(
             type(point)(point.step, 3 * point.seconds, point.mean - 0.2)
-            for point in finished_run().curve
+            for point in finished_run().validations
         ),
     )
-    curve = picture.mean_curve([finished_run(), slower])
+    curve = plots.mean_curve([finished_run(), slower])
     assert [(p.step, p.seconds) for p in curve] == [(10, 10.0), (20, 20.0)]
     assert [p.mean for p in curve] == pytest.approx([0.7, 0.8], abs=1e-12)
 
 
 def test_what_does_not_compare_is_said():
     alike = {"a": [finished_run()], "b": [finished_run()]}
-    assert caveats(alike, jobs=1) == []
+    assert notes_on(alike, jobs=1) == []
     unlike = {
         "a": [finished_run(), finished_run(1)],
         "b": [finished_run(steps=30, record={"recipe": "x", "device": "cuda:0"})],
     }
-    told = "\n".join(caveats(unlike, jobs=2, load=cores() + 3.0))
+    told = "\n".join(notes_on(unlike, jobs=2, load=cores() + 3.0))
     assert "meta-steps: a 20; b 30" in told
     assert "seeds differ, and with them the test tasks: a 0, 1; b 0" in told
     assert "the device: a cpu; b cuda:0; times and memory may not compare" in told
@@ -141,7 +138,7 @@ def test_what_does_not_compare_is_said():
 
 def test_runs_of_one_row_that_do_not_compare_are_said():
     elsewhere = finished_run(1, record={"recipe": "x", "device": "cuda:0"})
-    (note,) = caveats({"a": [finished_run(), elsewhere]}, jobs=1)
+    (note,) = notes_on({"a": [finished_run(), elsewhere]}, jobs=1)
     assert note == "the device: a cpu, cuda:0; times and memory may not compare"
 
 
@@ -149,16 +146,16 @@ def test_the_transductive_convention_is_said():
     ours = finished_run(record={"device": "cpu", "transductive": True})
     plain = finished_run(record={"device": "cpu", "transductive": False})
     told = "transductive: batch norm uses the statistics of the query set it predicts on"
-    assert caveats({"a": [ours], "b": [ours]}, jobs=1) == [told]
-    assert caveats({"a": [ours], "b": [plain]}, jobs=1) == [f"{told} (in a)"]
-    assert caveats({"a": [plain]}, jobs=1) == []
+    assert notes_on({"a": [ours], "b": [ours]}, jobs=1) == [told]
+    assert notes_on({"a": [ours], "b": [plain]}, jobs=1) == [f"{told} (in a)"]
+    assert notes_on({"a": [plain]}, jobs=1) == []
 
 
 def test_without_matplotlib_a_note_says_how_to_get_it(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     for notes in (
-        picture.draw(tmp_path, {"a": [finished_run()]}),
-        plots.draw(RunDirectory(tmp_path)),
+        plots.draw(tmp_path, {"a": [finished_run()]}),
+        run_plots.draw(RunDirectory(tmp_path)),
     ):
         assert len(notes) == 1
         assert "matplotlib is not installed (pip install 'metablocks[plot]')" in notes[0]
@@ -175,6 +172,6 @@ def test_how_a_worst_decile_is_pooled_is_said_where_it_is():
 
 
 def test_an_ensemble_is_said_not_to_count():
-    several = FinalScores(100, "accuracy", 5, 0.92, 0.02, 0.1, 0.7, 0.3, members=5)
-    (note,) = caveats({"a": [finished_run(ensemble=several)]}, jobs=1)
+    several = Score(100, 0.92, 0.02, 0.1, 0.7, 0.3, members=5)
+    (note,) = notes_on({"a": [finished_run(ensemble=several)]}, jobs=1)
     assert "ensemble: 5 checkpoints predict together" in note

@@ -1,48 +1,46 @@
-"""The files of a comparison: `table.md`, `table.csv`, `comparison.json`."""
+"""Output of a comparison: `table.md`, `table.csv`, `comparison.json`, and the same on the terminal."""
 
 import json
 import math
+import shutil
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
-from metablocks.report import table
-from metablocks.report.advice import Advice
-from metablocks.report.processes import Outcome
-from metablocks.report.request import Request
-from metablocks.report.results import FinishedRun
-from metablocks.report.summary import Row
+from metablocks.compare import table
+from metablocks.compare.arguments import Request
+from metablocks.compare.finished import FinishedRun
+from metablocks.compare.jobs import Job
+from metablocks.compare.recommend import Advice
 from metablocks.run.directory import write_text
 
-_LEGENDS = {
-    "accuracy": "higher is better",
-    "mse": "lower is better",
-}
+_WIDEST = 100  # characters of a line of text
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """All that a comparison has found."""
+    """All results of a comparison."""
 
-    rows: Sequence[Row]
+    rows: Sequence[table.Row]
     runs: Mapping[str, Sequence[FinishedRun]]
     """By the label of the row, as are the failures."""
-    failures: Mapping[str, Sequence[Outcome]]
+    failures: Mapping[str, Sequence[Job]]
     advice: Advice | None
     notes: Sequence[str]
     facts: Sequence[str]
-    """Where and how it was measured."""
+    """The machine and the command."""
     request: Request
 
     @property
     def legend(self) -> str:
-        """How to read the scores."""
-        measure = table.measure_of(self.rows)
+        """Meaning of the scores."""
+        name, better = table.MEASURES[table.measure_of(self.rows)]
         several = any(len(row.seeds) > 1 for row in self.rows)
         return (
-            f"test {table.NAMES[measure]}: mean ± 95 % confidence interval over the tasks of all seeds; "
-            f"{_LEGENDS[measure]}" + "; worst decile: the mean of the seeds' own" * several
+            f"test {name}: mean ± 95 % confidence interval over the tasks of all seeds; {better}"
+            + "; worst decile: the mean of the seeds' own" * several
         )
 
 
@@ -52,6 +50,28 @@ def save(comparison: Comparison, folder: Path) -> None:
     write_text(folder / "table.md", as_markdown(comparison))
     content = json.dumps(_finite(as_plain(comparison)), indent=1)
     write_text(folder / "comparison.json", f"{content}\n")
+
+
+def show(comparison: Comparison, folder: Path) -> None:
+    """Print the table, the recommendation, the notes, and the names of the files."""
+    cells = table.cells(comparison.rows)
+    print(f"\n{table.text(cells, shutil.get_terminal_size().columns)}\n")
+    advice = "no recommendation: fewer than two rows have scores"
+    if comparison.advice:
+        advice = str(comparison.advice)
+    notes = [f"note: {note}" for note in comparison.notes]
+    print_lines([comparison.legend, "", *advice.splitlines(), "", comparison.facts[0], *notes])
+    files = ", ".join(sorted(file.name for file in folder.glob("*.*")))
+    print(f"saved in {folder}: {files}")
+
+
+def print_lines(lines: Sequence[str], file: TextIO | None = None) -> None:
+    """Print lines of text, wrapped for reading, never between a number and its sign."""
+    width = min(shutil.get_terminal_size().columns, _WIDEST)
+    for line in lines:
+        tied = line.replace(" %", "\N{NO-BREAK SPACE}%").replace("± ", "±\N{NO-BREAK SPACE}")
+        text = textwrap.fill(tied, width, subsequent_indent="  ", break_on_hyphens=False)
+        print(text.replace("\N{NO-BREAK SPACE}", " "), file=file)
 
 
 def as_markdown(comparison: Comparison) -> str:
@@ -83,7 +103,7 @@ def as_plain(comparison: Comparison) -> dict[str, Any]:
                 **asdict(row),
                 "runs": [_plain_run(run) for run in comparison.runs[row.recipe]],
                 "failures": [
-                    {"run": each.job.title, "status": each.status, "error": each.error}
+                    {"run": each.title, "status": each.status, "error": each.error}
                     for each in comparison.failures[row.recipe]
                 ],
             }
@@ -108,7 +128,7 @@ def _points(lines: Sequence[str]) -> str:
 
 
 def _finite(value: Any) -> Any:
-    """The value with null where JSON has no number."""
+    """The value with null for numbers that JSON lacks."""
     if isinstance(value, dict):
         return {key: _finite(each) for key, each in value.items()}
     if isinstance(value, list | tuple):

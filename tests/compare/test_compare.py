@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from metablocks.cli import main
+from metablocks.compare.arguments import Request
+from metablocks.compare.entries import absorb, read_entries
+from metablocks.compare.jobs import plan_runs
 from metablocks.recipe import load
-from metablocks.report.contenders import absorb, read_contenders
-from metablocks.report.request import Request
-from metablocks.report.training import plan_runs
 
 TINY = [
     *("--set", "outer.tasks_per_step=2"),
@@ -49,12 +49,18 @@ def rows(folder: Path) -> list[dict[str, str]]:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """Two recipes, two seeds, six meta-steps: four runs, the work of all tests here."""
-    out = tmp_path_factory.mktemp("comparisons")
+    """Two recipes, two seeds, six meta-steps: the first seed finished before, the second trained."""
+    out, before = tmp_path_factory.mktemp("comparisons"), tmp_path_factory.mktemp("before")
+    recipes = ["maml_sinusoid", "fomaml_sinusoid"]
+    same = ["--set", "outer.steps_per_epoch=3", "--set", "evaluation.tasks=4"]
+    for recipe in recipes:
+        with contextlib.redirect_stdout(io.StringIO()):
+            assert main(["run", recipe, *TINY, *same, "--out", str(before), "--quiet"]) == 0
     budget = ["--steps", "6", "--seeds", "2", "--jobs", "2", *TASKS, "--out", str(out)]
-    status, printed, progress = compare("maml_sinusoid", "fomaml_sinusoid", *TINY, *budget)
+    finished = sorted(before.iterdir())
+    status, printed, progress = compare(*recipes, *map(str, finished), *TINY, *budget)
     assert status == 0, progress
-    return only(out), printed, progress
+    return only(out), printed, progress, finished
 
 
 @pytest.fixture(scope="module")
@@ -63,8 +69,9 @@ def folder(trained):
 
 
 @pytest.fixture(scope="module")
-def runs(folder):
-    return [str(path) for path in sorted((folder / "runs").iterdir())]
+def runs(folder, trained):
+    paths = [*trained[3], *(folder / "runs").iterdir()]
+    return [str(path) for path in sorted(paths, key=lambda path: path.name)]
 
 
 def test_all_files_are_there(folder):
@@ -106,7 +113,7 @@ def test_every_run_is_a_complete_recipe_of_the_budget(runs):
 
 
 def test_what_is_printed_is_what_is_saved(trained):
-    folder, printed, progress = trained
+    folder, printed, progress, _ = trained
     saved = (folder / "table.md").read_text()
     advice = json.loads((folder / "comparison.json").read_text())["recommendation"]
     assert f"use {advice['recipe']}: " in printed
@@ -119,8 +126,8 @@ def test_what_is_printed_is_what_is_saved(trained):
         assert (
             "mean ± 95 % confidence interval over the tasks of all seeds; lower is better" in flat
         )
-    assert "maml_sinusoid: 2 epochs × 3 = 6 meta-steps" in progress
-    assert "4 of 4, fomaml_sinusoid, seed 1: done in" in progress
+    assert "2 epochs × 3 = 6 meta-steps" in progress
+    assert "2 of 2, fomaml_sinusoid, seed 1: done in" in progress
 
 
 def test_finished_runs_are_read_and_grouped_by_recipe(folder, runs, tmp_path):
@@ -138,15 +145,15 @@ def test_finished_runs_are_read_and_grouped_by_recipe(folder, runs, tmp_path):
 
 def test_what_is_trained_already_is_not_trained_again(folder, runs, tmp_path):
     recipe = str(folder / "recipes" / "maml_sinusoid.yaml")
-    (contender,) = absorb(read_contenders([recipe, *runs]))[:1]
-    assert [run.seed for run in contender.finished] == [0, 1]
-    planned = plan_runs([contender], (0, 1, 2), tmp_path, Request((recipe,)))
-    assert [run.seed for run in planned] == [2]
+    (entry,) = absorb(read_entries([recipe, *runs]))[:1]
+    assert [run.seed for run in entry.finished] == [0, 1]
+    planned = plan_runs([entry], (0, 1, 2), tmp_path, Request((recipe,)))
+    assert [job.title for job in planned] == ["maml_sinusoid, seed 2"]
 
 
 def test_the_same_run_twice_counts_once_and_a_copy_is_refused(runs, tmp_path):
-    (contender,) = read_contenders([runs[0], runs[0]])
-    assert len(contender.finished) == 1
+    (entry,) = read_entries([runs[0], runs[0]])
+    assert len(entry.finished) == 1
     copy = tmp_path / "copy"
     shutil.copytree(runs[0], copy)
     status, _, err = compare(runs[0], str(copy))
@@ -192,7 +199,7 @@ def test_a_failing_run_fails_its_row_alone(runs, tmp_path):
         ([], "RECIPE|RUN_DIR"),
         (["maml_sinusoid", "maml_sinusoid"], "the same recipe is given twice"),
         (["{folder}"], "its runs are"),
-        (["{folder}/runs"], "holds 4 runs; give the runs themselves"),
+        (["{folder}/runs"], "holds 2 runs; give the runs themselves"),
         (["{run}x"], "no such recipe or run; did you mean"),
         (["{run}", "fomaml_sinusoid", "--tasks", "9"], "is finished, tested on 4 tasks"),
         (["{run}", "{run2}", "--steps", "9"], "all that is given is trained already"),
@@ -244,5 +251,5 @@ def test_recipes_of_one_name_are_told_apart_by_what_differs(tmp_path):
         path = tmp_path / name / "maml.yaml"
         path.parent.mkdir()
         path.write_text(load("maml_sinusoid", [f"inner.steps={steps}"]).to_yaml())
-    found = read_contenders([str(tmp_path / name / "maml.yaml") for name in "ab"])
+    found = read_entries([str(tmp_path / name / "maml.yaml") for name in "ab"])
     assert [each.label for each in found] == ["maml inner.steps=1", "maml inner.steps=3"]

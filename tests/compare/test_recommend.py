@@ -5,7 +5,7 @@ import math
 import pytest
 from made_up import row, score
 
-from metablocks.report.advice import RULE, margin, recommend
+from metablocks.compare.recommend import RULE, margin, recommend
 
 MIB = 2**20
 

@@ -1,0 +1,181 @@
+"""The command `compare`: recipes or finished runs in, a table and a recommendation out.
+
+    arguments → entries → one budget → jobs, one a run → rows → table, plots, recommendation
+
+The directory of a comparison, `comparisons/<names>-<time>/`:
+
+    table.md         the table with its notes and the recommendation
+    table.csv        every number of the table in full
+    comparison.json  all of it, with the logs of every run
+    comparison.png   validation against time and meta-steps, if matplotlib is installed
+    training.png     the training loss of every epoch
+    runs/            the runs that were trained here; their recipes and output in recipes/, logs/
+"""
+
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from metablocks.compare import plots, table
+from metablocks.compare.arguments import Request
+from metablocks.compare.budget import check_arguments, choose_seeds, with_budget
+from metablocks.compare.entries import Entry, absorb, check_same_problem, read_entries
+from metablocks.compare.finished import read_run
+from metablocks.compare.jobs import Display, Job, command_to_finish, place, plan_runs, run_jobs
+from metablocks.compare.notes import machine_text, notes_on
+from metablocks.compare.output import Comparison, print_lines, save, show
+from metablocks.compare.recommend import recommend
+from metablocks.recipe import build
+from metablocks.run.directory import create
+
+_LONGEST_NAME = 80
+
+
+def compare(request: Request) -> int:
+    """Train recipes and read runs, save and print their comparison; returns the exit status.
+
+    0: fine. 1: a run failed; the table has the others. 130: interrupted. Raises `RecipeError` for
+    entries that cannot be compared, before anything is trained.
+    """
+    entries = read_entries(request.names, request.recipe_overrides, request.allow)
+    check_arguments(entries, request)
+    check_same_problem(entries, _checksums(entries, request))
+    try:
+        entries, notes = with_budget(entries, request)
+    except KeyboardInterrupt:
+        print("interrupted while timing; nothing was trained", file=sys.stderr)
+        return 130
+    entries = absorb(entries)
+    seeds, seed_notes = choose_seeds(entries, request)
+    notes += seed_notes
+    folder = create(request.out, _name(entries)).path
+    jobs = plan_runs(entries, seeds, folder, request)
+    if not request.quiet:
+        print_lines([*notes, *[f"training in {folder / 'runs'}"] * bool(jobs)], sys.stderr)
+    display = Display(jobs, quiet=request.quiet)
+    if run_jobs(jobs, side_by_side=request.jobs, display=display):
+        print(_how_to_go_on(jobs, entries, folder, request), file=sys.stderr)
+        return 130
+    comparison = _gather(entries, jobs, notes, folder, request)
+    save(comparison, folder)
+    show(comparison, folder)
+    failed = any(job.status != 0 for job in jobs)
+    if not failed and any(entry.recipe for entry in entries):
+        options = shlex.join(["RECIPE", *_same_terms(request)])
+        print(f"to add one: metablocks compare {_run_arguments(entries, folder)} {options}")
+    return int(failed)
+
+
+def _checksums(entries: Sequence[Entry], request: Request) -> dict[str, str]:
+    """Checksums of the data by label. Builds every recipe, so that faults are found before training."""
+    sums: dict[str, str] = {}
+    for entry in entries:
+        if entry.recipe:
+            source = build(entry.recipe, device=request.device, data=request.data).source
+            checksum = getattr(source, "checksum", None)
+        else:
+            checksum = entry.finished[0].record.get("data", {}).get("checksum")
+        if checksum:
+            sums[entry.label] = checksum
+    return sums
+
+
+def _name(entries: Sequence[Entry]) -> str:
+    """The name of the directory: the recipes, in short."""
+    stems = list(dict.fromkeys(entry.stem[:_LONGEST_NAME] for entry in entries))
+    count = len(stems)
+    while count > 1 and len("-".join(stems[:count])) > _LONGEST_NAME:
+        count -= 1
+    more = [f"and-{len(stems) - count}-more"] if count < len(stems) else []
+    return "-".join([*stems[:count], *more])
+
+
+def _gather(
+    entries: Sequence[Entry],
+    jobs: Sequence[Job],
+    notes: Sequence[str],
+    folder: Path,
+    request: Request,
+) -> Comparison:
+    """Read the runs, draw the plots, and recommend a recipe."""
+    runs = {entry.label: list(entry.finished) for entry in entries}
+    failures: dict[str, list[Job]] = {entry.label: [] for entry in entries}
+    trained_here = []
+    for job in jobs:
+        directory = job.directory
+        if job.status == 0 and directory:
+            trained_here.append(read_run(directory))
+            runs[job.label].append(trained_here[-1])
+        else:
+            failures[job.label].append(job)
+    for group in runs.values():
+        group.sort(key=lambda run: run.seed)
+    rows = [table.summarise(each, runs[each.label], len(failures[each.label])) for each in entries]
+    finished = {label: group for label, group in runs.items() if group}
+    every = trained_here or [run for group in finished.values() for run in group]
+    facts = [
+        machine_text(every, trained_here=bool(trained_here)),
+        f"command: {shlex.join(['metablocks', *request.argv])}",
+    ]
+    load = max((job.load for job in jobs if job.load is not None), default=None)
+    all_notes = [
+        *notes,
+        *notes_on(runs, jobs=request.jobs if trained_here else 1, load=load),
+        *(
+            f"{job.title} failed: {job.error.splitlines()[-1]} (see {job.errors})"
+            for group in failures.values()
+            for job in group
+        ),
+        *(plots.draw(folder, finished) if finished else []),
+    ]
+    limited = trained_here and request.minutes is not None
+    budget = f"{request.minutes:g} min of training a run" if limited else ""
+    return Comparison(rows, runs, failures, recommend(rows, budget), all_notes, facts, request)
+
+
+def _how_to_go_on(
+    jobs: Sequence[Job], entries: Sequence[Entry], folder: Path, request: Request
+) -> str:
+    """After an interruption: what is there, and the commands that finish the comparison."""
+    unfinished = [job for job in jobs if job.status != 0]
+    commands = [
+        *(command_to_finish(job, request) for job in unfinished),
+        " ".join(
+            [
+                "metablocks compare",
+                _run_arguments(entries, folder),
+                *map(shlex.quote, _out(request)),
+            ]
+        ),
+    ]
+    head = (
+        f"interrupted: {len(jobs) - len(unfinished)} of {len(jobs)} runs are finished, in "
+        f"{folder / 'runs'}. Nothing is lost; to go on:"
+    )
+    return "\n  ".join([head, *commands])
+
+
+def _run_arguments(entries: Sequence[Entry], folder: Path) -> str:
+    """The runs of a comparison as arguments: those that it read, and those that it trained."""
+    words = [shlex.quote(str(run.path)) for each in entries for run in each.finished]
+    if any(entry.recipe for entry in entries):
+        words.append(f"{shlex.quote(str(folder / 'runs'))}/*")
+    return " ".join(words)
+
+
+def _same_terms(request: Request) -> list[str]:
+    """The options that give a further recipe the same budget."""
+    words = [word for override in request.overrides for word in ("--set", override)]
+    for name in ("steps", "minutes", "tasks"):
+        value = getattr(request, name)
+        words += [] if value is None else [f"--{name}", f"{value:.15g}"]
+    if isinstance(request.seeds, tuple):
+        words += ["--seeds", ",".join(map(str, request.seeds)) + ","]
+    elif request.seeds != 1:
+        words += ["--seeds", str(request.seeds)]
+    return [*words, *place(request), *_out(request)]
+
+
+def _out(request: Request) -> list[str]:
+    return [] if request.out == Request(()).out else ["--out", str(request.out)]

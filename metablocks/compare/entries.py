@@ -1,0 +1,232 @@
+"""Entries of a comparison: recipes to train and finished runs, one entry a row of the table.
+
+Finished runs that differ in nothing but the seed are one entry, and so are a recipe and its own
+finished runs. All entries must be about the same problem: the same tasks section, the same number of
+evaluation tasks, the same data. (Finished runs are read by `metablocks.compare.finished`.)
+"""
+
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from metablocks.compare.finished import FinishedRun, is_run, read_run
+from metablocks.errors import RecipeError, suggest
+from metablocks.recipe import Recipe, load
+from metablocks.recipe.load import find_recipe, from_text, recipe_files
+from metablocks.recipe.record import leaves
+
+Differences = list[tuple[str, Any, Any]]
+"""Paths of leaves, each with its two values."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One row of the table: what it is made of."""
+
+    label: str
+    """The stem, and if several entries share it, the values in which this one differs."""
+    stem: str
+    """Of the recipe's file."""
+    values: dict[str, Any]
+    """Of the recipe, with the seed of its first run."""
+    recipe: Recipe | None
+    """To be trained; None if there are only finished runs."""
+    finished: tuple[FinishedRun, ...] = ()
+
+    @property
+    def epochs(self) -> int:
+        return int(self.values["outer"]["epochs"])
+
+    @property
+    def steps(self) -> int:
+        """Meta-steps of the whole training."""
+        return self.epochs * int(self.values["outer"]["steps_per_epoch"])
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The values without the seed: equal for runs of one row."""
+        return {key: value for key, value in self.values.items() if key != "seed"}
+
+    def with_override(self, override: str) -> "Entry":
+        """The same with one value of the recipe changed. Raises `RecipeError` if it is refused."""
+        if self.recipe is None:
+            return self
+        text, source, allow = self.recipe.to_yaml(), self.recipe.source, self.recipe.allow
+        recipe = from_text(text, source, [override], allow)
+        return replace(self, recipe=recipe, values=recipe.values)
+
+
+def read_entries(
+    names: Sequence[str], overrides: Sequence[str] = (), allow: Sequence[str] = ()
+) -> list[Entry]:
+    """The entries that arguments name, in their order: recipes (names, paths) or run folders.
+
+    `overrides` and `allow` are for recipes, as `load` takes them. Raises `RecipeError`.
+
+    >>> [entry.label for entry in read_entries(["maml_sinusoid", "fomaml_sinusoid"])]
+    ['maml_sinusoid', 'fomaml_sinusoid']
+    """
+    entries: list[Entry] = []
+    seen: set[object] = set()
+    for name in names:
+        path = Path(name)
+        if is_run(path):
+            if path.resolve() not in seen:
+                _add_run(entries, read_run(path))
+            seen.add(path.resolve())
+        else:
+            _refuse_folder(path)
+            recipe = load(name, overrides, allow)
+            if recipe.hash in seen:
+                raise RecipeError(
+                    f"{name}: the same recipe is given twice; a variant is a file of its own: "
+                    f"metablocks show {name} --set PATH=VALUE > variant.yaml"
+                )
+            seen.add(recipe.hash)
+            stem = find_recipe(name).stem
+            entries.append(Entry(stem, stem, recipe.values, recipe))
+    return labelled(entries)
+
+
+def absorb(entries: Sequence[Entry]) -> list[Entry]:
+    """The entries, with finished runs moved to the recipe that they are runs of, if it is trained."""
+    result: list[Entry] = []
+    for entry in sorted(entries, key=lambda entry: entry.recipe is None):  # recipes first
+        for index, other in enumerate(result):
+            if other.recipe and other.settings == entry.settings:
+                result[index] = replace(other, finished=(*other.finished, *entry.finished))
+                break
+        else:
+            result.append(entry)
+    order = {entry.label: place for place, entry in enumerate(entries)}
+    return labelled(sorted(result, key=lambda entry: order[entry.label]))
+
+
+def check_same_problem(entries: Sequence[Entry], checksums: Mapping[str, str]) -> None:
+    """Raise `RecipeError`, naming what differs first, unless all are about the same problem.
+
+    `checksums` are of the data, by label, for entries with data behind their tasks.
+    """
+    first = entries[0]
+    for other in entries[1:]:
+        differences = differing(_problem(first), _problem(other))
+        # the other fields belong to the blocks
+        blocks = [each for each in differences if each[0] == "tasks.block"]
+        if differences:
+            raise RecipeError(_refusal(first, other, blocks or differences))
+        one, two = checksums.get(first.label), checksums.get(other.label)
+        if one and two and one != two:
+            raise RecipeError(
+                f"{first.label} and {other.label} were made of other data: checksum {one[:12]}, "
+                f"{two[:12]}"
+            )
+
+
+def differing(one: dict[str, Any], other: dict[str, Any]) -> Differences:
+    """The leaves in which two values differ, with both values; None for a leaf that one lacks.
+
+    >>> differing({"tasks": {"ways": 5, "shots": 1}}, {"tasks": {"ways": 20, "shots": 1}})
+    [('tasks.ways', 5, 20)]
+    """
+    left, right = dict(leaves(one)), dict(leaves(other))
+    return [
+        (path, left.get(path), right.get(path))
+        for path in dict.fromkeys([*left, *right])
+        if left.get(path) != right.get(path)
+    ]
+
+
+def labelled(entries: Sequence[Entry]) -> list[Entry]:
+    """The entries with different labels: those that share a stem name the values they differ in."""
+    result: list[Entry] = []
+    for entry in entries:
+        twins = [each for each in entries if each.stem == entry.stem]
+        label = entry.stem
+        if len(twins) > 1:
+            differences = [
+                (path, value)
+                for twin in twins
+                for path, value, _ in differing(entry.settings, twin.settings)
+                if path not in ("name", "cite")
+            ]
+            words = [f"{path}={_shown(value)}" for path, value in dict(differences).items()]
+            devices = sorted({str(run.record.get("device")) for run in entry.finished})
+            label = " ".join([label, *(words[:2] or devices)])
+        while label in (each.label for each in result):
+            label += "'"
+        result.append(replace(entry, label=label))
+    return result
+
+
+def _add_run(entries: list[Entry], run: FinishedRun) -> None:
+    """Give a run to the entry that differs in nothing but the seed, or make a new one."""
+    stem = Path(str(run.record.get("source", ""))).stem
+    if stem in ("", "recipe"):  # of a run's own copy: its folder says more
+        stem = run.path.name
+    new = Entry(stem, stem, run.values, None, (run,))
+    for index, entry in enumerate(entries):
+        if entry.recipe or entry.settings != new.settings:
+            continue
+        if any(run.circumstances != other.circumstances for other in entry.finished):
+            continue
+        same = [other for other in entry.finished if other.seed == run.seed]
+        if same:
+            raise RecipeError(
+                f"{run.path} and {same[0].path} are runs of the same recipe with the same seed; "
+                "counted as two they would look like more evidence than they are. Give one of them"
+            )
+        entries[index] = replace(entry, finished=(*entry.finished, run))
+        return
+    entries.append(new)
+
+
+def _refuse_folder(path: Path) -> None:
+    """Errors of folders that `load` cannot know: a folder of runs, a mistyped run."""
+    if not path.is_dir():
+        if not path.exists() and path.parent.is_dir() and len(path.parts) > 1 and not path.suffix:
+            hint = suggest(path.name, [each.name for each in path.parent.iterdir()])
+            raise RecipeError(f"{path}: no such recipe or run{hint}")
+        return
+    if len(path.parts) == 1 and path.name in {file.stem for file in recipe_files()}:
+        return
+    runs = [each for each in path.glob("*") if is_run(each)]
+    if runs:
+        raise RecipeError(
+            f"{path}: holds {len(runs)} runs; give the runs themselves: {shlex.quote(str(path))}/*"
+        )
+    if (path / "runs").is_dir():
+        pattern = f"{shlex.quote(str(path / 'runs'))}/*"
+        raise RecipeError(f"{path}: not the folder of a run; its runs are {pattern}")
+
+
+def _problem(entry: Entry) -> dict[str, Any]:
+    return {
+        "tasks": entry.values["tasks"],
+        "evaluation": {"tasks": entry.values["evaluation"]["tasks"]},
+    }
+
+
+def _refusal(first: Entry, other: Entry, differences: Differences) -> str:
+    message = "; ".join(
+        f"{path} is {_shown(one)} in {first.label}, {_shown(two)} in {other.label}"
+        for path, one, two in differences[:3]
+    )
+    more = f"; and {len(differences) - 3} more" if len(differences) > 3 else ""
+    paths = {path for path, _, _ in differences}
+    fault = "have different tasks"
+    remedy = "--set PATH=VALUE sets a field of all recipes; finished runs stay as they are"
+    if paths == {"tasks.block"}:
+        remedy = "Compare recipes for one kind of tasks"
+    elif paths == {"evaluation.tasks"}:
+        fault = "are judged on different numbers of tasks"
+        remedy = "--tasks N sets it for all recipes; finished runs stay as they are"
+    return (
+        f"{first.label} and {other.label} {fault}, so their scores do not compare: "
+        f"{message}{more}. {remedy}"
+    )
+
+
+def _shown(value: Any) -> str:
+    return "absent" if value is None else str(value)

@@ -1,0 +1,121 @@
+"""Speed of training on this machine, measured before a comparison that is limited in minutes.
+
+`python -m metablocks.compare.timing RECIPE.yaml` times one recipe and prints a line of JSON: a process
+of its own, as a run is. Meta-steps are timed at points spread evenly over the epochs, since
+an annealed order or step loss changes what a meta-step costs. At each point the first one, which
+warms up, does not count, and the median of the others does: it bears with a busy machine.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean, median
+from typing import NamedTuple
+
+from metablocks.compare.arguments import Request
+from metablocks.compare.entries import Entry
+from metablocks.compare.jobs import Display, Job, place, run_jobs
+from metablocks.errors import RunError
+from metablocks.recipe import Experiment, build, load
+from metablocks.run.train import final_scores, meta_step
+from metablocks.types import Progress
+
+POINTS = 8
+_SECONDS = 0.4  # of timed meta-steps at one point, at least,
+_STEPS = 3  # and at least so many
+_BATCHES = 4  # of validation tasks
+_ROUNDS = 2
+
+
+class Pace(NamedTuple):
+    """Seconds that training takes."""
+
+    step: float
+    """Of one meta-step, the mean over the whole training."""
+    validation: float
+
+
+def measure_paces(trained: Sequence[Entry], request: Request) -> list[Pace]:
+    """Time every recipe in processes of its own, as many side by side as runs will be.
+
+    In rounds, so that other work of the machine meanwhile falls on all recipes. Raises `RunError` if
+    one fails, `KeyboardInterrupt` on Ctrl-C.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        jobs = []
+        for turn in range(_ROUNDS):
+            for index, entry in enumerate(trained):
+                assert entry.recipe is not None
+                file, log = Path(folder, f"{index}.yaml"), Path(folder, f"{index}-{turn}")
+                file.write_text(entry.recipe.to_yaml(), encoding="utf-8")
+                timing = ("-m", "metablocks.compare.timing", str(file), *place(request))
+                jobs.append(Job(f"timing {entry.label}", (sys.executable, *timing), log))
+        if run_jobs(jobs, side_by_side=request.jobs, display=Display(jobs, quiet=request.quiet)):
+            raise KeyboardInterrupt
+        for job in jobs:
+            if job.status != 0:
+                raise RunError(f"{job.title} failed: {job.error}")
+        timings = [json.loads(job.output.read_text().splitlines()[-1]) for job in jobs]
+        return [combine(timings[index :: len(trained)]) for index in range(len(trained))]
+
+
+def measure(
+    experiment: Experiment, *, points: int = POINTS, seconds: float = _SECONDS
+) -> tuple[list[float], float]:
+    """Seconds of a meta-step at each point of the training, and of a validation.
+
+    The learner trains a little meanwhile; the experiment is not to be used afterwards.
+    """
+    count = min(points, experiment.epochs)
+    middles = [(point + 0.5) * experiment.epochs / count for point in range(count)]
+    steps = [_step_time(experiment, epoch, seconds) for epoch in middles]
+    return steps, _validation_time(experiment)
+
+
+def combine(rounds: Sequence[tuple[Sequence[float], float]]) -> Pace:
+    """The pace by several rounds of `measure`: at each point the fastest, the least disturbed.
+
+    >>> combine([([1.0, 4.0], 9.0), ([2.0, 3.0], 8.0)])
+    Pace(step=2.0, validation=8.0)
+    """
+    steps, validations = zip(*rounds, strict=True)
+    return Pace(fmean(min(times) for times in zip(*steps, strict=True)), min(validations))
+
+
+def _step_time(experiment: Experiment, epoch: float, least: float) -> float:
+    progress = Progress(epoch)
+    meta_step(experiment, 0, progress)
+    times: list[float] = []
+    while len(times) < _STEPS or sum(times) < least:
+        started = time.perf_counter()
+        meta_step(experiment, len(times) + 1, progress)
+        times.append(time.perf_counter() - started)
+    return median(times)
+
+
+def _validation_time(experiment: Experiment) -> float:
+    batch, all_tasks = experiment.tasks_per_step, experiment.evaluation.tasks
+    final_scores(experiment, "validation", tasks=min(batch, all_tasks))
+    tasks = min(_BATCHES * batch, all_tasks)
+    started = time.perf_counter()
+    final_scores(experiment, "validation", tasks=tasks)
+    return (time.perf_counter() - started) * all_tasks / tasks
+
+
+def _main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("recipe")
+    parser.add_argument("--allow", action="append", default=[])
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--device")
+    args = parser.parse_args()
+    experiment = build(load(args.recipe, (), args.allow), device=args.device, data=args.data)
+    print(json.dumps(measure(experiment)))
+
+
+if __name__ == "__main__":
+    _main()
