@@ -7,7 +7,6 @@ from metablocks.executors import CompileWarning, Executor, Loop, RandomDrawsWarn
 from metablocks.functional import FunctionalModule, ModuleState
 from metablocks.inner import Carry, InnerLoop, Trajectory, adapt
 from metablocks.learner import Evaluation, MetaGradient, MetaLearner
-from metablocks.maml import train_maml
 from metablocks.models import (
     PerStepBatchNorm,
     append_linear,
@@ -37,6 +36,7 @@ from metablocks.rules import (
     meta_sgd,
 )
 from metablocks.step_loss import AnnealedStepLoss, FinalStepLoss, StepLoss, UniformStepLoss
+from metablocks.train_maml import train_maml
 from metablocks.tuning import choose_executor
 from metablocks.types import Batch, Progress, Task, TaskBatch, Tensors
 

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 
 import metablocks as mb
 from metablocks.recipe import build, load
-from metablocks.run.scores import accuracy
-from metablocks.run.train import meta_step
+from metablocks.runs.scores import accuracy
+from metablocks.runs.train import meta_step
 from metablocks.types import Progress
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from metablocks.report.contenders import at
 from metablocks.report.processes import child_environment, cores
 from metablocks.report.results import FinishedRun
-from metablocks.run.tables import TRANSDUCTIVE
+from metablocks.runs.tables import TRANSDUCTIVE
 
 Runs = Mapping[str, Sequence[FinishedRun]]
 """Finished runs by the label of their row."""

@@ -41,7 +41,7 @@ from metablocks.report.training import (
     seeds_for,
     with_budget,
 )
-from metablocks.run.directory import RunDirectory, create
+from metablocks.runs.directory import RunDirectory, create
 
 _LONGEST_NAME = 80
 _WIDEST = 100

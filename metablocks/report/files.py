@@ -13,7 +13,7 @@ from metablocks.report.processes import Outcome
 from metablocks.report.request import Request
 from metablocks.report.results import FinishedRun
 from metablocks.report.summary import Row
-from metablocks.run.directory import write_text
+from metablocks.runs.directory import write_text
 
 _LEGENDS = {
     "accuracy": "higher is better",

@@ -15,7 +15,7 @@ from statistics import fmean, median
 
 from metablocks.recipe import Experiment, build, load
 from metablocks.report.budgets import Pace
-from metablocks.run.train import final_scores, meta_step
+from metablocks.runs.train import final_scores, meta_step
 from metablocks.types import Progress
 
 POINTS = 8

@@ -20,7 +20,7 @@ from metablocks.report.progress import Display
 from metablocks.report.request import Request
 from metablocks.report.results import is_run
 from metablocks.report.table import seconds_text
-from metablocks.run.tables import place_arguments
+from metablocks.runs.tables import place_arguments
 
 _ROUNDS = 2  # of timing
 

@@ -23,7 +23,7 @@ from metablocks.estimators import Unrolled
 from metablocks.order import SecondOrder
 from metablocks.recipe.record import Recipe
 from metablocks.recipe.slots import ORDER, SLOTS
-from metablocks.run import checkpoint
+from metablocks.runs import checkpoint
 from tools.fuzzing import command, trial
 from tools.fuzzing.data import draw_data_sets
 from tools.fuzzing.recipes import recipes
@@ -133,7 +133,7 @@ def test_numbers_that_are_not_finite_are_a_finding(faulty, monkeypatch):
 
 
 def _nan_scores(experiment, split, *, tasks):
-    from metablocks.run.scores import TaskScores
+    from metablocks.runs.scores import TaskScores
 
     return TaskScores("mse", torch.full((tasks, 1), torch.nan), torch.full((tasks, 1), torch.nan))
 

@@ -15,8 +15,8 @@ from metablocks.report.processes import cores
 from metablocks.report.request import Request
 from metablocks.report.results import FinalScores
 from metablocks.report.summary import Row, pool
-from metablocks.run import plots
-from metablocks.run.directory import RunDirectory
+from metablocks.runs import plots
+from metablocks.runs.directory import RunDirectory
 
 ROWS = [
     row("maml", 0.95123456, 0.004),

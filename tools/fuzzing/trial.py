@@ -23,8 +23,8 @@ from metablocks.executors import RandomDrawsWarning
 from metablocks.gradcheck import check_gradients
 from metablocks.recipe import Experiment, Recipe, build, from_text
 from metablocks.recipe.listing import summary
-from metablocks.run.deployment import deployment
-from metablocks.run.train import final_task_scores, meta_step
+from metablocks.runs.deployment import deployment
+from metablocks.runs.train import final_task_scores, meta_step
 from metablocks.types import Progress
 
 SECONDS = 20

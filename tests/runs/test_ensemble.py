@@ -13,10 +13,10 @@ from small_runs import SMALL, finish, only_run, start, wait_for_epochs
 
 from metablocks.cli import main
 from metablocks.recipe import build, load
-from metablocks.run import Scores, checkpoint
-from metablocks.run.directory import RunDirectory
-from metablocks.run.scores import summarise
-from metablocks.run.state import TrainingState
+from metablocks.runs import Scores, checkpoint
+from metablocks.runs.directory import RunDirectory
+from metablocks.runs.scores import summarise
+from metablocks.runs.state import TrainingState
 
 STROKES = [
     "quickstart",

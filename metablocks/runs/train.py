@@ -21,11 +21,11 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from metablocks.errors import RunError
 from metablocks.learner import MetaGradient
 from metablocks.recipe import Experiment
-from metablocks.run import checkpoint
-from metablocks.run.directory import RunDirectory
-from metablocks.run.scores import Scores, TaskScores, score_tasks, summarise
-from metablocks.run.state import TrainingState
-from metablocks.run.usage import Meter
+from metablocks.runs import checkpoint
+from metablocks.runs.directory import RunDirectory
+from metablocks.runs.scores import Scores, TaskScores, score_tasks, summarise
+from metablocks.runs.state import TrainingState
+from metablocks.runs.usage import Meter
 from metablocks.tasks.base import Split
 from metablocks.types import Progress, TaskBatch
 

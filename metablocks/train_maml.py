@@ -22,7 +22,6 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.lr_scheduler import CosineAnnealingLR
 from tqdm import tqdm
 
-from metablocks.batches import check_tasks, epoch_batches
 from metablocks.checks import count, number
 from metablocks.errors import BlockError, ExecutorError, RunError, TaskError
 from metablocks.executors import Executor, Loop, TaskFunction, Tasks, TaskWork, Vmap
@@ -33,6 +32,7 @@ from metablocks.order import AnnealedOrder, FirstOrder, Order, SecondOrder
 from metablocks.rules import LearningRate, lslr
 from metablocks.step_loss import AnnealedStepLoss, FinalStepLoss
 from metablocks.tasks.base import TaskSource
+from metablocks.tasks.task_batches import check_tasks, epoch_batches
 from metablocks.types import Progress, TaskBatch, Tensors
 
 log = logging.getLogger("metablocks")

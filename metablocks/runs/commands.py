@@ -14,14 +14,14 @@ import torch
 from metablocks.errors import BlockError, RecipeError, RunError
 from metablocks.memory import keep_freed_memory
 from metablocks.recipe import Experiment, Recipe, build, from_text, load
-from metablocks.run import checkpoint, plots
-from metablocks.run.deployment import Deployment, deployment
-from metablocks.run.directory import RunDirectory, create, environment, write_text
-from metablocks.run.ensemble import EnsembleScores, ensemble_scores
-from metablocks.run.scores import Scores, summarise
-from metablocks.run.state import TrainingState
-from metablocks.run.tables import facts, place_arguments, report, summary, tables, transductive
-from metablocks.run.train import Stopped, final_task_scores, train, training_tasks
+from metablocks.runs import checkpoint, plots
+from metablocks.runs.deployment import Deployment, deployment
+from metablocks.runs.directory import RunDirectory, create, environment, write_text
+from metablocks.runs.ensemble import EnsembleScores, ensemble_scores
+from metablocks.runs.scores import Scores, summarise
+from metablocks.runs.state import TrainingState
+from metablocks.runs.tables import facts, place_arguments, report, summary, tables, transductive
+from metablocks.runs.train import Stopped, final_task_scores, train, training_tasks
 from metablocks.tasks.base import Split
 from metablocks.tuning import AutoExecutor
 

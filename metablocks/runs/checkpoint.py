@@ -7,8 +7,8 @@ import torch
 
 from metablocks.errors import RunError
 from metablocks.recipe import Experiment
-from metablocks.run.directory import write_atomically
-from metablocks.run.state import TrainingState
+from metablocks.runs.directory import write_atomically
+from metablocks.runs.state import TrainingState
 
 FORMAT = 2
 

@@ -9,9 +9,9 @@ import torch
 
 from metablocks.memory import forget_peak, peak_memory
 from metablocks.recipe import build, load
-from metablocks.run import Scores, accuracy, score
-from metablocks.run.scores import summarise
-from metablocks.run.usage import Meter
+from metablocks.runs import Scores, accuracy, score
+from metablocks.runs.scores import summarise
+from metablocks.runs.usage import Meter
 
 
 def column(*values: float) -> torch.Tensor:

@@ -17,8 +17,8 @@ import metablocks
 from metablocks.cli import main
 from metablocks.errors import RunError
 from metablocks.recipe import build, load, shipped
-from metablocks.run import Scores
-from metablocks.run.train import meta_step
+from metablocks.runs import Scores
+from metablocks.runs.train import meta_step
 from metablocks.types import Progress
 
 TINY = [

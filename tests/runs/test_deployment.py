@@ -14,10 +14,10 @@ from metablocks.cli import main
 from metablocks.models import collapse_linear, fold_tnet
 from metablocks.recipe import build, load
 from metablocks.report.results import read_run
-from metablocks.run.deployment import Deployment, ReducedFirst, deployment, reduce
-from metablocks.run.scores import Scores
-from metablocks.run.tables import deployment_text
-from metablocks.run.train import final_scores, final_task_scores
+from metablocks.runs.deployment import Deployment, ReducedFirst, deployment, reduce
+from metablocks.runs.scores import Scores
+from metablocks.runs.tables import deployment_text
+from metablocks.runs.train import final_scores, final_task_scores
 
 STROKES = [
     "model.filters=4",

@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from metablocks.learner import MetaGradient
-from metablocks.run.scores import Scores
+from metablocks.runs.scores import Scores
 
 
 @dataclass

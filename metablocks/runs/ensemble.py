@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from metablocks.recipe import Experiment
-from metablocks.run import checkpoint
-from metablocks.run.directory import RunDirectory
-from metablocks.run.scores import Measure, Scores, accuracy, summarise, task_batches
+from metablocks.runs import checkpoint
+from metablocks.runs.directory import RunDirectory
+from metablocks.runs.scores import Measure, Scores, accuracy, summarise, task_batches
 from metablocks.tasks.base import Split
 
 

@@ -8,11 +8,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from metablocks.models import PerStepBatchNorm
 from metablocks.recipe import Experiment
-from metablocks.run.deployment import Deployment
-from metablocks.run.directory import RunDirectory
-from metablocks.run.ensemble import EnsembleScores
-from metablocks.run.scores import Scores
-from metablocks.run.state import TrainingState
+from metablocks.runs.deployment import Deployment
+from metablocks.runs.directory import RunDirectory
+from metablocks.runs.ensemble import EnsembleScores
+from metablocks.runs.scores import Scores
+from metablocks.runs.state import TrainingState
 
 _DONE = {"fold_tnet": "folded", "collapse_linear": "collapsed"}
 

@@ -29,8 +29,8 @@ from metablocks.models.linnet import DeepLinear
 from metablocks.models.tnet import Transformed
 from metablocks.recipe import Experiment
 from metablocks.recipe.build import build_rule
-from metablocks.run.scores import Scores, TaskScores, summarise
-from metablocks.run.train import final_task_scores
+from metablocks.runs.scores import Scores, TaskScores, summarise
+from metablocks.runs.train import final_task_scores
 from metablocks.tasks.base import Split
 
 CHECKED_TASKS = 4
