@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 
 import metablocks as mb
+from metablocks.fit import accuracy
 from metablocks.recipe import build, load
-from metablocks.runs.scores import accuracy
 from metablocks.runs.train import meta_step
 from metablocks.types import Progress
 
