@@ -7,7 +7,6 @@ from metablocks.executors import CompileWarning, Executor, Loop, RandomDrawsWarn
 from metablocks.functional import FunctionalModule, ModuleState
 from metablocks.inner_loop import Carry, InnerLoop, Trajectory, adapt
 from metablocks.learner import Evaluation, MetaGradient, MetaLearner
-from metablocks.maml import train_maml
 from metablocks.models import (
     PerStepBatchNorm,
     append_linear,
@@ -22,6 +21,7 @@ from metablocks.order import AnnealedOrder, FirstOrder, Order, SecondOrder, Trun
 from metablocks.per_step import StepAware
 from metablocks.rules import *  # noqa: F403  (the names in its __all__)
 from metablocks.step_loss import AnnealedStepLoss, FinalStepLoss, StepLoss, UniformStepLoss
+from metablocks.train_maml import train_maml
 from metablocks.tuning import choose_executor
 from metablocks.types import Batch, Progress, Task, TaskBatch, Tensors
 

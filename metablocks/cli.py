@@ -71,7 +71,7 @@ def _log_to_stderr() -> Iterator[None]:
 
 
 def _run(args: argparse.Namespace, argv: list[str]) -> int:
-    from metablocks import run
+    from metablocks import runs
     from metablocks.recipe import load
 
     if args.recipe is None and args.resume is None:
@@ -83,11 +83,11 @@ def _run(args: argparse.Namespace, argv: list[str]) -> int:
         )
     if args.recipe is None:
         _check_run(args.resume)
-        recipe = run.load_recipe(args.resume, args.set, args.allow)
+        recipe = runs.load_recipe(args.resume, args.set, args.allow)
     else:
         recipe = load(args.recipe, args.set, args.allow)
     _print_notes(recipe.notes)
-    return run.train_recipe(
+    return runs.train_recipe(
         recipe,
         out=args.out,
         data=args.data,
@@ -145,11 +145,11 @@ def _schema(args: argparse.Namespace, argv: list[str]) -> int:
 
 
 def _eval(args: argparse.Namespace, argv: list[str]) -> int:
-    from metablocks import run
+    from metablocks import runs
 
     _check_run(args.run_dir)
     _make_importable(args.allow)
-    return run.evaluate_run(
+    return runs.evaluate_run(
         args.run_dir,
         allow=args.allow,
         checkpoint=args.checkpoint,

@@ -11,9 +11,9 @@ from torch.utils import _pytree as pytree
 from metablocks.errors import LawError
 from metablocks.laws.compare import fixed_draws
 from metablocks.recipe import Experiment
-from metablocks.run import checkpoint
-from metablocks.run.state import TrainingState
-from metablocks.run.train import meta_step
+from metablocks.runs import checkpoint
+from metablocks.runs.checkpoint import TrainingState
+from metablocks.runs.train import meta_step
 from metablocks.types import Progress
 
 

@@ -9,11 +9,11 @@ from torch import nn
 
 from metablocks.errors import LawError
 from metablocks.laws.cases import Problem
-from metablocks.laws.compare import assert_close, relative_error
+from metablocks.laws.compare import assert_close
 from metablocks.learner import MetaLearner
 from metablocks.models.linnet import collapse_linear
 from metablocks.rules import LearningRate
-from metablocks.types import Tensors
+from metablocks.types import Tensors, relative_error
 
 
 def same_as_without(

@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 
 import metablocks as mb
+from metablocks.fit import accuracy
 from metablocks.recipe import build, load
-from metablocks.run.scores import accuracy
-from metablocks.run.train import meta_step
+from metablocks.runs.train import meta_step
 from metablocks.types import Progress
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import sys
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ from torch import nn
 
 import metablocks as mb
 from metablocks.errors import RunError
-from metablocks.maml import VmapOrLoop, default_loss
+from metablocks.train_maml import VmapOrLoop, default_loss
 
 # --- the law: the hand-written loop, bit for bit ------------------------------------------------
 
@@ -120,7 +121,7 @@ def test_the_step_losses_anneal_to_the_last_step():
             return weights
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("metablocks.maml.AnnealedStepLoss", Watched)
+        patch.setattr(sys.modules["metablocks.train_maml"], "AnnealedStepLoss", Watched)
         train(net(), sinusoids(1), plus_plus=True, epochs=12)
         assert seen == [0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 1, 1]
         seen.clear()

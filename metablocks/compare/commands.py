@@ -27,7 +27,7 @@ from metablocks.compare.notes import machine_text, notes_on
 from metablocks.compare.output import Comparison, print_lines, save, show
 from metablocks.compare.recommend import recommend
 from metablocks.recipe import build
-from metablocks.run.directory import create
+from metablocks.runs.directory import create
 
 _LONGEST_NAME = 80
 

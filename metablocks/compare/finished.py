@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from metablocks.errors import RecipeError
 from metablocks.recipe.load import read_text, shown
 from metablocks.recipe.parse import parse, plain
-from metablocks.run.directory import RunDirectory
+from metablocks.runs.directory import RunDirectory
 
 
 @dataclass(frozen=True)

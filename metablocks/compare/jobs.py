@@ -25,8 +25,8 @@ from metablocks.compare.arguments import Request
 from metablocks.compare.entries import Entry
 from metablocks.compare.finished import is_run, read_run
 from metablocks.compare.table import MEASURES, seconds_text, share_text
-from metablocks.run.directory import RunDirectory
-from metablocks.run.tables import place_arguments
+from metablocks.runs.directory import RunDirectory
+from metablocks.runs.tables import place_arguments
 
 _POLL = 0.1  # seconds between looks at the processes,
 _REFRESH = 1.0  # at the logs of runs,

@@ -7,7 +7,7 @@ from typing import Any
 
 from metablocks.compare.finished import FinishedRun
 from metablocks.compare.jobs import child_environment, cores
-from metablocks.run.tables import TRANSDUCTIVE
+from metablocks.runs.tables import TRANSDUCTIVE
 
 Runs = Mapping[str, Sequence[FinishedRun]]
 """Finished runs by the label of their row."""

@@ -14,7 +14,7 @@ from metablocks.compare.arguments import Request
 from metablocks.compare.finished import FinishedRun
 from metablocks.compare.jobs import Job
 from metablocks.compare.recommend import Advice
-from metablocks.run.directory import write_text
+from metablocks.runs.directory import write_text
 
 _WIDEST = 100  # characters of a line of text
 

@@ -21,7 +21,7 @@ from metablocks.compare.entries import Entry
 from metablocks.compare.jobs import Display, Job, place, run_jobs
 from metablocks.errors import RunError
 from metablocks.recipe import Experiment, build, load
-from metablocks.run.train import final_scores, meta_step
+from metablocks.runs.train import final_scores, meta_step
 from metablocks.types import Progress
 
 POINTS = 8

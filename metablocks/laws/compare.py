@@ -8,26 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from metablocks.errors import LawError
-from metablocks.types import Tensors
+from metablocks.types import Tensors, relative_error
 
 _Module = TypeVar("_Module", bound=nn.Module)
-
-
-def relative_error(got: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> float:
-    """‖got − expected‖ / ‖expected‖ over all tensors together; inf if names differ or for NaN.
-
-    Together, since a bias in front of a batch norm has a gradient of zero and no scale of its own.
-
-    >>> relative_error({"a": torch.tensor([1.0, 1.1])}, {"a": torch.tensor([1.0, 1.0])}) < 0.08
-    True
-    """
-    if set(got) != set(expected):
-        return float("inf")
-    with torch.no_grad():
-        difference = sum(float((got[k] - expected[k]).double().square().sum()) for k in expected)
-        scale = sum(float(expected[k].double().square().sum()) for k in expected)
-    error = (difference / scale) ** 0.5 if scale else difference**0.5
-    return error if error == error else float("inf")
 
 
 @torch.no_grad()

@@ -15,8 +15,8 @@ from metablocks.compare.jobs import cores
 from metablocks.compare.notes import notes_on
 from metablocks.compare.output import Comparison
 from metablocks.compare.table import Row
-from metablocks.run import plots as run_plots
-from metablocks.run.directory import RunDirectory
+from metablocks.runs import plots as run_plots
+from metablocks.runs.directory import RunDirectory
 
 ROWS = [
     row("maml", 0.95123456, 0.004),

@@ -23,7 +23,8 @@ from metablocks.estimators import Unrolled
 from metablocks.order import SecondOrder
 from metablocks.recipe.record import Recipe
 from metablocks.recipe.slots import ORDER, SLOTS
-from metablocks.run import checkpoint
+from metablocks.runs import checkpoint
+from metablocks.runs.scores import pool
 from tools.fuzzing import command, trial
 from tools.fuzzing.data import draw_data_sets
 from tools.fuzzing.recipes import recipes
@@ -127,15 +128,14 @@ def test_a_wrong_gradient_is_a_finding(faulty, monkeypatch):
 
 def test_numbers_that_are_not_finite_are_a_finding(faulty, monkeypatch):
     monkeypatch.setattr(Faulty, "act", staticmethod(lambda: None))
-    monkeypatch.setattr(trial, "final_task_scores", _nan_scores)
+    monkeypatch.setattr(trial, "final_scores", _nan_scores)
     with pytest.raises(Finding, match="validation losses is not finite"):
         attempt(faulty)
 
 
 def _nan_scores(experiment, split, *, tasks):
-    from metablocks.run.scores import TaskScores
-
-    return TaskScores("mse", torch.full((tasks, 1), torch.nan), torch.full((tasks, 1), torch.nan))
+    values = torch.full((tasks, 1), torch.nan)
+    return pool(split, "mse", values, values)
 
 
 def test_a_run_without_an_end_is_a_finding(faulty, monkeypatch):

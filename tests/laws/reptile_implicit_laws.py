@@ -11,10 +11,10 @@ from torch import Tensor
 from metablocks.errors import LawError
 from metablocks.estimators import Implicit, Reptile
 from metablocks.laws.cases import Problem
-from metablocks.laws.compare import assert_close, relative_error
+from metablocks.laws.compare import assert_close
 from metablocks.learner import MetaLearner
 from metablocks.rules import Chain, LearningRate, Momentum
-from metablocks.types import Tensors
+from metablocks.types import Tensors, relative_error
 
 
 def reptile_is_joint_training(

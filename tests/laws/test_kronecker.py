@@ -16,7 +16,8 @@ import metablocks as mb
 from metablocks import KFO, Chain, LearningRate, MetaCurvature, StepInfo
 from metablocks.errors import BlockError, RuleError
 from metablocks.laws import rules
-from metablocks.laws.compare import assert_close, perturb, relative_error
+from metablocks.laws.compare import assert_close, perturb
+from metablocks.types import relative_error
 
 ACTIVATIONS = ["relu", "leaky_relu", "tanh", "gelu", "softplus"]
 

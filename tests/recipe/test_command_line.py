@@ -133,7 +133,7 @@ def trainer(monkeypatch):
         calls.append((recipe, arguments))
         return 0
 
-    monkeypatch.setattr("metablocks.run.train_recipe", train_recipe, raising=False)
+    monkeypatch.setattr("metablocks.runs.train_recipe", train_recipe, raising=False)
     return calls
 
 
@@ -162,7 +162,7 @@ def test_resume_takes_the_recipe_of_the_run(trainer, tmp_path):
 def test_eval_hands_over_its_arguments(monkeypatch, tmp_path):
     calls = []
     monkeypatch.setattr(
-        "metablocks.run.evaluate_run",
+        "metablocks.runs.evaluate_run",
         lambda run_dir, **arguments: calls.append((run_dir, arguments)) or 0,
         raising=False,
     )
@@ -198,7 +198,7 @@ def test_a_run_that_fails_or_is_stopped_says_so_by_its_status(
     def train_recipe(recipe, **arguments):
         raise raised
 
-    monkeypatch.setattr("metablocks.run.train_recipe", train_recipe, raising=False)
+    monkeypatch.setattr("metablocks.runs.train_recipe", train_recipe, raising=False)
     assert main(["run", "quickstart"]) == status
     assert capsys.readouterr().err == message
 

@@ -23,8 +23,8 @@ from metablocks.executors import RandomDrawsWarning
 from metablocks.gradcheck import check_gradients
 from metablocks.recipe import Experiment, Recipe, build, from_text
 from metablocks.recipe.listing import summary
-from metablocks.run.deployment import deployment
-from metablocks.run.train import final_task_scores, meta_step
+from metablocks.runs.deployment import deployment
+from metablocks.runs.train import final_scores, meta_step
 from metablocks.types import Progress
 
 SECONDS = 20
@@ -103,9 +103,9 @@ def _train(experiment: Experiment) -> None:
 
 def _evaluate(experiment: Experiment) -> None:
     summary(experiment)
-    scores = final_task_scores(experiment, "validation", tasks=2)
-    _finite("validation losses", scores.losses)
-    left = deployment(experiment, "validation", scores)
+    scores = final_scores(experiment, "validation", tasks=2)
+    _finite("validation losses", torch.tensor(scores.loss))
+    left = deployment(experiment, scores)
     if left and left.left_out:
         raise Finding(f"deployment left out {left.left_out}")
     task = experiment.source.sample("test", [0]).to(experiment.dtype)[0]

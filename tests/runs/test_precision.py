@@ -6,7 +6,7 @@ from small_runs import SMALL, only_run
 
 from metablocks.cli import main
 from metablocks.recipe import build, load
-from metablocks.run.train import final_scores, meta_step
+from metablocks.runs.train import final_scores, meta_step
 from metablocks.types import Progress
 
 SETS = ["outer.tasks_per_step=3", "hardware.device=cpu", "hardware.precision=bfloat16"]

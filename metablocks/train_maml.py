@@ -2,15 +2,14 @@
 
     learner, history = train_maml(model, tasks, first_order=…, plus_plus=…)
 
-What it does is an ordinary loop over `MetaLearner`, Adam and a progress bar. Whoever needs another
-optimiser, rule or schedule writes that loop (README), or a recipe.
+It runs `fit` over a `MetaLearner`, Adam and a progress bar. Whoever needs another optimiser, rule or
+schedule writes that loop (README), or a recipe.
 """
 
 import logging
-import math
 import operator
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
@@ -22,17 +21,18 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.lr_scheduler import CosineAnnealingLR
 from tqdm import tqdm
 
-from metablocks.batches import check_tasks, epoch_batches
 from metablocks.checks import count, number
-from metablocks.errors import BlockError, ExecutorError, RunError, TaskError
+from metablocks.errors import BlockError, ExecutorError, TaskError
 from metablocks.executors import Executor, Loop, TaskFunction, Tasks, TaskWork, Vmap
+from metablocks.fit import accuracy, fit
 from metablocks.generators import set_states
-from metablocks.learner import MetaGradient, MetaLearner
+from metablocks.learner import MetaLearner
 from metablocks.models import norm_patterns, per_step_batch_norm
 from metablocks.order import AnnealedOrder, FirstOrder, Order, SecondOrder
 from metablocks.rules import LearningRate, lslr
 from metablocks.step_loss import AnnealedStepLoss, FinalStepLoss
 from metablocks.tasks.base import TaskSource
+from metablocks.tasks.task_batches import check_tasks, epoch_batches
 from metablocks.types import Progress, TaskBatch, Tensors
 
 log = logging.getLogger("metablocks")
@@ -40,7 +40,7 @@ log = logging.getLogger("metablocks")
 
 @dataclass(frozen=True)
 class History:
-    """What happened in training."""
+    """Losses, rates and times of a training."""
 
     losses: list[float] = field(default_factory=list)
     """Per meta-step: the mean over tasks of the weighted query loss."""
@@ -55,7 +55,7 @@ class History:
 
 
 class TrainedMAML(NamedTuple):
-    """What `train_maml` returns."""
+    """The result of `train_maml`."""
 
     learner: MetaLearner
     history: History
@@ -91,7 +91,7 @@ def train_maml(
       dtype.
     - `inner_lr`, `outer_lr`: α of the inner loop and the rate of Adam. `adapt`: see `MetaLearner`.
     - `loss`: `(prediction, target) -> scalar`; by default `default_loss`, which is cross-entropy
-      where the target holds integers, and the mean squared error where it holds floats.
+      if the target holds integers, and the mean squared error if it holds floats.
     - `epochs`: passes over `tasks`. `iterations`: the most meta-steps of an epoch; needed with a
       source, or a generator that is to last several epochs.
     - `validation`: as `tasks`, evaluated after each epoch (the first 100 validation tasks of a source).
@@ -131,7 +131,7 @@ def train_maml(
     torch.Size([10, 1])
 
     Raises `BlockError` for a value out of range, `TaskError` for tasks of another structure (with the
-    number of the batch), for none, and for a generator that is used up, `RunError` where the loss or
+    number of the batch), for none, and for a generator that is used up, `RunError` if the loss or
     the meta-gradient is no longer finite (before it is applied), and what `MetaLearner` raises.
     """
     _check_values(model, inner_lr=inner_lr, outer_lr=outer_lr)
@@ -161,38 +161,37 @@ def train_maml(
     optimizer = torch.optim.Adam(learner.parameters(), lr=outer_lr)
     cosine = CosineAnnealingLR(optimizer, parts, outer_lr / 100) if plus_plus else None
     batches = partial(epoch_batches, like=next(model.parameters()), tasks_per_step=tasks_per_step)
+
+    def batches_at(epoch: int) -> Iterator[tuple[Tasks, Progress]]:
+        """Batches of an epoch with their progress, to which the outer rate is brought first."""
+        for index, batch in enumerate(batches(tasks, "train", epoch=epoch, iterations=iterations)):
+            part = parts * min(index, length) / length if in_parts and length else epoch
+            while cosine and cosine.last_epoch + 1 <= part:
+                cosine.step()
+            yield batch, Progress(epoch=part)
+
     history = History()
     total = epochs * length if length else None
     try:
         with tqdm(total=total, desc="meta-training", unit="step", disable=not progress) as bar:
             for epoch in range(epochs):
-                started = time.perf_counter()
-                given = batches(tasks, "train", epoch=epoch, iterations=iterations)
-                for index, batch in enumerate(given):
-                    now = parts * min(index, length) / length if in_parts and length else epoch
-                    while cosine and cosine.last_epoch < math.floor(now):
-                        cosine.step()
-                    optimizer.zero_grad()
-                    result = learner.backward(batch, progress=Progress(epoch=now))
-                    value = _finite(result, len(history.losses) + 1)
-                    optimizer.step()
-                    history.losses.append(value)
+                started, first = time.perf_counter(), len(history.losses)
+                for result in fit(learner, optimizer, batches_at(epoch), first=first):
+                    history.losses.append(float(result.loss))
                     history.outer_lrs.append(float(optimizer.param_groups[0]["lr"]))
                     bar.update()
-                    bar.set_postfix(loss=f"{value:.3f}", refresh=False)
+                    bar.set_postfix(loss=f"{history.losses[-1]:.3f}", refresh=False)
                 if validation is not None:
                     _validate(learner, batches(validation, "validation", epoch=epoch), history)
                 history.seconds.append(time.perf_counter() - started)
     except BaseException as error:
         error.trained = TrainedMAML(learner, history)  # type: ignore[attr-defined]
         raise
-    finally:
-        optimizer.zero_grad()
     return TrainedMAML(learner, history)
 
 
 def default_loss(prediction: Any, target: Any) -> Tensor:
-    """Cross-entropy where the target holds integers, the mean squared error where it holds floats.
+    """Cross-entropy if the target holds integers, the mean squared error if it holds floats.
 
     Shapes: prediction `[examples, classes, ...]` with target `[examples, ...]`, or two equal ones.
 
@@ -201,7 +200,7 @@ def default_loss(prediction: Any, target: Any) -> Tensor:
     >>> default_loss(torch.zeros(4, 1), torch.ones(4, 1))
     tensor(1.)
 
-    Raises `TaskError` where prediction or target is not one tensor, and for floats of unequal shape,
+    Raises `TaskError` if prediction or target is not one tensor, and for floats of unequal shape,
     which would be broadcast.
     """
     if not isinstance(prediction, Tensor) or not isinstance(target, Tensor):
@@ -271,7 +270,7 @@ def _validate(learner: MetaLearner, batches: Iterable[Tasks], history: History) 
     for tasks in batches:
         target = tasks[0].query[1]
         classes = isinstance(target, Tensor) and not target.is_floating_point()
-        metric = _accuracy if classes and learner.loss is default_loss else None
+        metric = accuracy if classes and learner.loss is default_loss else None
         scores = learner.evaluate(tasks, metric=metric)
         losses.append(scores.query_losses[:, -1])
         if scores.metrics is not None:
@@ -279,20 +278,6 @@ def _validate(learner: MetaLearner, batches: Iterable[Tasks], history: History) 
     history.validation_losses.append(float(torch.cat(losses).mean()))
     if right:
         history.validation_accuracies.append(float(torch.cat(right).mean()))
-
-
-def _accuracy(prediction: Tensor, target: Tensor) -> Tensor:
-    return (prediction.argmax(1) == target).to(prediction.dtype).mean()
-
-
-def _finite(result: MetaGradient, step: int) -> float:
-    if result.trouble:
-        raise RunError(
-            f"the {result.trouble} at meta-step {step}, which was not taken. Training diverged, or "
-            "the data is not finite; a lower inner_lr or outer_lr, or fewer inner_steps, usually "
-            "helps"
-        )
-    return float(result.loss)
 
 
 def _check_values(model: Any, **rates: Any) -> None:

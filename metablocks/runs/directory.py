@@ -36,7 +36,6 @@ from typing import Any
 import numpy as np
 import torch
 
-import metablocks
 from metablocks.errors import RunError
 
 _log = logging.getLogger(__name__)
@@ -222,10 +221,12 @@ def write_text(path: Path, text: str) -> None:
 
 def environment(device: torch.device) -> dict[str, Any]:
     """What a result may depend on besides the recipe: code, versions, machine."""
+    from metablocks import __version__
+
     return {
         "commit": _commit(),
         "versions": {
-            "metablocks": metablocks.__version__,
+            "metablocks": __version__,
             "python": platform.python_version(),
             "torch": torch.__version__,
             "numpy": np.__version__,

@@ -14,10 +14,10 @@ from metablocks.cli import main
 from metablocks.compare.finished import read_run
 from metablocks.models import collapse_linear, fold_tnet
 from metablocks.recipe import build, load
-from metablocks.run.deployment import Deployment, ReducedFirst, deployment, reduce
-from metablocks.run.scores import Scores
-from metablocks.run.tables import deployment_text
-from metablocks.run.train import final_scores, final_task_scores
+from metablocks.runs.deployment import Deployment, ReducedFirst, deployment, reduce
+from metablocks.runs.scores import Scores
+from metablocks.runs.tables import deployment_text
+from metablocks.runs.train import final_scores
 
 STROKES = [
     "model.filters=4",
@@ -65,8 +65,8 @@ def sinusoid(*settings: str, spread: float = 0.3):
 
 
 def deployed(experiment, tasks: int = 6, steps: int = 3) -> Deployment:
-    each = final_task_scores(experiment, "test", tasks=tasks, steps=steps)
-    found = deployment(experiment, "test", each)
+    each = final_scores(experiment, "test", tasks=tasks, steps=steps)
+    found = deployment(experiment, each)
     assert found is not None
     return found
 
@@ -328,9 +328,9 @@ def test_rates_that_fit_a_smaller_layer_are_kept():
 
 def test_the_learner_and_the_random_state_stay_as_they_are():
     experiment = sinusoid(*BOTH)
-    each = final_task_scores(experiment, "test", tasks=6, steps=3)
+    each = final_scores(experiment, "test", tasks=6, steps=3)
     before, state = copy.deepcopy(experiment.learner.state_dict()), torch.get_rng_state()
-    deployment(experiment, "test", each)
+    deployment(experiment, each)
     after = experiment.learner.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert torch.equal(state, torch.get_rng_state())

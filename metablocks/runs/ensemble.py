@@ -7,35 +7,18 @@ Source: Antoniou, Edwards, Storkey 2018, section 5: the 5 best epochs by validat
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from metablocks.fit import accuracy
 from metablocks.recipe import Experiment
-from metablocks.run import checkpoint
-from metablocks.run.directory import RunDirectory
-from metablocks.run.scores import Measure, Scores, accuracy, summarise, task_batches
+from metablocks.runs import checkpoint
+from metablocks.runs.directory import RunDirectory
+from metablocks.runs.scores import Measure, Scores, measure_of, pool, task_batches
 from metablocks.tasks.base import Split
-
-
-@dataclass(frozen=True)
-class EnsembleScores:
-    """Scores of the mean prediction of several checkpoints, after the last inner step only.
-
-    Each list of `scores` therefore holds one number, after `inner_steps` inner steps. `members` are
-    the epochs of the checkpoints, the best first.
-    """
-
-    scores: Scores
-    members: list[int]
-    inner_steps: int
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values: those of the scores, `members` and `inner_steps`."""
-        more = {"members": self.members, "inner_steps": self.inner_steps}
-        return {**self.scores.as_dict(), **more}
 
 
 def ensemble_scores(
@@ -46,7 +29,7 @@ def ensemble_scores(
     *,
     tasks: int | None = None,
     steps: int | None = None,
-) -> EnsembleScores:
+) -> Scores:
     """Scores of the checkpoints of these epochs as one predictor, on the fixed tasks of a split.
 
     `members` holds at least one epoch. Numbers of tasks and steps are the recipe's unless given.
@@ -62,10 +45,9 @@ def ensemble_scores(
         checkpoint.restore_learner(directory.member(epoch), experiment)
         predictions, targets = _predict(experiment, split, tasks, steps)
         total = total + predictions
-    measure: Measure = "accuracy" if experiment.kind == "classification" else "mse"
-    mean = total / len(members)
-    scores = score_predictions(mean, targets, split, measure, experiment.learner.loss)
-    return EnsembleScores(scores, list(members), steps)
+    mean, loss = total / len(members), experiment.learner.loss
+    scores = score_predictions(mean, targets, split, measure_of(experiment.source), loss)
+    return replace(scores, members=list(members), inner_steps=steps)
 
 
 def score_predictions(
@@ -86,9 +68,9 @@ def score_predictions(
     pairs = list(zip(predictions, targets, strict=True))
     losses = torch.stack([loss(*pair) for pair in pairs]).double().unsqueeze(1)
     if measure == "mse":
-        return summarise(split, measure, losses, losses)
+        return pool(split, measure, losses, losses)
     hits = torch.stack([accuracy(*pair) for pair in pairs]).double().unsqueeze(1)
-    return summarise(split, measure, hits, losses)
+    return pool(split, measure, hits, losses)
 
 
 def _predict(experiment: Experiment, split: Split, tasks: int, steps: int) -> tuple[Tensor, Tensor]:

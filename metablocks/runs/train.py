@@ -6,26 +6,27 @@ One loop serves every recipe. It can stop after any meta-step and go on bit for 
 """
 
 import logging
-import math
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
+import torch
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from metablocks.errors import RunError
+from metablocks.fit import fit
 from metablocks.learner import MetaGradient
+from metablocks.memory import forget_peak, peak_memory
 from metablocks.recipe import Experiment
-from metablocks.run import checkpoint
-from metablocks.run.directory import RunDirectory
-from metablocks.run.scores import Scores, TaskScores, score_tasks, summarise
-from metablocks.run.state import TrainingState
-from metablocks.run.usage import Meter
+from metablocks.runs import checkpoint
+from metablocks.runs.checkpoint import TrainingState
+from metablocks.runs.directory import RunDirectory
+from metablocks.runs.scores import Scores, score
 from metablocks.tasks.base import Split
 from metablocks.types import Progress, TaskBatch
 
@@ -40,7 +41,7 @@ def train(
     """Train to the end of the recipe from `state`, which is brought up to date and returned.
 
     Raises `Stopped` after the first SIGINT or SIGTERM, with the checkpoint written, and `RunError`
-    where the loss or the meta-gradient is no longer finite.
+    if the loss or the meta-gradient is no longer finite.
     """
     total = experiment.epochs * experiment.steps_per_epoch
     bar = tqdm(
@@ -58,13 +59,12 @@ def train(
         try:
             while state.epochs < experiment.epochs:
                 signals.stop_if_wished()
-                if state.step < (state.epochs + 1) * experiment.steps_per_epoch:
-                    with meter.training():
-                        epoch = state.step / experiment.steps_per_epoch
-                        state.record(meta_step(experiment, state.step, Progress(epoch)))
-                    bar.update()
-                    bar.set_postfix(loss=f"{state.losses[-1]:.3f}", refresh=False)
-                    continue
+                with meter.training():
+                    for result in _epoch(experiment, state):
+                        state.record(result)
+                        bar.update()
+                        bar.set_postfix(loss=f"{state.losses[-1]:.3f}", refresh=False)
+                        signals.stop_if_wished()
                 scores = _validate(experiment, state, signals)
                 _finish_epoch(experiment, directory, state, scores, meter)
                 if scores and not quiet:
@@ -80,16 +80,9 @@ def final_scores(
     experiment: Experiment, split: Split, *, tasks: int | None = None, steps: int | None = None
 ) -> Scores:
     """Scores on the fixed tasks of a split, by the recipe's evaluation plan unless overridden."""
-    return summarise(split, *final_task_scores(experiment, split, tasks=tasks, steps=steps))
-
-
-def final_task_scores(
-    experiment: Experiment, split: Split, *, tasks: int | None = None, steps: int | None = None
-) -> TaskScores:
-    """The same, task by task."""
     plan = experiment.evaluation
     with experiment.precision():
-        return score_tasks(
+        return score(
             experiment.learner,
             experiment.source,
             split,
@@ -108,31 +101,32 @@ def training_tasks(experiment: Experiment, number: int) -> TaskBatch:
 
 
 def meta_step(experiment: Experiment, number: int, progress: Progress) -> MetaGradient:
-    """Meta-step `number`, counted from 0: its tasks, their meta-gradient, a step of the optimiser.
+    """Take meta-step `number`, counted from 0, alone.
 
-    Returns what the optimiser was given. Raises `RunError`, before a parameter moves, where loss or
-    meta-gradient is not finite; clipping does not mend that.
+    Returns the gradient that the optimiser was given. Raises `RunError` as `fit` does.
     """
-    tasks = training_tasks(experiment, number)
-    with experiment.precision():
-        result = experiment.learner.backward(tasks, progress=progress)
-    if result.trouble:
-        raise RunError(
-            f"the {result.trouble} at meta-step {number + 1}, in epoch "
-            f"{math.floor(progress.epoch) + 1}: training diverged. A lower inner.rule rate or "
-            "outer.optimizer.lr usually helps"
-        )
-    if experiment.clip:
-        experiment.clip()
-    experiment.optimizer.step()
-    experiment.optimizer.zero_grad()
-    return result
+    return next(_fit(experiment, [(training_tasks(experiment, number), progress)], number))
+
+
+def _epoch(experiment: Experiment, state: TrainingState) -> Iterator[MetaGradient]:
+    """Take the meta-steps that are left of the epoch in progress."""
+    length = experiment.steps_per_epoch
+    numbers = range(state.step, (state.epochs + 1) * length)
+    batches = ((training_tasks(experiment, n), Progress(n / length)) for n in numbers)
+    return _fit(experiment, batches, state.step)
+
+
+def _fit(
+    experiment: Experiment, batches: Iterable[tuple[TaskBatch, Progress]], first: int
+) -> Iterator[MetaGradient]:
+    optimizer, clip, precision = experiment.optimizer, experiment.clip, experiment.precision
+    return fit(experiment.learner, optimizer, batches, clip=clip, precision=precision, first=first)
 
 
 def _validate(
     experiment: Experiment, state: TrainingState, signals: "_StopSignals"
 ) -> Scores | None:
-    """Scores on the validation tasks, where they are due after the epoch in progress."""
+    """Scores on the validation tasks, or None if the epoch in progress is not to be validated."""
     epoch = state.epochs + 1
     if epoch % experiment.evaluation.every and epoch != experiment.epochs:
         return None
@@ -145,11 +139,12 @@ def _finish_epoch(
     directory: RunDirectory,
     state: TrainingState,
     scores: Scores | None,
-    meter: Meter,
+    meter: "Meter",
 ) -> None:
-    """Log and checkpoint. The last checkpoint makes the epoch count: what the one before it needs
+    """Log and checkpoint the epoch in progress.
 
-    is deleted only then, and what it needs itself, the lines of both logs too, is written before.
+    The last checkpoint makes the epoch count. The lines of both logs and all else that it needs are
+    written before it; what the checkpoint before it needs is deleted after it.
     """
     epoch = state.epochs + 1
     row: dict[str, Any] = {
@@ -184,6 +179,54 @@ def _line(experiment: Experiment, state: TrainingState, scores: Scores) -> str:
         f"epoch {state.epochs}/{experiment.epochs}  validation {scores.measure} "
         f"{scores.text(0)} → {scores.text(steps)} after {steps} steps{best}"
     )
+
+
+class Meter:
+    """Measure the seconds and memory of epochs, from the first meta-step of a process on.
+
+    `spent` is what another process has spent on the first epoch, until it was stopped.
+
+    >>> meter = Meter(torch.device("cpu"))
+    >>> with meter.training():
+    ...     pass  # meta-steps
+    >>> sorted(meter.lap())
+    ['memory_at_start', 'peak_memory', 'seconds', 'training_seconds']
+    """
+
+    def __init__(self, device: torch.device, spent: Mapping[str, float] | None = None) -> None:
+        spent = spent or {}
+        self.device = device
+        forget_peak(device)
+        self.memory_at_start = peak_memory(device)
+        self._started = time.perf_counter() - spent.get("seconds", 0.0)
+        self._training = spent.get("training_seconds", 0.0)
+
+    @contextmanager
+    def training(self) -> Iterator[None]:
+        """Time meta-steps."""
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._training += time.perf_counter() - started
+
+    def spent(self) -> dict[str, float]:
+        """The seconds of the epoch in progress so far, as in `lap`."""
+        seconds = time.perf_counter() - self._started
+        return {"seconds": round(seconds, 3), "training_seconds": round(self._training, 3)}
+
+    def lap(self) -> dict[str, float | int | None]:
+        """What the epoch cost that ends here; the next one begins.
+
+        `seconds`: on the clock, everything included. `training_seconds`: of those, what meta-steps
+        took, without validation, logs and checkpoints. `peak_memory`, `memory_at_start`: bytes, by
+        `peak_memory`, now and when the meter was made: reading the data does not count where the
+        peak can be forgotten.
+        """
+        memory = {"peak_memory": peak_memory(self.device), "memory_at_start": self.memory_at_start}
+        cost = {**self.spent(), **memory}
+        self._started, self._training = time.perf_counter(), 0.0
+        return cost
 
 
 class _StopSignals:

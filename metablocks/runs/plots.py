@@ -4,7 +4,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from metablocks.run.directory import RunDirectory, write_atomically
+from metablocks.runs.directory import RunDirectory, write_atomically
 
 
 def draw(directory: RunDirectory) -> list[str]:

@@ -17,8 +17,8 @@ from small_runs import SMALL, finish, only_run
 
 from metablocks.cli import main
 from metablocks.errors import RunError
-from metablocks.run import checkpoint
-from metablocks.run.directory import RunDirectory, write_text
+from metablocks.runs import checkpoint
+from metablocks.runs.directory import RunDirectory, write_text
 
 FEW = [
     *SMALL,
@@ -31,7 +31,7 @@ FEW = [
 STOPS = """
 import os, signal, sys
 from metablocks.cli import main
-from metablocks.run.directory import RunDirectory
+from metablocks.runs.directory import RunDirectory
 
 keep, calls = RunDirectory.keep_members, []
 

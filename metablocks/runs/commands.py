@@ -1,4 +1,4 @@
-"""The commands `run` and `eval`: a recipe, or the directory of a run, to numbers that people read."""
+"""The commands `run` and `eval`: from a recipe, or the directory of a run, to printed scores."""
 
 import json
 import logging
@@ -14,14 +14,14 @@ import torch
 from metablocks.errors import BlockError, RecipeError, RunError
 from metablocks.memory import keep_freed_memory
 from metablocks.recipe import Experiment, Recipe, build, from_text, load
-from metablocks.run import checkpoint, plots
-from metablocks.run.deployment import Deployment, deployment
-from metablocks.run.directory import RunDirectory, create, environment, write_text
-from metablocks.run.ensemble import EnsembleScores, ensemble_scores
-from metablocks.run.scores import Scores, summarise
-from metablocks.run.state import TrainingState
-from metablocks.run.tables import facts, place_arguments, report, summary, tables, transductive
-from metablocks.run.train import Stopped, final_task_scores, train, training_tasks
+from metablocks.runs import checkpoint, plots
+from metablocks.runs.checkpoint import TrainingState
+from metablocks.runs.deployment import Deployment, deployment
+from metablocks.runs.directory import RunDirectory, create, environment, write_text
+from metablocks.runs.ensemble import ensemble_scores
+from metablocks.runs.scores import Scores
+from metablocks.runs.tables import facts, place_arguments, report, summary, tables, transductive
+from metablocks.runs.train import Stopped, final_scores, train, training_tasks
 from metablocks.tasks.base import Split
 from metablocks.tuning import AutoExecutor
 
@@ -98,13 +98,13 @@ def evaluate_run(
             print(f"{recipe.name}\n{tables(experiment, ensemble)}")
             return 0
         state = _restore(directory, checkpoint, experiment)
-        each = final_task_scores(experiment, split, tasks=tasks, steps=steps)
+        scores = final_scores(experiment, split, tasks=tasks, steps=steps)
     except BlockError as error:
         if steps is None:
             raise
         raise RecipeError(f"--steps {steps}: {error}") from error
     print(f"{recipe.name}, {checkpoint} checkpoint (epoch {state.epochs})")
-    print(report(experiment, summarise(split, *each), deployment(experiment, split, each)))
+    print(report(experiment, scores, deployment(experiment, scores)))
     return 0
 
 
@@ -129,7 +129,7 @@ def load_recipe(run_dir: Path, overrides: Sequence[str] = (), allow: Sequence[st
 
 
 def _recorded_packages(directory: RunDirectory) -> list[str]:
-    """What `run.json` says was allowed, for a message: only what can be the name of a package."""
+    """The packages that `run.json` lists as allowed, for a message: only possible names of packages."""
     try:
         names = _read_record(directory).get("allow")
     except RunError:
@@ -272,13 +272,12 @@ def _members(directory: RunDirectory, experiment: Experiment) -> list[int]:
 
 def _test(
     experiment: Experiment, directory: RunDirectory, state: TrainingState
-) -> tuple[Scores, Deployment | None, EnsembleScores | None]:
+) -> tuple[Scores, Deployment | None, Scores | None]:
     """Test the best checkpoint, and the best ones together; the last line of the log, once."""
     _restore(directory, "best", experiment)
-    each = final_task_scores(experiment, "test")
-    scores, ensemble = summarise("test", *each), None
+    scores, ensemble = final_scores(experiment, "test"), None
     row = {"test": scores.as_dict()}
-    deployed = deployment(experiment, "test", each)  # of the best one: the ensemble restores others
+    deployed = deployment(experiment, scores)  # of the best one: the ensemble restores others
     if deployed and deployed.reductions:
         row["deployment"] = deployed.as_dict()
     if experiment.evaluation.ensemble > 1:
@@ -304,7 +303,7 @@ def _read_record(directory: RunDirectory) -> dict[str, Any]:
 
 
 def _data_record(experiment: Experiment) -> dict[str, Any]:
-    """Which data the tasks are made of: a checksum where there are files behind them."""
+    """Checksum and folder of the data that tasks are made of; nothing if they are not of files."""
     checksum = getattr(experiment.source, "checksum", None)
     if checksum is None:
         return {}

@@ -1,8 +1,9 @@
 """Training and evaluation of recipes: plain loops over the contract."""
 
-from metablocks.run.commands import evaluate_run, load_recipe, train_recipe
-from metablocks.run.scores import Scores, accuracy, score
-from metablocks.run.train import Stopped, final_scores, train
+from metablocks.fit import accuracy
+from metablocks.runs.commands import evaluate_run, load_recipe, train_recipe
+from metablocks.runs.scores import Scores, score
+from metablocks.runs.train import Stopped, final_scores, train
 
 __all__ = [
     "Scores",

@@ -13,10 +13,10 @@ from small_runs import SMALL, finish, only_run, start, wait_for_epochs
 
 from metablocks.cli import main
 from metablocks.recipe import build, load
-from metablocks.run import Scores, checkpoint
-from metablocks.run.directory import RunDirectory
-from metablocks.run.scores import summarise
-from metablocks.run.state import TrainingState
+from metablocks.runs import Scores, checkpoint
+from metablocks.runs.checkpoint import TrainingState
+from metablocks.runs.directory import RunDirectory
+from metablocks.runs.scores import pool
 
 STROKES = [
     "quickstart",
@@ -121,7 +121,7 @@ def test_an_ensemble_of_one_scores_what_its_checkpoint_scores(recipe, tmp_path, 
 
 def test_eval_judges_the_ensemble_as_the_run_did(strokes, capsys):
     last = rows(strokes)[-1]["ensemble"]
-    scores = Scores(**{name: last[name] for name in Scores.__dataclass_fields__})
+    scores = Scores(**last)
     assert main(["eval", str(strokes), "--checkpoint", "ensemble"]) == 0
     printed = capsys.readouterr().out
     epochs = ", ".join(map(str, last["members"]))
@@ -218,6 +218,6 @@ def test_epochs_that_diverged_rank_last():
     state = TrainingState()
     for epoch, mse in enumerate([math.nan, 3.0, math.nan, 2.0, math.inf], 1):
         values = torch.tensor([[mse]])
-        state.judge(epoch, summarise("validation", "mse", values, values), keep=4)
+        state.judge(epoch, pool("validation", "mse", values, values), keep=4)
     assert state.members == [4, 2, 1, 3]
     assert state.best_epoch == 4

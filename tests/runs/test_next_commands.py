@@ -7,7 +7,7 @@ import pytest
 from small_runs import SMALL, only_run
 
 from metablocks.cli import main
-from metablocks.run import Stopped
+from metablocks.runs import Stopped
 
 OUTSIDE = """
 from metablocks.rules import LearningRate
@@ -70,7 +70,7 @@ def test_a_stopped_run_says_all_that_it_needs_to_go_on(
         raise how
 
     with monkeypatch.context() as patch:
-        patch.setattr(f"metablocks.run.commands.{where}", stop)
+        patch.setattr(f"metablocks.runs.commands.{where}", stop)
         assert main(["run", *TINY, "--out", str(beside / "runs")]) == 130
     line = capsys.readouterr().out.splitlines()[-1]
     assert line.startswith(f"stopped {said}; everything is saved. To go on: metablocks run")

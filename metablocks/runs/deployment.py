@@ -1,4 +1,4 @@
-"""What is left of a learner where it is deployed: a plain model, often smaller than what was trained.
+"""The model that a learner leaves for deployment: plain, and often smaller than what was trained.
 
     reduce(adapt(θ)) = adapt(θ)        equal predictions, fewer parameters
     adapt(reduce(θ)) ≠ adapt(θ)        the same function to start from, which adapts otherwise
@@ -6,14 +6,14 @@
 What `learner.adapt` returns needs nothing of the rule any more, so learned rates and gradient
 transforms (KFO, Meta-Curvature) stay behind. Layers that are there for adaptation alone are taken
 out of it: a T is folded into the layer in front of it, appended linear layers are collapsed into the
-last one. Taken out before adaptation, they take the learned preconditioner with them, which the
-score of that order tells. Source: Lee, Choi 2018 (T-net); Arnold, Iqbal, Sha 2021 (LinNet).
+last one. Taken out before adaptation, they take the learned preconditioner with them, and
+the scores of that order show it. Source: Lee, Choi 2018 (T-net); Arnold, Iqbal, Sha 2021 (LinNet).
 """
 
 import copy
 import glob
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import torch
@@ -22,16 +22,16 @@ from torch import nn
 from metablocks.adapted import fixed_at_step
 from metablocks.errors import BlockError, MetablocksError
 from metablocks.functional import module_arguments
-from metablocks.laws.compare import relative_error
 from metablocks.learner import MetaLearner
 from metablocks.models import collapse_linear, fold_tnet
 from metablocks.models.linnet import DeepLinear
 from metablocks.models.tnet import Transformed
 from metablocks.recipe import Experiment
 from metablocks.recipe.build import build_rule
-from metablocks.run.scores import Scores, TaskScores, summarise
-from metablocks.run.train import final_task_scores
+from metablocks.runs.scores import Scores, plain, pool
+from metablocks.runs.train import final_scores
 from metablocks.tasks.base import Split
+from metablocks.types import relative_error
 
 CHECKED_TASKS = 4
 """On how many tasks, at most, predictions are compared."""
@@ -47,7 +47,7 @@ _REDUCTIONS: dict[type[nn.Module], Callable[[nn.Module], nn.Module]] = {
 
 @dataclass(frozen=True)
 class ReducedFirst:
-    """How the model does that is reduced before it adapts, by the same rule and steps.
+    """Scores of the model reduced before adaptation, by the same rule and steps.
 
     `change` is its final score less the learner's, the mean over tasks, and `interval` half the width
     of the 95 % confidence interval of that mean: both adapt to the same tasks, and differ task by
@@ -60,7 +60,7 @@ class ReducedFirst:
 
     @property
     def verdict(self) -> str:
-        """Whether zero is in the interval of the change; one task has none."""
+        """The change in words: none is measurable if 0 is in its interval, or with one task."""
         if self.scores.tasks == 1 or not abs(self.change) > self.interval:
             return "no measurable difference"
         better = (self.change > 0) == (self.scores.measure == "accuracy")
@@ -92,16 +92,16 @@ class Deployment:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
-        return asdict(self)
+        return plain(self)
 
 
-def deployment(experiment: Experiment, split: Split, own: TaskScores) -> Deployment | None:
-    """What the experiment's learner leaves; None where that is its meta-parameters as they stand.
+def deployment(experiment: Experiment, scores: Scores) -> Deployment | None:
+    """The deployable model's size and scores; None if that is the meta-parameters as they stand.
 
-    `own` are the learner's scores on the first tasks of a split: reduced first, it is judged on the
-    same tasks, after as many steps. Where there is nothing to reduce, parameters are counted, no more.
+    `scores` are the learner's, by task: reduced first, it is judged on the same tasks after as many
+    steps. If there is nothing to reduce, parameters are counted, no more.
 
-    Raises nothing for a model or a rule that cannot be compared: `left_out` says why.
+    Raises nothing for a model or a rule that cannot be compared: `left_out` has the reason.
     """
     adapted = fixed_at_step(copy.deepcopy(experiment.learner.model), 0)
     meta = sum(p.numel() for p in experiment.learner.parameters() if p.requires_grad)
@@ -109,7 +109,7 @@ def deployment(experiment: Experiment, split: Split, own: TaskScores) -> Deploym
     found = [take_out.__name__ for take_out in _found(adapted)]
     if not found:
         return Deployment(*sizes) if meta != sizes[1] else None
-    count, steps = len(own.values), own.values.shape[1] - 1
+    split, count, steps = scores.split, scores.tasks, len(scores.mean) - 1
     tasks, left_out = min(CHECKED_TASKS, count), {}
 
     def attempt(name: str, compute: Callable[[], T]) -> T | None:
@@ -124,9 +124,10 @@ def deployment(experiment: Experiment, split: Split, own: TaskScores) -> Deploym
 
     def reduce_first() -> ReducedFirst:
         first = replace(experiment, learner=reduced_learner(experiment))
-        each = final_task_scores(first, split, tasks=count, steps=steps)
-        change = summarise(split, each.measure, each.values - own.values, each.losses)
-        return ReducedFirst(summarise(split, *each), change.final, change.interval[-1])
+        reduced = final_scores(first, split, tasks=count, steps=steps)
+        difference = reduced.by_task - scores.by_task  # type: ignore[operator]
+        change = pool(split, reduced.measure, difference, difference)
+        return ReducedFirst(reduced, change.final, change.interval[-1])
 
     return Deployment(
         *sizes,

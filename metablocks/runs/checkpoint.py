@@ -1,16 +1,89 @@
 """Checkpoints: all that training needs to go on, bit for bit, as tensors and plain values."""
 
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from metablocks.errors import RunError
+from metablocks.learner import MetaGradient
 from metablocks.recipe import Experiment
-from metablocks.run.directory import write_atomically
-from metablocks.run.state import TrainingState
+from metablocks.runs.directory import write_atomically
+from metablocks.runs.scores import Scores, plain
 
 FORMAT = 2
+
+
+@dataclass
+class TrainingState:
+    """Counters and scores of a run. An epoch is finished when its line is in the log."""
+
+    step: int = 0
+    """Meta-steps taken."""
+    epochs: int = 0
+    """Epochs finished."""
+    losses: list[float] = field(default_factory=list)
+    """Loss of each meta-step of the epoch in progress."""
+    metrics: dict[str, list[float]] = field(default_factory=dict)
+    """The estimator's metrics at each of them, by name (`MetaGradient.metrics`)."""
+    best: Scores | None = None
+    """The best validation scores so far."""
+    best_epoch: int | None = None
+    ranking: list[tuple[int, float]] = field(default_factory=list)
+    """The epochs kept, the best first, each with its validation error (see `Scores.error`)."""
+    spent: dict[str, float] = field(default_factory=dict)
+    """Seconds of the epoch in progress before a stop (see `Meter`)."""
+
+    @property
+    def members(self) -> list[int]:
+        """The epochs in the ranking: the members of the ensemble."""
+        return [epoch for epoch, _ in self.ranking]
+
+    def record(self, result: MetaGradient) -> None:
+        """Take a meta-step in.
+
+        >>> import torch
+        >>> state = TrainingState()
+        >>> for loss in (3.0, 2.0):
+        ...     state.record(MetaGradient(torch.tensor(loss), {}, torch.zeros(1, 1), {}))
+        >>> state.step, state.losses
+        (2, [3.0, 2.0])
+        """
+        self.step += 1
+        self.losses.append(float(result.loss))
+        for name, value in result.metrics.items():
+            self.metrics.setdefault(name, []).append(float(value))
+
+    def judge(self, epoch: int, scores: Scores, keep: int) -> None:
+        """Take an epoch's validation scores in; of epochs that score alike the earlier is better.
+
+        >>> state = TrainingState()
+        >>> for epoch, mse in enumerate([0.5, 0.2, 0.9, 0.2], 1):
+        ...     scores = Scores("validation", 1, "mse", [mse], [0.0], [0.0], [mse], [mse])
+        ...     state.judge(epoch, scores, keep=3)
+        >>> state.best_epoch, state.members
+        (2, [2, 4, 1])
+        """
+        ranking = [*self.ranking, (epoch, scores.error)]
+        self.ranking = sorted(ranking, key=lambda entry: entry[1])[:keep]
+        if scores.better_than(self.best):
+            self.best, self.best_epoch = scores, epoch
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values that `from_dict` takes back."""
+        return plain(self)
+
+    @staticmethod
+    def from_dict(values: dict[str, Any]) -> "TrainingState":
+        """The state that `as_dict` described.
+
+        >>> state = TrainingState(step=3, losses=[0.5])
+        >>> TrainingState.from_dict(state.as_dict()) == state
+        True
+        """
+        best = Scores(**values["best"]) if values["best"] else None
+        return TrainingState(**{**values, "best": best})
 
 
 def save(path: Path, experiment: Experiment, state: TrainingState) -> None:
@@ -53,7 +126,7 @@ def restore_learner(path: Path, experiment: Experiment) -> TrainingState:
 
 
 def other_recipe(path: Path, its: str, given: str) -> str:
-    """What to say where a run's recipe is not the one at hand, by their hashes."""
+    """The message for a run whose recipe is not the one at hand, by their hashes."""
     return (
         f"{path} was written with another recipe (hash {its[:12]}, this one is {given[:12]}); a run "
         "goes on with the recipe it started with, and no --set"

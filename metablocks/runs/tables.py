@@ -1,4 +1,4 @@
-"""Scores as text: what `run` and `eval` print of them, of what is deployed, and of what to do next."""
+"""Text that `run` and `eval` print: scores, the deployed model, commands to try next."""
 
 import shlex
 from collections.abc import Sequence
@@ -8,32 +8,29 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from metablocks.models import PerStepBatchNorm
 from metablocks.recipe import Experiment
-from metablocks.run.deployment import Deployment
-from metablocks.run.directory import RunDirectory
-from metablocks.run.ensemble import EnsembleScores
-from metablocks.run.scores import Scores
-from metablocks.run.state import TrainingState
+from metablocks.runs.checkpoint import TrainingState
+from metablocks.runs.deployment import Deployment
+from metablocks.runs.directory import RunDirectory
+from metablocks.runs.scores import Scores
 
 _DONE = {"fold_tnet": "folded", "collapse_linear": "collapsed"}
 
 TRANSDUCTIVE = "transductive: batch norm uses the statistics of the query set it predicts on"
 
 
-def tables(experiment: Experiment, *results: Scores | EnsembleScores | None) -> str:
-    """A table for each result that there is, and how the predictions are meant."""
+def tables(experiment: Experiment, *results: Scores | None) -> str:
+    """A table for each result that is not None, and the convention of batch norms."""
     lines: list[str] = []
-    for result in results:
-        if isinstance(result, Scores):
-            lines += _each_step(experiment, result)
-        elif result:
-            lines += _last_step(experiment, result)
+    for scores in results:
+        if scores:
+            lines += _table(experiment, scores)
     if transductive(experiment):
         lines.append(f"  {TRANSDUCTIVE}")
     return "\n".join(lines)
 
 
 def deployment_text(found: Deployment, scores: Scores) -> str:
-    """What is deployed, in a few lines; `scores` are those of the learner that it comes from.
+    """The deployed model in a few lines; `scores` are those of the learner that it comes from.
 
     >>> scores = Scores("test", 9, "accuracy", [0.7], [0.1], [0.1], [0.6], [0.5])
     >>> print(deployment_text(Deployment(1200, 1000, 1000), scores))
@@ -76,9 +73,9 @@ def report(
     experiment: Experiment,
     scores: Scores,
     deployed: Deployment | None,
-    ensemble: EnsembleScores | None = None,
+    ensemble: Scores | None = None,
 ) -> str:
-    """The tables of a checkpoint, and of an ensemble, and what is deployed."""
+    """The tables of a checkpoint and of an ensemble, and the deployed model."""
     lines = [tables(experiment, scores, ensemble)]
     return "\n".join([*lines, deployment_text(deployed, scores)] if deployed else lines)
 
@@ -134,31 +131,30 @@ def summary(
 
 
 def place_arguments(allow: Sequence[str], data: Path | None, device: str | None) -> tuple[str, ...]:
-    """The arguments of the command that say where to find things, and where to compute."""
+    """The arguments of the command that name packages, data and device."""
     named = [("--data", data), ("--device", device), *(("--allow", package) for package in allow)]
     return tuple(word for name, value in named if value for word in (name, str(value)))
 
 
-def _each_step(experiment: Experiment, scores: Scores) -> list[str]:
-    steps = range(len(scores.mean))
-    rows = [_row(scores, step, step) for step in steps]
-    marks = ["  (as trained)" * (step == experiment.learner.steps) for step in steps]
-    return [_title(scores), *_aligned([_head(scores), *rows], ["", *marks])]
+def _table(experiment: Experiment, scores: Scores) -> list[str]:
+    """A row for each inner step; of an ensemble its members, and one row."""
+    if scores.inner_steps is None:
+        heading, steps = [], list(range(len(scores.mean)))
+        marks = ["  (as trained)" if step == experiment.learner.steps else "" for step in steps]
+    else:
+        heading, steps, marks = [_members(experiment, scores)], [scores.inner_steps], [""]
+    rows = [_row(scores, index, step) for index, step in enumerate(steps)]
+    return [*heading, _title(scores), *_aligned([_head(scores), *rows], ["", *marks])]
 
 
-def _last_step(experiment: Experiment, ensemble: EnsembleScores) -> list[str]:
-    """Who the members of an ensemble are, and what they score together."""
-    scores, count = ensemble.scores, len(ensemble.members)
-    asked = experiment.evaluation.ensemble
+def _members(experiment: Experiment, scores: Scores) -> str:
+    members, asked = scores.members or [], experiment.evaluation.ensemble
+    count = len(members)
     best = "best validation checkpoint" if count == 1 else f"{count} best validation checkpoints"
-    what = "logits" if scores.measure == "accuracy" else "predictions"
-    epochs = f"epoch{'s' * (count != 1)} {', '.join(map(str, ensemble.members))}"
+    mean = "logits" if scores.measure == "accuracy" else "predictions"
+    epochs = f"epoch{'' if count == 1 else 's'} {', '.join(map(str, members))}"
     few = f"; {asked} asked for, {count} validated" if count < asked else ""
-    return [
-        f"ensemble of the {best}: mean {what} ({epochs}{few})",
-        _title(scores),
-        *_aligned([_head(scores), _row(scores, 0, ensemble.inner_steps)], ["", ""]),
-    ]
+    return f"ensemble of the {best}: mean {mean} ({epochs}{few})"
 
 
 def _title(scores: Scores) -> str:
@@ -185,7 +181,7 @@ def _aligned(rows: list[list[str]], marks: list[str]) -> list[str]:
 
 
 def transductive(experiment: Experiment) -> bool:
-    """Whether a batch norm predicts on the query set by the query set's own statistics."""
+    """True if a batch norm predicts on the query set by the query set's own statistics."""
     return any(
         isinstance(module, _BatchNorm)
         or (isinstance(module, PerStepBatchNorm) and not module.keeps_statistics)

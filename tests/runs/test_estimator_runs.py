@@ -11,7 +11,7 @@ from torch import nn
 from metablocks.cli import main
 from metablocks.recipe import build, load
 from metablocks.recipe.outer import linear
-from metablocks.run.train import meta_step
+from metablocks.runs.train import meta_step
 from metablocks.types import Progress
 
 SMALL = [

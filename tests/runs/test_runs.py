@@ -17,8 +17,8 @@ import metablocks
 from metablocks.cli import main
 from metablocks.errors import RunError
 from metablocks.recipe import build, load, shipped
-from metablocks.run import Scores
-from metablocks.run.train import meta_step
+from metablocks.runs import Scores
+from metablocks.runs.train import meta_step
 from metablocks.types import Progress
 
 TINY = [
@@ -225,9 +225,7 @@ def test_a_gradient_that_is_not_finite_moves_nothing():
     learner = experiment.learner
     before = copy.deepcopy(learner.state_dict())
     learner.loss = lambda prediction, target: (0 * prediction).square().sum().sqrt()  # ∞ · 0
-    with pytest.raises(
-        RunError, match="the meta-gradient is not finite at meta-step 1, in epoch 1"
-    ):
+    with pytest.raises(RunError, match="the meta-gradient is not finite at meta-step 1"):
         meta_step(experiment, 0, Progress())
     for name, tensor in learner.state_dict().items():
         assert torch.equal(tensor, before[name])

@@ -9,9 +9,9 @@ import torch
 
 from metablocks.memory import forget_peak, peak_memory
 from metablocks.recipe import build, load
-from metablocks.run import Scores, accuracy, score
-from metablocks.run.scores import summarise
-from metablocks.run.usage import Meter
+from metablocks.runs import Scores, accuracy, score
+from metablocks.runs.scores import pool
+from metablocks.runs.train import Meter
 
 
 def column(*values: float) -> torch.Tensor:
@@ -35,7 +35,7 @@ def column(*values: float) -> torch.Tensor:
     ],
 )
 def test_spread_and_worst_decile_are_those_worked_out_by_hand(measure, values, mean, std, worst):
-    scores = summarise("test", measure, column(*values), column(*values))
+    scores = pool("test", measure, column(*values), column(*values))
     assert scores.mean == pytest.approx([mean], abs=1e-12)
     assert scores.worst_decile == pytest.approx([worst], abs=1e-12)
     if std is not None:
@@ -45,11 +45,11 @@ def test_spread_and_worst_decile_are_those_worked_out_by_hand(measure, values, m
 
 def test_the_worst_tasks_are_chosen_anew_at_each_step():
     values = torch.tensor([[0.0, 0.9], [0.5, 0.2]], dtype=torch.float64)
-    assert summarise("test", "accuracy", values, values).worst_decile == [0.0, 0.2]
+    assert pool("test", "accuracy", values, values).worst_decile == [0.0, 0.2]
 
 
 def test_a_task_that_diverged_is_among_the_worst():
-    scores = summarise("test", "mse", column(1.0, float("nan"), 2.0), column(0.0, 0.0, 0.0))
+    scores = pool("test", "mse", column(1.0, float("nan"), 2.0), column(0.0, 0.0, 0.0))
     assert scores.worst_decile == pytest.approx([float("nan")], nan_ok=True)
 
 
@@ -74,7 +74,7 @@ def test_scores_as_people_write_them():
 
 def test_better_is_strict_and_anything_is_better_than_none():
     def scores(measure: str, final: float) -> Scores:
-        return summarise("test", measure, column(final), column(0.0))
+        return pool("test", measure, column(final), column(0.0))
 
     assert scores("mse", 3.0).better_than(None)
     assert not scores("mse", 3.0).better_than(scores("mse", 3.0))

@@ -1,32 +1,24 @@
-"""How well a learner adapts: a score for every inner step, over many tasks.
+"""Scores of a learner for every inner step, over many tasks.
 
 Tasks are fixed: number 0 … n − 1 of a split, the same for every run with the same task source and
-seed. Batch norm uses batch statistics, query set included (the transductive convention), but where a
-model's norms are made to use statistics that they keep.
+seed. Batch norm uses batch statistics, query set included (the transductive convention), unless a
+model's norms use statistics that they keep.
 """
 
 import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from typing import Any, Literal, NamedTuple
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from metablocks.fit import accuracy
 from metablocks.learner import MetaLearner
 from metablocks.tasks.base import Split, TaskSource
 from metablocks.types import TaskBatch
 
 Measure = Literal["accuracy", "mse"]
-
-
-def accuracy(prediction: Tensor, target: Tensor) -> Tensor:
-    """The share of examples whose largest logit is the target's: `[n, classes]`, `[n]` → scalar.
-
-    >>> accuracy(torch.tensor([[0.1, 0.9], [0.8, 0.2]]), torch.tensor([1, 1]))
-    tensor(0.5000)
-    """
-    return (prediction.argmax(-1) == target).to(torch.get_default_dtype()).mean()
 
 
 @dataclass(frozen=True)
@@ -40,7 +32,9 @@ class Scores:
     - `std` is the standard deviation (n − 1 in the denominator; 0 for one task);
     - `worst_decile` is the mean over the worst tenth, ⌈n / 10⌉ tasks, chosen anew at each step.
 
-    `loss` is the mean query loss.
+    `loss` is the mean query loss. For an ensemble, `members` are the epochs of its checkpoints, the
+    best first, and each list holds one number, that after `inner_steps` inner steps. `by_task` are
+    the scores themselves, `[tasks, steps + 1]`, float64, as long as they are at hand.
     """
 
     split: Split
@@ -51,6 +45,9 @@ class Scores:
     std: list[float]
     worst_decile: list[float]
     loss: list[float]
+    members: list[int] | None = None
+    inner_steps: int | None = None
+    by_task: Tensor | None = field(default=None, repr=False, compare=False)
 
     @property
     def final(self) -> float:
@@ -62,7 +59,7 @@ class Scores:
         """The final score as something to be small: nan counts as infinite.
 
         >>> values = torch.tensor([[0.25]])
-        >>> summarise("test", "accuracy", values, values).error
+        >>> pool("test", "accuracy", values, values).error
         0.75
         """
         if math.isnan(self.final):
@@ -70,14 +67,14 @@ class Scores:
         return 1.0 - self.final if self.measure == "accuracy" else self.final
 
     def better_than(self, other: "Scores | None") -> bool:
-        """Whether the final score is strictly better; anything is better than none."""
+        """True if the final score is strictly better; anything is better than None."""
         return other is None or self.error < other.error
 
     def text(self, step: int) -> str:
         """The score after `step` inner steps, as people write it.
 
         >>> values = torch.tensor([[0.2, 0.6], [0.2, 1.0]])
-        >>> summarise("test", "accuracy", values, values).text(1)
+        >>> pool("test", "accuracy", values, values).text(1)
         '80.00 ± 39.20 %'
         """
         mean, interval = self.mean[step], self.interval[step]
@@ -93,16 +90,27 @@ class Scores:
         return _short(pair[0]), _short(pair[1])
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON and checkpoints."""
-        return asdict(self)
+        """Plain values, for JSON and checkpoints; those of an ensemble only for one."""
+        return plain(self)
 
 
-class TaskScores(NamedTuple):
-    """What each task scores: `values` and query `losses`, both `[tasks, steps + 1]`, float64."""
+def plain(record: Any) -> dict[str, Any]:
+    """A dataclass as plain values, its `Scores` too: without their scores by task."""
 
-    measure: Measure
-    values: Tensor
-    losses: Tensor
+    def select(items: list[tuple[str, Any]]) -> dict[str, Any]:
+        ensemble = ("members", "inner_steps")
+        return {
+            name: value
+            for name, value in items
+            if name != "by_task" and (name not in ensemble or value is not None)
+        }
+
+    return asdict(record, dict_factory=select)
+
+
+def measure_of(source: TaskSource) -> Measure:
+    """The measure of a source's tasks: accuracy for classes, the mean squared error for numbers."""
+    return "accuracy" if source.kind == "classification" else "mse"
 
 
 def score(
@@ -111,34 +119,23 @@ def score(
     split: Split,
     *,
     tasks: int,
-    steps: int,
+    steps: int | None = None,
     batch: int = 32,
     dtype: torch.dtype = torch.float32,
 ) -> Scores:
-    """Adapt to tasks 0 … `tasks` − 1 of a split by `steps` inner steps, `batch` tasks at a time."""
-    each = score_tasks(learner, source, split, tasks=tasks, steps=steps, batch=batch, dtype=dtype)
-    return summarise(split, *each)
+    """Scores of the learner after each inner step on tasks 0 … `tasks` − 1 of a split.
 
-
-def score_tasks(
-    learner: MetaLearner,
-    source: TaskSource,
-    split: Split,
-    *,
-    tasks: int,
-    steps: int,
-    batch: int = 32,
-    dtype: torch.dtype = torch.float32,
-) -> TaskScores:
-    """The same, task by task."""
-    metric = accuracy if source.kind == "classification" else None
+    `steps` is the learner's own number unless given. `batch` tasks are evaluated at a time; tensors
+    of floats are of `dtype`. Law: scores do not depend on `batch`, up to rounding.
+    """
+    measure = measure_of(source)
+    metric = accuracy if measure == "accuracy" else None
     values, losses = [], []
-    for some in task_batches(source, split, tasks, batch, dtype):
-        result = learner.evaluate(some, steps=steps, metric=metric)
+    for part in task_batches(source, split, tasks, batch, dtype):
+        result = learner.evaluate(part, steps=steps, metric=metric)
         losses.append(result.query_losses.double().cpu())
         values.append(losses[-1] if result.metrics is None else result.metrics.double().cpu())
-    measure: Measure = "accuracy" if source.kind == "classification" else "mse"
-    return TaskScores(measure, torch.cat(values), torch.cat(losses))
+    return pool(split, measure, torch.cat(values), torch.cat(losses))
 
 
 def task_batches(
@@ -149,11 +146,11 @@ def task_batches(
         yield source.sample(split, range(first, min(first + batch, tasks))).to(dtype)
 
 
-def summarise(split: Split, measure: Measure, values: Tensor, losses: Tensor) -> Scores:
+def pool(split: Split, measure: Measure, values: Tensor, losses: Tensor) -> Scores:
     """The statistics of tasks' scores and losses, both `[tasks, steps + 1]`.
 
     >>> values = torch.tensor([[4.0], [1.0], [1.0]])
-    >>> scores = summarise("test", "mse", values, values)
+    >>> scores = pool("test", "mse", values, values)
     >>> scores.mean, scores.worst_decile
     ([2.0], [4.0])
     """
@@ -169,6 +166,7 @@ def summarise(split: Split, measure: Measure, values: Tensor, losses: Tensor) ->
         std=spread.tolist(),
         worst_decile=worst.mean(0).tolist(),
         loss=losses.mean(0).tolist(),
+        by_task=values,
     )
 
 
