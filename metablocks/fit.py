@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 
 from metablocks.errors import RunError
-from metablocks.executors import Tasks
 from metablocks.learner import MetaGradient, MetaLearner
-from metablocks.types import Progress
+from metablocks.types import Progress, Tasks
 
 
 def fit(

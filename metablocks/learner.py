@@ -20,7 +20,7 @@ from metablocks.derivatives import detach_tree
 from metablocks.errors import BlockError, suggest
 from metablocks.estimators import Estimator, Unrolled
 from metablocks.estimators.base import filled
-from metablocks.executors import Executor, Loop, Tasks, TaskWork, check_tasks
+from metablocks.executors import Executor, Loop, TaskWork, check_tasks
 from metablocks.fingerprint import Same, fingerprint
 from metablocks.functional import (
     FunctionalModule,
@@ -44,7 +44,7 @@ from metablocks.rules.base import UpdateRule
 from metablocks.selection import select_parameters
 from metablocks.step_loss import FinalStepLoss, StepLoss, step_weights
 from metablocks.twins import Survey
-from metablocks.types import Batch, Progress, Task, Tensors, map_tensors
+from metablocks.types import Batch, Progress, Task, Tasks, Tensors, map_tensors
 
 Metric = Callable[[Any, Any], Any]
 """`(prediction, target) -> score`: a scalar tensor, or a number."""

@@ -16,11 +16,10 @@ from metablocks.compatibility import Assembly
 from metablocks.derivatives import graph_leaves, vjp, watched_leaves
 from metablocks.diagnose import without_second_derivative
 from metablocks.errors import GradientError, MetablocksError, ModuleError
-from metablocks.executors import Tasks
 from metablocks.fingerprint import cell_contents
 from metablocks.functional import detach
 from metablocks.inner_loop import InnerLoop
-from metablocks.types import Task, Tensors
+from metablocks.types import Task, Tasks, Tensors
 
 
 def check_reach(assembly: Assembly, inner: InnerLoop, buffers: Tensors, tasks: Tasks) -> None:

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from metablocks.checks import count, number
 from metablocks.errors import BlockError, ExecutorError, TaskError
-from metablocks.executors import Executor, Loop, TaskFunction, Tasks, TaskWork, Vmap
+from metablocks.executors import Executor, Loop, TaskFunction, TaskWork, Vmap
 from metablocks.fit import accuracy, fit
 from metablocks.generators import set_states
 from metablocks.learner import MetaLearner
@@ -33,7 +33,7 @@ from metablocks.rules import LearningRate, lslr
 from metablocks.step_loss import AnnealedStepLoss, FinalStepLoss
 from metablocks.tasks.base import TaskSource
 from metablocks.tasks.task_batches import check_tasks, epoch_batches
-from metablocks.types import Progress, TaskBatch, Tensors
+from metablocks.types import Progress, TaskBatch, Tasks, Tensors
 
 log = logging.getLogger("metablocks")
 

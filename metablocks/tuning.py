@@ -14,12 +14,12 @@ from torch.utils import _pytree as pytree
 
 from metablocks.errors import ExecutorError, caller_stacklevel
 from metablocks.estimators import Estimator
-from metablocks.executors import Loop, RandomDrawsWarning, Tasks, Vmap, check_tasks
+from metablocks.executors import Loop, RandomDrawsWarning, Vmap, check_tasks
 from metablocks.executors.compiled import Compile, Compiler
 from metablocks.generators import devices_of
 from metablocks.learner import MetaLearner
 from metablocks.memory import forget_peak, format_bytes, parse_bytes, peak_memory
-from metablocks.types import TaskBatch, Tensors
+from metablocks.types import TaskBatch, Tasks, Tensors
 
 log = logging.getLogger("metablocks")
 

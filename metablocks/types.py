@@ -151,6 +151,10 @@ def relative_error(got: Mapping[str, Tensor], expected: Mapping[str, Tensor]) ->
     return error if error == error else float("inf")
 
 
+Tasks: TypeAlias = TaskBatch | Sequence[Task]
+"""Tasks of one size, stacked, or a list of tasks of any size."""
+
+
 def _form(leaf: Any) -> Any:
     if isinstance(leaf, Tensor):
         return tuple(leaf.shape)

@@ -4,7 +4,6 @@ from metablocks.executors.base import (
     Executor,
     RandomDrawsWarning,
     TaskFunction,
-    Tasks,
     TaskWork,
     check_tasks,
 )
@@ -19,7 +18,6 @@ __all__ = [
     "RandomDrawsWarning",
     "TaskFunction",
     "TaskWork",
-    "Tasks",
     "Vmap",
     "check_tasks",
 ]

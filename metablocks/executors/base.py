@@ -17,10 +17,9 @@ from torch.utils import _pytree as pytree
 
 from metablocks.errors import TaskError
 from metablocks.generators import Draws, generators_of
-from metablocks.types import Task, TaskBatch, Tensors
+from metablocks.types import Task, TaskBatch, Tasks, Tensors
 
 TaskFunction: TypeAlias = Callable[[Any, Tensors, Task], tuple[Any, Any]]
-Tasks: TypeAlias = TaskBatch | Sequence[Task]
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,11 @@ from torch.utils import _pytree as pytree
 
 from metablocks.checks import count
 from metablocks.errors import BlockError
-from metablocks.executors.base import TaskFunction, Tasks, TaskWork
+from metablocks.executors.base import TaskFunction, TaskWork
 from metablocks.executors.compiled import Compile, Compiler
 from metablocks.executors.threads import map_in_threads
 from metablocks.outputs import stack_rows
-from metablocks.types import Task, Tensors
+from metablocks.types import Task, Tasks, Tensors
 
 ChannelsLast: TypeAlias = bool | Literal["query"]
 

@@ -12,10 +12,10 @@ from torch.utils import _pytree as pytree
 
 from metablocks.checks import count
 from metablocks.errors import ExecutorError, MetablocksError, first_line
-from metablocks.executors.base import RandomDrawsWarning, TaskFunction, Tasks, TaskWork
+from metablocks.executors.base import RandomDrawsWarning, TaskFunction, TaskWork
 from metablocks.executors.compiled import Compile, Compiler
 from metablocks.outputs import Apart
-from metablocks.types import Task, TaskBatch, Tensors
+from metablocks.types import Task, TaskBatch, Tasks, Tensors
 
 
 @dataclass(frozen=True, kw_only=True)

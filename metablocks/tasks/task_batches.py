@@ -14,9 +14,8 @@ from torch.utils import _pytree as pytree
 from torch.utils.data import Dataset, IterableDataset
 
 from metablocks.errors import TaskError
-from metablocks.executors import Tasks
 from metablocks.tasks.base import Split, TaskSource
-from metablocks.types import Task, TaskBatch
+from metablocks.types import Task, TaskBatch, Tasks
 
 _VALIDATION_TASKS = 100  # of a source
 _STRUCTURES = (
