@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 import re
 import signal
 from pathlib import Path
@@ -11,14 +12,14 @@ import torch
 from resume_law import same_checkpoint
 from small_images import cifar_parts, draw_mini_imagenet, write_cifar
 from small_omniglot import draw_omniglot
-from small_runs import finish, only_run, start, wait_for_epochs
+from small_runs import SMALL, finish, only_run, start, wait_for_epochs
 
 import metablocks
 from metablocks.cli import main
 from metablocks.errors import RunError
 from metablocks.recipe import build, load, shipped
 from metablocks.runs import Scores
-from metablocks.runs.train import meta_step
+from metablocks.runs.train import Stopped, _stop_signals, meta_step
 from metablocks.types import Progress
 
 TINY = [
@@ -48,49 +49,61 @@ def private_cache(tmp_path, monkeypatch):
 def undisturbed(tmp_path_factory):
     """The run that interrupted ones are compared with."""
     out = tmp_path_factory.mktemp("undisturbed")
-    status, _, stderr = finish(start(out))
-    assert status == 0, stderr
+    assert main(["run", *SMALL, "--out", str(out)]) == 0
     return only_run(out)
 
 
 @pytest.mark.parametrize("name", [recipe.name for recipe in shipped()])
-def test_every_shipped_recipe_trains_one_step(name, tmp_path, data_sets, private_cache, capsys):
-    source = load(name).at("tasks.block")
+def test_every_shipped_recipe_trains_one_step(
+    name, tmp_path, data_sets, private_cache, monkeypatch, capsys
+):
+    """With few filters, and two inner steps in evaluation, as they cost the most; without plots."""
+    monkeypatch.setattr("metablocks.runs.plots.draw", lambda directory: [])
+    shipped_recipe = load(name)
+    conv = shipped_recipe.at("model.block") == "conv4"
+    small = [f"evaluation.inner_steps={min(2, shipped_recipe.at('inner.steps'))}"]
+    small += ["model.filters=4"] if conv else []
+    words = [word for setting in small for word in ("--set", setting)]
     drawn = ("sinusoid", "linear", "logistic", "strokes")
-    data = [] if source in drawn else ["--data", str(data_sets)]
-    if source == "mini_imagenet":  # 84 × 84 pixels: a minute with all the filters
-        data += ["--set", "model.filters=4"]
-    assert main(["run", name, *TINY, *data, "--out", str(tmp_path / "runs"), "--quiet"]) == 0
-    run = only_run(tmp_path / "runs")
+    data = [] if shipped_recipe.at("tasks.block") in drawn else ["--data", str(data_sets)]
+    out = tmp_path / "runs"
+    assert main(["run", name, *TINY, *words, *data, "--out", str(out), "--quiet"]) == 0
+    run = only_run(out)
     assert run.name.startswith(name)
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     recipe = load(str(run / "recipe.yaml"))
     reduced = {entry["block"] for entry in recipe.at("surgery")} & {"append_linear", "insert_tnet"}
     parts = {"deployment": reduced, "ensemble": recipe.at("evaluation.ensemble") > 1, "test": True}
-    told = ["metrics"] if "metrics" in rows[0] else []  # what an estimator says of its own work
+    metrics = ["metrics"] if "metrics" in rows[0] else []  # of the estimator
     assert [sorted(row) for row in rows] == [
-        ["epoch", "lr", *told, "step", "train_loss", "validation"],
+        ["epoch", "lr", *metrics, "step", "train_loss", "validation"],
         [name for name, there in parts.items() if there],
     ]
     record = json.loads((run / "run.json").read_text())
-    assert record["recipe"] == load(str(run / "recipe.yaml")).hash
-    assert record["versions"]["torch"] == torch.__version__
+    assert record["recipe"] == recipe.hash
     if data:
         assert len(record["data"]["checksum"]) == 64
-    (cost,) = [json.loads(line) for line in (run / "times.jsonl").read_text().splitlines()]
+    printed = capsys.readouterr().out
+    assert str(run) in printed
+    assert ("transductive" in printed) == record["transductive"] == conv
+
+
+def test_a_run_states_versions_costs_and_scores_and_draws_plots(undisturbed, capsys):
+    record = json.loads((undisturbed / "run.json").read_text())
+    assert record["versions"]["metablocks"] == metablocks.__version__
+    assert record["versions"]["torch"] == torch.__version__
+    assert record["argv"][0] == "run"
+    cost = json.loads((undisturbed / "times.jsonl").read_text().splitlines()[0])
     names = ["epoch", "seconds", "training_seconds", "peak_memory", "memory_at_start"]
     assert list(cost) == names
     assert 0 <= cost["training_seconds"] <= cost["seconds"]
     assert 10 * 2**20 < cost["memory_at_start"] <= cost["peak_memory"] + 4 * 2**20
     for plot in ("training.png", "adaptation.png"):
-        assert (run / plot).read_bytes().startswith(b"\x89PNG")
+        assert (undisturbed / plot).read_bytes().startswith(b"\x89PNG")
+    assert main(["eval", str(undisturbed)]) == 0
     printed = capsys.readouterr().out
     assert "mean ± 95 % confidence interval over tasks" in printed
-    assert str(run) in printed
     assert "std  worst 10 %" in printed
-    batch_norm = load(name).at("model.block") == "conv4"
-    assert ("transductive" in printed) == batch_norm
-    assert record["transductive"] == batch_norm
 
 
 def test_the_best_checkpoint_is_what_is_tested_and_evaluated_later(undisturbed, capsys):
@@ -106,32 +119,32 @@ def test_the_best_checkpoint_is_what_is_tested_and_evaluated_later(undisturbed, 
     assert "train, 4 tasks" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("epochs", [1, 5])
-def test_a_killed_run_goes_on_bit_for_bit(epochs, undisturbed, tmp_path):
+def test_a_killed_run_goes_on_bit_for_bit(undisturbed, tmp_path):
+    """Half a line in the log, of a kill while it was written, is dropped."""
     process = start(tmp_path)
-    run = wait_for_epochs(tmp_path, epochs)
+    run = wait_for_epochs(tmp_path, 3)
     process.send_signal(signal.SIGKILL)
     finish(process)
-    status, _, stderr = finish(start(tmp_path, resume=run))
-    assert status == 0, stderr
+    with (run / "metrics.jsonl").open("a") as log:
+        log.write('{"epoch": 99, "st')
+    assert main(["run", "--resume", str(run), "--quiet"]) == 0
     assert (run / "metrics.jsonl").read_bytes() == (undisturbed / "metrics.jsonl").read_bytes()
     same_checkpoint(run / "checkpoint.pt", undisturbed / "checkpoint.pt")
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_ctrl_c_saves_and_says_how_to_go_on(number, undisturbed, tmp_path):
+def test_a_signal_to_stop_saves_and_says_how_to_go_on(undisturbed, tmp_path, capsys):
+    """SIGINT and SIGTERM share one handler; see `test_both_signals_are_wishes_to_stop`."""
     process = start(tmp_path)
     run = wait_for_epochs(tmp_path, 2)
-    process.send_signal(number)
+    process.send_signal(signal.SIGINT)
     status, stdout, stderr = finish(process)
     assert status == 130
     assert f"To go on: metablocks run --resume {run}" in stdout.splitlines()[-1]
     assert "Traceback" not in stderr
     state = torch.load(run / "checkpoint.pt", weights_only=True)["state"]
     assert state["step"] > 0
-    status, stdout, stderr = finish(start(tmp_path, resume=run))
-    assert status == 0, stderr
-    assert "going on after meta-step" in stdout
+    assert main(["run", "--resume", str(run), "--quiet"]) == 0
+    assert "going on after meta-step" in capsys.readouterr().out
     assert (run / "metrics.jsonl").read_bytes() == (undisturbed / "metrics.jsonl").read_bytes()
     times = [json.loads(line) for line in (run / "times.jsonl").read_text().splitlines()]
     assert [row["epoch"] for row in times] == list(range(1, 9))
@@ -139,22 +152,22 @@ def test_ctrl_c_saves_and_says_how_to_go_on(number, undisturbed, tmp_path):
         assert times[state["epochs"]][name] >= seconds
 
 
-def test_half_a_line_in_the_log_is_dropped_on_resume(undisturbed, tmp_path):
-    process = start(tmp_path)
-    run = wait_for_epochs(tmp_path, 2)
-    process.kill()
-    finish(process)
-    with (run / "metrics.jsonl").open("a") as log:
-        log.write('{"epoch": 99, "st')
-    assert finish(start(tmp_path, resume=run))[0] == 0
-    assert (run / "metrics.jsonl").read_bytes() == (undisturbed / "metrics.jsonl").read_bytes()
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_both_signals_are_wishes_to_stop(number):
+    before = signal.getsignal(number)
+    with _stop_signals() as signals:
+        signals.stop_if_wished()
+        os.kill(os.getpid(), number)
+        assert signal.getsignal(number) == before  # the second acts as it always did
+        with pytest.raises(Stopped):
+            signals.stop_if_wished()
+    assert signal.getsignal(number) == before
 
 
-def test_a_finished_run_resumes_to_its_summary(undisturbed):
+def test_a_finished_run_resumes_to_its_summary(undisturbed, capsys):
     before = (undisturbed / "metrics.jsonl").read_bytes()
-    status, stdout, _ = finish(start(undisturbed.parent, resume=undisturbed))
-    assert status == 0
-    assert "test, 8 tasks" in stdout
+    assert main(["run", "--resume", str(undisturbed), "--quiet"]) == 0
+    assert "test, 8 tasks" in capsys.readouterr().out
     assert (undisturbed / "metrics.jsonl").read_bytes() == before
 
 
@@ -239,12 +252,6 @@ def test_per_step_rates_refuse_more_steps_than_trained(tmp_path, capsys):
     message = capsys.readouterr().err
     assert message.startswith("--steps 5: ")
     assert "take at most 1" in message
-
-
-def test_a_run_records_the_version_of_the_code(undisturbed):
-    record = json.loads((undisturbed / "run.json").read_text())
-    assert record["versions"]["metablocks"] == metablocks.__version__
-    assert record["argv"][0] == "run"
 
 
 def test_an_executor_is_chosen_before_training_and_stated_in_the_recipe(tmp_path, capsys):
