@@ -220,7 +220,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def environment(device: torch.device) -> dict[str, Any]:
-    """What a result may depend on besides the recipe: code, versions, machine."""
+    """Code, versions and machine: all that a result may depend on besides the recipe."""
     from metablocks import __version__
 
     return {

@@ -216,7 +216,7 @@ class Meter:
         return {"seconds": round(seconds, 3), "training_seconds": round(self._training, 3)}
 
     def lap(self) -> dict[str, float | int | None]:
-        """What the epoch cost that ends here; the next one begins.
+        """Cost of the epoch that ends here; the next one begins.
 
         `seconds`: on the clock, everything included. `training_seconds`: of those, what meta-steps
         took, without validation, logs and checkpoints. `peak_memory`, `memory_at_start`: bytes, by
