@@ -9,14 +9,11 @@ import subprocess
 import sys
 import time
 import zlib
-from pathlib import Path
 from subprocess import PIPE
 
 import pytest
 import torch
 from hypothesis import HealthCheck, Phase, given, seed, settings
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from metablocks.errors import LawError
 from metablocks.estimators import Unrolled

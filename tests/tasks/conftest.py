@@ -5,8 +5,9 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from small_images import draw_mini_imagenet, write_cifar
-from small_omniglot import draw_omniglot
+
+from tools.fuzzing.small_images import draw_mini_imagenet, write_cifar
+from tools.fuzzing.small_omniglot import draw_omniglot
 
 SMALL = {
     "images_background": {"Runes": 6, "Glyphs": 7},

@@ -10,12 +10,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small_images import STEP, cifar_parts, counted, pack_cifar, python_2_pickle, write_cifar
 
 from metablocks.errors import DataError, TaskError
 from metablocks.tasks import CifarFS
 from metablocks.tasks.cifar_fs import _load
 from metablocks.tasks.class_splits import CIFAR_FS, class_names
+from tools.fuzzing.small_images import (
+    STEP,
+    cifar_parts,
+    counted,
+    pack_cifar,
+    python_2_pickle,
+    write_cifar,
+)
 
 FIELDS = {"ways": 5, "shots": 1, "queries": 3}
 FOLDER, ARCHIVE = "cifar-100-python", "cifar-100-python.tar.gz"

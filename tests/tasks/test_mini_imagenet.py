@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from small_images import STEP, counted, draw_mini_imagenet
 
 from metablocks.errors import DataError, TaskError
 from metablocks.tasks import MiniImagenet
 from metablocks.tasks.class_splits import MINI_IMAGENET, class_names
+from tools.fuzzing.small_images import STEP, counted, draw_mini_imagenet
 
 FIELDS = {"ways": 5, "shots": 1, "queries": 3}
 FIRST = "n01532829"

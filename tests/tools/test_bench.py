@@ -10,12 +10,9 @@ import subprocess
 import sys
 import warnings
 from importlib.metadata import version
-from pathlib import Path
 
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import metablocks.executors.compiled
 from tools.benchmarks import command, contenders, lineup, measure, report, worker

@@ -1,10 +1,10 @@
-"""Small data sets for recipes that need files: drawn by the helpers of the tests, in seconds."""
+"""Small data sets for recipes that need files, drawn in seconds."""
 
 import os
 from pathlib import Path
 
-from small_images import cifar_parts, draw_mini_imagenet, write_cifar
-from small_omniglot import draw_omniglot
+from tools.fuzzing.small_images import cifar_parts, draw_mini_imagenet, write_cifar
+from tools.fuzzing.small_omniglot import draw_omniglot
 
 
 def draw_data_sets(parent: Path) -> Path:
