@@ -204,35 +204,25 @@ def test_what_is_written_follows_no_link_out_of_the_run(tmp_path):
     assert mine.read_text() == "the user's"
 
 
-@pytest.mark.parametrize("resumed", [False, True], ids=["run", "resume"])
-def test_a_second_process_is_refused_and_the_first_unharmed(resumed, undisturbed, tmp_path, capsys):
+def test_a_second_process_is_refused_and_the_lock_of_a_killed_one_is_gone(
+    undisturbed, tmp_path, capsys
+):
     first = start_and_stop(*FEW, "--out", str(tmp_path))
     run = only_run(tmp_path)
-    if resumed:
-        first.kill()
-        finish(first)
-        first = start_and_stop("--resume", str(run), "--quiet")
     before = contents(run)
     assert main(["run", "--resume", str(run), "--quiet"]) == 1
     holder = f"process {first.pid} on {socket.gethostname()}"
     assert capsys.readouterr().err.startswith(f"{run}: {holder} is training this run, and two at")
     assert contents(run) == before
-    first.send_signal(signal.SIGCONT)
-    status, _, stderr = finish(first)
-    assert status == 0, stderr
-    assert_same_run(run, undisturbed)
-
-
-def test_the_lock_of_a_killed_process_is_gone(undisturbed, tmp_path):
-    first = start_and_stop(*FEW, "--out", str(tmp_path))
-    run = only_run(tmp_path)
-    directory = RunDirectory(run)
-    with pytest.raises(RunError, match=f"process {first.pid} on "), directory.locked():
-        pass
     first.kill()
     finish(first)
     assert (run / ".lock").read_text()  # says who held it, and locks nothing
-    assert main(["run", "--resume", str(run), "--quiet"]) == 0
+    resumed = start_and_stop("--resume", str(run), "--quiet")
+    with pytest.raises(RunError, match=f"process {resumed.pid} on "), RunDirectory(run).locked():
+        pass
+    resumed.send_signal(signal.SIGCONT)  # the refused did it no harm
+    status, _, stderr = finish(resumed)
+    assert status == 0, stderr
     assert_same_run(run, undisturbed)
 
 

@@ -1,5 +1,6 @@
 """Scores: statistics over tasks, against numbers worked out by hand; and what an epoch cost."""
 
+import contextlib
 import json
 import time
 from pathlib import Path
@@ -11,7 +12,7 @@ from metablocks.memory import forget_peak, peak_memory
 from metablocks.recipe import build, load
 from metablocks.runs import Scores, accuracy, score
 from metablocks.runs.scores import pool
-from metablocks.runs.train import Meter
+from metablocks.runs.train import Meter, Stopped
 
 
 def column(*values: float) -> torch.Tensor:
@@ -88,29 +89,35 @@ def test_accuracy_is_the_share_of_hits():
     assert float(accuracy(torch.eye(4), torch.tensor([0, 1, 2, 0]))) == 0.75
 
 
-def test_a_lap_counts_training_apart_and_starts_anew():
+@pytest.fixture
+def clock(monkeypatch):
+    """Moves the meter's clock by some seconds."""
+    now = [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    return lambda seconds: now.__setitem__(0, now[0] + seconds)
+
+
+def test_a_lap_counts_training_apart_and_starts_anew(clock):
     meter = Meter(torch.device("cpu"))
     with meter.training():
-        time.sleep(0.02)
-    time.sleep(0.02)
+        clock(2)
+    clock(3)
     first, second = meter.lap(), meter.lap()
-    assert 0.02 <= first["training_seconds"] <= first["seconds"] - 0.015  # rounded to the ms
-    assert second["training_seconds"] == 0.0
-    assert second["seconds"] < 0.02
+    assert (first["training_seconds"], first["seconds"]) == (2, 5)
+    assert (second["training_seconds"], second["seconds"]) == (0, 0)
 
 
-def test_a_meter_goes_on_where_a_stopped_one_was():
+def test_a_meter_goes_on_where_a_stopped_one_was(clock):
     before = Meter(torch.device("cpu"), {"seconds": 100.0, "training_seconds": 90.0})
-    with before.training():
-        time.sleep(0.02)
-    spent = before.spent()
-    assert 100.02 <= spent["seconds"] < 101
-    assert 90.02 <= spent["training_seconds"] < 91
-    after = Meter(torch.device("cpu"), spent)
+    with contextlib.suppress(Stopped), before.training():
+        clock(2)
+        raise Stopped
+    assert before.spent() == {"seconds": 102, "training_seconds": 92}
+    after = Meter(torch.device("cpu"), before.spent())
+    clock(1)
     first, second = after.lap(), after.lap()
-    assert spent["training_seconds"] == first["training_seconds"]
-    assert spent["seconds"] <= first["seconds"] < 101
-    assert (second["training_seconds"], second["seconds"] < 1) == (0.0, True)
+    assert (first["training_seconds"], first["seconds"]) == (92, 103)
+    assert (second["training_seconds"], second["seconds"]) == (0, 0)
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="needs Linux's clear_refs")
