@@ -54,9 +54,9 @@ def fit(
         for number, (tasks, progress) in enumerate(batches, first + 1):
             with precision():
                 result = learner.backward(tasks, progress=progress)
-            if result.trouble:
+            if result.nonfinite:
                 raise RunError(
-                    f"the {result.trouble} at meta-step {number}, which was not taken: training "
+                    f"the {result.nonfinite} at meta-step {number}, which was not taken: training "
                     "diverged, or the data is not finite. A lower inner or outer learning rate, or "
                     "fewer inner steps, usually helps"
                 )

@@ -81,7 +81,7 @@ class MetaGradient(NamedTuple):
     """`[tasks, steps + 1]`: the metric, if one was given; nan where no query pass was made."""
 
     @property
-    def trouble(self) -> str | None:
+    def nonfinite(self) -> str | None:
         """Message that the loss or the gradient is not finite; None if both are."""
         if not math.isfinite(self.loss):
             return f"training loss is {float(self.loss)}"

@@ -247,3 +247,11 @@ def test_the_compiler_itself(within):
         expected = due.meta_gradient(batch(first=first))
         assert_close("compiled = Loop", got.grads, expected.grads, within(1e-12))
     assert ours.executor._compiler.count == 1
+
+
+def test_what_was_made_long_ago_is_made_again_and_not_kept_for_ever(monkeypatch):
+    monkeypatch.setattr("metablocks.executors.compiled._MOST", 2)
+    compiler = Compiler("trace")
+    for number in (1, 2, 3, 1):
+        assert compiler(lambda x, n=number: x + n, number, torch.ones(1)) == 1 + number
+    assert compiler.count == 2

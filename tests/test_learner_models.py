@@ -159,5 +159,18 @@ def test_step_aware_modules_get_each_step_its_row(executor):
         learner.evaluate(tasks, steps=4)
 
 
+def test_attributes_of_a_module_that_is_not_step_aware_are_its_own():
+    class Halting(nn.Linear):
+        max_steps, inner_step, collects_buffers = 1, "mine", True
+
+        def forward(self, x):
+            assert self.inner_step == "mine"
+            return super().forward(x)
+
+    learner = learner_of(Halting(3, 2), steps=3)
+    assert learner.max_steps is None
+    learner.backward(tasks_of(3))
+
+
 def _sides(tasks):
     return tasks.support, tasks.query

@@ -146,8 +146,8 @@ def check_epoch(
     agreements += reference.agreements
     rows, problems = by_group(learner, got.grads, reference)
     problems += [f"{one.what}: {one.error:.1e} apart" for one in agreements if not one.ok]
-    if got.trouble:
-        problems.insert(0, got.trouble)
+    if got.nonfinite:
+        problems.insert(0, got.nonfinite)
     words = _words(learner, progress)
     return GradientPart(epoch, words, rows, tuple(agreements), tuple(problems)), got.grads, notes
 
@@ -298,8 +298,8 @@ def _looks_through(learner: MetaLearner, epochs: list[int]) -> bool:
 def _start(learner: MetaLearner, tasks: TaskBatch, epoch: int) -> Tensors:
     """The gradient where training starts. Raises `ArithmeticError` if it is not finite."""
     result, _ = run(learner, tasks, Progress(epoch=epoch))
-    if result.trouble:
-        raise ArithmeticError(f"{result.trouble} where training starts")
+    if result.nonfinite:
+        raise ArithmeticError(f"{result.nonfinite} where training starts")
     return result.grads
 
 

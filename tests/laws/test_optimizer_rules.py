@@ -160,7 +160,7 @@ def test_a_net_with_a_dead_parameter_has_a_finite_meta_gradient(make, place):
             if name.startswith("head"):
                 p.zero_()
     result = learner.meta_gradient(small.tasks)
-    assert result.trouble is None
+    assert result.nonfinite is None
     assert any(bool(grad.any()) for grad in result.grads.values())
 
 
