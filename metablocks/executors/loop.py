@@ -36,6 +36,7 @@ class Loop:
 
     Law: neither changes a result, up to rounding.
 
+    >>> from metablocks.types import TaskBatch
     >>> double = lambda shared, buffers, task: (task.query[0].sum(), task.query[0] * 2)
     >>> x = torch.ones(3, 2)
     >>> total, each = Loop(workers=2)(double, {}, {}, TaskBatch((x, x), (x, x)))

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from metablocks.rules.base import Chain, NamedTensors, StepInfo, UpdateRule
 from metablocks.rules.gradient_mask import MTMask
 from metablocks.rules.kronecker import KFO
-from metablocks.rules.learning_rate import LearningRate, lslr, meta_sgd
+from metablocks.rules.learning_rate import Granularity, LearningRate, lslr, meta_sgd
 from metablocks.rules.meta_curvature import MetaCurvature
 from metablocks.rules.optimizers import Adam, Momentum
 from metablocks.rules.regularizers import ClipNorm, Proximal, WeightDecay
@@ -34,6 +34,7 @@ __all__ = [
     "Adam",
     "Chain",
     "ClipNorm",
+    "Granularity",
     "LearningRate",
     "MTMask",
     "MetaCurvature",
