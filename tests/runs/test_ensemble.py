@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from resume_law import same_checkpoint
 from small_runs import SMALL, only_run
 
 from metablocks.cli import main
@@ -16,6 +15,7 @@ from metablocks.runs import Scores, checkpoint
 from metablocks.runs.checkpoint import TrainingState
 from metablocks.runs.directory import RunDirectory
 from metablocks.runs.scores import pool
+from tools.fuzzing.resume_law import same_checkpoint
 
 STROKES = [
     "quickstart",

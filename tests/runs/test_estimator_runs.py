@@ -3,7 +3,6 @@
 import json
 
 import pytest
-import resume_law
 import torch
 from small_runs import only_run
 from torch import nn
@@ -13,6 +12,7 @@ from metablocks.recipe import build, load
 from metablocks.recipe.outer import linear
 from metablocks.runs.train import meta_step
 from metablocks.types import Progress
+from tools.fuzzing import resume_law
 
 SMALL = [
     "outer.tasks_per_step=3",

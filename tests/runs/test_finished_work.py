@@ -12,13 +12,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from resume_law import same_checkpoint
 from small_runs import SMALL, finish, only_run
 
 from metablocks.cli import main
 from metablocks.errors import RunError
 from metablocks.runs import checkpoint
 from metablocks.runs.directory import RunDirectory, write_text
+from tools.fuzzing.resume_law import same_checkpoint
 
 FEW = [
     *SMALL,

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from resume_law import same_checkpoint
 from small_runs import SMALL, finish, only_run, start, wait_for_epochs
 
 import metablocks
@@ -19,6 +18,7 @@ from metablocks.recipe import build, load, shipped
 from metablocks.runs import Scores
 from metablocks.runs.train import Stopped, _stop_signals, meta_step
 from metablocks.types import Progress
+from tools.fuzzing.resume_law import same_checkpoint
 from tools.fuzzing.small_images import cifar_parts, draw_mini_imagenet, write_cifar
 from tools.fuzzing.small_omniglot import draw_omniglot
 

@@ -16,7 +16,6 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from resume_law import goes_on_bit_for_bit
 
 from metablocks.errors import RecipeError
 from metablocks.executors import RandomDrawsWarning
@@ -26,6 +25,7 @@ from metablocks.recipe.listing import summary
 from metablocks.runs.deployment import deployment
 from metablocks.runs.train import final_scores, meta_step
 from metablocks.types import Progress
+from tools.fuzzing.resume_law import goes_on_bit_for_bit
 
 SECONDS = 20
 """Of computing. A process that only waits gets ten times it, not counting while it is stopped."""
