@@ -189,7 +189,9 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        if torch.Tag.nondeterministic_seeded in function.tags:
+        if torch.Tag.nondeterministic_seeded in function.tags and not _without_dropout(
+            function, args, kwargs
+        ):
             generator = kwargs.get("generator")
             if generator is not None:
                 self.draws.add("held")
@@ -272,3 +274,12 @@ def same_state(one: Any, other: Any) -> bool:
         np.array_equal(a, b) if isinstance(a, np.ndarray) else a == b
         for a, b in zip(one, other, strict=True)
     )
+
+
+def _without_dropout(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """True for fused attention with the dropout rate 0, which draws nothing."""
+    for index, argument in enumerate(function._schema.arguments):
+        if argument.name == "dropout_p":
+            rate = args[index] if index < len(args) else kwargs.get("dropout_p", 0.0)
+            return bool(rate == 0)
+    return False
