@@ -6,7 +6,7 @@ from it: what another thread draws meanwhile stays drawn.
 
 import random
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -189,9 +189,7 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        if torch.Tag.nondeterministic_seeded in function.tags and not _without_dropout(
-            function, args, kwargs
-        ):
+        if is_random(function, args, kwargs):
             generator = kwargs.get("generator")
             if generator is not None:
                 self.draws.add("held")
@@ -276,10 +274,17 @@ def same_state(one: Any, other: Any) -> bool:
     )
 
 
-def _without_dropout(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """True for fused attention with the dropout rate 0, which draws nothing."""
+def is_random(function: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    """True if an operation draws random numbers; fused attention with the dropout rate 0 does not.
+
+    >>> attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
+    >>> is_random(attention, (), {}), is_random(attention, (None, None, None, 0.1), {})
+    (False, True)
+    """
+    if torch.Tag.nondeterministic_seeded not in getattr(function, "tags", ()):
+        return False
     for index, argument in enumerate(function._schema.arguments):
         if argument.name == "dropout_p":
-            rate = args[index] if index < len(args) else kwargs.get("dropout_p", 0.0)
-            return bool(rate == 0)
-    return False
+            given = args[index] if index < len(args) else kwargs.get("dropout_p", 0.0)
+            return bool(given != 0)
+    return True

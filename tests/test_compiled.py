@@ -258,3 +258,21 @@ def test_what_was_made_long_ago_is_made_again_and_not_kept_for_ever(monkeypatch)
     for number in (1, 2, 3, 1):
         assert compiler(lambda x, n=number: x + n, number, torch.ones(1)) == 1 + number
     assert compiler.count == 2
+
+
+def test_fused_attention_without_dropout_is_not_taken_for_random(within):
+    class Attending(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head = nn.Linear(4, 1)
+
+        def forward(self, x):
+            x = x.expand(*x.shape[:-1], 4)[None, None]
+            return self.head(F.scaled_dot_product_attention(x, x, x)[0, 0])
+
+    net = Attending()
+    ours = learner(mb.Loop(compile="trace"), net, order=mb.FirstOrder())
+    plain = learner(mb.Loop(), net, order=mb.FirstOrder())
+    actual, expected = ours.meta_gradient(batch()).grads, plain.meta_gradient(batch()).grads
+    torch.testing.assert_close(actual, expected, rtol=within(1e-10), atol=within(1e-12))
+    assert ours.executor._compiler.count == 1

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from metablocks.errors import BlockError, caller_stacklevel
+from metablocks.generators import is_random
 
 Compile = bool | Literal["trace", "auto"]
 
@@ -154,7 +155,7 @@ class Compiler:
 
 
 class _Unfit(Exception):  # noqa: N818  (a reason, which becomes a warning)
-    """Why a function is not compiled."""
+    """The reason that a function is not compiled."""
 
 
 class _Flat:
@@ -187,7 +188,7 @@ def _trace(flat: _Flat, leaves: list[Any]) -> torch.fx.GraphModule:
     drawing = {
         str(node.target)
         for node in graph.graph.nodes
-        if torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+        if is_random(node.target, node.args, node.kwargs)
     }
     if drawing:
         raise _Unfit(f"it draws random numbers ({', '.join(sorted(drawing))})")
