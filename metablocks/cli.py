@@ -72,21 +72,20 @@ def _log_to_stderr() -> Iterator[None]:
 
 def _run(args: argparse.Namespace, argv: list[str]) -> int:
     from metablocks import runs
-    from metablocks.recipe import load
 
     if args.recipe is None and args.resume is None:
         raise RecipeError("metablocks run: no recipe; give one, or --resume RUN_DIR")
-    _make_importable(args.allow)
     if args.memory:
         args.set.append(
             f'hardware.executor={{block: auto, memory: "{args.memory}", compile: false}}'
         )
     if args.recipe is None:
         _check_run(args.resume)
+        _make_importable(args.allow)
         recipe = runs.load_recipe(args.resume, args.set, args.allow)
+        _print_notes(recipe.notes)
     else:
-        recipe = load(args.recipe, args.set, args.allow)
-    _print_notes(recipe.notes)
+        recipe = _load(args)
     return runs.train_recipe(
         recipe,
         out=args.out,

@@ -27,7 +27,7 @@ class Call(NamedTuple):
 
     arguments: tuple[tuple[Any, ...], dict[str, Any]]
     batch: frozenset[int]
-    """Which of their leaves are tensors of the batch, and not made by the model."""
+    """True for those of their leaves that are tensors of the batch, and not made by the model."""
 
 
 Test = Callable[[nn.Module, Call], str]

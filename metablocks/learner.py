@@ -258,7 +258,6 @@ class MetaLearner(nn.Module):
         """
         check_tasks(tasks)
         inner, buffers = self._inner_at_evaluation(tasks, steps, metric, norm_statistics)
-        assembly = self._assembly()
 
         def judge(shared: Any, buffers: Tensors, task: Task) -> tuple[Any, Any]:
             meta, tensors = shared
@@ -269,7 +268,8 @@ class MetaLearner(nn.Module):
             carry = loop.start(meta, buffers)
             for index in range(loop.steps + 1):
                 passed = loop.query(meta, carry, query, index)
-                check_constant(passed.loss, assembly)
+                if passed.loss.requires_grad:
+                    check_constant(passed.loss, self._assembly())
                 losses.append(passed.loss.detach())
                 scores += [] if passed.score is None else [passed.score]
                 if index < loop.steps:
@@ -347,10 +347,12 @@ class MetaLearner(nn.Module):
             scores = () if result.scores is None else result.scores
             return totals, (result.query_losses, scores)
 
-        blocks: tuple[Any, ...] = (self._identity, estimator, inner.steps, inner.through)
-        functions = map(fingerprint, (self.loss, inner.metric))
-        key = (*blocks, inner.model.key, inner.rule.key, *functions)
-        return TaskWork(estimate, inner.draws, key)
+        def identify() -> Hashable:
+            blocks = (self._identity, estimator, inner.steps, inner.through)
+            functions = map(fingerprint, (self.loss, inner.metric))
+            return (*blocks, inner.model.key, inner.rule.key, *functions)
+
+        return TaskWork(estimate, inner.draws, identify)
 
     def _execute(
         self, work: TaskWork, inner: InnerLoop, buffers: Tensors, tasks: Tasks

@@ -12,7 +12,7 @@ from torch import nn
 from metablocks.errors import BlockError, MetablocksError
 
 Beyond: TypeAlias = Literal["error", "last"]
-"""What a per-step block does at steps past the last one it was made for."""
+"""Behaviour of a per-step block at steps past the last one it was made for."""
 
 
 class StepAware(nn.Module):

@@ -84,10 +84,9 @@ def check_inference(learner: nn.Module) -> None:
 
 def check_constant(loss: Tensor, assembly: Assembly) -> None:
     """Raise `GradientError` if a loss of constants depends on a trainable parameter."""
-    if loss.requires_grad:
-        leaves = [leaf for leaf in graph_leaves(loss) if isinstance(leaf, nn.Parameter)]
-        if leaves:
-            raise _cut_off(assembly, leaves)
+    leaves = [leaf for leaf in graph_leaves(loss) if isinstance(leaf, nn.Parameter)]
+    if leaves:
+        raise _cut_off(assembly, leaves)
 
 
 def _look(

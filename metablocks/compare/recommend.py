@@ -44,7 +44,7 @@ class Advice:
     reason: str
     rests_on: str
     thin: tuple[str, ...]
-    """Why the evidence is thin; empty if it is not."""
+    """Reasons that the evidence is thin; empty if it is not."""
 
     def __str__(self) -> str:
         lines = [f"use {self.recipe}: {self.reason}", f"rests on: {self.rests_on}"]

@@ -27,7 +27,7 @@ class TaskGradient(NamedTuple):
     scores: Tensor | None = None
     """`[steps + 1]`, as `query_losses`: the metric, if the inner loop has one."""
     metrics: Tensors = {}  # noqa: RUF012
-    """What the estimator has to say of its own work: scalars by name, the same names for each task."""
+    """Figures of the estimator's own work: scalars by name, the same names for each task."""
 
 
 class Estimator(ABC):

@@ -10,6 +10,7 @@ tasks.
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 from torch import Tensor
@@ -27,13 +28,17 @@ class TaskWork:
     """A task function with what executors may know of it.
 
     - `draws`: the random generators that it draws from.
-    - `key`: what it depends on besides its arguments: work of equal keys gives equal results for equal
-      arguments, and may be compiled. None for work that is never compiled.
+    - `identify`: makes `key`, which stands for all that it depends on besides its arguments: work of
+      equal keys gives equal results for equal arguments. None for work that is never compiled.
     """
 
     call: TaskFunction
     draws: Draws
-    key: Hashable | None = None
+    identify: Callable[[], Hashable] | None = None
+
+    @cached_property
+    def key(self) -> Hashable | None:
+        return None if self.identify is None else self.identify()
 
     @classmethod
     def of(cls, fn: TaskFunction, shared: Any) -> "TaskWork":

@@ -64,6 +64,7 @@ class Loop:
         self, fn: TaskFunction, shared: Any, buffers: Tensors, tasks: Tasks
     ) -> tuple[Any, Any]:
         work = TaskWork.of(fn, shared)
+        compiler, key = self._compiler, work.key if self.compile else None
 
         def on_task(shared: Any, buffers: Tensors, support: Any, query: Any) -> tuple[Any, Any]:
             return work(shared, buffers, Task(support, query))
@@ -73,16 +74,15 @@ class Loop:
             support = _channels_last(task.support) if self.channels_last is True else task.support
             query = _channels_last(task.query) if self.channels_last else task.query
             result: tuple[Any, Any]
-            result = self._compiler(on_task, work.key, shared, buffers, support, query)
+            result = compiler(on_task, key, shared, buffers, support, query)
             return result
 
-        tasks_in_all = len(tasks)
         # The first task may have to tell whether the work draws: whose draws come first must not be
         # a matter of chance.
         total = _Total()
         if not work.draws.known:
             total.add(run(0))
-        rest = range(total.count, tasks_in_all)
+        rest = range(total.count, len(tasks))
         workers = 1 if work.draws.kinds else min(self.workers, len(rest))
         if workers > 1:
             map_in_threads(run, rest, workers, total.add)

@@ -54,7 +54,8 @@ class Vmap:
         if not isinstance(tasks, TaskBatch):
             tasks = TaskBatch.stack(tasks)
         work = TaskWork.of(fn, shared)
-        compiled = bool(self.compile) and work.key is not None
+        key = work.key if self.compile else None
+        compiled = key is not None
         apart: list[Apart] = []
 
         def chunk(shared: Any, buffers: Tensors, batches: Any) -> tuple[Any, Any]:
@@ -80,16 +81,15 @@ class Vmap:
             to_sum, to_stack = _vmap(one, first, buffers, tensors)
             return pytree.tree_map(lambda leaf: leaf.sum(0), to_sum), to_stack
 
-        number = len(tasks)
-        size = min(self.chunk or number, number)
+        size = min(self.chunk or len(tasks), len(tasks))
         total: Any = None
         rows: list[Any] = []
-        for start in range(0, number, size):
-            width = min(size, number - start)
+        for start in range(0, len(tasks), size):
+            width = min(size, len(tasks) - start)
             batches = _rows((tasks.support, tasks.query), start, width)
             # A buffer that a task writes needs a copy of its own for each task.
             own = {name: b.expand(width, *b.shape) for name, b in buffers.items()}
-            to_sum, to_stack = self._compiler(chunk, work.key, shared, own, batches)
+            to_sum, to_stack = self._compiler(chunk, key, shared, own, batches)
             total = pytree.tree_map(torch.add, total, to_sum) if rows else to_sum
             rows.append(to_stack)
         if work.draws.kinds:

@@ -94,7 +94,7 @@ def per_step_batch_norm(
 
 
 def _obstacle(norm: _BatchNorm) -> str:
-    """Why a batch norm cannot have rows; empty if it can."""
+    """The reason that a batch norm cannot have rows; empty if it can."""
     if isinstance(norm, LazyModuleMixin):
         return "that has not seen data yet; run the model on one batch first"
     registered = [*norm._parameters, *norm._buffers]

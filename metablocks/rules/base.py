@@ -51,9 +51,9 @@ class UpdateRule(nn.Module):
     max_steps: int | None = None
     """Inner steps the rule is set up for; `None` where any number will do."""
     draws_each_step: bool = False
-    """Whether `forward` draws random numbers; elsewhere they are drawn in `init`, once a task."""
+    """True if `forward` draws random numbers; else they are drawn in `init`, once a task."""
     straight_through: bool = False
-    """Whether the gradient of its own parameters is a stated estimate, and not the loss's slope."""
+    """True if the gradient of its own parameters is a stated estimate, and not the loss's slope."""
 
     def setup(self, params: Tensors, steps: int) -> Self:
         """Allocate the meta-parameters for these adapted parameters and this many steps, once."""
