@@ -264,10 +264,10 @@ def test_fused_attention_without_dropout_is_not_taken_for_random(within):
     class Attending(nn.Module):
         def __init__(self):
             super().__init__()
-            self.head = nn.Linear(4, 1)
+            self.body, self.head = nn.Linear(1, 4), nn.Linear(4, 1)
 
         def forward(self, x):
-            x = x.expand(*x.shape[:-1], 4)[None, None]
+            x = self.body(x)[None, None]
             return self.head(F.scaled_dot_product_attention(x, x, x)[0, 0])
 
     net = Attending()
