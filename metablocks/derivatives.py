@@ -33,9 +33,11 @@ def gradient(
     ({'x': tensor([3.])}, tensor(1.), 'aux')
     """
     recording = differentiable and torch.is_grad_enabled()
-    recorded = _is_recorded(point)
-    if _transformed() and not (recording and recorded):
-        return _gradient_by_transform(function, point, differentiable)
+    recorded = False
+    if _transformed():
+        recorded = _is_recorded(point)
+        if not (recording and recorded):
+            return _gradient_by_transform(function, point, differentiable)
     nodes = {
         name: tensor
         if recording and (recorded or tensor.requires_grad)
@@ -84,11 +86,11 @@ def vjp(
     """
     if _transformed():
         return _vjp_by_transform(function, primals, reuse)
-    tensors, spec = pytree.tree_flatten(primals)
-    leaves = [tensor.detach().requires_grad_() for tensor in tensors]
+    nodes = pytree.tree_map(lambda tensor: tensor.detach().requires_grad_(), primals)
+    leaves = pytree.tree_leaves(nodes)
     _expect(leaves)
     with torch.enable_grad():
-        outputs, aux = function(*pytree.tree_unflatten(leaves, spec))
+        outputs, aux = function(*nodes)
     ends = pytree.tree_leaves(outputs)
     _watch(ends)
 
@@ -97,15 +99,13 @@ def vjp(
         live = [(end, c) for end, c in pairs if c is not None and end.requires_grad]
         for leaf in leaves:
             leaf.grad = None
-        named = {}
-        if totals is not None:
-            named = dict(zip(primals[0], leaves, strict=False))
-            for name, leaf in named.items():
-                leaf.grad = totals.get(name)
+        named = {} if totals is None else nodes[0]
+        for name, leaf in named.items():
+            leaf.grad = (totals or {}).get(name)
         if live:
             heads, seeds = zip(*live, strict=True)
             torch.autograd.backward(heads, seeds, retain_graph=reuse, inputs=leaves)
-        grads = tuple(pytree.tree_unflatten([leaf.grad for leaf in leaves], spec))
+        grads: tuple[Any, ...] = pytree.tree_map(lambda leaf: leaf.grad, nodes)
         if totals is None:
             return grads
         totals |= {name: leaf.grad for name, leaf in named.items() if leaf.grad is not None}

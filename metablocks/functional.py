@@ -11,7 +11,8 @@ pass, which is watched, and copied in every pass from then on; others are not.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Set
-from typing import Any, Literal, NamedTuple, TypeAlias
+from functools import partial
+from typing import Any, Literal, NamedTuple, NoReturn, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -154,14 +155,14 @@ class ModuleView:
         training: bool | None = None,
     ) -> tuple[Any, ModuleState]:
         """Any method of the module under `state`; `"forward"` is the call of it, hooks and all."""
-        self._check_names(state)
-
-        def run(tensors: Tensors, args: Any) -> tuple[Any, Tensors]:
-            return self._run(tensors, method, args[0], args[1], step, training)
-
+        if state.params.keys() != self._parameters.keys() or (
+            state.buffers.keys() != self._buffers.keys()
+        ):
+            self._refuse_names(state)
         arguments = (args, kwargs or {})
         written = self._written.get((method, training))
         if written is None:
+            run = partial(self._run, method, step, training)
             output, buffers, tensors, written = self._first_run(state, arguments, run)
             self._written[method, training] = written
             changed = {n for n, b in buffers.items() if n in written or b is not tensors[n]}
@@ -174,10 +175,13 @@ class ModuleView:
             if _ARGUMENTS in written:
                 arguments = map_tensors(torch.clone, arguments)
             versions = _versions(tensors)
-            output, buffers = run(tensors, arguments)
-            self._check_versions(tensors, versions, written)
+            output, buffers = self._run(method, step, training, tensors, arguments)
+            if _versions(tensors) != versions:
+                self._check_versions(tensors, versions, written)
+        if not written:
+            return output, ModuleState(state.params, buffers)
         params = {n: tensors[n] if n in written else t for n, t in state.params.items()}
-        return output, ModuleState(params if written else state.params, buffers)
+        return output, ModuleState(params, buffers)
 
     def written(self, *, method: str = "forward", training: bool | None = None) -> frozenset[str]:
         """The names of the tensors that the method writes in place; none before its first call."""
@@ -226,12 +230,11 @@ class ModuleView:
 
     def _run(
         self,
-        tensors: Tensors,
         method: str,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
         step: int,
         training: bool | None,
+        tensors: Tensors,
+        arguments: tuple[tuple[Any, ...], dict[str, Any]],
     ) -> tuple[Any, Tensors]:
         """The method with these tensors in the places of the module's own, and the buffers after it."""
         twins = [object.__new__(part.kind) for part in self._parts]
@@ -244,7 +247,7 @@ class ModuleView:
         for part, made in zip(self._parts, twins, strict=True):
             part.fill(made, twins, tensors, memo, step, training)
         act: Any = twins[0] if method == "forward" else getattr(twins[0], method)
-        output = act(*args, **kwargs)
+        output = act(*arguments[0], **arguments[1])
         buffers = {
             name: twins[part.index].__dict__["_buffers"][leaf]
             for name, (part, leaf) in self._buffers.items()
@@ -253,18 +256,18 @@ class ModuleView:
 
     def _given(self, state: ModuleState) -> Tensors:
         """Every tensor of a pass: the state's, by name, and those that attributes hold, by path."""
-        tensors = {
-            name: _alias(tensor) if isinstance(tensor, nn.Parameter) else tensor
-            for tree in state
-            for name, tensor in tree.items()
-        }
-        return tensors | self.beside()
+        tensors = {**state.params, **state.buffers}
+        for name, tensor in tensors.items():
+            if type(tensor) is not Tensor and isinstance(tensor, nn.Parameter):
+                tensors[name] = _alias(tensor)
+        return tensors | self.beside() if self._mapped else tensors
 
     def beside(self) -> Tensors:
         """The tensors that attributes hold beside the state, by path."""
         tensors = dict(self._tensors)
         for part in self._parts:
-            tensors |= part.beside()
+            if part.hidden:
+                tensors |= part.held()
         return tensors
 
     def _places(self, kind: str, names: Iterable[str]) -> "dict[str, tuple[_Part, str]]":
@@ -276,20 +279,20 @@ class ModuleView:
                     places.setdefault(name, (part, leaf))
         return {name: places[name] for name in names if name in places}
 
-    def _check_names(self, state: ModuleState) -> None:
+    def _refuse_names(self, state: ModuleState) -> NoReturn:
         for kind, given, known in (
             ("parameter", state.params, self._parameters),
             ("buffer", state.buffers, self._buffers),
         ):
-            if given.keys() == known.keys():
-                continue
             missing = [name for name in known if name not in given]
             unknown = [name for name in given if name not in known]
-            problem = f"lacks {missing}" if missing else f"has unknown names {unknown}"
-            raise ModuleError(
-                f"the {kind}s of the state given to {type(self.module).__name__} {problem}; "
-                "start from FunctionalModule.state()"
-            )
+            if missing or unknown:
+                break
+        problem = f"lacks {missing}" if missing else f"has unknown names {unknown}"
+        raise ModuleError(
+            f"the {kind}s of the state given to {type(self.module).__name__} {problem}; "
+            "start from FunctionalModule.state()"
+        )
 
     def _check_versions(
         self, tensors: Tensors, versions: list[int], written: frozenset[str]
@@ -338,10 +341,8 @@ class _Part:
             for leaf, child in module._modules.items()
         }
 
-    def beside(self) -> Tensors:
-        """The tensors of a module that stands in a plain attribute."""
-        if not self.hidden:
-            return {}
+    def held(self) -> Tensors:
+        """The module's own tensors, by name or path."""
         return {
             name: self.module.__dict__[kind][leaf]
             for kind, slots in self.slots.items()
@@ -372,10 +373,12 @@ class _Part:
         for name in self.special:
             own[name] = twin(own[name], memo)
         for kind, slots in self.slots.items():
-            own[kind] = {leaf: n if n is None else tensors[n] for leaf, n in slots.items()}
-        own["_modules"] = {
-            leaf: place if place is None else twins[place] for leaf, place in self.children.items()
-        }
+            own[kind] = held = {}
+            for leaf, full in slots.items():
+                held[leaf] = None if full is None else tensors[full]
+        own["_modules"] = children = {}
+        for leaf, place in self.children.items():
+            children[leaf] = None if place is None else twins[place]
         if training is not None:
             own["training"] = training
         if self.step_aware:

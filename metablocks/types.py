@@ -91,10 +91,11 @@ class TaskBatch:
                 "every tensor of a TaskBatch is [tasks, examples, ...] with one number of tasks "
                 f"(at least 1); given {', '.join(sizes)}"
             )
+        object.__setattr__(self, "_tasks", next(iter(sizes.values())))
 
     def __len__(self) -> int:
-        leaves = pytree.tree_leaves((self.support, self.query))
-        return next(int(leaf.shape[0]) for leaf in leaves if isinstance(leaf, Tensor))
+        tasks: int = self.__dict__["_tasks"]
+        return tasks
 
     def __getitem__(self, index: int) -> Task:
         if not -len(self) <= index < len(self):
@@ -170,6 +171,8 @@ def _as_dicts(owner: Any) -> None:
 
 
 def _with_dicts(tree: Any) -> Any:
+    if isinstance(tree, Tensor):
+        return tree
     if isinstance(tree, Mapping):
         made = {key: _with_dicts(value) for key, value in tree.items()}
         same = type(tree) is dict and all(made[key] is tree[key] for key in tree)

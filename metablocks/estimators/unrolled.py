@@ -36,11 +36,11 @@ class Unrolled(Estimator):
     ) -> TaskGradient:
         def objective(meta: Tensors) -> tuple[Tensor, tuple[Any, ...]]:
             loss, *rest = weighted_query_loss(inner, meta, buffers, task)
-            return loss, (loss, *rest)
+            return loss, tuple(rest)
 
-        value, pull, rest = vjp(objective, meta)
-        (grads,) = pull(torch.ones_like(value))
-        return TaskGradient(reached(grads), *rest)
+        loss, pull, rest = vjp(objective, meta)
+        (grads,) = pull(torch.ones_like(loss))
+        return TaskGradient(reached(grads), loss, *rest)
 
 
 def weighted_query_loss(

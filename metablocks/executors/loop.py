@@ -107,12 +107,11 @@ class _Total:
 
     def add(self, result: tuple[Any, Any]) -> None:
         to_sum, to_stack = result
-        leaves, spec = pytree.tree_flatten(to_sum)
         if self.count:
-            for index, leaf in enumerate(leaves):
-                self._leaves[index] = self._leaves[index] + leaf
+            leaves = pytree.tree_leaves(to_sum)
+            self._leaves = [have + more for have, more in zip(self._leaves, leaves, strict=True)]
         else:
-            self._leaves, self._spec = leaves, spec
+            self._leaves, self._spec = pytree.tree_flatten(to_sum)
         self.count += 1
         self.rows.append(to_stack)
 

@@ -172,15 +172,16 @@ class NamedTensors(nn.Module):
 
 def check_updates(updates: Tensors, params: Tensors) -> None:
     """Raise `RuleError` where updates do not fit the parameters they will be added to."""
-    missing = [key for key in params if key not in updates]
-    unknown = [key for key in updates if key not in params]
-    if missing or unknown:
+    if updates.keys() != params.keys():
+        missing = [key for key in params if key not in updates]
+        unknown = [key for key in updates if key not in params]
         problem = f"no update for {missing}" if missing else f"updates for unknown {unknown}"
         raise RuleError(f"the rule returned {problem}; it must return every name it was given")
     for key, parameter in params.items():
-        if updates[key].shape != parameter.shape or updates[key].dtype != parameter.dtype:
+        update = updates[key]
+        if update.shape != parameter.shape or update.dtype != parameter.dtype:
             raise RuleError(
-                f"the rule returned an update of {list(updates[key].shape)} {updates[key].dtype} "
+                f"the rule returned an update of {list(update.shape)} {update.dtype} "
                 f"for {key}, which is {list(parameter.shape)} {parameter.dtype}"
             )
 

@@ -96,9 +96,14 @@ class LearningRate(UpdateRule):
         return self
 
     def forward(self, updates: Tensors, state: Any, step: StepInfo) -> tuple[Tensors, Any]:
-        keys = {name: self._key(name) for name in updates}
-        factors = {key: -self._at(key, step.index) for key in set(keys.values())}
-        return {name: scaled(factors[keys[name]], g) for name, g in updates.items()}, state
+        factors: Tensors = {}
+        made: Tensors = {}
+        for name, gradient in updates.items():
+            key = self._key(name)
+            if key not in factors:
+                factors[key] = -self._at(key, step.index)
+            made[name] = scaled(factors[key], gradient)
+        return made, state
 
     def _at(self, key: str, index: int) -> Tensor:
         if self.rate is None:
