@@ -12,7 +12,7 @@ pass, which is watched, and copied in every pass from then on; others are not.
 
 from collections.abc import Callable, Iterable, Mapping, Set
 from functools import partial
-from typing import Any, Literal, NamedTuple, NoReturn, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -155,10 +155,7 @@ class ModuleView:
         training: bool | None = None,
     ) -> tuple[Any, ModuleState]:
         """Any method of the module under `state`; `"forward"` is the call of it, hooks and all."""
-        if state.params.keys() != self._parameters.keys() or (
-            state.buffers.keys() != self._buffers.keys()
-        ):
-            self._refuse_names(state)
+        self._check_names(state)
         arguments = (args, kwargs or {})
         written = self._written.get((method, training))
         if written is None:
@@ -279,20 +276,20 @@ class ModuleView:
                     places.setdefault(name, (part, leaf))
         return {name: places[name] for name in names if name in places}
 
-    def _refuse_names(self, state: ModuleState) -> NoReturn:
+    def _check_names(self, state: ModuleState) -> None:
         for kind, given, known in (
             ("parameter", state.params, self._parameters),
             ("buffer", state.buffers, self._buffers),
         ):
+            if given.keys() == known.keys():
+                continue
             missing = [name for name in known if name not in given]
             unknown = [name for name in given if name not in known]
-            if missing or unknown:
-                break
-        problem = f"lacks {missing}" if missing else f"has unknown names {unknown}"
-        raise ModuleError(
-            f"the {kind}s of the state given to {type(self.module).__name__} {problem}; "
-            "start from FunctionalModule.state()"
-        )
+            problem = f"lacks {missing}" if missing else f"has unknown names {unknown}"
+            raise ModuleError(
+                f"the {kind}s of the state given to {type(self.module).__name__} {problem}; "
+                "start from FunctionalModule.state()"
+            )
 
     def _check_versions(
         self, tensors: Tensors, versions: list[int], written: frozenset[str]

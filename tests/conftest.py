@@ -29,6 +29,7 @@ settings.register_profile(
 settings.register_profile("thorough", settings.get_profile("default"), max_examples=300)
 settings.load_profile("default")
 
+collect_ignore_glob = ["*/conftest.py"]  # they hold no doctest, and all have one name
 torch.set_num_threads(1)  # the laws run on tiny tensors; threads would only wait for each other
 
 
