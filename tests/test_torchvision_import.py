@@ -76,3 +76,15 @@ def test_another_failure_of_the_import_is_passed_on(tmp_path: Path) -> None:
     )
     assert done.returncode == 1
     assert "another thing is wrong" in done.stderr
+
+
+def test_without_torchvision_it_says_which_one_to_install() -> None:
+    done = python(
+        "import sys; sys.modules['torchvision'] = None\n"
+        "import torch, metablocks, metablocks.cli\n"
+        "from metablocks.errors import MissingError\n"
+        "from metablocks.torchvision_import import torchvision_module\n"
+        "try: torchvision_module('datasets')\n"
+        "except MissingError as error: print(error)\n"
+    )
+    assert "torchvision==0." in done.stdout, done.stderr

@@ -273,7 +273,7 @@ def test_without_hypothesis_it_says_what_to_install(monkeypatch, capsys):
     assert main(["verify", "kfo"]) == 1
     err = capsys.readouterr().err
     assert err.startswith("metablocks verify: the strategies of the laws draw with hypothesis")
-    assert "pip install metablocks[test]" in err
+    assert "pip install 'metablocks[laws]'" in err
 
 
 def test_a_module_that_fails_to_import_says_how(tmp_path, monkeypatch, capsys):

@@ -5,7 +5,7 @@
         executors.equals_the_loop(MyExecutor(), case.problem(), rule=rule)
 
 Whatever is drawn shrinks towards the smallest of its kind, and its `repr` is the Python that makes it
-again. Needs hypothesis, which `pip install metablocks[test]` installs; nothing else in metablocks
+again. Needs hypothesis, which `pip install "metablocks[laws]"` installs; nothing else in metablocks
 imports it.
 """
 
@@ -20,7 +20,7 @@ except ImportError as error:  # pragma: no cover
 
     raise MissingError(
         "the strategies of the laws draw with hypothesis, which is not installed; "
-        "pip install metablocks[test]"
+        "pip install 'metablocks[laws]'"
     ) from error
 
 from metablocks.laws.cases import Case

@@ -45,4 +45,4 @@ def test_the_library_and_its_laws_do_without_hypothesis():
         "    print(error)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "pip install metablocks[test]" in done.stdout
+    assert "pip install 'metablocks[laws]'" in done.stdout
