@@ -1,0 +1,40 @@
+# A short suite on the oldest and on the newest releases that pyproject.toml promises. Sourced by
+# tools/test --versions, with $root and $python set; arguments go to pytest. Takes some 7 GB and 10 minutes
+# an end, where the package index has torch with CUDA alone.
+
+short="tests/test_adapt.py tests/test_derivatives.py tests/test_devices.py tests/test_functional.py
+    tests/test_learner.py tests/test_loop.py tests/test_per_step_norm.py tests/test_train_maml.py
+    tests/test_tuning.py tests/test_user_code.py tests/laws/test_adjoint.py tests/laws/test_estimators.py
+    tests/laws/test_rule_laws.py tests/recipe tests/runs/test_runs.py tests/tasks"
+
+oldest_python() { for v in 3.11 3.12 3.13 3.14; do command -v "python$v" && return; done; }
+newest_python() { for v in 3.14 3.13 3.12 3.11; do command -v "python$v" && return; done; }
+
+# A line of constraints for every requirement: its lower bound, where the oldest is asked for.
+bounds() {
+    [ "$1" = newest ] || "$python" -c '
+import re, sys, tomllib
+project = tomllib.load(open(sys.argv[1], "rb"))["project"]
+extras = project["optional-dependencies"]
+for requirement in [*project["dependencies"], *extras["images"], *extras["laws"], *extras["plot"]]:
+    name, version = re.match(r"([\w-]+)>=([\d.]+)", requirement).groups()
+    print(f"{name}=={version}.*")
+' "$root/pyproject.toml"
+}
+
+failed=0
+for end in oldest newest; do
+    there=$root/.versions/$end
+    echo "$end: making $there …"
+    rm -rf "$there"
+    "$("${end}_python")" -m venv "$there"
+    bounds "$end" >"$there/bounds"
+    "$there/bin/python" -m pip install -q --disable-pip-version-check -c "$there/bounds" \
+        -e "$root[images,laws,plot]" pytest-xdist
+    "$there/bin/python" -c 'import platform, torch, numpy, pydantic, pytest, hypothesis
+print(f"python {platform.python_version()}, torch {torch.__version__}, numpy {numpy.__version__}, "
+      f"pydantic {pydantic.VERSION}, pytest {pytest.__version__}, hypothesis {hypothesis.__version__}")'
+    # shellcheck disable=SC2086  # a list
+    "$there/bin/python" -m pytest -q -p no:cacheprovider -n auto --dist worksteal $short "$@" || failed=1
+done
+exit $failed
