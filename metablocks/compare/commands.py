@@ -17,17 +17,18 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from metablocks.compare import plots, table
+from metablocks.compare import table
 from metablocks.compare.arguments import Request
 from metablocks.compare.budget import check_arguments, choose_seeds, with_budget
 from metablocks.compare.entries import Entry, absorb, check_same_problem, read_entries
-from metablocks.compare.finished import read_run
 from metablocks.compare.jobs import Display, Job, command_to_finish, place, plan_runs, run_jobs
 from metablocks.compare.notes import machine_text, notes_on
 from metablocks.compare.output import Comparison, print_lines, save, show
 from metablocks.compare.recommend import recommend
 from metablocks.recipe import build
 from metablocks.runs.directory import create
+from metablocks.runs.finished import read_run
+from metablocks.runs.plots import draw_comparison
 
 _LONGEST_NAME = 80
 
@@ -127,7 +128,7 @@ def _gather(
             for group in failures.values()
             for job in group
         ),
-        *(plots.draw(folder, finished) if finished else []),
+        *(draw_comparison(folder, finished) if finished else []),
     ]
     limited = trained_here and request.minutes is not None
     budget = f"{request.minutes:g} min of training a run" if limited else ""

@@ -2,7 +2,7 @@
 
 Finished runs that differ in nothing but the seed are one entry, and so are a recipe and its own
 finished runs. All entries must be about the same problem: the same tasks section, the same number of
-evaluation tasks, the same data. (Finished runs are read by `metablocks.compare.finished`.)
+evaluation tasks, the same data.
 """
 
 import shlex
@@ -11,11 +11,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from metablocks.compare.finished import FinishedRun, is_run, read_run
 from metablocks.errors import RecipeError, suggest
 from metablocks.recipe import Recipe, load
 from metablocks.recipe.load import find_recipe, from_text, recipe_files
 from metablocks.recipe.record import leaves
+from metablocks.runs.finished import FinishedRun, is_run, read_run
 
 Differences = list[tuple[str, Any, Any]]
 """Paths of leaves, each with its two values."""

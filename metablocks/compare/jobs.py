@@ -23,9 +23,9 @@ from tqdm import tqdm
 
 from metablocks.compare.arguments import Request
 from metablocks.compare.entries import Entry
-from metablocks.compare.finished import is_run, read_run
-from metablocks.compare.table import MEASURES, seconds_text, share_text
+from metablocks.compare.table import MEASURES, seconds_text
 from metablocks.runs.directory import RunDirectory
+from metablocks.runs.finished import is_run, read_run
 from metablocks.runs.tables import place_arguments
 
 _POLL = 0.1  # seconds between looks at the processes,
@@ -103,9 +103,8 @@ class Job:
             return f"{'stopped' if self.stopped else 'FAILED'} after {duration}"
         if not self.directory:
             return f"done in {duration}"
-        run = read_run(self.directory)
-        score = share_text(run.test.mean, run.measure)
-        return f"done in {duration}, test {MEASURES[run.measure][0]} {score}"
+        test = read_run(self.directory).test
+        return f"done in {duration}, test {MEASURES[test.measure][0]} {test.text(-1)}"
 
 
 def plan_runs(

@@ -5,16 +5,17 @@ import math
 import shutil
 import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
 from metablocks.compare import table
 from metablocks.compare.arguments import Request
-from metablocks.compare.finished import FinishedRun
 from metablocks.compare.jobs import Job
 from metablocks.compare.recommend import Advice
 from metablocks.runs.directory import write_text
+from metablocks.runs.finished import FinishedRun
+from metablocks.runs.scores import plain
 
 _WIDEST = 100  # characters of a line of text
 
@@ -55,7 +56,7 @@ def save(comparison: Comparison, folder: Path) -> None:
 def show(comparison: Comparison, folder: Path) -> None:
     """Print the table, the recommendation, the notes, and the names of the files."""
     cells = table.cells(comparison.rows)
-    print(f"\n{table.text(cells, shutil.get_terminal_size().columns)}\n")
+    print(f"\n{table.text(cells)}\n")
     advice = "no recommendation: fewer than two rows have scores"
     if comparison.advice:
         advice = str(comparison.advice)
@@ -93,14 +94,14 @@ def as_markdown(comparison: Comparison) -> str:
 def as_plain(comparison: Comparison) -> dict[str, Any]:
     """All of it in plain values, the logs of every run included."""
     return {
-        "format": 1,
+        "format": 2,
         "command": ["metablocks", *comparison.request.argv],
         "facts": list(comparison.facts),
         "notes": list(comparison.notes),
-        "recommendation": asdict(comparison.advice) if comparison.advice else None,
+        "recommendation": plain(comparison.advice) if comparison.advice else None,
         "rows": [
             {
-                **asdict(row),
+                **plain(row),
                 "runs": [_plain_run(run) for run in comparison.runs[row.recipe]],
                 "failures": [
                     {"run": each.title, "status": each.status, "error": each.error}

@@ -144,7 +144,8 @@ def _table(experiment: Experiment, scores: Scores) -> list[str]:
     else:
         heading, steps, marks = [_members(experiment, scores)], [scores.inner_steps], [""]
     rows = [_row(scores, index, step) for index, step in enumerate(steps)]
-    return [*heading, _title(scores), *_aligned([_head(scores), *rows], ["", *marks])]
+    lines = zip(aligned([_head(scores), *rows]), ["", *marks], strict=True)
+    return [*heading, _title(scores), *(f"  {line}{mark}" for line, mark in lines)]
 
 
 def _members(experiment: Experiment, scores: Scores) -> str:
@@ -172,11 +173,18 @@ def _row(scores: Scores, index: int, steps: int) -> list[str]:
     return [str(steps), scores.text(index), *scores.spread_text(index), *loss]
 
 
-def _aligned(rows: list[list[str]], marks: list[str]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+def aligned(rows: Sequence[Sequence[str]], between: str = "  ") -> list[str]:
+    """The lines of a table: the first column to the left, the others to the right.
+
+    >>> aligned([["recipe", "time"], ["a", "3 s"]])
+    ['recipe  time', 'a        3 s']
+    """
+    first, *others = (max(map(len, column)) for column in zip(*rows, strict=True))
     return [
-        f"  {'  '.join(f'{cell:>{width}}' for cell, width in zip(row, widths, strict=True))}{mark}"
-        for row, mark in zip(rows, marks, strict=True)
+        between.join(
+            [f"{name:<{first}}", *(f"{c:>{w}}" for c, w in zip(cells, others, strict=True))]
+        )
+        for name, *cells in rows
     ]
 
 
