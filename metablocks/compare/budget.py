@@ -11,8 +11,8 @@ annealings, which are counted in epochs, keep their shape over the training.
 import math
 from collections.abc import Sequence
 
-from metablocks.compare.arguments import Request
 from metablocks.compare.entries import Entry
+from metablocks.compare.request import Request
 from metablocks.compare.table import seconds_text
 from metablocks.compare.timing import Pace, measure_paces
 from metablocks.errors import RecipeError

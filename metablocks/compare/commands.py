@@ -18,13 +18,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from metablocks.compare import table
-from metablocks.compare.arguments import Request
 from metablocks.compare.budget import check_arguments, choose_seeds, with_budget
 from metablocks.compare.entries import Entry, absorb, check_same_problem, read_entries
 from metablocks.compare.jobs import Display, Job, command_to_finish, place, plan_runs, run_jobs
 from metablocks.compare.notes import machine_text, notes_on
 from metablocks.compare.output import Comparison, print_lines, save, show
 from metablocks.compare.recommend import recommend
+from metablocks.compare.request import Request
 from metablocks.recipe import build
 from metablocks.runs.directory import create
 from metablocks.runs.finished import read_run

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from metablocks.compare import table
-from metablocks.compare.arguments import Request
 from metablocks.compare.jobs import Job
 from metablocks.compare.recommend import Advice
+from metablocks.compare.request import Request
 from metablocks.runs.directory import write_text
 from metablocks.runs.finished import FinishedRun
 from metablocks.runs.scores import plain

@@ -16,9 +16,9 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import NamedTuple
 
-from metablocks.compare.arguments import Request
 from metablocks.compare.entries import Entry
 from metablocks.compare.jobs import Display, Job, place, run_jobs
+from metablocks.compare.request import Request
 from metablocks.errors import RunError
 from metablocks.recipe import Experiment, build, load
 from metablocks.runs.train import final_scores, meta_step

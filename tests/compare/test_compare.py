@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from metablocks.cli import main
-from metablocks.compare.arguments import Request
 from metablocks.compare.entries import absorb, read_entries
 from metablocks.compare.jobs import plan_runs
+from metablocks.compare.request import Request
 from metablocks.recipe import load
 
 TINY = [

@@ -9,10 +9,10 @@ import torch
 from made_up import finished_run, row, score
 
 from metablocks.compare import table
-from metablocks.compare.arguments import Request
 from metablocks.compare.jobs import cores
 from metablocks.compare.notes import notes_on
 from metablocks.compare.output import Comparison
+from metablocks.compare.request import Request
 from metablocks.compare.table import Row
 from metablocks.runs import plots
 from metablocks.runs.directory import RunDirectory
