@@ -1,13 +1,13 @@
 """Output of a comparison: `table.md`, `table.csv`, `comparison.json`, and the same on the terminal."""
 
-import json
-import math
 import shutil
 import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
+
+from pydantic_core import to_json
 
 from metablocks.compare import table
 from metablocks.compare.jobs import Job
@@ -49,8 +49,8 @@ def save(comparison: Comparison, folder: Path) -> None:
     """Write the three files."""
     write_text(folder / "table.csv", table.as_csv(comparison.rows))
     write_text(folder / "table.md", as_markdown(comparison))
-    content = json.dumps(_finite(as_plain(comparison)), indent=1)
-    write_text(folder / "comparison.json", f"{content}\n")
+    content = to_json(as_plain(comparison), indent=1, inf_nan_mode="null")
+    write_text(folder / "comparison.json", f"{content.decode()}\n")
 
 
 def show(comparison: Comparison, folder: Path) -> None:
@@ -96,13 +96,23 @@ def as_plain(comparison: Comparison) -> dict[str, Any]:
     return {
         "format": 2,
         "command": ["metablocks", *comparison.request.argv],
-        "facts": list(comparison.facts),
-        "notes": list(comparison.notes),
+        "facts": comparison.facts,
+        "notes": comparison.notes,
         "recommendation": plain(comparison.advice) if comparison.advice else None,
         "rows": [
             {
                 **plain(row),
-                "runs": [_plain_run(run) for run in comparison.runs[row.recipe]],
+                "runs": [
+                    {
+                        "path": run.path,
+                        "seed": run.seed,
+                        "recipe": run.values,
+                        "record": run.record,
+                        "metrics": run.metrics,
+                        "times": run.times,
+                    }
+                    for run in comparison.runs[row.recipe]
+                ],
                 "failures": [
                     {"run": each.title, "status": each.status, "error": each.error}
                     for each in comparison.failures[row.recipe]
@@ -113,25 +123,5 @@ def as_plain(comparison: Comparison) -> dict[str, Any]:
     }
 
 
-def _plain_run(run: FinishedRun) -> dict[str, Any]:
-    return {
-        "path": str(run.path),
-        "seed": run.seed,
-        "recipe": run.values,
-        "record": run.record,
-        "metrics": run.metrics,
-        "times": run.times,
-    }
-
-
 def _points(lines: Sequence[str]) -> str:
     return "\n".join(f"- {line}" for line in lines)
-
-
-def _finite(value: Any) -> Any:
-    """The value with null for numbers that JSON lacks."""
-    if isinstance(value, dict):
-        return {key: _finite(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(each) for each in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -105,10 +105,9 @@ def test_timing_looks_at_the_whole_training():
         return backward(tasks, progress=progress)
 
     experiment.learner.backward = noted
-    steps, validation = timing.measure(experiment, points=4, seconds=0.0)
+    pace = timing.measure(experiment, points=4, seconds=0.0)
     assert list(dict.fromkeys(seen)) == [1.0, 3.0, 5.0, 7.0]
-    assert len(steps) == 4
-    assert min(*steps, validation) > 0
+    assert min(pace) > 0
 
 
 @pytest.mark.parametrize("wrong", ["", "0", "-1", "a", "1.5", "1,1", ",", "1,,2", "1,a"])
