@@ -20,7 +20,7 @@ from pathlib import Path
 from metablocks.compare import table
 from metablocks.compare.budget import check_arguments, choose_seeds, with_budget
 from metablocks.compare.entries import Entry, absorb, check_same_problem, read_entries
-from metablocks.compare.jobs import Display, Job, command_to_finish, place, plan_runs, run_jobs
+from metablocks.compare.jobs import Display, Job, command_to_finish, plan_runs, run_jobs
 from metablocks.compare.notes import machine_text, notes_on
 from metablocks.compare.output import Comparison, print_lines, save, show
 from metablocks.compare.recommend import recommend
@@ -61,11 +61,7 @@ def compare(request: Request) -> int:
     comparison = _gather(entries, jobs, notes, folder, request)
     save(comparison, folder)
     show(comparison, folder)
-    failed = any(job.status != 0 for job in jobs)
-    if not failed and any(entry.recipe for entry in entries):
-        options = shlex.join(["RECIPE", *_same_terms(request)])
-        print(f"to add one: metablocks compare {_run_arguments(entries, folder)} {options}")
-    return int(failed)
+    return int(any(job.status != 0 for job in jobs))
 
 
 def _checksums(entries: Sequence[Entry], request: Request) -> dict[str, str]:
@@ -140,43 +136,16 @@ def _how_to_go_on(
 ) -> str:
     """After an interruption: what is there, and the commands that finish the comparison."""
     unfinished = [job for job in jobs if job.status != 0]
+    words = [shlex.quote(str(run.path)) for entry in entries for run in entry.finished]
+    words.append(f"{shlex.quote(str(folder / 'runs'))}/*")
+    if request.out != Request(()).out:
+        words += ["--out", shlex.quote(str(request.out))]
     commands = [
         *(command_to_finish(job, request) for job in unfinished),
-        " ".join(
-            [
-                "metablocks compare",
-                _run_arguments(entries, folder),
-                *map(shlex.quote, _out(request)),
-            ]
-        ),
+        f"metablocks compare {' '.join(words)}",
     ]
     head = (
         f"interrupted: {len(jobs) - len(unfinished)} of {len(jobs)} runs are finished, in "
         f"{folder / 'runs'}. Nothing is lost; to go on:"
     )
     return "\n  ".join([head, *commands])
-
-
-def _run_arguments(entries: Sequence[Entry], folder: Path) -> str:
-    """The runs of a comparison as arguments: those that it read, and those that it trained."""
-    words = [shlex.quote(str(run.path)) for each in entries for run in each.finished]
-    if any(entry.recipe for entry in entries):
-        words.append(f"{shlex.quote(str(folder / 'runs'))}/*")
-    return " ".join(words)
-
-
-def _same_terms(request: Request) -> list[str]:
-    """The options that give a further recipe the same budget."""
-    words = [word for override in request.overrides for word in ("--set", override)]
-    for name in ("steps", "minutes", "tasks"):
-        value = getattr(request, name)
-        words += [] if value is None else [f"--{name}", f"{value:.15g}"]
-    if isinstance(request.seeds, tuple):
-        words += ["--seeds", ",".join(map(str, request.seeds)) + ","]
-    elif request.seeds != 1:
-        words += ["--seeds", str(request.seeds)]
-    return [*words, *place(request), *_out(request)]
-
-
-def _out(request: Request) -> list[str]:
-    return [] if request.out == Request(()).out else ["--out", str(request.out)]

@@ -138,14 +138,21 @@ def place_arguments(allow: Sequence[str], data: Path | None, device: str | None)
 
 def _table(experiment: Experiment, scores: Scores) -> list[str]:
     """A row for each inner step; of an ensemble its members, and one row."""
-    if scores.inner_steps is None:
-        heading, steps = [], list(range(len(scores.mean)))
-        marks = ["  (as trained)" if step == experiment.learner.steps else "" for step in steps]
-    else:
-        heading, steps, marks = [_members(experiment, scores)], [scores.inner_steps], [""]
-    rows = [_row(scores, index, step) for index, step in enumerate(steps)]
-    lines = zip(aligned([_head(scores), *rows]), ["", *marks], strict=True)
-    return [*heading, _title(scores), *(f"  {line}{mark}" for line, mark in lines)]
+    title = f"{scores.split}, {scores.tasks} tasks: mean ± 95 % confidence interval over tasks"
+    lines, steps = [title], list(range(len(scores.mean)))
+    if scores.inner_steps is not None:
+        lines, steps = [_members(experiment, scores), title], [scores.inner_steps]
+    head = ["inner steps", "query MSE", "std", "worst 10 %"]
+    if scores.measure == "accuracy":
+        head = ["inner steps", "query accuracy", "std", "worst 10 %", "query loss"]
+    rows = [
+        [str(step), scores.text(index), *scores.spread_text(index), f"{scores.loss[index]:.4f}"]
+        for index, step in enumerate(steps)
+    ]
+    table = [f"  {line}" for line in aligned([head, *(row[: len(head)] for row in rows)])]
+    if scores.inner_steps is None and experiment.learner.steps in steps:
+        table[1 + experiment.learner.steps] += "  (as trained)"
+    return [*lines, *table]
 
 
 def _members(experiment: Experiment, scores: Scores) -> str:
@@ -156,21 +163,6 @@ def _members(experiment: Experiment, scores: Scores) -> str:
     epochs = f"epoch{'' if count == 1 else 's'} {', '.join(map(str, members))}"
     few = f"; {asked} asked for, {count} validated" if count < asked else ""
     return f"ensemble of the {best}: mean {mean} ({epochs}{few})"
-
-
-def _title(scores: Scores) -> str:
-    return f"{scores.split}, {scores.tasks} tasks: mean ± 95 % confidence interval over tasks"
-
-
-def _head(scores: Scores) -> list[str]:
-    if scores.measure == "accuracy":
-        return ["inner steps", "query accuracy", "std", "worst 10 %", "query loss"]
-    return ["inner steps", "query MSE", "std", "worst 10 %"]
-
-
-def _row(scores: Scores, index: int, steps: int) -> list[str]:
-    loss = [f"{scores.loss[index]:.4f}"] * (scores.measure == "accuracy")
-    return [str(steps), scores.text(index), *scores.spread_text(index), *loss]
 
 
 def aligned(rows: Sequence[Sequence[str]], between: str = "  ") -> list[str]:

@@ -152,21 +152,18 @@ def divide(names: Sequence[str], division: Division) -> dict[Split, Ints]:
     if division == "original":
         test = [number for number in order if names[number].startswith(evaluation)]
         order = [number for number in order if not names[number].startswith(evaluation)]
-        validation, train = _split_off(order, _validating(len(order)))
+        first = _validating(len(order))
+        validation, train = order[:first], order[first:]
     else:
-        sizes = SIZES[division]
-        validation, rest = _split_off(order, _validating(len(order)))
-        test, train = _split_off(rest, round(len(order) * sizes["test"] / sum(sizes.values())))
+        sizes, first = SIZES[division], _validating(len(order))
+        second = first + round(len(order) * sizes["test"] / sum(sizes.values()))
+        validation, test, train = order[:first], order[first:second], order[second:]
     parts = zip(SPLITS, (train, validation, test), strict=True)
     return {split: np.array(sorted(part), dtype=np.int64) for split, part in parts}
 
 
 def _validating(characters: int) -> int:
     return min(SIZES["shuffled"]["validation"], characters // 4)
-
-
-def _split_off(order: list[int], count: int) -> tuple[list[int], list[int]]:
-    return order[:count], order[count:]
 
 
 def _deal(name: str) -> str:
