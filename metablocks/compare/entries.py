@@ -112,10 +112,8 @@ def check_same_problem(entries: Sequence[Entry], checksums: Mapping[str, str]) -
     first = entries[0]
     for other in entries[1:]:
         differences = differing(_problem(first), _problem(other))
-        # the other fields belong to the blocks
-        blocks = [each for each in differences if each[0] == "tasks.block"]
         if differences:
-            raise RecipeError(_refusal(first, other, blocks or differences))
+            raise RecipeError(_refusal(first, other, differences))
         one, two = checksums.get(first.label), checksums.get(other.label)
         if one and two and one != two:
             raise RecipeError(
@@ -214,17 +212,10 @@ def _refusal(first: Entry, other: Entry, differences: Differences) -> str:
         for path, one, two in differences[:3]
     )
     more = f"; and {len(differences) - 3} more" if len(differences) > 3 else ""
-    paths = {path for path, _, _ in differences}
-    fault = "have different tasks"
-    remedy = "--set PATH=VALUE sets a field of all recipes; finished runs stay as they are"
-    if paths == {"tasks.block"}:
-        remedy = "Compare recipes for one kind of tasks"
-    elif paths == {"evaluation.tasks"}:
-        fault = "are judged on different numbers of tasks"
-        remedy = "--tasks N sets it for all recipes; finished runs stay as they are"
     return (
-        f"{first.label} and {other.label} {fault}, so their scores do not compare: "
-        f"{message}{more}. {remedy}"
+        f"{first.label} and {other.label} are not about the same tasks, so their scores do not "
+        f"compare: {message}{more}. --set PATH=VALUE sets a field of all recipes; finished runs stay "
+        "as they are"
     )
 
 

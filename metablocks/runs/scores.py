@@ -68,10 +68,6 @@ class Scores:
             return math.inf
         return 1.0 - self.final if self.measure == "accuracy" else self.final
 
-    def better_than(self, other: "Scores | None") -> bool:
-        """True if the final score is strictly better; anything is better than None."""
-        return other is None or self.error < other.error
-
     def text(self, step: int) -> str:
         """The score after `step` inner steps, as people write it.
 
