@@ -116,7 +116,11 @@ def _curves(path: Path, runs: Runs, panels: Sequence[_Panel]) -> None:
                 thin = [*zip(*curve, strict=True)][:2]
                 axes.plot(*thin, color=look["color"], linewidth=0.8, alpha=0.4)
             error = interval[0] if interval and len(runs) == 1 and not several else None
-            style = {**look, "label": label, "markevery": 0.1 if len(x) > 40 else None}
+            style: dict[str, Any] = {
+                **look,
+                "label": label,
+                "markevery": 0.1 if len(x) > 40 else None,
+            }
             axes.errorbar(x, y, error, linewidth=2.0, markersize=4, capsize=2, **style)
             lowest = min([lowest, *(point[1] for curve in curves for point in curve)])
         axes.set(xlabel=panel.x, ylabel=panel.y)
@@ -142,15 +146,20 @@ def _adaptation(path: Path, run: FinishedRun) -> None:
     scale, label = _scale(test)
     steps = range(len(test.mean))
     mean, interval = ([scale * value for value in each] for each in (test.mean, test.interval))
-    style = {"capsize": 3, "marker": "o", "label": "mean, 95 % confidence interval"}
+    style: dict[str, Any] = {"capsize": 3, "marker": "o", "label": "mean, 95 % confidence interval"}
     axes.errorbar(steps, mean, interval, **style)
     worst = [scale * value for value in test.worst_decile]
     axes.plot(steps, worst, "v--", color="tab:gray", label="worst 10 % of tasks")
     if ensemble:
         members = f"ensemble of {len(ensemble.members or [1])}"
-        star = {"color": "tab:red", "markersize": 11, "markeredgecolor": "white", "label": members}
+        star: dict[str, Any] = {
+            "color": "tab:red",
+            "markersize": 11,
+            "markeredgecolor": "white",
+            "label": members,
+        }
         # above the mean, which may be close
-        axes.plot(ensemble.inner_steps, scale * ensemble.mean[0], "*", zorder=5, **star)
+        axes.plot(ensemble.inner_steps or 0, scale * ensemble.mean[0], "*", zorder=5, **star)
     axes.set(xlabel="inner steps", ylabel=f"query {label}")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_title(f"adaptation, {test.tasks} test tasks")

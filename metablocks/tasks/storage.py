@@ -100,9 +100,9 @@ class Storage:
         cache = cache_folder()
         try:
             cache.mkdir(parents=True, exist_ok=True)
-            folder = TemporaryDirectory(prefix="download-", dir=cache)
+            folder = TemporaryDirectory(prefix="download-", dir=cache, ignore_cleanup_errors=True)
         except OSError:
-            folder = TemporaryDirectory(prefix="metablocks-")
+            folder = TemporaryDirectory(prefix="metablocks-", ignore_cleanup_errors=True)
         with folder as name:
             scratch = Path(name)
             try:
