@@ -80,12 +80,7 @@ def _checksums(entries: Sequence[Entry], request: Request) -> dict[str, str]:
 
 def _name(entries: Sequence[Entry]) -> str:
     """The name of the directory: the recipes, in short."""
-    stems = list(dict.fromkeys(entry.stem[:_LONGEST_NAME] for entry in entries))
-    count = len(stems)
-    while count > 1 and len("-".join(stems[:count])) > _LONGEST_NAME:
-        count -= 1
-    more = [f"and-{len(stems) - count}-more"] if count < len(stems) else []
-    return "-".join([*stems[:count], *more])
+    return "-".join(dict.fromkeys(entry.stem for entry in entries))[:_LONGEST_NAME]
 
 
 def _gather(

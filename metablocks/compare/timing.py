@@ -20,6 +20,7 @@ from metablocks.compare.entries import Entry
 from metablocks.compare.jobs import Display, Job, place, run_jobs
 from metablocks.compare.request import Request
 from metablocks.errors import RunError
+from metablocks.memory import keep_freed_memory
 from metablocks.recipe import Experiment, build, load
 from metablocks.runs.train import final_scores, meta_step
 from metablocks.types import Progress
@@ -97,6 +98,7 @@ def _main() -> None:
     parser.add_argument("--data", type=Path)
     parser.add_argument("--device")
     args = parser.parse_args()
+    keep_freed_memory()  # as a run does
     experiment = build(load(args.recipe, (), args.allow), device=args.device, data=args.data)
     print(json.dumps(measure(experiment)))
 
