@@ -182,21 +182,15 @@ def _add_run(entries: list[Entry], run: FinishedRun) -> None:
 
 def _refuse_folder(path: Path) -> None:
     """Errors of folders that `load` cannot know: a folder of runs, a mistyped run."""
-    if not path.is_dir():
-        if not path.exists() and path.parent.is_dir() and len(path.parts) > 1 and not path.suffix:
-            hint = suggest(path.name, [each.name for each in path.parent.iterdir()])
-            raise RecipeError(f"{path}: no such recipe or run{hint}")
-        return
+    if not path.exists() and path.parent.is_dir() and len(path.parts) > 1 and not path.suffix:
+        hint = suggest(path.name, [each.name for each in path.parent.iterdir()])
+        raise RecipeError(f"{path}: no such recipe or run{hint}")
     if len(path.parts) == 1 and path.name in {file.stem for file in recipe_files()}:
         return
-    runs = [each for each in path.glob("*") if is_run(each)]
-    if runs:
-        raise RecipeError(
-            f"{path}: holds {len(runs)} runs; give the runs themselves: {shlex.quote(str(path))}/*"
-        )
-    if (path / "runs").is_dir():
-        pattern = f"{shlex.quote(str(path / 'runs'))}/*"
-        raise RecipeError(f"{path}: not the folder of a run; its runs are {pattern}")
+    for folder in (path, path / "runs"):
+        if any(map(is_run, folder.glob("*"))):
+            pattern = f"{shlex.quote(str(folder))}/*"
+            raise RecipeError(f"{path}: not the folder of a run; its runs are {pattern}")
 
 
 def _problem(entry: Entry) -> dict[str, Any]:

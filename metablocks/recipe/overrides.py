@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from metablocks.errors import RecipeError
-from metablocks.recipe.layout import OneBlock, slot_paths
+from metablocks.recipe.layout import slot_paths
 from metablocks.recipe.parse import Node, Place, Problem, join, one_line, parse_value, plain
 
 _WORD, _INDEX, _KEY = r"[A-Za-z_][A-Za-z0-9_-]*", r"\[[0-9]{1,6}\]", r'\["(?:[^"\\]|\\.)*"\]'
@@ -111,7 +111,7 @@ def _assign(
 def _is_slot(path: str) -> bool:
     bare, index = re.sub(r"\[\d+\]$", "", path), path.endswith("]")
     mark = slot_paths().get(bare)
-    return mark is not None and index != isinstance(mark, OneBlock)
+    return mark is not None and index != (mark.at_least is None)
 
 
 def _name(node: Node) -> object:

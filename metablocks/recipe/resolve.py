@@ -12,7 +12,7 @@ from pydantic_core import to_jsonable_python
 
 from metablocks.errors import RecipeError
 from metablocks.recipe import schema
-from metablocks.recipe.layout import ManyBlocks, RecipeLayout, slot_of
+from metablocks.recipe.layout import RecipeLayout, slot_of
 from metablocks.recipe.parse import Node, Place, Problem, join, nodes, plain, show
 from metablocks.recipe.schema import INVALID, Field
 from metablocks.recipe.slots import SLOTS, Slot, find
@@ -66,7 +66,7 @@ class _Reader:
 
     def slot(self, node: Node, mark: Any, path: str) -> Any:
         slot = SLOTS[mark.slot]
-        if not isinstance(mark, ManyBlocks):
+        if mark.at_least is None:
             return self.block(node, slot, path)
         self.origins[path] = node.place
         if not isinstance(node.value, list) or len(node.value) < mark.at_least:

@@ -199,7 +199,7 @@ def test_a_failing_run_fails_its_row_alone(runs, tmp_path):
         ([], "RECIPE|RUN_DIR"),
         (["maml_sinusoid", "maml_sinusoid"], "the same recipe is given twice"),
         (["{folder}"], "its runs are"),
-        (["{folder}/runs"], "holds 2 runs; give the runs themselves"),
+        (["{folder}/runs"], "not the folder of a run; its runs are"),
         (["{run}x"], "no such recipe or run; did you mean"),
         (["{run}", "fomaml_sinusoid", "--tasks", "9"], "is finished, tested on 4 tasks"),
         (["{run}", "{run2}", "--steps", "9"], "all that is given is trained already"),
