@@ -18,14 +18,20 @@ _DONE = {"fold_tnet": "folded", "collapse_linear": "collapsed"}
 TRANSDUCTIVE = "transductive: batch norm uses the statistics of the query set it predicts on"
 
 
-def tables(experiment: Experiment, *results: Scores | None) -> str:
-    """A table for each result that is not None, and the convention of batch norms."""
+def report(
+    experiment: Experiment,
+    scores: Scores,
+    ensemble: Scores | None = None,
+    deployed: Deployment | None = None,
+) -> str:
+    """A table of scores and of an ensemble's, the convention of batch norms, the deployed model."""
     lines: list[str] = []
-    for scores in results:
-        if scores:
-            lines += _table(experiment, scores)
+    for each in filter(None, (scores, ensemble)):
+        lines += _table(experiment, each)
     if transductive(experiment):
         lines.append(f"  {TRANSDUCTIVE}")
+    if deployed:
+        lines.append(deployment_text(deployed, scores))
     return "\n".join(lines)
 
 
@@ -67,17 +73,6 @@ def deployment_text(found: Deployment, scores: Scores) -> str:
     reasons = {"difference": after, "reduced_first": before}
     lines += [f"{reasons[name]} left out: {why}" for name, why in found.left_out.items()]
     return "\n".join(lines)
-
-
-def report(
-    experiment: Experiment,
-    scores: Scores,
-    deployed: Deployment | None,
-    ensemble: Scores | None = None,
-) -> str:
-    """The tables of a checkpoint and of an ensemble, and the deployed model."""
-    lines = [tables(experiment, scores, ensemble)]
-    return "\n".join([*lines, deployment_text(deployed, scores)] if deployed else lines)
 
 
 def facts(experiment: Experiment) -> str:

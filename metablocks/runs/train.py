@@ -47,8 +47,7 @@ def train(
     bar = progress_bar(total, initial=state.step, quiet=quiet)
     meter = Meter(experiment.device, state.spent)
     lines = logging_redirect_tqdm([logging.getLogger("metablocks")])  # above the bar
-    signals = _StopSignals()
-    with bar, lines, on_stop_signals(signals.handle) as signals.previous:
+    with bar, lines, _stop_signals() as signals:
         try:
             while state.epochs < experiment.epochs:
                 signals.stop_if_wished()
@@ -249,6 +248,13 @@ class _StopSignals:
         signal.signal(number, self.previous.get(number, signal.SIG_DFL))
         if self._anywhere:
             raise Stopped
+
+
+@contextmanager
+def _stop_signals() -> Iterator[_StopSignals]:
+    signals = _StopSignals()
+    with on_stop_signals(signals.handle) as signals.previous:
+        yield signals
 
 
 @contextmanager
