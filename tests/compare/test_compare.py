@@ -201,7 +201,11 @@ def test_a_failing_run_fails_its_row_alone(runs, tmp_path):
         (["{folder}"], "its runs are"),
         (["{folder}/runs"], "not the folder of a run; its runs are"),
         (["{run}x"], "no such recipe or run; did you mean"),
-        (["{run}", "fomaml_sinusoid", "--tasks", "9"], "is finished, tested on 4 tasks"),
+        (
+            ["{run}", "fomaml_sinusoid", "--tasks", "9"],
+            "evaluation.tasks is 4 in fomaml_sinusoid",
+        ),
+        (["{run}", "{run2}", "--tasks", "4"], "--tasks: all that is given is trained already"),
         (["{run}", "{run2}", "--steps", "9"], "all that is given is trained already"),
         (["{run}", "{run2}", "--seeds", "3"], "--seeds: all that is given is trained already"),
         (["{run}", "--seeds", "3"], "--seeds: all that is given is trained already"),
