@@ -2,17 +2,16 @@
 
 import argparse
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, TypeVar
 
-from metablocks.compare import arguments as comparison
-from metablocks.compare.arguments import parse_count, typed
 from metablocks.devices import find_device
 from metablocks.errors import suggest
 from metablocks.memory import parse_bytes
 
+_T = TypeVar("_T")
 _RECIPE = "a shipped recipe's name (see: metablocks recipes) or the path of a YAML file"
 _EXAMPLES = {
     "run": "metablocks run maml_sinusoid\n"
@@ -26,7 +25,9 @@ _EXAMPLES = {
     "recipes": "metablocks recipes",
     "schema": "metablocks schema > recipe.schema.json",
     "eval": "metablocks eval runs/maml_sinusoid-20250101-120000 --steps 10 --tasks 1000",
-    "compare": comparison.EXAMPLES,
+    "compare": "metablocks compare maml_sinusoid fomaml_sinusoid --steps 2400\n"
+    "metablocks compare maml_omniglot_5w1s mine.yaml --minutes 10 --seeds 3\n"
+    "metablocks compare runs/maml_sinusoid-20250101-120000 runs/fomaml_sinusoid-20250101-130000",
     "verify": "metablocks verify my_pkg.my_module:MyRule --set rate=0.1\n"
     "metablocks verify kfo --set hidden=1 --set activation=tanh --thorough\n"
     "metablocks verify vmap --device cuda",
@@ -115,18 +116,36 @@ def parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     command("recipes", "list the recipes that ship")
     command("schema", "print the JSON schema of recipes, by which editors check and complete them")
 
-    steps = typed(partial(parse_count, least=0))
+    steps = partial(parse_count, least=0)
     evaluate = command("eval", "evaluate a run's checkpoint on new tasks")
     evaluate.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="the folder of a run")
     evaluate.add_argument("--checkpoint", choices=("best", "last", "ensemble"), default="best")
-    evaluate.add_argument("--tasks", type=typed(parse_count), metavar="N", help="how many tasks")
+    evaluate.add_argument("--tasks", type=parse_count, metavar="N", help="how many tasks")
     evaluate.add_argument("--steps", type=steps, metavar="K", help="inner steps")
     evaluate.add_argument("--split", choices=("train", "validation", "test"), default="test")
     _add_allow(evaluate)
     _add_place(evaluate)
 
-    compare = command("compare", comparison.ABOUT, comparison.MORE)
-    comparison.add_arguments(compare)
+    about = "train recipes under one budget, or read finished runs, and say which to use"
+    compare = command("compare", about, _ON_COMPARE)
+    compare.add_argument(
+        "names", nargs="+", metavar="RECIPE|RUN_DIR", help="a recipe to train, or a finished run"
+    )
+    budget = compare.add_mutually_exclusive_group()
+    budget.add_argument("--steps", type=parse_count, metavar="N", help="meta-steps of every run")
+    minutes = "training time of every run, with its validations; the speed is measured first"
+    budget.add_argument("--minutes", type=parse_minutes, metavar="M", help=minutes)
+    seeds = "how many seeds, from the recipe's own on (1); or which, as in 0,1,7"
+    compare.add_argument("--seeds", type=parse_seeds, default=1, metavar="N", help=seeds)
+    tasks = "evaluation tasks of every recipe"
+    compare.add_argument("--tasks", type=parse_count, metavar="N", help=tasks)
+    compare.add_argument(
+        "--jobs", type=parse_count, default=1, metavar="J", help="runs side by side (1)"
+    )
+    compare.add_argument(
+        "--out", type=Path, default=Path("comparisons"), help="folder of comparisons (comparisons)"
+    )
+    compare.add_argument("--quiet", action="store_true", help="no progress, only the result")
     _add_overrides(compare)
     _add_place(compare)
 
@@ -140,13 +159,13 @@ def parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     )
     verify.add_argument(
         "--device",
-        type=typed(find_device),
+        type=_typed(find_device),
         default="cpu",
         metavar="D",
         help="auto, cpu, cuda, cuda:1, … (cpu)",
     )
     verify.add_argument("--thorough", action="store_true", help="200 problems a law in place of 15")
-    verify.add_argument("--examples", type=typed(parse_count), metavar="N", help="problems a law")
+    verify.add_argument("--examples", type=parse_count, metavar="N", help="problems a law")
     command("laws", "list the numbered laws that reports and docstrings refer to")
     return parser, commands
 
@@ -155,6 +174,51 @@ _ON_VERIFY = """ Problems are drawn: small smooth nets in
 float64, tasks, and other blocks of every axis; what breaks a law is shrunk to the smallest case.
 The block's code is run. Protocols: rule, order, step_loss, estimator, executor, norm (surgery
 (model, steps) -> model, or a module that takes the number of channels)"""
+
+
+_ON_COMPARE = """
+
+Recipes are trained, each run in a process of its own, on the same tasks with the same seeds; folders
+of finished runs are read. Runs that differ in the seed alone are one row. The result is a table, a
+picture, and a recommendation with the rule that it follows from, in a folder below --out. A variant
+of a recipe is a file of its own: metablocks show NAME --set PATH=VALUE > variant.yaml"""
+
+
+def parse_seeds(text: str) -> int | tuple[int, ...]:
+    """`3`: three seeds, from the recipe's own on. `0,7` or `7,`: these.
+
+    >>> parse_seeds("3"), parse_seeds("0,7"), parse_seeds("7,")
+    (3, (0, 7), (7,))
+
+    Raises `argparse.ArgumentTypeError`, as the other parsers do.
+    """
+    words = text.removesuffix(",").split(",")
+    numbers = [int(word) for word in words if re.fullmatch(r"[0-9]{1,10}", word.strip())]
+    several = "," in text
+    if len(numbers) == len(words) == len(set(numbers)) and (several or numbers[0] > 0):
+        return tuple(numbers) if several else numbers[0]
+    message = f"takes how many seeds, or different ones as in 0,1,7; given {text}"
+    raise argparse.ArgumentTypeError(message)
+
+
+def parse_count(text: str, least: int = 1) -> int:
+    """An integer of at least `least`."""
+    if not re.fullmatch(r"[0-9]{1,18}", text) or int(text) < least:
+        message = f"takes an integer of at least {least}, given {text}"
+        raise argparse.ArgumentTypeError(message)
+    return int(text)
+
+
+def parse_minutes(text: str) -> float:
+    """A number above 0.
+
+    >>> parse_minutes("2"), parse_minutes("0.5")
+    (2.0, 0.5)
+    """
+    if not re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", text) or not float(text):
+        message = f"takes minutes, a number above 0, given {text}"
+        raise argparse.ArgumentTypeError(message)
+    return float(text)
 
 
 def _add_recipe(parser: argparse.ArgumentParser, *, optional: bool = False) -> None:
@@ -190,8 +254,20 @@ def _add_place(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _typed(parse: Callable[[str], _T]) -> Callable[[str], _T]:
+    """A parser whose `ValueError` argparse shows with its message."""
+
+    def typed(text: str) -> _T:
+        try:
+            return parse(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return typed
+
+
 def _size(text: str) -> str:
-    typed(parse_bytes)(text)
+    _typed(parse_bytes)(text)
     return text
 
 

@@ -161,11 +161,27 @@ def _eval(args: argparse.Namespace, argv: list[str]) -> int:
 
 
 def _compare(args: argparse.Namespace, argv: list[str]) -> int:
-    from metablocks.compare.arguments import to_request
     from metablocks.compare.commands import compare
+    from metablocks.compare.request import Request
 
     _make_importable(args.allow)
-    return compare(to_request(args, argv))
+    return compare(
+        Request(
+            names=tuple(args.names),
+            overrides=tuple(args.set),
+            allow=tuple(args.allow),
+            seeds=args.seeds,
+            steps=args.steps,
+            minutes=args.minutes,
+            tasks=args.tasks,
+            jobs=args.jobs,
+            out=args.out,
+            data=args.data,
+            device=args.device,
+            quiet=args.quiet,
+            argv=tuple(argv),
+        )
+    )
 
 
 def _verify(args: argparse.Namespace, argv: list[str]) -> int:

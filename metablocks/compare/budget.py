@@ -11,8 +11,8 @@ annealings, which are counted in epochs, keep their shape over the training.
 import math
 from collections.abc import Sequence
 
-from metablocks.compare.arguments import Request
 from metablocks.compare.entries import Entry
+from metablocks.compare.request import Request
 from metablocks.compare.table import seconds_text
 from metablocks.compare.timing import Pace, measure_paces
 from metablocks.errors import RecipeError
@@ -30,6 +30,7 @@ def check_arguments(entries: Sequence[Entry], request: Request) -> None:
     options = {
         "--steps": request.steps is not None,
         "--minutes": request.minutes is not None,
+        "--tasks": request.tasks is not None,
         "--seeds": several,
         "--set": bool(request.overrides),
     }
@@ -37,12 +38,6 @@ def check_arguments(entries: Sequence[Entry], request: Request) -> None:
         if is_set and not trained:
             raise RecipeError(
                 f"{option}: all that is given is trained already; there is nothing to set"
-            )
-    for entry in entries:
-        tasks = entry.values.get("evaluation", {}).get("tasks")
-        if not entry.recipe and request.tasks not in (None, tasks):
-            raise RecipeError(
-                f"--tasks {request.tasks}: {entry.label} is finished, tested on {tasks} tasks"
             )
 
 

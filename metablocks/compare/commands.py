@@ -17,17 +17,18 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from metablocks.compare import plots, table
-from metablocks.compare.arguments import Request
+from metablocks.compare import table
 from metablocks.compare.budget import check_arguments, choose_seeds, with_budget
 from metablocks.compare.entries import Entry, absorb, check_same_problem, read_entries
-from metablocks.compare.finished import read_run
-from metablocks.compare.jobs import Display, Job, command_to_finish, place, plan_runs, run_jobs
+from metablocks.compare.jobs import Display, Job, command_to_finish, plan_runs, run_jobs
 from metablocks.compare.notes import machine_text, notes_on
 from metablocks.compare.output import Comparison, print_lines, save, show
 from metablocks.compare.recommend import recommend
+from metablocks.compare.request import Request
 from metablocks.recipe import build
 from metablocks.runs.directory import create
+from metablocks.runs.finished import read_run
+from metablocks.runs.plots import draw_comparison
 
 _LONGEST_NAME = 80
 
@@ -60,11 +61,7 @@ def compare(request: Request) -> int:
     comparison = _gather(entries, jobs, notes, folder, request)
     save(comparison, folder)
     show(comparison, folder)
-    failed = any(job.status != 0 for job in jobs)
-    if not failed and any(entry.recipe for entry in entries):
-        options = shlex.join(["RECIPE", *_same_terms(request)])
-        print(f"to add one: metablocks compare {_run_arguments(entries, folder)} {options}")
-    return int(failed)
+    return int(any(job.status != 0 for job in jobs))
 
 
 def _checksums(entries: Sequence[Entry], request: Request) -> dict[str, str]:
@@ -83,12 +80,7 @@ def _checksums(entries: Sequence[Entry], request: Request) -> dict[str, str]:
 
 def _name(entries: Sequence[Entry]) -> str:
     """The name of the directory: the recipes, in short."""
-    stems = list(dict.fromkeys(entry.stem[:_LONGEST_NAME] for entry in entries))
-    count = len(stems)
-    while count > 1 and len("-".join(stems[:count])) > _LONGEST_NAME:
-        count -= 1
-    more = [f"and-{len(stems) - count}-more"] if count < len(stems) else []
-    return "-".join([*stems[:count], *more])
+    return "-".join(dict.fromkeys(entry.stem for entry in entries))[:_LONGEST_NAME]
 
 
 def _gather(
@@ -127,7 +119,7 @@ def _gather(
             for group in failures.values()
             for job in group
         ),
-        *(plots.draw(folder, finished) if finished else []),
+        *(draw_comparison(folder, finished) if finished else []),
     ]
     limited = trained_here and request.minutes is not None
     budget = f"{request.minutes:g} min of training a run" if limited else ""
@@ -139,43 +131,16 @@ def _how_to_go_on(
 ) -> str:
     """After an interruption: what is there, and the commands that finish the comparison."""
     unfinished = [job for job in jobs if job.status != 0]
+    words = [shlex.quote(str(run.path)) for entry in entries for run in entry.finished]
+    words.append(f"{shlex.quote(str(folder / 'runs'))}/*")
+    if request.out != Request(()).out:
+        words += ["--out", shlex.quote(str(request.out))]
     commands = [
         *(command_to_finish(job, request) for job in unfinished),
-        " ".join(
-            [
-                "metablocks compare",
-                _run_arguments(entries, folder),
-                *map(shlex.quote, _out(request)),
-            ]
-        ),
+        f"metablocks compare {' '.join(words)}",
     ]
     head = (
         f"interrupted: {len(jobs) - len(unfinished)} of {len(jobs)} runs are finished, in "
         f"{folder / 'runs'}. Nothing is lost; to go on:"
     )
     return "\n  ".join([head, *commands])
-
-
-def _run_arguments(entries: Sequence[Entry], folder: Path) -> str:
-    """The runs of a comparison as arguments: those that it read, and those that it trained."""
-    words = [shlex.quote(str(run.path)) for each in entries for run in each.finished]
-    if any(entry.recipe for entry in entries):
-        words.append(f"{shlex.quote(str(folder / 'runs'))}/*")
-    return " ".join(words)
-
-
-def _same_terms(request: Request) -> list[str]:
-    """The options that give a further recipe the same budget."""
-    words = [word for override in request.overrides for word in ("--set", override)]
-    for name in ("steps", "minutes", "tasks"):
-        value = getattr(request, name)
-        words += [] if value is None else [f"--{name}", f"{value:.15g}"]
-    if isinstance(request.seeds, tuple):
-        words += ["--seeds", ",".join(map(str, request.seeds)) + ","]
-    elif request.seeds != 1:
-        words += ["--seeds", str(request.seeds)]
-    return [*words, *place(request), *_out(request)]
-
-
-def _out(request: Request) -> list[str]:
-    return [] if request.out == Request(()).out else ["--out", str(request.out)]

@@ -2,7 +2,7 @@
 
 Finished runs that differ in nothing but the seed are one entry, and so are a recipe and its own
 finished runs. All entries must be about the same problem: the same tasks section, the same number of
-evaluation tasks, the same data. (Finished runs are read by `metablocks.compare.finished`.)
+evaluation tasks, the same data.
 """
 
 import shlex
@@ -11,11 +11,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from metablocks.compare.finished import FinishedRun, is_run, read_run
 from metablocks.errors import RecipeError, suggest
 from metablocks.recipe import Recipe, load
 from metablocks.recipe.load import find_recipe, from_text, recipe_files
 from metablocks.recipe.record import leaves
+from metablocks.runs.finished import FinishedRun, is_run, read_run
 
 Differences = list[tuple[str, Any, Any]]
 """Paths of leaves, each with its two values."""
@@ -112,10 +112,8 @@ def check_same_problem(entries: Sequence[Entry], checksums: Mapping[str, str]) -
     first = entries[0]
     for other in entries[1:]:
         differences = differing(_problem(first), _problem(other))
-        # the other fields belong to the blocks
-        blocks = [each for each in differences if each[0] == "tasks.block"]
         if differences:
-            raise RecipeError(_refusal(first, other, blocks or differences))
+            raise RecipeError(_refusal(first, other, differences))
         one, two = checksums.get(first.label), checksums.get(other.label)
         if one and two and one != two:
             raise RecipeError(
@@ -184,21 +182,15 @@ def _add_run(entries: list[Entry], run: FinishedRun) -> None:
 
 def _refuse_folder(path: Path) -> None:
     """Errors of folders that `load` cannot know: a folder of runs, a mistyped run."""
-    if not path.is_dir():
-        if not path.exists() and path.parent.is_dir() and len(path.parts) > 1 and not path.suffix:
-            hint = suggest(path.name, [each.name for each in path.parent.iterdir()])
-            raise RecipeError(f"{path}: no such recipe or run{hint}")
-        return
+    if not path.exists() and path.parent.is_dir() and len(path.parts) > 1 and not path.suffix:
+        hint = suggest(path.name, [each.name for each in path.parent.iterdir()])
+        raise RecipeError(f"{path}: no such recipe or run{hint}")
     if len(path.parts) == 1 and path.name in {file.stem for file in recipe_files()}:
         return
-    runs = [each for each in path.glob("*") if is_run(each)]
-    if runs:
-        raise RecipeError(
-            f"{path}: holds {len(runs)} runs; give the runs themselves: {shlex.quote(str(path))}/*"
-        )
-    if (path / "runs").is_dir():
-        pattern = f"{shlex.quote(str(path / 'runs'))}/*"
-        raise RecipeError(f"{path}: not the folder of a run; its runs are {pattern}")
+    for folder in (path, path / "runs"):
+        if any(map(is_run, folder.glob("*"))):
+            pattern = f"{shlex.quote(str(folder))}/*"
+            raise RecipeError(f"{path}: not the folder of a run; its runs are {pattern}")
 
 
 def _problem(entry: Entry) -> dict[str, Any]:
@@ -214,17 +206,10 @@ def _refusal(first: Entry, other: Entry, differences: Differences) -> str:
         for path, one, two in differences[:3]
     )
     more = f"; and {len(differences) - 3} more" if len(differences) > 3 else ""
-    paths = {path for path, _, _ in differences}
-    fault = "have different tasks"
-    remedy = "--set PATH=VALUE sets a field of all recipes; finished runs stay as they are"
-    if paths == {"tasks.block"}:
-        remedy = "Compare recipes for one kind of tasks"
-    elif paths == {"evaluation.tasks"}:
-        fault = "are judged on different numbers of tasks"
-        remedy = "--tasks N sets it for all recipes; finished runs stay as they are"
     return (
-        f"{first.label} and {other.label} {fault}, so their scores do not compare: "
-        f"{message}{more}. {remedy}"
+        f"{first.label} and {other.label} are not about the same tasks, so their scores do not "
+        f"compare: {message}{more}. --set PATH=VALUE sets a field of all recipes; finished runs stay "
+        "as they are"
     )
 
 

@@ -11,26 +11,23 @@ import shlex
 import signal
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 
 from tqdm import tqdm
 
-from metablocks.compare.arguments import Request
 from metablocks.compare.entries import Entry
-from metablocks.compare.finished import is_run, read_run
-from metablocks.compare.table import MEASURES, seconds_text, share_text
+from metablocks.compare.request import Request
+from metablocks.compare.table import MEASURES, seconds_text
 from metablocks.runs.directory import RunDirectory
+from metablocks.runs.finished import is_run, read_run
 from metablocks.runs.tables import place_arguments
+from metablocks.runs.train import on_stop_signals, progress_bar
 
 _POLL = 0.1  # seconds between looks at the processes,
-_REFRESH = 1.0  # at the logs of runs,
-_REPORT = 30.0  # and between lines if there is no terminal
+_REFRESH = 1.0  # and at the logs of runs
 _TAIL = 12  # lines of an error that are shown
 
 
@@ -103,9 +100,8 @@ class Job:
             return f"{'stopped' if self.stopped else 'FAILED'} after {duration}"
         if not self.directory:
             return f"done in {duration}"
-        run = read_run(self.directory)
-        score = share_text(run.test.mean, run.measure)
-        return f"done in {duration}, test {MEASURES[run.measure][0]} {score}"
+        test = read_run(self.directory).test
+        return f"done in {duration}, test {MEASURES[test.measure][0]} {test.text(-1)}"
 
 
 def plan_runs(
@@ -162,62 +158,46 @@ def place(request: Request) -> tuple[str, ...]:
 
 
 class Display:
-    """Progress of jobs on stderr: a bar on a terminal, plain lines elsewhere."""
+    """Progress of jobs on stderr: a line when one begins and ends, and a bar of all meta-steps."""
 
     def __init__(self, jobs: Sequence[Job], *, quiet: bool = False) -> None:
         self._names = {
             job: f"{number} of {len(jobs)}, {job.title}" for number, job in enumerate(jobs, start=1)
         }
         self._quiet = quiet
-        self._running: dict[Job, float] = {}
+        self._running: set[Job] = set()
         self._done = 0
-        self._refreshed = self._reported = time.perf_counter()
+        self._refreshed = time.perf_counter()
         total = sum(job.steps for job in jobs)
-        terminal = sys.stderr.isatty() and not quiet and total > 0
-        self._bar = tqdm(total=total, unit="step", dynamic_ncols=True) if terminal else None
+        self._bar = progress_bar(total, quiet=quiet or not total)
 
     def started(self, job: Job) -> None:
         """Show that a job runs."""
-        self._running[job] = time.perf_counter()
-        if self._bar is None:
-            self._print(f"{self._names[job]} …")
-        else:
-            self._bar.set_description(" + ".join(self._names[each] for each in self._running))
+        self._running.add(job)
+        self._print(f"{self._names[job]} …")
 
     def ended(self, job: Job) -> None:
         """Show the end of a job, and the error of one that failed."""
-        del self._running[job]
+        self._running.remove(job)
         self._done += job.steps
         failed = job.status != 0 and not job.stopped
         lines = [f"{self._names[job]}: {job.ending()}"]
         lines += [f"  {line}" for line in job.error.splitlines()] if failed else []
         for line in lines:
             self._print(line, always=failed)
-        self._refresh()
 
     def tick(self) -> None:
         """Show the progress of running jobs, from time to time."""
         if time.perf_counter() - self._refreshed >= _REFRESH:
             self._refreshed = time.perf_counter()
-            self._refresh()
+            steps = self._done + sum(job.steps_done for job in self._running)
+            self._bar.update(steps - self._bar.n)
 
     def close(self) -> None:
         """Take the bar down."""
-        if self._bar is not None:
-            self._bar.close()
-
-    def _refresh(self) -> None:
-        if self._bar is not None:
-            self._bar.n = self._done + sum(job.steps_done for job in self._running)
-            self._bar.refresh()
-        elif time.perf_counter() - self._reported >= _REPORT:
-            for job, started in self._running.items():
-                steps = f"{job.steps_done:,} of {job.steps:,} meta-steps, " if job.steps else ""
-                elapsed = seconds_text(time.perf_counter() - started)
-                self._print(f"{self._names[job]}: {steps}{elapsed}")
+        self._bar.close()
 
     def _print(self, line: str, *, always: bool = False) -> None:
-        self._reported = time.perf_counter()
         if always or not self._quiet:
             tqdm.write(line, file=sys.stderr)
 
@@ -233,7 +213,8 @@ def run_jobs(jobs: Sequence[Job], *, side_by_side: int, display: Display) -> boo
     waiting = list(jobs)
     environment = child_environment(side_by_side)
     passed_on = 0
-    with _signals_noted() as signals:
+    signals: list[int] = []
+    with on_stop_signals(lambda number, _: signals.append(number)):
         try:
             while running or (waiting and not signals):
                 while waiting and not signals and len(running) < side_by_side:
@@ -297,22 +278,3 @@ def _start(job: Job, environment: dict[str, str]) -> "subprocess.Popen[bytes]":
             env=environment,
             start_new_session=True,
         )
-
-
-@contextmanager
-def _signals_noted() -> Iterator[list[int]]:
-    """Note SIGINT and SIGTERM in the list, if signals are this thread's to take."""
-    signals: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield signals
-        return
-
-    def note(number: int, frame: FrameType | None) -> None:
-        signals.append(number)
-
-    previous = {each: signal.signal(each, note) for each in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield signals
-    finally:
-        for each, handler in previous.items():
-            signal.signal(each, handler)

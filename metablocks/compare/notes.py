@@ -5,8 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from metablocks.compare.finished import FinishedRun
 from metablocks.compare.jobs import child_environment, cores
+from metablocks.runs.finished import FinishedRun
 from metablocks.runs.tables import TRANSDUCTIVE
 
 Runs = Mapping[str, Sequence[FinishedRun]]
@@ -50,7 +50,7 @@ def notes_on(runs: Runs, *, jobs: int, load: float | None = None) -> list[str]:
     if norms:
         notes.append(TRANSDUCTIVE + f" (in {', '.join(norms)})" * (len(norms) < len(runs)))
     every = [run for group in runs.values() for run in group]
-    members = sorted({run.ensemble.members for run in every if run.ensemble})
+    members = sorted({len(run.ensemble.members or [1]) for run in every if run.ensemble})
     if members:
         notes.append(
             f"ensemble: {' or '.join(map(str, members))} checkpoints predict together, at as many "

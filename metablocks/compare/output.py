@@ -1,20 +1,21 @@
 """Output of a comparison: `table.md`, `table.csv`, `comparison.json`, and the same on the terminal."""
 
-import json
-import math
 import shutil
 import textwrap
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
+from pydantic_core import to_json
+
 from metablocks.compare import table
-from metablocks.compare.arguments import Request
-from metablocks.compare.finished import FinishedRun
 from metablocks.compare.jobs import Job
 from metablocks.compare.recommend import Advice
+from metablocks.compare.request import Request
 from metablocks.runs.directory import write_text
+from metablocks.runs.finished import FinishedRun
+from metablocks.runs.scores import plain
 
 _WIDEST = 100  # characters of a line of text
 
@@ -48,14 +49,14 @@ def save(comparison: Comparison, folder: Path) -> None:
     """Write the three files."""
     write_text(folder / "table.csv", table.as_csv(comparison.rows))
     write_text(folder / "table.md", as_markdown(comparison))
-    content = json.dumps(_finite(as_plain(comparison)), indent=1)
-    write_text(folder / "comparison.json", f"{content}\n")
+    content = to_json(as_plain(comparison), indent=1, inf_nan_mode="null")
+    write_text(folder / "comparison.json", f"{content.decode()}\n")
 
 
 def show(comparison: Comparison, folder: Path) -> None:
     """Print the table, the recommendation, the notes, and the names of the files."""
     cells = table.cells(comparison.rows)
-    print(f"\n{table.text(cells, shutil.get_terminal_size().columns)}\n")
+    print(f"\n{table.text(cells)}\n")
     advice = "no recommendation: fewer than two rows have scores"
     if comparison.advice:
         advice = str(comparison.advice)
@@ -93,15 +94,25 @@ def as_markdown(comparison: Comparison) -> str:
 def as_plain(comparison: Comparison) -> dict[str, Any]:
     """All of it in plain values, the logs of every run included."""
     return {
-        "format": 1,
+        "format": 2,
         "command": ["metablocks", *comparison.request.argv],
-        "facts": list(comparison.facts),
-        "notes": list(comparison.notes),
-        "recommendation": asdict(comparison.advice) if comparison.advice else None,
+        "facts": comparison.facts,
+        "notes": comparison.notes,
+        "recommendation": plain(comparison.advice) if comparison.advice else None,
         "rows": [
             {
-                **asdict(row),
-                "runs": [_plain_run(run) for run in comparison.runs[row.recipe]],
+                **plain(row),
+                "runs": [
+                    {
+                        "path": run.path,
+                        "seed": run.seed,
+                        "recipe": run.values,
+                        "record": run.record,
+                        "metrics": run.metrics,
+                        "times": run.times,
+                    }
+                    for run in comparison.runs[row.recipe]
+                ],
                 "failures": [
                     {"run": each.title, "status": each.status, "error": each.error}
                     for each in comparison.failures[row.recipe]
@@ -112,25 +123,5 @@ def as_plain(comparison: Comparison) -> dict[str, Any]:
     }
 
 
-def _plain_run(run: FinishedRun) -> dict[str, Any]:
-    return {
-        "path": str(run.path),
-        "seed": run.seed,
-        "recipe": run.values,
-        "record": run.record,
-        "metrics": run.metrics,
-        "times": run.times,
-    }
-
-
 def _points(lines: Sequence[str]) -> str:
     return "\n".join(f"- {line}" for line in lines)
-
-
-def _finite(value: Any) -> Any:
-    """The value with null for numbers that JSON lacks."""
-    if isinstance(value, dict):
-        return {key: _finite(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(each) for each in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -15,16 +15,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from metablocks.compare.finished import Score
-from metablocks.compare.table import (
-    MEASURES,
-    Row,
-    gap_text,
-    measure_of,
-    score_text,
-    seconds_text,
-)
+from metablocks.compare.table import MEASURES, Row, gap_text, measure_of, seconds_text
 from metablocks.memory import format_bytes
+from metablocks.runs.scores import Measure, Scores
 
 RULE = (
     "the best test score leads; recipes whose difference from it lies within √(c₁² + c₂²) of the "
@@ -55,15 +48,15 @@ class Advice:
 def recommend(rows: Sequence[Row], budget: str = "") -> Advice | None:
     """The advice that follows from the rows; None unless at least two have finite scores."""
     measure = measure_of(rows)
-    scored = [(row, row.score) for row in rows if row.score and math.isfinite(row.score.mean)]
+    scored = [(row, row.score) for row in rows if row.score and math.isfinite(row.score.final)]
     if len(scored) < 2:
         return None
-    scored.sort(key=lambda pair: pair[1].mean, reverse=measure == "accuracy")
+    scored.sort(key=lambda pair: pair[1].final, reverse=measure == "accuracy")
     best, best_score = scored[0]
     level = [
         row
         for row, score in scored
-        if abs(score.mean - best_score.mean) <= margin(score, best_score)
+        if abs(score.final - best_score.final) <= margin(score, best_score)
     ]
     chosen = _lightest_of_the_fastest(level)
     return Advice(
@@ -74,9 +67,9 @@ def recommend(rows: Sequence[Row], budget: str = "") -> Advice | None:
     )
 
 
-def margin(one: Score, other: Score) -> float:
+def margin(one: Scores, other: Scores) -> float:
     """Half the width of the 95 % interval of a difference, √(c₁² + c₂²)."""
-    return math.hypot(one.interval, other.interval)
+    return math.hypot(one.interval[-1], other.interval[-1])
 
 
 def _lightest_of_the_fastest(level: Sequence[Row]) -> Row:
@@ -92,22 +85,22 @@ def _reason(
     chosen: Row,
     best: Row,
     level: Sequence[Row],
-    scored: Sequence[tuple[Row, Score]],
-    measure: str,
+    scored: Sequence[tuple[Row, Scores]],
+    measure: Measure,
 ) -> str:
     assert chosen.score is not None
     assert best.score is not None
-    reason = f"test {MEASURES[measure][0]} {score_text(chosen.score, measure)}"
+    reason = f"test {MEASURES[measure][0]} {chosen.score.text(-1)}"
     if len(level) == 1:
         second, score = scored[1]
-        ahead = gap_text(abs(score.mean - chosen.score.mean), measure)
+        ahead = gap_text(abs(score.final - chosen.score.final), measure)
         limit = gap_text(margin(score, chosen.score), measure)
         return f"{reason}, ahead of {second.recipe} by {ahead}, more than the ± {limit} of chance"
     others = [row for row in level if row is not chosen]
     if chosen is best:
         reason += f", the best, and level with {_names(others)}"
     else:
-        behind = gap_text(abs(best.score.mean - chosen.score.mean), measure)
+        behind = gap_text(abs(best.score.final - chosen.score.final), measure)
         limit = gap_text(margin(best.score, chosen.score), measure)
         reason += f", level with the best ({best.recipe}): {behind} apart, within ± {limit}"
     return f"{reason}; {_economy(chosen, others)}"
@@ -146,7 +139,9 @@ def _evidence(rows: Sequence[Row], budget: str) -> str:
     return ", ".join(filter(None, evidence))
 
 
-def _doubts(scored: Sequence[tuple[Row, Score]], level: Sequence[Row], measure: str) -> list[str]:
+def _doubts(
+    scored: Sequence[tuple[Row, Scores]], level: Sequence[Row], measure: Measure
+) -> list[str]:
     doubts = []
     if len(level) > 1:
         doubts.append(
@@ -164,8 +159,8 @@ def _doubts(scored: Sequence[tuple[Row, Score]], level: Sequence[Row], measure: 
             "they differ"
         )
     (_, one), (_, two) = scored[:2]
-    spread = max(one.seed_std or 0.0, two.seed_std or 0.0)
-    if len(level) == 1 and abs(one.mean - two.mean) < 2 * spread:
+    spread = max((score.seed_std or [0.0])[-1] for score in (one, two))
+    if len(level) == 1 and abs(one.final - two.final) < 2 * spread:
         doubts.append(
             f"seeds alone move a score by {gap_text(spread, measure)} (SD); the lead is less than "
             "twice that"

@@ -7,15 +7,16 @@ always the same.
 
 import csv
 import io
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
 from metablocks.compare.entries import Entry
-from metablocks.compare.finished import FinishedRun, Score, largest, pool
 from metablocks.memory import format_bytes
+from metablocks.runs.finished import FinishedRun, largest
+from metablocks.runs.scores import Measure, Scores, number_text, pool_seeds, score_text
+from metablocks.runs.tables import aligned
 
 Cells = list[list[str]]
 """A header, then one list of equal length for each row."""
@@ -33,10 +34,9 @@ class Row:
     seeds: tuple[int, ...]
     failed: int
     """Number of failed runs."""
-    measure: str | None = None
     inner_steps: int | None = None
-    score: Score | None = None
-    ensemble: Score | None = None
+    score: Scores | None = None
+    ensemble: Scores | None = None
     meta_steps: int | None = None
     tasks_per_step: int | None = None
     seconds_per_step: float | None = None
@@ -45,6 +45,11 @@ class Row:
     peak_memory: int | None = None
     memory_beyond_start: int | None = None
     train_loss: float | None = None
+
+    @property
+    def members(self) -> int | None:
+        """Checkpoints of the ensemble."""
+        return len(self.ensemble.members or [1]) if self.ensemble else None
 
 
 def summarise(entry: Entry, runs: Sequence[FinishedRun], failed: int = 0) -> Row:
@@ -58,10 +63,9 @@ def summarise(entry: Entry, runs: Sequence[FinishedRun], failed: int = 0) -> Row
         title=title,
         seeds=tuple(run.seed for run in runs),
         failed=failed,
-        measure=runs[0].measure,
         inner_steps=runs[0].inner_steps,
-        score=pool([run.test for run in runs]),
-        ensemble=pool(ensembles) if len(ensembles) == len(runs) else None,
+        score=pool_seeds([run.test for run in runs]),
+        ensemble=pool_seeds(ensembles) if len(ensembles) == len(runs) else None,
         meta_steps=runs[0].steps,
         tasks_per_step=entry.values["outer"]["tasks_per_step"],
         seconds_per_step=sum(run.training_seconds for run in runs) / sum(run.steps for run in runs),
@@ -77,30 +81,14 @@ def reference(rows: Sequence[Row]) -> Row:
     return next((row for row in rows if row.score), rows[0])
 
 
-def measure_of(rows: Sequence[Row]) -> str:
+def measure_of(rows: Sequence[Row]) -> Measure:
     """`accuracy` or `mse`: one for all, since the tasks are."""
-    return next((row.measure for row in rows if row.measure), "accuracy")
+    return next((row.score.measure for row in rows if row.score), "accuracy")
 
 
-def score_text(score: Score, measure: str) -> str:
-    """A mean with its interval.
-
-    >>> score_text(Score(600, 0.951, 0.004, 0.05, 0.8, 0.2), "accuracy")
-    '95.10 ± 0.40 %'
-    """
-    if measure == "accuracy":
-        return f"{100 * score.mean:.2f} ± {100 * score.interval:.2f} %"
-    return f"{_number(score.mean)} ± {_number(score.interval)}"
-
-
-def share_text(value: float, measure: str) -> str:
-    """A score, or a spread of scores, without an interval."""
-    return f"{100 * value:.2f} %" if measure == "accuracy" else _number(value)
-
-
-def gap_text(value: float, measure: str, sign: str = "") -> str:
+def gap_text(value: float, measure: Measure, sign: str = "") -> str:
     """A difference of two scores; `sign` is a format's, such as "+"."""
-    return f"{100 * value:{sign}.2f} points" if measure == "accuracy" else _number(value)
+    return f"{100 * value:{sign}.2f} points" if measure == "accuracy" else number_text(value)
 
 
 def seconds_text(value: float) -> str:
@@ -117,31 +105,23 @@ def seconds_text(value: float) -> str:
     return f"{minutes} min {seconds} s" if seconds else f"{minutes} min"
 
 
-def _number(value: float, measure: str = "") -> str:
-    return f"{value:.4f}" if math.isnan(value) or 1e-3 <= abs(value) < 1e4 else f"{value:.3g}"
-
-
-_COLUMNS: list[tuple[str, str, Callable[[Any, str], str]]] = [
+_COLUMNS: list[tuple[str, str, Callable[[Any, Measure], str]]] = [
     # heading, attribute of a row, text of its value by the measure
     ("recipe", "recipe", lambda value, _: str(value)),
-    ("test", "score", score_text),
-    ("beside the first", "score.mean", share_text),
-    ("std over tasks", "score.std", share_text),
-    ("worst decile", "score.worst_decile", share_text),
-    ("SD over seeds", "score.seed_std", share_text),
-    (
-        "ensemble",
-        "ensemble",
-        lambda e, measure: f"{score_text(e, measure)} ({e.members} checkpoints)",
-    ),
+    ("test", "score", lambda score, _: score.text(-1)),
+    ("beside the first", "score.mean", score_text),
+    ("std over tasks", "score.std", score_text),
+    ("worst decile", "score.worst_decile", score_text),
+    ("SD over seeds", "score.seed_std", score_text),
+    ("ensemble", "ensemble", lambda e, _: f"{e.text(-1)} ({len(e.members or [1])} checkpoints)"),
     ("inner steps", "inner_steps", lambda value, _: f"{value:,}"),
     ("meta-steps", "meta_steps", lambda value, _: f"{value:,}"),
     ("time a step", "seconds_per_step", lambda value, _: seconds_text(value)),
     ("time in all", "seconds", lambda value, _: seconds_text(value)),
     ("peak memory", "peak_memory", lambda value, _: format_bytes(value)),
     ("beyond start", "memory_beyond_start", lambda value, _: format_bytes(value)),
-    ("training loss", "train_loss", _number),
-    ("test loss", "score.loss", _number),
+    ("training loss", "train_loss", lambda value, _: number_text(value)),
+    ("test loss", "score.loss", lambda value, _: number_text(value)),
     ("seeds", "seeds", lambda value, _: ", ".join(map(str, value)) or EMPTY),
     ("failed runs", "failed", lambda value, _: str(value or EMPTY)),
 ]
@@ -152,7 +132,7 @@ _CSV = {
     "title": "title",
     "seeds": "seeds",
     "failed_runs": "failed",
-    "measure": "measure",
+    "measure": "score.measure",
     "inner_steps": "inner_steps",
     "tasks": "score.tasks",
     "mean": "score.mean",
@@ -165,7 +145,7 @@ _CSV = {
     "train_loss": "train_loss",
     "ensemble_mean": "ensemble.mean",
     "ensemble_interval_95": "ensemble.interval",
-    "ensemble_members": "ensemble.members",
+    "ensemble_members": "members",
     "meta_steps": "meta_steps",
     "tasks_per_step": "tasks_per_step",
     "seconds_per_step": "seconds_per_step",
@@ -235,63 +215,31 @@ def markdown(table: Cells) -> str:
     | a\\|b   |  3 s |
     """
     escaped = [[cell.replace("|", "\\|") for cell in row] for row in table]
-    widths = _widths(escaped)
-    rule = [":" + "-" * (widths[0] + 1), *("-" * (width + 1) + ":" for width in widths[1:])]
-    lines = [f"| {' | '.join(_aligned(row, widths))} |" for row in escaped]
-    return "\n".join([lines[0], f"|{'|'.join(rule)}|", *lines[1:]])
+    head, *body = aligned(escaped, between=" | ")
+    first, *others = (max(map(len, column)) for column in zip(*escaped, strict=True))
+    rule = "|".join([f":{'-' * (first + 1)}", *(f"{'-' * (width + 1)}:" for width in others)])
+    return "\n".join([f"| {head} |", f"|{rule}|", *(f"| {line} |" for line in body)])
 
 
-def text(table: Cells, width: int) -> str:
-    """The table for a terminal: a line for each recipe, or if that is too wide, for each quantity.
+def text(table: Cells) -> str:
+    """The table for a terminal: a line for each quantity, a column for each recipe.
 
-    >>> print(text([["recipe", "time"], ["a", "3 s"]], 80))
-    recipe  time
-    a        3 s
-    >>> print(text([["recipe", "time"], ["a", "3 s"]], 10))
+    >>> print(text([["recipe", "time"], ["a", "3 s"]]))
     recipe    a
     time    3 s
     """
-    upright = _plain(table)
-    if max(map(len, upright)) <= width:
-        return "\n".join(upright)
-    turned = [list(column) for column in zip(*table, strict=True)]
-    blocks: list[str] = []
-    while len(turned[0]) > 1:
-        count = 2
-        while count < len(turned[0]) and _fits([row[: count + 1] for row in turned], width):
-            count += 1
-        blocks.append("\n".join(_plain([row[:count] for row in turned])))
-        turned = [[row[0], *row[count:]] for row in turned]
-    return "\n\n".join(blocks)
+    return "\n".join(aligned([list(column) for column in zip(*table, strict=True)]))
 
 
 def _value(row: Row, attribute: str) -> Any:
-    """The attribute of a row, `score.mean` for that of its score; None if there is none."""
+    """The attribute of a row, `score.mean` for the final one of its score; None if there is none."""
     value: Any = row
     for name in attribute.split("."):
         value = getattr(value, name, None)
-    return value
+    return value[-1] if isinstance(value, list) else value
 
 
-def _beside(value: float, first: float, measure: str) -> str:
+def _beside(value: float, first: float, measure: Measure) -> str:
     if measure == "accuracy":
         return gap_text(value - first, measure, sign="+")
     return f"{value / first:.2f}×" if first else EMPTY
-
-
-def _widths(table: Cells) -> list[int]:
-    return [max(map(len, column)) for column in zip(*table, strict=True)]
-
-
-def _aligned(row: Sequence[str], widths: Sequence[int]) -> list[str]:
-    pairs = list(zip(row, widths, strict=True))
-    return [f"{cell:<{w}}" if i == 0 else f"{cell:>{w}}" for i, (cell, w) in enumerate(pairs)]
-
-
-def _plain(table: Cells) -> list[str]:
-    widths = _widths(table)
-    return ["  ".join(_aligned(row, widths)).rstrip() for row in table]
-
-
-def _fits(table: Cells, width: int) -> bool:
-    return max(map(len, _plain(table))) <= width

@@ -16,19 +16,19 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import NamedTuple
 
-from metablocks.compare.arguments import Request
 from metablocks.compare.entries import Entry
 from metablocks.compare.jobs import Display, Job, place, run_jobs
+from metablocks.compare.request import Request
 from metablocks.errors import RunError
+from metablocks.memory import keep_freed_memory
 from metablocks.recipe import Experiment, build, load
 from metablocks.runs.train import final_scores, meta_step
 from metablocks.types import Progress
 
 POINTS = 8
-_SECONDS = 0.4  # of timed meta-steps at one point, at least,
+_SECONDS = 0.8  # of timed meta-steps at one point, at least,
 _STEPS = 3  # and at least so many
 _BATCHES = 4  # of validation tasks
-_ROUNDS = 2
 
 
 class Pace(NamedTuple):
@@ -42,48 +42,33 @@ class Pace(NamedTuple):
 def measure_paces(trained: Sequence[Entry], request: Request) -> list[Pace]:
     """Time every recipe in processes of its own, as many side by side as runs will be.
 
-    In rounds, so that other work of the machine meanwhile falls on all recipes. Raises `RunError` if
-    one fails, `KeyboardInterrupt` on Ctrl-C.
+    Raises `RunError` if one fails, `KeyboardInterrupt` on Ctrl-C.
     """
     with tempfile.TemporaryDirectory() as folder:
         jobs = []
-        for turn in range(_ROUNDS):
-            for index, entry in enumerate(trained):
-                assert entry.recipe is not None
-                file, log = Path(folder, f"{index}.yaml"), Path(folder, f"{index}-{turn}")
-                file.write_text(entry.recipe.to_yaml(), encoding="utf-8")
-                timing = ("-m", "metablocks.compare.timing", str(file), *place(request))
-                jobs.append(Job(f"timing {entry.label}", (sys.executable, *timing), log))
+        for index, entry in enumerate(trained):
+            assert entry.recipe is not None
+            file, log = Path(folder, f"{index}.yaml"), Path(folder, str(index))
+            file.write_text(entry.recipe.to_yaml(), encoding="utf-8")
+            timing = ("-m", "metablocks.compare.timing", str(file), *place(request))
+            jobs.append(Job(f"timing {entry.label}", (sys.executable, *timing), log))
         if run_jobs(jobs, side_by_side=request.jobs, display=Display(jobs, quiet=request.quiet)):
             raise KeyboardInterrupt
         for job in jobs:
             if job.status != 0:
                 raise RunError(f"{job.title} failed: {job.error}")
-        timings = [json.loads(job.output.read_text().splitlines()[-1]) for job in jobs]
-        return [combine(timings[index :: len(trained)]) for index in range(len(trained))]
+        return [Pace(*json.loads(job.output.read_text().splitlines()[-1])) for job in jobs]
 
 
-def measure(
-    experiment: Experiment, *, points: int = POINTS, seconds: float = _SECONDS
-) -> tuple[list[float], float]:
-    """Seconds of a meta-step at each point of the training, and of a validation.
+def measure(experiment: Experiment, *, points: int = POINTS, seconds: float = _SECONDS) -> Pace:
+    """Time meta-steps at `points` of the training, and a validation.
 
     The learner trains a little meanwhile; the experiment is not to be used afterwards.
     """
     count = min(points, experiment.epochs)
     middles = [(point + 0.5) * experiment.epochs / count for point in range(count)]
     steps = [_step_time(experiment, epoch, seconds) for epoch in middles]
-    return steps, _validation_time(experiment)
-
-
-def combine(rounds: Sequence[tuple[Sequence[float], float]]) -> Pace:
-    """The pace by several rounds of `measure`: at each point the fastest, the least disturbed.
-
-    >>> combine([([1.0, 4.0], 9.0), ([2.0, 3.0], 8.0)])
-    Pace(step=2.0, validation=8.0)
-    """
-    steps, validations = zip(*rounds, strict=True)
-    return Pace(fmean(min(times) for times in zip(*steps, strict=True)), min(validations))
+    return Pace(fmean(steps), _validation_time(experiment))
 
 
 def _step_time(experiment: Experiment, epoch: float, least: float) -> float:
@@ -113,6 +98,7 @@ def _main() -> None:
     parser.add_argument("--data", type=Path)
     parser.add_argument("--device")
     args = parser.parse_args()
+    keep_freed_memory()  # as a run does
     experiment = build(load(args.recipe, (), args.allow), device=args.device, data=args.data)
     print(json.dumps(measure(experiment)))
 

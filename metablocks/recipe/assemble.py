@@ -12,7 +12,7 @@ import torch
 
 from metablocks.errors import DataError, MetablocksError, first_line
 from metablocks.recipe import schema
-from metablocks.recipe.layout import ManyBlocks, slot_paths
+from metablocks.recipe.layout import slot_paths
 from metablocks.recipe.parse import Problem, join
 from metablocks.recipe.record import Recipe
 from metablocks.recipe.schema import within
@@ -162,7 +162,7 @@ def block_paths(recipe: Recipe) -> list[tuple[str, Slot]]:
         if value is None:
             continue
         slot = SLOTS[mark.slot]
-        if isinstance(mark, ManyBlocks):
+        if mark.at_least is not None:
             blocks += [(join(path, index), slot) for index in range(len(value))]
         else:
             blocks.append((path, slot))

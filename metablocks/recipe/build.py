@@ -209,9 +209,7 @@ def _refused(blocks: dict[str, Any], error: MetablocksError) -> str:
     path = _ARGUMENTS.get(argument, "inner")
     if argument != "rule":
         return ".".join([path, *parts])
-    module: Any = _chained(_rules(blocks))
-    if hasattr(blocks["outer.estimator"], "inner_rule"):
-        module = blocks["outer.estimator"].inner_rule(module)
+    module: Any = blocks["outer.estimator"].inner_rule(_chained(_rules(blocks)))
     path_of = {id(block): path for path, block in blocks.items()}
     path = path_of.get(id(module), path)
     for part in parts:  # down a chain, to the rule that is a block

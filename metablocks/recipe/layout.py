@@ -13,18 +13,11 @@ _Count = Annotated[int, Ge(1)]
 
 
 @dataclass(frozen=True)
-class OneBlock:
-    """Marks a field that holds a block of a slot."""
+class Blocks:
+    """Marks a field that holds a block of a slot, or a list of at least `at_least` of them."""
 
     slot: str
-
-
-@dataclass(frozen=True)
-class ManyBlocks:
-    """Marks a field that holds a list of blocks of a slot, at least `at_least` of them."""
-
-    slot: str
-    at_least: int = 1
+    at_least: int | None = None
 
 
 @dataclass(frozen=True)
@@ -33,19 +26,19 @@ class InnerSection:
 
     steps: Annotated[int, Ge(0)]
     adapt: str | list[str]
-    rule: Annotated[Any, ManyBlocks("rule")]
-    order: Annotated[Any, OneBlock("order")]
+    rule: Annotated[Any, Blocks("rule", at_least=1)]
+    order: Annotated[Any, Blocks("order")]
 
 
 @dataclass(frozen=True, kw_only=True)
 class OuterSection:
     """The outer loop: the training of the meta-parameters."""
 
-    step_loss: Annotated[Any, OneBlock("step_loss")]
-    estimator: Annotated[Any, OneBlock("estimator")]
-    clip: Annotated[Any, OneBlock("clip")] = None
-    optimizer: Annotated[Any, OneBlock("optimizer")]
-    schedule: Annotated[Any, OneBlock("schedule")]
+    step_loss: Annotated[Any, Blocks("step_loss")]
+    estimator: Annotated[Any, Blocks("estimator")]
+    clip: Annotated[Any, Blocks("clip")] = None
+    optimizer: Annotated[Any, Blocks("optimizer")]
+    schedule: Annotated[Any, Blocks("schedule")]
     tasks_per_step: _Count
     steps_per_epoch: _Count
     epochs: _Count
@@ -69,7 +62,7 @@ class HardwareSection:
     """Device, executor and precision."""
 
     device: str
-    executor: Annotated[Any, OneBlock("executor")]
+    executor: Annotated[Any, Blocks("executor")]
     precision: Literal["float32", "float64", "bfloat16"]
     """Of parameters and data. bfloat16: these in float32, passes under autocast.
 
@@ -85,28 +78,28 @@ class RecipeLayout:
     name: str
     cite: str = ""
     seed: Annotated[int, Ge(0), Le(2**32 - 1)]
-    tasks: Annotated[Any, OneBlock("tasks")]
-    model: Annotated[Any, OneBlock("model")]
-    surgery: Annotated[Any, ManyBlocks("surgery", at_least=0)] = ()
+    tasks: Annotated[Any, Blocks("tasks")]
+    model: Annotated[Any, Blocks("model")]
+    surgery: Annotated[Any, Blocks("surgery", at_least=0)] = ()
     inner: InnerSection
     outer: OuterSection
     evaluation: EvaluationSection
     hardware: HardwareSection
 
 
-def slot_of(annotation: Any) -> OneBlock | ManyBlocks | None:
+def slot_of(annotation: Any) -> Blocks | None:
     """The mark of a field that holds blocks, or None."""
-    marks = (mark for mark in get_args(annotation) if isinstance(mark, OneBlock | ManyBlocks))
+    marks = (mark for mark in get_args(annotation) if isinstance(mark, Blocks))
     return next(marks, None)
 
 
-def slot_paths(layout: type = RecipeLayout, prefix: str = "") -> dict[str, OneBlock | ManyBlocks]:
+def slot_paths(layout: type = RecipeLayout, prefix: str = "") -> dict[str, Blocks]:
     """Every field that holds blocks, by its path.
 
     >>> {path: mark.slot for path, mark in slot_paths().items() if path.startswith("inner")}
     {'inner.rule': 'rule', 'inner.order': 'order'}
     """
-    marks: dict[str, OneBlock | ManyBlocks] = {}
+    marks: dict[str, Blocks] = {}
     hints = get_type_hints(layout, include_extras=True)
     for field in fields(layout):
         annotation = hints[field.name]

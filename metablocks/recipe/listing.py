@@ -12,7 +12,6 @@ from metablocks.recipe.build import Experiment
 from metablocks.recipe.layout import (
     HardwareSection,
     InnerSection,
-    ManyBlocks,
     OuterSection,
     RecipeLayout,
     slot_of,
@@ -63,9 +62,9 @@ def json_schema() -> dict[str, Any]:
         for field in schema.fields(layout).values():
             if mark := slot_of(field.annotation):
                 block = {"$ref": f"#/$defs/{mark.slot}"}
-                many = {"type": "array", "items": block, "minItems": getattr(mark, "at_least", 0)}
+                many = {"type": "array", "items": block, "minItems": mark.at_least}
                 one = block if field.required else {"anyOf": [block, {"type": "null"}]}
-                properties[field.name] = many if isinstance(mark, ManyBlocks) else one
+                properties[field.name] = many if mark.at_least is not None else one
     for slot in SLOTS.values():
         entries = [_block_schema(name, slot, definitions) for name in slot.blocks]
         outside = {

@@ -11,10 +11,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from metablocks.errors import RecipeError
-from metablocks.recipe.layout import OneBlock, slot_paths
+from metablocks.recipe.layout import slot_paths
 from metablocks.recipe.parse import Node, Place, Problem, join, one_line, parse_value, plain
 
-_STEP = re.compile(r'\.?([A-Za-z_][A-Za-z0-9_-]*)|\[([0-9]{1,6})\]|\[("(?:[^"\\]|\\.)*")\]')
+_WORD, _INDEX, _KEY = r"[A-Za-z_][A-Za-z0-9_-]*", r"\[[0-9]{1,6}\]", r'\["(?:[^"\\]|\\.)*"\]'
+_PATH = re.compile(rf"(?:{_WORD}|{_KEY})(?:\.{_WORD}|{_INDEX}|{_KEY})*")
+_STEP = re.compile(rf"\.?({_WORD})|({_INDEX}|{_KEY})")
 
 
 def apply_overrides(
@@ -48,32 +50,17 @@ def _split(override: str, source: str, problems: list[Problem]) -> tuple[list[st
     name, equals, text = _cut(override)
     if not equals:
         raise RecipeError("no = in it; it takes path=value, such as inner.steps=3")
-    steps: list[str | int] = []
-    position = 0
-    while position < len(name):
-        match = _STEP.match(name, position)
-        if match is None or (match[1] and match[0].startswith(".") == (position == 0)):
-            break
-        word, index, key = match.groups()
-        step = word or (int(index) if index else _unquoted(key))
-        if step is None:
-            break
-        steps.append(step)
-        position = match.end()
-    if position < len(name) or not steps or not isinstance(steps[0], str):
+    try:
+        if not _PATH.fullmatch(name):
+            raise ValueError
+        steps = [word or json.loads(key[1:-1]) for word, key in _STEP.findall(name)]
+        if not all(str(step).isprintable() for step in steps):  # as no key of a file is
+            raise ValueError
+    except ValueError:
         raise RecipeError(
             f'"{name}" is no path; it takes fields and entries, such as inner.rule[0].init'
-        )
+        ) from None
     return steps, parse_value(text, source, problems)
-
-
-def _unquoted(key: str) -> str | None:
-    """A quoted step as text; None for one with unknown escapes, or that a file could not have."""
-    try:
-        text: str = json.loads(key)
-    except ValueError:
-        return None
-    return text if text.isprintable() else None
 
 
 def _cut(override: str) -> tuple[str, str, str]:
@@ -124,7 +111,7 @@ def _assign(
 def _is_slot(path: str) -> bool:
     bare, index = re.sub(r"\[\d+\]$", "", path), path.endswith("]")
     mark = slot_paths().get(bare)
-    return mark is not None and index != isinstance(mark, OneBlock)
+    return mark is not None and index != (mark.at_least is None)
 
 
 def _name(node: Node) -> object:

@@ -8,9 +8,11 @@ from collections.abc import Collection
 from dataclasses import is_dataclass
 from typing import Any
 
+from pydantic_core import to_jsonable_python
+
 from metablocks.errors import RecipeError
 from metablocks.recipe import schema
-from metablocks.recipe.layout import ManyBlocks, RecipeLayout, slot_of
+from metablocks.recipe.layout import RecipeLayout, slot_of
 from metablocks.recipe.parse import Node, Place, Problem, join, nodes, plain, show
 from metablocks.recipe.schema import INVALID, Field
 from metablocks.recipe.slots import SLOTS, Slot, find
@@ -64,7 +66,7 @@ class _Reader:
 
     def slot(self, node: Node, mark: Any, path: str) -> Any:
         slot = SLOTS[mark.slot]
-        if not isinstance(mark, ManyBlocks):
+        if mark.at_least is None:
             return self.block(node, slot, path)
         self.origins[path] = node.place
         if not isinstance(node.value, list) or len(node.value) < mark.at_least:
@@ -101,24 +103,15 @@ class _Reader:
         self.origins |= {path: node.place for path, node in nodes(node, path)}
         for field in schema.fields(target, slot.context).values():
             if field.name in checked:
-                values[field.name] = _plain(checked[field.name])
+                values[field.name] = to_jsonable_python(checked[field.name])
             elif schema.is_plain(field.default):
                 values[field.name] = self.default(field, join(path, field.name), owner)
         return values
 
     def default(self, field: Field, path: str, owner: str) -> Any:
         self.origins[path] = Place(f"{DEFAULT} {owner}")
-        return _plain(field.default)
+        return to_jsonable_python(field.default)
 
     def refuse(self, place: Place, path: str, message: str) -> Any:
         self.problems.append(Problem(place, path, message))
         return INVALID
-
-
-def _plain(value: Any) -> Any:
-    """Tuples as lists, at any depth: what YAML and JSON can hold."""
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return value

@@ -22,7 +22,7 @@ from pydantic_core import ErrorDetails
 from typing_extensions import NotRequired, TypedDict, is_typeddict
 
 from metablocks.errors import RecipeError, suggest, suggest_then
-from metablocks.recipe.layout import ManyBlocks, slot_of
+from metablocks.recipe.layout import slot_of
 from metablocks.recipe.outer import GroupOptions
 from metablocks.recipe.parse import Node, Problem, join, plain, show
 from metablocks.recipe.slots import SLOTS
@@ -179,7 +179,7 @@ def describe(annotation: Any, *, many: bool = False) -> str | None:
     if is_typeddict(annotation):
         return f"a mapping of {', '.join(_members(annotation))}"
     if mark := slot_of(annotation):
-        kind = "a list of blocks" if isinstance(mark, ManyBlocks) else "a block"
+        kind = "a list of blocks" if mark.at_least is not None else "a block"
         return f"{kind}: {', '.join(SLOTS[mark.slot].blocks)}"
     if origin is Annotated:
         inner = describe(arguments[0], many=many)

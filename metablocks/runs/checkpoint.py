@@ -1,6 +1,6 @@
 """Checkpoints: all that training needs to go on, bit for bit, as tensors and plain values."""
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ from metablocks.errors import RunError
 from metablocks.learner import MetaGradient
 from metablocks.recipe import Experiment
 from metablocks.runs.directory import write_atomically
-from metablocks.runs.scores import Scores, plain
+from metablocks.runs.scores import Scores
 
 FORMAT = 2
 
@@ -27,8 +27,6 @@ class TrainingState:
     """Loss of each meta-step of the epoch in progress."""
     metrics: dict[str, list[float]] = field(default_factory=dict)
     """The estimator's metrics at each of them, by name (`MetaGradient.metrics`)."""
-    best: Scores | None = None
-    """The best validation scores so far."""
     best_epoch: int | None = None
     ranking: list[tuple[int, float]] = field(default_factory=list)
     """The epochs kept, the best first, each with its validation error (see `Scores.error`)."""
@@ -67,23 +65,7 @@ class TrainingState:
         """
         ranking = [*self.ranking, (epoch, scores.error)]
         self.ranking = sorted(ranking, key=lambda entry: entry[1])[:keep]
-        if scores.better_than(self.best):
-            self.best, self.best_epoch = scores, epoch
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values that `from_dict` takes back."""
-        return plain(self)
-
-    @staticmethod
-    def from_dict(values: dict[str, Any]) -> "TrainingState":
-        """The state that `as_dict` described.
-
-        >>> state = TrainingState(step=3, losses=[0.5])
-        >>> TrainingState.from_dict(state.as_dict()) == state
-        True
-        """
-        best = Scores(**values["best"]) if values["best"] else None
-        return TrainingState(**{**values, "best": best})
+        self.best_epoch = self.members[0]
 
 
 def save(path: Path, experiment: Experiment, state: TrainingState) -> None:
@@ -95,7 +77,7 @@ def save(path: Path, experiment: Experiment, state: TrainingState) -> None:
         "learner": experiment.learner.state_dict(),
         "optimizer": experiment.optimizer.state_dict(),
         "scheduler": scheduler.state_dict() if scheduler else None,
-        "state": state.as_dict(),
+        "state": asdict(state),
         "random": _random_states(experiment.device),
     }
     write_atomically(path, lambda file: torch.save(content, file))
@@ -115,14 +97,14 @@ def restore(path: Path, experiment: Experiment) -> TrainingState:
     if experiment.device.type != "cpu" and experiment.device.type in content["random"]:
         module = torch.get_device_module(experiment.device.type)
         module.set_rng_state(content["random"][experiment.device.type], experiment.device)
-    return TrainingState.from_dict(content["state"])
+    return TrainingState(**content["state"])
 
 
 def restore_learner(path: Path, experiment: Experiment) -> TrainingState:
     """Put only the learner's parameters back, for evaluation."""
     content = _read(path, experiment)
     experiment.learner.load_state_dict(content["learner"])
-    return TrainingState.from_dict(content["state"])
+    return TrainingState(**content["state"])
 
 
 def other_recipe(path: Path, its: str, given: str) -> str:
@@ -149,6 +131,7 @@ def _read(path: Path, experiment: Experiment) -> dict[str, Any]:
         )
     if content["recipe"] != experiment.recipe.hash:
         raise RunError(other_recipe(path, content["recipe"], experiment.recipe.hash))
+    content["state"].pop("best", None)  # older checkpoints hold the best scores beside their epoch
     return content
 
 

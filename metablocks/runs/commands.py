@@ -20,7 +20,7 @@ from metablocks.runs.deployment import Deployment, deployment
 from metablocks.runs.directory import RunDirectory, create, environment, write_text
 from metablocks.runs.ensemble import ensemble_scores
 from metablocks.runs.scores import Scores
-from metablocks.runs.tables import facts, place_arguments, report, summary, tables, transductive
+from metablocks.runs.tables import facts, place_arguments, report, summary, transductive
 from metablocks.runs.train import Stopped, final_scores, train, training_tasks
 from metablocks.tasks.base import Split
 from metablocks.tuning import AutoExecutor
@@ -95,7 +95,7 @@ def evaluate_run(
             ensemble = ensemble_scores(
                 experiment, directory, members, split, tasks=tasks, steps=steps
             )
-            print(f"{recipe.name}\n{tables(experiment, ensemble)}")
+            print(f"{recipe.name}\n{report(experiment, ensemble)}")
             return 0
         state = _restore(directory, checkpoint, experiment)
         scores = final_scores(experiment, split, tasks=tasks, steps=steps)
@@ -104,7 +104,7 @@ def evaluate_run(
             raise
         raise RecipeError(f"--steps {steps}: {error}") from error
     print(f"{recipe.name}, {checkpoint} checkpoint (epoch {state.epochs})")
-    print(report(experiment, scores, deployment(experiment, scores)))
+    print(report(experiment, scores, deployed=deployment(experiment, scores)))
     return 0
 
 
@@ -248,7 +248,7 @@ def _train(
         return 130
     for note in plots.draw(directory):
         print(note)
-    text = report(experiment, scores, deployed, ensemble)
+    text = report(experiment, scores, ensemble, deployed)
     print(summary(experiment, directory, state, text, data, device))
     return 0
 

@@ -6,8 +6,8 @@ model's norms use statistics that they keep.
 """
 
 import math
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -33,7 +33,8 @@ class Scores:
     - `worst_decile` is the mean over the worst tenth, ⌈n / 10⌉ tasks, chosen anew at each step.
 
     `loss` is the mean query loss. For an ensemble, `members` are the epochs of its checkpoints, the
-    best first, and each list holds one number, that after `inner_steps` inner steps. `by_task` are
+    best first, and each list holds one number, that after `inner_steps` inner steps. Of scores pooled
+    over several seeds of training, `seed_std` is the standard deviation of their means. `by_task` are
     the scores themselves, `[tasks, steps + 1]`, float64, as long as they are at hand.
     """
 
@@ -47,6 +48,7 @@ class Scores:
     loss: list[float]
     members: list[int] | None = None
     inner_steps: int | None = None
+    seed_std: list[float] | None = None
     by_task: Tensor | None = field(default=None, repr=False, compare=False)
 
     @property
@@ -66,10 +68,6 @@ class Scores:
             return math.inf
         return 1.0 - self.final if self.measure == "accuracy" else self.final
 
-    def better_than(self, other: "Scores | None") -> bool:
-        """True if the final score is strictly better; anything is better than None."""
-        return other is None or self.error < other.error
-
     def text(self, step: int) -> str:
         """The score after `step` inner steps, as people write it.
 
@@ -77,20 +75,16 @@ class Scores:
         >>> pool("test", "accuracy", values, values).text(1)
         '80.00 ± 39.20 %'
         """
-        mean, interval = self.mean[step], self.interval[step]
-        if self.measure == "accuracy":
-            return f"{100 * mean:.2f} ± {100 * interval:.2f} %"
-        return f"{_short(mean)} ± {_short(interval, like=mean)}"
+        mean = score_text(self.mean[step], self.measure).removesuffix(" %")
+        return f"{mean} ± {score_text(self.interval[step], self.measure)}"
 
     def spread_text(self, step: int) -> tuple[str, str]:
         """Standard deviation and worst tenth after `step` inner steps, as people write them."""
-        pair = self.std[step], self.worst_decile[step]
-        if self.measure == "accuracy":
-            return f"{100 * pair[0]:.2f} %", f"{100 * pair[1]:.2f} %"
-        return _short(pair[0]), _short(pair[1])
+        std, worst = self.std[step], self.worst_decile[step]
+        return score_text(std, self.measure), score_text(worst, self.measure)
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON and checkpoints; those of an ensemble only for one."""
+        """Plain values, for JSON and checkpoints; what only some scores have, only of those."""
         return plain(self)
 
 
@@ -98,11 +92,11 @@ def plain(record: Any) -> dict[str, Any]:
     """A dataclass as plain values, its `Scores` too: without their scores by task."""
 
     def select(items: list[tuple[str, Any]]) -> dict[str, Any]:
-        ensemble = ("members", "inner_steps")
+        some = ("members", "inner_steps", "seed_std")
         return {
             name: value
             for name, value in items
-            if name != "by_task" and (name not in ensemble or value is not None)
+            if name != "by_task" and (name not in some or value is not None)
         }
 
     return asdict(record, dict_factory=select)
@@ -170,6 +164,55 @@ def pool(split: Split, measure: Measure, values: Tensor, losses: Tensor) -> Scor
     )
 
 
-def _short(value: float, like: float | None = None) -> str:
-    """An error in a few characters, with as many digits as `like` gets."""
-    return f"{value:{'.4f' if (value if like is None else like) < 1e4 else '.3e'}}"
+def pool_seeds(scores: Sequence[Scores]) -> Scores:
+    """Scores of several seeds of training, pooled over all tasks of all of them.
+
+    With n_s tasks, mean m_s and spread s_s for seed s, and m the mean over all N = Σ n_s tasks,
+
+        std² = Σ_s ((n_s − 1) s_s² + n_s (m_s − m)²) / (N − 1),    interval = 1.96 std / √N
+
+    A worst decile and a loss are the means of the seeds' own. The interval is about tasks; how much
+    the result depends on the seed of training is `seed_std`, the spread of the m_s; None with one.
+
+    >>> one, other = (Scores("test", 2, "mse", [m], [0.0], [0.0], [m], [1.0]) for m in (0.5, 0.7))
+    >>> pooled = pool_seeds([one, other])
+    >>> pooled.tasks, pooled.text(0), f"{pooled.seed_std[0]:.4f}"
+    (4, '0.6000 ± 0.1132', '0.1414')
+    """
+    counts = torch.tensor([[s.tasks] for s in scores], dtype=torch.float64)
+    total = int(counts.sum())
+
+    def column(name: str) -> Tensor:
+        return torch.tensor([getattr(s, name) for s in scores], dtype=torch.float64)
+
+    def mean(values: Tensor) -> Tensor:
+        return (counts * values).sum(0) / total
+
+    means = column("mean")
+    squares = (counts - 1) * column("std") ** 2 + counts * (means - mean(means)) ** 2
+    std = (squares.sum(0) / max(total - 1, 1)).sqrt()
+    return replace(
+        scores[0],
+        tasks=total,
+        mean=mean(means).tolist(),
+        interval=(1.96 * std / math.sqrt(total)).tolist(),
+        std=std.tolist(),
+        worst_decile=mean(column("worst_decile")).tolist(),
+        loss=mean(column("loss")).tolist(),
+        seed_std=means.std(0).tolist() if len(scores) > 1 else None,
+        by_task=None,
+    )
+
+
+def score_text(value: float, measure: Measure) -> str:
+    """A score, or a spread of scores, as people write it.
+
+    >>> score_text(0.5, "accuracy"), score_text(0.5, "mse"), score_text(2e-5, "mse")
+    ('50.00 %', '0.5000', '2e-05')
+    """
+    return f"{100 * value:.2f} %" if measure == "accuracy" else number_text(value)
+
+
+def number_text(value: float) -> str:
+    """A number in a few characters."""
+    return f"{value:.4f}" if value == 0 or 1e-3 <= abs(value) < 1e4 else f"{value:.3g}"

@@ -18,14 +18,20 @@ _DONE = {"fold_tnet": "folded", "collapse_linear": "collapsed"}
 TRANSDUCTIVE = "transductive: batch norm uses the statistics of the query set it predicts on"
 
 
-def tables(experiment: Experiment, *results: Scores | None) -> str:
-    """A table for each result that is not None, and the convention of batch norms."""
+def report(
+    experiment: Experiment,
+    scores: Scores,
+    ensemble: Scores | None = None,
+    deployed: Deployment | None = None,
+) -> str:
+    """A table of scores and of an ensemble's, the convention of batch norms, the deployed model."""
     lines: list[str] = []
-    for scores in results:
-        if scores:
-            lines += _table(experiment, scores)
+    for each in filter(None, (scores, ensemble)):
+        lines += _table(experiment, each)
     if transductive(experiment):
         lines.append(f"  {TRANSDUCTIVE}")
+    if deployed:
+        lines.append(deployment_text(deployed, scores))
     return "\n".join(lines)
 
 
@@ -67,17 +73,6 @@ def deployment_text(found: Deployment, scores: Scores) -> str:
     reasons = {"difference": after, "reduced_first": before}
     lines += [f"{reasons[name]} left out: {why}" for name, why in found.left_out.items()]
     return "\n".join(lines)
-
-
-def report(
-    experiment: Experiment,
-    scores: Scores,
-    deployed: Deployment | None,
-    ensemble: Scores | None = None,
-) -> str:
-    """The tables of a checkpoint and of an ensemble, and the deployed model."""
-    lines = [tables(experiment, scores, ensemble)]
-    return "\n".join([*lines, deployment_text(deployed, scores)] if deployed else lines)
 
 
 def facts(experiment: Experiment) -> str:
@@ -138,13 +133,21 @@ def place_arguments(allow: Sequence[str], data: Path | None, device: str | None)
 
 def _table(experiment: Experiment, scores: Scores) -> list[str]:
     """A row for each inner step; of an ensemble its members, and one row."""
-    if scores.inner_steps is None:
-        heading, steps = [], list(range(len(scores.mean)))
-        marks = ["  (as trained)" if step == experiment.learner.steps else "" for step in steps]
-    else:
-        heading, steps, marks = [_members(experiment, scores)], [scores.inner_steps], [""]
-    rows = [_row(scores, index, step) for index, step in enumerate(steps)]
-    return [*heading, _title(scores), *_aligned([_head(scores), *rows], ["", *marks])]
+    title = f"{scores.split}, {scores.tasks} tasks: mean ± 95 % confidence interval over tasks"
+    lines, steps = [title], list(range(len(scores.mean)))
+    if scores.inner_steps is not None:
+        lines, steps = [_members(experiment, scores), title], [scores.inner_steps]
+    head = ["inner steps", "query MSE", "std", "worst 10 %"]
+    if scores.measure == "accuracy":
+        head = ["inner steps", "query accuracy", "std", "worst 10 %", "query loss"]
+    rows = [
+        [str(step), scores.text(index), *scores.spread_text(index), f"{scores.loss[index]:.4f}"]
+        for index, step in enumerate(steps)
+    ]
+    table = [f"  {line}" for line in aligned([head, *(row[: len(head)] for row in rows)])]
+    if scores.inner_steps is None and experiment.learner.steps in steps:
+        table[1 + experiment.learner.steps] += "  (as trained)"
+    return [*lines, *table]
 
 
 def _members(experiment: Experiment, scores: Scores) -> str:
@@ -157,26 +160,18 @@ def _members(experiment: Experiment, scores: Scores) -> str:
     return f"ensemble of the {best}: mean {mean} ({epochs}{few})"
 
 
-def _title(scores: Scores) -> str:
-    return f"{scores.split}, {scores.tasks} tasks: mean ± 95 % confidence interval over tasks"
+def aligned(rows: Sequence[Sequence[str]], between: str = "  ") -> list[str]:
+    """The lines of a table: the first column to the left, the others to the right.
 
-
-def _head(scores: Scores) -> list[str]:
-    if scores.measure == "accuracy":
-        return ["inner steps", "query accuracy", "std", "worst 10 %", "query loss"]
-    return ["inner steps", "query MSE", "std", "worst 10 %"]
-
-
-def _row(scores: Scores, index: int, steps: int) -> list[str]:
-    loss = [f"{scores.loss[index]:.4f}"] * (scores.measure == "accuracy")
-    return [str(steps), scores.text(index), *scores.spread_text(index), *loss]
-
-
-def _aligned(rows: list[list[str]], marks: list[str]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    >>> aligned([["recipe", "time"], ["a", "3 s"]])
+    ['recipe  time', 'a        3 s']
+    """
+    first, *others = (max(map(len, column)) for column in zip(*rows, strict=True))
     return [
-        f"  {'  '.join(f'{cell:>{width}}' for cell, width in zip(row, widths, strict=True))}{mark}"
-        for row, mark in zip(rows, marks, strict=True)
+        between.join(
+            [f"{name:<{first}}", *(f"{c:>{w}}" for c, w in zip(cells, others, strict=True))]
+        )
+        for name, *cells in rows
     ]
 
 

@@ -10,7 +10,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
@@ -44,15 +44,7 @@ def train(
     if the loss or the meta-gradient is no longer finite.
     """
     total = experiment.epochs * experiment.steps_per_epoch
-    bar = tqdm(
-        total=total,
-        initial=state.step,
-        desc="training",
-        unit="step",
-        disable=quiet,
-        mininterval=0.2 if sys.stderr.isatty() else 10.0,
-        dynamic_ncols=True,
-    )
+    bar = progress_bar(total, initial=state.step, quiet=quiet)
     meter = Meter(experiment.device, state.spent)
     lines = logging_redirect_tqdm([logging.getLogger("metablocks")])  # above the bar
     with bar, lines, _stop_signals() as signals:
@@ -235,7 +227,7 @@ class _StopSignals:
     def __init__(self) -> None:
         self.wished = False
         self._anywhere = False
-        self.previous: dict[signal.Signals, Any] = {}
+        self.previous: dict[int, Any] = {}
 
     def stop_if_wished(self) -> None:
         if self.wished:
@@ -253,7 +245,7 @@ class _StopSignals:
 
     def handle(self, number: int, frame: FrameType | None) -> None:
         self.wished = True
-        signal.signal(number, self.previous[signal.Signals(number)])
+        signal.signal(number, self.previous.get(number, signal.SIG_DFL))
         if self._anywhere:
             raise Stopped
 
@@ -261,11 +253,35 @@ class _StopSignals:
 @contextmanager
 def _stop_signals() -> Iterator[_StopSignals]:
     signals = _StopSignals()
-    if threading.current_thread() is threading.main_thread():  # elsewhere they are the caller's
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signals.previous[number] = signal.signal(number, signals.handle)
-    try:
+    with on_stop_signals(signals.handle) as signals.previous:
         yield signals
+
+
+@contextmanager
+def on_stop_signals(handle: Callable[[int, FrameType | None], object]) -> Iterator[dict[int, Any]]:
+    """Handle SIGINT and SIGTERM, in the main thread (elsewhere they are the caller's).
+
+    Yields the handlers before, which are put back afterwards.
+    """
+    previous: dict[int, Any] = {}
+    try:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                previous[number] = signal.signal(number, handle)
+        yield previous
     finally:
-        for which, handler in signals.previous.items():
+        for which, handler in previous.items():
             signal.signal(which, handler)
+
+
+def progress_bar(total: int, *, initial: int = 0, quiet: bool = False) -> "tqdm[Any]":
+    """A bar of meta-steps on stderr; seldom drawn if that is not a terminal."""
+    return tqdm(
+        total=total,
+        initial=initial,
+        desc="training",
+        unit="step",
+        disable=quiet,
+        mininterval=0.2 if sys.stderr.isatty() else 10.0,
+        dynamic_ncols=True,
+    )

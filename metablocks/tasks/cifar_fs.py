@@ -15,19 +15,22 @@ Source: Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 200
 import io
 import pickle
 import tarfile
-import zlib
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar
 
 import numpy as np
 
 from metablocks.errors import DataError
-from metablocks.tasks.base import Split
-from metablocks.tasks.class_splits import CIFAR_FS, check_present, class_names, class_numbers
-from metablocks.tasks.episode_sampling import ClassBank, Ints
-from metablocks.tasks.image_tasks import Bytes, ImageTasks, stack_classes
+from metablocks.tasks.class_splits import (
+    CIFAR_FS,
+    ClassSplits,
+    SplitClasses,
+    check_present,
+    class_names,
+)
+from metablocks.tasks.episode_sampling import ClassBank
+from metablocks.tasks.image_tasks import stack_classes
 from metablocks.tasks.storage import Storage
 from metablocks.torchvision_import import torchvision_module
 
@@ -37,8 +40,22 @@ FILES = ("train", "test", "meta")
 SIZE = 32
 
 
+def _within(folder: Path) -> Path | None:
+    for place in (folder, folder / FOLDER):
+        if all((place / file).is_file() for file in FILES):
+            return place
+    return folder / ARCHIVE if (folder / ARCHIVE).is_file() else None
+
+
+def _fetch(folder: Path) -> None:
+    """Download the archive and check its MD5, by torchvision; it is neither unpacked nor read."""
+    datasets = torchvision_module("datasets")
+    known = datasets.CIFAR100
+    datasets.utils.download_url(known.url, str(folder), known.filename, known.tgz_md5)
+
+
 @dataclass(frozen=True, kw_only=True)
-class CifarFS(ImageTasks):
+class CifarFS(SplitClasses):
     """Tasks of CIFAR-FS: photographs of CIFAR-100, of the published 64 / 16 / 20 classes.
 
     `sample` returns inputs float32 in [0, 1], RGB, `[tasks, ways * examples, 3, 32, 32]`, and
@@ -67,20 +84,14 @@ class CifarFS(ImageTasks):
     """
 
     input_shape: ClassVar[tuple[int, ...]] = (3, SIZE, SIZE)
-    examples: ClassVar[int | None] = 600
-
-    data: str | Path | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.check_ways({split: len(names) for split, names in CIFAR_FS.items()})
-        if self.data is not None:
-            STORAGE.find(self.data)
-
-    @cached_property
-    def classes(self) -> dict[Split, Ints]:
-        """The classes of each split: numbers of classes of `bank`, ascending."""
-        return class_numbers(CIFAR_FS)
+    splits: ClassVar[ClassSplits] = CIFAR_FS
+    storage: ClassVar[Storage] = Storage(
+        "CIFAR-100",
+        f"a folder {FOLDER}/ with the files train, test and meta, or {ARCHIVE}",
+        _within,
+        _fetch,
+        keep=(ARCHIVE,),
+    )
 
     def load(self) -> ClassBank:
         """The bank of all 100 classes, uint8 `[100, images, 3, 32, 32]`, RGB, on the CPU.
@@ -88,21 +99,30 @@ class CifarFS(ImageTasks):
         Classes stand in the order train, validation, test; the images of a class in the order of
         the files, those of `train` before those of `test`.
         """
-        with STORAGE.located(self.data) as place:
+        with self.storage.located(self.data) as place:
             return read(place)
 
 
 def read(place: Path) -> ClassBank:
     """The bank of the folder or archive `place`.
 
-    Raises `DataError` naming the file that is missing, damaged or not CIFAR-100's.
+    Raises `DataError`, naming it, if a file is missing, damaged or not CIFAR-100's.
     """
-    files = _from_folder(place) if place.is_dir() else _from_archive(place)
-    names = _names(*files["meta"])
-    parts = [_batch(*files[part], classes=len(names)) for part in ("train", "test")]
-    images = np.concatenate([images for images, _ in parts]).reshape(-1, 3, SIZE, SIZE)
-    labels = np.concatenate([labels for _, labels in parts])
-    counts = dict(zip(names, np.bincount(labels, minlength=len(names)).tolist(), strict=True))
+    try:
+        files = _contents(place)
+        values = {
+            file: _Unpickler(io.BytesIO(files[file]), encoding="latin1").load() for file in FILES
+        }
+        names = list(values["meta"]["fine_label_names"])
+        batches = [values["train"], values["test"]]
+        images = np.concatenate([batch["data"] for batch in batches]).reshape(-1, 3, SIZE, SIZE)
+        labels = np.concatenate([batch["fine_labels"] for batch in batches])
+        counts = dict(zip(names, np.bincount(labels, minlength=len(names)).tolist(), strict=True))
+        if images.dtype != np.uint8 or len(images) != len(labels):
+            raise ValueError(f"{len(labels)} labels for images of {images.dtype} {images.shape}")
+    except Exception as error:  # a damaged pickle raises whatever its bytes happen to mean
+        message = f"{place}: cannot be read as CIFAR-100 ({type(error).__name__}: {error})"
+        raise DataError(message) from error
     order = class_names(CIFAR_FS)
     near = [name for name in names if name not in order]
     check_present(str(place), CIFAR_FS, (name for name in names if counts[name]), near)
@@ -110,52 +130,17 @@ def read(place: Path) -> ClassBank:
     return stack_classes(order, [counts[name] for name in order], classes)
 
 
-def _within(folder: Path) -> Path | None:
-    for place in (folder, folder / FOLDER):
-        if all((place / file).is_file() for file in FILES):
-            return place
-    return folder / ARCHIVE if (folder / ARCHIVE).is_file() else None
-
-
-def _fetch(folder: Path) -> None:
-    """Download the archive and check its MD5, by torchvision; it is neither unpacked nor read."""
-    datasets = torchvision_module("datasets")
-    known = datasets.CIFAR100
-    datasets.utils.download_url(known.url, str(folder), known.filename, known.tgz_md5)
-
-
-STORAGE = Storage(
-    "CIFAR-100",
-    f"a folder {FOLDER}/ with the files train, test and meta, or {ARCHIVE}",
-    _within,
-    _fetch,
-    keep=(ARCHIVE,),
-)
-
-
-def _from_folder(folder: Path) -> dict[str, tuple[str, bytes]]:
-    """{file: (its place, its content)}"""
-    try:
-        return {file: (str(folder / file), (folder / file).read_bytes()) for file in FILES}
-    except OSError as error:
-        raise DataError(f"{error.filename}: cannot be read ({error})") from error
-
-
-def _from_archive(packed: Path) -> dict[str, tuple[str, bytes]]:
-    files: dict[str, tuple[str, bytes]] = {}
-    try:
-        with tarfile.open(packed) as archive:
-            for member in archive:
-                *above, file = PurePosixPath("/", member.name).parts
-                if file in FILES and above[-1] == FOLDER and member.isfile():
-                    content = archive.extractfile(member)
-                    assert content is not None  # it is for members that are no files
-                    files[file] = (f"{packed}: {member.name}", content.read())
-    except (OSError, EOFError, tarfile.TarError, zlib.error) as error:
-        raise DataError(f"{packed}: cannot be read as a tar archive ({error})") from error
-    missing = [f"{FOLDER}/{file}" for file in FILES if file not in files]
-    if missing:
-        raise DataError(f"{packed}: lacks {', '.join(missing)}")
+def _contents(place: Path) -> dict[str, bytes]:
+    """{file: its content} of the folder or archive."""
+    if place.is_dir():
+        return {file: (place / file).read_bytes() for file in FILES}
+    files: dict[str, bytes] = {}
+    with tarfile.open(place) as archive:
+        for member in archive:
+            *above, file = PurePosixPath("/", member.name).parts
+            content = archive.extractfile(member)  # None for members that are not files
+            if content and file in FILES and above[-1] == FOLDER:
+                files[file] = content.read()
     return files
 
 
@@ -189,42 +174,3 @@ class _Unpickler(pickle.Unpickler):
                 f"it asks for {module}.{name}, and only plain values and numpy arrays are read"
             )
         return allowed[function]
-
-
-def _load(place: str, content: bytes) -> Any:
-    """The value of a pickle; text of Python 2 is decoded as Latin-1, as torchvision does."""
-    try:
-        return _Unpickler(io.BytesIO(content), encoding="latin1").load()
-    except Exception as error:  # a damaged pickle raises whatever its bytes happen to mean
-        raise DataError(f"{place}: cannot be read as a pickle ({error})") from error
-
-
-def _names(place: str, content: bytes) -> list[str]:
-    """The names of the fine labels."""
-    meta = _load(place, content)
-    names = meta.get("fine_label_names") if isinstance(meta, dict) else None
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise DataError(f"{place}: fine_label_names is not a list of names")
-    return names
-
-
-def _batch(place: str, content: bytes, *, classes: int) -> tuple[Bytes, Ints]:
-    """Images `[images, 3072]` and labels `[images]` of `train` or `test`."""
-    batch, pixels = _load(place, content), 3 * SIZE * SIZE
-    try:
-        images, labels = np.asarray(batch["data"]), np.asarray(batch["fine_labels"])
-    except (TypeError, KeyError, IndexError, ValueError) as error:
-        raise DataError(f"{place}: holds no data and fine_labels ({error!r})") from error
-    if images.dtype != np.uint8 or images.shape[1:] != (pixels,):
-        kind = f"{images.dtype} {list(images.shape)}"
-        raise DataError(f"{place}: data is {kind}; it is uint8 [images, {pixels}]")
-    if (
-        labels.shape != images.shape[:1]
-        or labels.dtype.kind not in "iu"
-        or not ((labels >= 0) & (labels < classes)).all()
-    ):
-        raise DataError(
-            f"{place}: fine_labels is not a number from 0 to {classes - 1} for each of its "
-            f"{len(images)} images"
-        )
-    return images, labels.astype(np.int64)

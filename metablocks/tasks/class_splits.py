@@ -9,13 +9,16 @@ of Vinyals et al. 2016).
 """
 
 from collections.abc import Iterable
-from typing import TypeAlias
+from dataclasses import dataclass
+from functools import cached_property
+from typing import ClassVar, TypeAlias
 
 import numpy as np
 
 from metablocks.errors import DataError, suggest
 from metablocks.tasks.base import SPLITS, Split
 from metablocks.tasks.episode_sampling import Ints
+from metablocks.tasks.image_tasks import ImageTasks
 
 ClassSplits: TypeAlias = dict[Split, tuple[str, ...]]
 """The names of the classes of each split."""
@@ -67,6 +70,23 @@ MINI_IMAGENET: ClassSplits = {
         n04522168 n07613480
     """),
 }
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitClasses(ImageTasks):
+    """Tasks of a data set with published splits of its classes, of 600 images each."""
+
+    examples: ClassVar[int | None] = 600
+    splits: ClassVar[ClassSplits]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.check_ways({split: len(names) for split, names in self.splits.items()})
+
+    @cached_property
+    def classes(self) -> dict[Split, Ints]:
+        """The classes of each split: numbers of classes of `bank`, ascending."""
+        return class_numbers(self.splits)
 
 
 def class_names(splits: ClassSplits) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from metablocks.errors import TaskError
 from metablocks.tasks.base import SPLITS, Kind, Split, check_split
 from metablocks.tasks.episode_sampling import ClassBank, Ints, check_episodes, sample_episodes
+from metablocks.tasks.storage import Storage
 from metablocks.types import TaskBatch
 
 Bytes = NDArray[np.uint8]
@@ -29,17 +31,19 @@ class ImageTasks(ABC):
     The images are loaded at the first use of `sample`, `bank` or `checksum`, so that a source can be
     described and checked without data.
 
-    Raises `TaskError`, when built, for fields out of range, and at first use for a class with fewer
-    than shots + queries images.
+    Raises, when built, `TaskError` for fields out of range and `DataError` for a `data` without the
+    data set; at first use `TaskError` for a class with fewer than shots + queries images.
     """
 
     kind: ClassVar[Kind] = "classification"
     examples: ClassVar[int | None] = None
     """Images of each class of the whole data set, if that is known before it is loaded."""
+    storage: ClassVar[Storage]
 
     ways: int
     shots: int
     queries: int
+    data: str | Path | None = None
     seed: int = 0
     device: str | torch.device = "cpu"
 
@@ -52,6 +56,8 @@ class ImageTasks(ABC):
             seed=self.seed,
             examples=self.examples,
         )
+        if self.data is not None:
+            self.storage.find(self.data)
 
     @property
     @abstractmethod

@@ -20,27 +20,25 @@ There is no download: the images come under ImageNet's terms of access.
 
 import csv
 import re
-import struct
-import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import ClassVar, TypeAlias
 
 import numpy as np
 
 from metablocks.errors import DataError
-from metablocks.tasks.base import SPLITS, Split
+from metablocks.tasks.base import Split
 from metablocks.tasks.class_splits import (
     MINI_IMAGENET,
+    ClassSplits,
+    SplitClasses,
     check_present,
     class_names,
-    class_numbers,
 )
-from metablocks.tasks.episode_sampling import ClassBank, Ints
-from metablocks.tasks.image_tasks import Bytes, ImageTasks, stack_classes
+from metablocks.tasks.episode_sampling import ClassBank
+from metablocks.tasks.image_tasks import Bytes, stack_classes
 from metablocks.tasks.storage import Storage, cached, fingerprint
 
 FOLDER = "mini_imagenet"
@@ -55,8 +53,31 @@ _TABLES: dict[Split, str] = {"train": "train.csv", "validation": "val.csv", "tes
 _BELOW = ("", "train", "val", "test")
 
 
+def _within(folder: Path) -> Path | None:
+    for root in (folder / FOLDER, folder):
+        if _has_tables(root) or any(_class_folders(root)):
+            return root
+    return None
+
+
+def _has_tables(root: Path) -> bool:
+    tables = any((root / table).is_file() for table in _TABLES.values())
+    return tables and (root / "images").is_dir()
+
+
+def _class_folders(root: Path) -> Iterator[Path]:
+    known = set(class_names(MINI_IMAGENET))
+    return (folder for folder in _folders(root) if folder.name in known)
+
+
+def _folders(root: Path) -> Iterator[Path]:
+    for below in _BELOW:
+        if (root / below).is_dir():
+            yield from (path for path in sorted((root / below).iterdir()) if path.is_dir())
+
+
 @dataclass(frozen=True, kw_only=True)
-class MiniImagenet(ImageTasks):
+class MiniImagenet(SplitClasses):
     """Tasks of mini-ImageNet photographs, of the published 64 / 16 / 20 classes.
 
     `sample` returns inputs float32 in [0, 1], RGB, `[tasks, ways * examples, 3, 84, 84]`, and
@@ -86,20 +107,15 @@ class MiniImagenet(ImageTasks):
     """
 
     input_shape: ClassVar[tuple[int, ...]] = (3, SIZE, SIZE)
-    examples: ClassVar[int | None] = 600
-
-    data: str | Path | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.check_ways({split: len(names) for split, names in MINI_IMAGENET.items()})
-        if self.data is not None:
-            STORAGE.find(self.data)
-
-    @cached_property
-    def classes(self) -> dict[Split, Ints]:
-        """The classes of each split: numbers of classes of `bank`, ascending."""
-        return class_numbers(MINI_IMAGENET)
+    splits: ClassVar[ClassSplits] = MINI_IMAGENET
+    storage: ClassVar[Storage] = Storage(
+        "mini-ImageNet",
+        f"a folder {FOLDER}/ with either a folder of .jpg or .png images for each class, named by "
+        "WordNet id (n01532829/ and 99 more), there or below train/, val/ and test/, or the files "
+        "train.csv, val.csv and test.csv (columns filename,label) and the images in images/",
+        _within,
+        terms="its images come under ImageNet's terms",
+    )
 
     def load(self) -> ClassBank:
         """The bank of all 100 classes, uint8 `[100, images, 3, 84, 84]`, RGB, on the CPU.
@@ -107,7 +123,7 @@ class MiniImagenet(ImageTasks):
         Classes stand in the order train, validation, test. The bank is cached under a name made of
         the names, sizes and times of change of all images.
         """
-        with STORAGE.located(self.data) as root:
+        with self.storage.located(self.data) as root:
             images = listing(root)
             state = fingerprint(root, _items(images))
             return cached(f"{FOLDER}-{FORMAT}-{state[:20]}", lambda: read(images))
@@ -123,14 +139,23 @@ def _items(images: Images) -> Iterator[str | Path]:
 def listing(root: Path) -> Images:
     """The image files of each class of the splits.
 
-    Raises `DataError` naming the classes, folders or lines that are missing or wrong.
+    Raises `DataError` naming the classes, folder or line that is missing or wrong.
     """
-    try:
-        images = _from_tables(root) if _has_tables(root) else _from_folders(root)
-    except OSError as error:
-        if isinstance(error, DataError):
-            raise
-        raise DataError(f"{error.filename or root}: cannot be read ({error})") from error
+    images: Images = {}
+    if _has_tables(root):
+        place, near = f"{root} ({', '.join(_TABLES.values())})", list[str]()
+        for label, path in _rows(root):
+            images.setdefault(label, []).append(path)
+    else:
+        place, near = str(root), [path.name for path in _folders(root)]
+        for folder in _class_folders(root):
+            images.setdefault(folder.name, []).extend(_image_files(folder))
+    # A folder that is named as another class is not a misprint of the missing one.
+    near = [name for name in near if not re.fullmatch(r"n\d{8}", name)]
+    check_present(place, MINI_IMAGENET, images, near)
+    for name, files in images.items():
+        if len({path.name for path in files}) < len(files):
+            raise DataError(f"{place}: an image of {name} is there or listed twice")
     return {name: sorted(images[name]) for name in class_names(MINI_IMAGENET)}
 
 
@@ -146,54 +171,6 @@ def read(images: Images) -> ClassBank:
         return stack_classes(list(images), counts, classes())
 
 
-def _within(folder: Path) -> Path | None:
-    for root in (folder / FOLDER, folder):
-        if _has_tables(root) or any(_class_folders(root)):
-            return root
-    return None
-
-
-STORAGE = Storage(
-    "mini-ImageNet",
-    f"a folder {FOLDER}/ with either a folder of .jpg or .png images for each class, named by "
-    "WordNet id (n01532829/ and 99 more), there or below train/, val/ and test/, or the files "
-    "train.csv, val.csv and test.csv (columns filename,label) and the images in images/",
-    _within,
-    terms="its images come under ImageNet's terms",
-)
-
-
-def _has_tables(root: Path) -> bool:
-    tables = any((root / table).is_file() for table in _TABLES.values())
-    return tables and (root / "images").is_dir()
-
-
-def _class_folders(root: Path) -> Iterator[Path]:
-    known = set(class_names(MINI_IMAGENET))
-    return (folder for folder in _folders(root) if folder.name in known)
-
-
-def _folders(root: Path) -> Iterator[Path]:
-    for below in _BELOW:
-        if (root / below).is_dir():
-            yield from (path for path in sorted((root / below).iterdir()) if path.is_dir())
-
-
-def _from_folders(root: Path) -> Images:
-    classes: dict[str, Path] = {}
-    for folder in _class_folders(root):
-        if folder.name in classes:
-            raise DataError(
-                f"{folder.name} lies in both {classes[folder.name]} and {folder}; "
-                "a class is one folder, so that no image is there twice"
-            )
-        classes[folder.name] = folder
-    # A folder that is named as another class is not a misprint of the missing one.
-    near = [path.name for path in _folders(root) if not re.fullmatch(r"n\d{8}", path.name)]
-    check_present(str(root), MINI_IMAGENET, classes, near)
-    return {name: _image_files(folder) for name, folder in classes.items()}
-
-
 def _image_files(folder: Path) -> list[Path]:
     files = [
         path
@@ -205,44 +182,25 @@ def _image_files(folder: Path) -> list[Path]:
     return files
 
 
-def _from_tables(root: Path) -> Images:
+def _rows(root: Path) -> Iterator[tuple[str, Path]]:
+    """The class and the image of every row of the tables. Raises `DataError` naming the line."""
     folder = root / "images"
     present = {path.name for path in folder.iterdir()}
-    images: Images = {}
-    listed: dict[str, str] = {}  # {image: its place in a table}
-    for split in SPLITS:
-        table = root / _TABLES[split]
-        for line, name, label in _rows(table):
-            place = f"{table}: line {line}"
-            if label not in MINI_IMAGENET[split]:
-                other = [s for s in SPLITS if label in MINI_IMAGENET[s]]
-                belongs = f"it is a class of {other[0]}" if other else "it is in no split's list"
-                raise DataError(f"{place}: label {label} is not a class of {split}; {belongs}")
-            if name not in present:
-                raise DataError(f"{place}: {name} is not in {folder}")
-            if name in listed:
-                raise DataError(f"{place}: {name} is listed a second time, after {listed[name]}")
-            listed[name] = place
-            images.setdefault(label, []).append(folder / name)
-    check_present(f"{root} ({', '.join(_TABLES.values())})", MINI_IMAGENET, images)
-    return images
-
-
-def _rows(table: Path) -> Iterator[tuple[int, str, str]]:
-    """`(line number, filename, label)` of every row."""
-    try:
-        with table.open(newline="", encoding="utf-8-sig") as file:
-            rows = csv.DictReader(file)
-            if not {"filename", "label"} <= set(rows.fieldnames or ()):
-                columns = ",".join(rows.fieldnames or ())
-                raise DataError(f"{table}: its columns are {columns!r}; they are filename,label")
+    for split, table in _TABLES.items():
+        place = str(root / table)
+        try:
+            rows = csv.DictReader((root / table).read_text(encoding="utf-8-sig").splitlines())
             for row in rows:
-                name, label = row["filename"], row["label"]
-                if not name or not label:
-                    raise DataError(f"{table}: line {rows.line_num}: lacks a filename or a label")
-                yield rows.line_num, name.strip(), label.strip()
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise DataError(f"{table}: cannot be read as a table ({error})") from error
+                place = f"{root / table}: line {rows.line_num}"
+                name, label = str(row["filename"]).strip(), str(row["label"]).strip()
+                if label not in MINI_IMAGENET[split]:
+                    raise ValueError(f"label {label} is not a class of {split}")
+                if name not in present:
+                    raise ValueError(f"{name} is not in {folder}")
+                yield label, folder / name
+        except (ValueError, KeyError, csv.Error) as error:
+            message = f"{place}: cannot be read as filename,label ({error})"
+            raise DataError(message) from error
 
 
 def _decode(path: Path) -> Bytes:
@@ -256,13 +214,5 @@ def _decode(path: Path) -> Bytes:
                 rgb = rgb.resize((SIZE, SIZE), Image.Resampling.LANCZOS)
             pixels: Bytes = np.asarray(rgb).transpose(2, 0, 1)
             return pixels
-    except (
-        OSError,
-        SyntaxError,
-        ValueError,
-        EOFError,
-        struct.error,
-        zlib.error,
-        Image.DecompressionBombError,
-    ) as error:
+    except Exception as error:  # a damaged image raises whatever its bytes happen to mean
         raise DataError(f"{path}: cannot be read as a JPEG or PNG image ({error})") from error

@@ -56,6 +56,18 @@ SIZES: dict[Division, dict[Split, int]] = {
 """Characters of each split of the whole data set."""
 
 
+def _within(folder: Path) -> Path | None:
+    for root in (folder, folder / FOLDER):
+        if all(archive(root, half).is_file() or (root / half).is_dir() for half in HALVES):
+            return root
+    return None
+
+
+def _fetch(folder: Path) -> None:
+    for background in (True, False):
+        torchvision_module("datasets").Omniglot(str(folder), background=background, download=True)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Omniglot(ImageTasks):
     """Tasks of Omniglot characters.
@@ -87,10 +99,12 @@ class Omniglot(ImageTasks):
 
     input_shape: ClassVar[tuple[int, ...]] = (1, SIZE, SIZE)
     examples: ClassVar[int | None] = DRAWERS
+    storage: ClassVar[Storage] = Storage(
+        "Omniglot", LAYOUT, _within, _fetch, keep=tuple(f"{FOLDER}/{half}.zip" for half in HALVES)
+    )
 
     rotate: bool = True
     split: Division = "shuffled"
-    data: str | Path | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -98,8 +112,6 @@ class Omniglot(ImageTasks):
             raise TaskError(f"Omniglot: rotate={self.rotate!r}; rotate is True or False")
         choice("Omniglot", "split", self.split, Division, error=TaskError)
         self.check_ways(SIZES[self.split])
-        if self.data is not None:
-            STORAGE.find(self.data)
 
     @cached_property
     def classes(self) -> dict[Split, Ints]:
@@ -119,26 +131,9 @@ class Omniglot(ImageTasks):
         name; drawers 01 to 20. Names are `images_background/Greek/character01`. The bank is cached
         under a name made of the state of the data.
         """
-        with STORAGE.located(self.data) as root:
+        with self.storage.located(self.data) as root:
             state = fingerprint(root, (file for half in HALVES for file in files(root, half)))
             return cached(f"omniglot-{FORMAT}-{state[:20]}", lambda: read(root))
-
-
-def _within(folder: Path) -> Path | None:
-    for root in (folder, folder / FOLDER):
-        if all(archive(root, half).is_file() or (root / half).is_dir() for half in HALVES):
-            return root
-    return None
-
-
-def _fetch(folder: Path) -> None:
-    for background in (True, False):
-        torchvision_module("datasets").Omniglot(str(folder), background=background, download=True)
-
-
-STORAGE = Storage(
-    "Omniglot", LAYOUT, _within, _fetch, keep=tuple(f"{FOLDER}/{half}.zip" for half in HALVES)
-)
 
 
 def divide(names: Sequence[str], division: Division) -> dict[Split, Ints]:
@@ -157,21 +152,18 @@ def divide(names: Sequence[str], division: Division) -> dict[Split, Ints]:
     if division == "original":
         test = [number for number in order if names[number].startswith(evaluation)]
         order = [number for number in order if not names[number].startswith(evaluation)]
-        validation, train = _split_off(order, _validating(len(order)))
+        first = _validating(len(order))
+        validation, train = order[:first], order[first:]
     else:
-        sizes = SIZES[division]
-        validation, rest = _split_off(order, _validating(len(order)))
-        test, train = _split_off(rest, round(len(order) * sizes["test"] / sum(sizes.values())))
+        sizes, first = SIZES[division], _validating(len(order))
+        second = first + round(len(order) * sizes["test"] / sum(sizes.values()))
+        validation, test, train = order[:first], order[first:second], order[second:]
     parts = zip(SPLITS, (train, validation, test), strict=True)
     return {split: np.array(sorted(part), dtype=np.int64) for split, part in parts}
 
 
 def _validating(characters: int) -> int:
     return min(SIZES["shuffled"]["validation"], characters // 4)
-
-
-def _split_off(order: list[int], count: int) -> tuple[list[int], list[int]]:
-    return order[:count], order[count:]
 
 
 def _deal(name: str) -> str:

@@ -15,11 +15,11 @@ induction", Science 2015; github.com/brendenlake/omniglot (MIT licence).
 """
 
 import io
-import struct
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import TypeAlias
 
@@ -39,8 +39,8 @@ LAYOUT = (
     "(<Alphabet>/<characterNN>/<CCCC>_<DD>.png) or as .zip"
 )
 
-Drawings: TypeAlias = dict[tuple[str, ...], tuple[str, Callable[[], bytes]]]
-"""{(half, alphabet, character, file): (its place, a function that reads it)}"""
+Drawings: TypeAlias = dict[tuple[str, ...], Callable[[], bytes]]
+"""{(half, alphabet, character, file): a function that reads it}"""
 
 
 def archive(root: Path, half: str) -> Path:
@@ -59,84 +59,67 @@ def files(root: Path, half: str) -> list[Path]:
 def read(root: Path) -> ClassBank:
     """The bank of the data in the folder `root`, uint8 `[characters, 20, 28, 28]`, ink 255.
 
-    Raises `DataError` naming the file that is missing, damaged or not what it should be.
+    Raises `DataError` naming the archive, character or drawing that is missing or damaged.
     """
     names: list[str] = []
     images: list[Bytes] = []
     for half in HALVES:
-        packed = archive(root, half)
-        characters = _from_archive(packed, half) if packed.is_file() else _from_folder(root, half)
-        for name, inks in characters:
+        for name, inks in _characters(root, half):
             names.append(name)
             images.append(_reduce(np.stack(inks)))
     return ClassBank(torch.from_numpy(np.stack(images)), tuple(names))
 
 
-def _from_folder(root: Path, half: str) -> Iterator[tuple[str, list[Bytes]]]:
-    drawings: Drawings = {
-        path.relative_to(root).parts: (str(path), path.read_bytes) for path in files(root, half)
-    }
-    return _characters(str(root / half), drawings)
-
-
-def _from_archive(packed: Path, half: str) -> Iterator[tuple[str, list[Bytes]]]:
+def _characters(root: Path, half: str) -> Iterator[tuple[str, list[Bytes]]]:
+    """`(half/alphabet/character, its 20 drawings)` in order."""
+    packed = archive(root, half)
     try:
-        with zipfile.ZipFile(packed) as opened:
-            drawings: Drawings = {}
-            for name in opened.namelist():
-                parts = tuple(name.split("/"))
-                if len(parts) == 4 and parts[0] == half and _is_drawing(parts[3]):
-                    drawings[parts] = (f"{packed}: {name}", partial(opened.read, name))
-            yield from _characters(str(packed), drawings)
-    except DataError:
-        raise
-    except (OSError, zipfile.BadZipFile) as error:
+        with zipfile.ZipFile(packed) if packed.is_file() else nullcontext() as opened:
+            drawings = _in_archive(opened, half) if opened else _in_folder(root, half)
+            if not drawings:
+                raise DataError(f"{root / half}: holds no drawing; Omniglot is {LAYOUT}")
+            for character, paths in groupby(sorted(drawings), lambda path: path[:3]):
+                name, files = "/".join(character), list(paths)
+                drawers = [Path(file[3]).stem.rpartition("_")[2] for file in files]
+                if drawers != [f"{drawer:02d}" for drawer in range(1, DRAWERS + 1)]:
+                    raise DataError(
+                        f"{root}: {name} has drawings by {', '.join(drawers)}; Omniglot has one of "
+                        f"every character by each of the drawers 01 to {DRAWERS}"
+                    )
+                yield name, [_decode(root, file, drawings[file]) for file in files]
+    except zipfile.BadZipFile as error:
         raise DataError(f"{packed}: cannot be read as a zip archive ({error})") from error
+
+
+def _in_folder(root: Path, half: str) -> Drawings:
+    return {path.relative_to(root).parts: path.read_bytes for path in files(root, half)}
+
+
+def _in_archive(opened: zipfile.ZipFile, half: str) -> Drawings:
+    paths = [tuple(name.split("/")) for name in opened.namelist()]
+    return {
+        path: partial(opened.read, "/".join(path))
+        for path in paths
+        if len(path) == 4 and path[0] == half and _is_drawing(path[3])
+    }
 
 
 def _is_drawing(name: str) -> bool:
     return name.endswith(".png") and not name.startswith(".")
 
 
-def _characters(place: str, drawings: Drawings) -> Iterator[tuple[str, list[Bytes]]]:
-    """`(half/alphabet/character, its 20 drawings)` in order, from {path: (place, read)}."""
-    by_character: dict[tuple[str, ...], list[tuple[str, ...]]] = {}
-    for path in sorted(drawings):
-        by_character.setdefault(path[:3], []).append(path)
-    if not by_character:
-        raise DataError(f"{place}: holds no drawing; Omniglot is {LAYOUT}")
-    for character, paths in by_character.items():
-        _check_drawers(place, character, [path[3] for path in paths])
-        yield "/".join(character), [_decode(*drawings[path]) for path in paths]
-
-
-def _check_drawers(place: str, character: tuple[str, ...], files: list[str]) -> None:
-    drawers = [Path(file).stem.rpartition("_")[2] for file in files]
-    expected = [f"{drawer:02d}" for drawer in range(1, DRAWERS + 1)]
-    if drawers == expected:
-        return
-    missing = [f"{files[0].partition('_')[0]}_{d}.png" for d in expected if d not in drawers]
-    surplus = [file for file, d in zip(files, drawers, strict=True) if d not in expected]
-    fault = f"missing {', '.join(missing)}" if missing else f"not expected {', '.join(surplus)}"
-    raise DataError(
-        f"{place}: {'/'.join(character)} holds {len(files)} drawings, and Omniglot has {DRAWERS} "
-        f"of every character, by drawers 01 to {DRAWERS}: {fault}"
-    )
-
-
-def _decode(place: str, read: Callable[[], bytes]) -> Bytes:
+def _decode(root: Path, path: tuple[str, ...], read: Callable[[], bytes]) -> Bytes:
     """Ink, 0 or 1, `[105, 105]`."""
     from PIL import Image  # of torchvision's dependencies; needed only if there is no cached bank
 
     try:
         with Image.open(io.BytesIO(read()), formats=["PNG"]) as image:
             grey = np.asarray(image.convert("L"))
-    except (OSError, SyntaxError, ValueError, EOFError, struct.error) as error:
-        raise DataError(f"{place}: cannot be read as a PNG image ({error})") from error
-    except (zipfile.BadZipFile, zlib.error) as error:
-        raise DataError(f"{place}: is damaged in the archive ({error})") from error
-    if grey.shape != (SIDE, SIDE):
-        raise DataError(f"{place}: is {grey.shape[1]}×{grey.shape[0]}; drawings are {SIDE}×{SIDE}")
+            if grey.shape != (SIDE, SIDE):
+                raise ValueError(f"it is {image.width}×{image.height}, not {SIDE}×{SIDE}")
+    except Exception as error:  # a damaged image raises whatever its bytes happen to mean
+        message = f"{root.joinpath(*path)}: cannot be read as a drawing, a PNG image ({error})"
+        raise DataError(message) from error
     ink: Bytes = (grey < 128).astype(np.uint8)
     return ink
 

@@ -15,6 +15,7 @@ import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import torch
@@ -80,21 +81,30 @@ class Storage:
         """The place of the data set: found, or downloaded for as long as the context lasts.
 
         Raises `DataError` if it is neither; the message says where it was looked for, why it is not
-        downloaded, and how to name its folder.
+        downloaded, and how to name its folder. Raises it, too, for a file that cannot be read
+        meanwhile.
         """
         place = self.find(data)
-        if place is not None:
-            yield place
-            return
+        with contextlib.nullcontext(place) if place else self._downloaded() as place:
+            try:
+                yield place
+            except DataError:
+                raise
+            except OSError as error:
+                raise DataError(f"{error.filename or place}: cannot be read ({error})") from error
+
+    @contextlib.contextmanager
+    def _downloaded(self) -> Iterator[Path]:
         if self.fetch is None:
             raise self._absent(self.terms, "Get it, and pass")
         cache = cache_folder()
         try:
             cache.mkdir(parents=True, exist_ok=True)
-            scratch = Path(tempfile.mkdtemp(prefix="download-", dir=cache))
+            folder = TemporaryDirectory(prefix="download-", dir=cache, ignore_cleanup_errors=True)
         except OSError:
-            scratch = Path(tempfile.mkdtemp(prefix="metablocks-"))
-        try:
+            folder = TemporaryDirectory(prefix="metablocks-", ignore_cleanup_errors=True)
+        with folder as name:
+            scratch = Path(name)
             try:
                 self.fetch(scratch)
                 place = self.within(scratch)
@@ -110,8 +120,6 @@ class Storage:
                     shutil.copyfile(scratch / file, copy := scratch / "copy")
                     os.replace(copy, cache / file)
             yield place
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
 
     def _absent(self, reason: str, advice: str) -> DataError:
         searched = ", ".join(map(str, search_path()))
@@ -143,22 +151,17 @@ def fingerprint(root: Path, items: Iterable[str | Path]) -> str:
 
     It covers a text itself, an archive's bytes, and the name below `root`, size and time of change
     of any other file.
-
-    Raises `DataError` for a file that cannot be read.
     """
     digest = hashlib.sha256()
-    try:
-        for item in items:
-            if isinstance(item, str):
-                digest.update(item.encode())
-            elif item.suffix == ".zip":
-                digest.update(hashlib.sha256(item.read_bytes()).digest())
-            else:
-                state = item.stat()
-                name = item.relative_to(root)
-                digest.update(f"{name}\0{state.st_size}\0{state.st_mtime_ns}\n".encode())
-    except OSError as error:
-        raise DataError(f"{error.filename}: cannot be read ({error})") from error
+    for item in items:
+        if isinstance(item, str):
+            digest.update(item.encode())
+        elif item.suffix == ".zip":
+            digest.update(hashlib.sha256(item.read_bytes()).digest())
+        else:
+            state = item.stat()
+            name = item.relative_to(root)
+            digest.update(f"{name}\0{state.st_size}\0{state.st_mtime_ns}\n".encode())
     return digest.hexdigest()
 
 

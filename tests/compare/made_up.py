@@ -5,13 +5,17 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from metablocks.compare.finished import FinishedRun, Score, Validation
 from metablocks.compare.table import Row
+from metablocks.runs.finished import FinishedRun, Validation
+from metablocks.runs.scores import Scores
 
 
-def score(mean: float, interval: float = 0.01, **more: Any) -> Score:
-    values = {"tasks": 600, "std": 0.1, "worst_decile": 0.5, "loss": 0.3, "seed_std": None}
-    return Score(mean=mean, interval=interval, **{**values, **more})
+def score(mean: float, interval: float = 0.01, **more: Any) -> Scores:
+    values = {"mean": mean, "interval": interval, "std": 0.1, "worst_decile": 0.5, "loss": 0.3}
+    numbers = {name: [more.pop(name, value)] for name, value in values.items()}
+    if "seed_std" in more:
+        numbers["seed_std"] = [more.pop("seed_std")]
+    return Scores(**{"split": "test", "tasks": 600, "measure": "accuracy", **numbers, **more})
 
 
 def row(
@@ -19,6 +23,7 @@ def row(
     mean: float,
     interval: float = 0.01,
     seconds: float = 60.0,
+    measure: str = "accuracy",
     score_of: Mapping[str, Any] = MappingProxyType({}),
     **more: Any,
 ) -> Row:
@@ -26,7 +31,6 @@ def row(
         "title": recipe.upper(),
         "seeds": (0, 1, 2),
         "failed": 0,
-        "measure": "accuracy",
         "inner_steps": 5,
         "meta_steps": 2000,
         "tasks_per_step": 8,
@@ -37,7 +41,7 @@ def row(
     }
     return Row(
         recipe=recipe,
-        score=score(mean, interval, **score_of),
+        score=score(mean, interval, measure=measure, **score_of),
         seconds=seconds,
         **{**values, **more},
     )
@@ -54,10 +58,8 @@ def finished_run(seed: int = 0, **values: Any) -> FinishedRun:
         "peak_memory": None,
         "memory_beyond_start": None,
         "train_loss": 0.2,
-        "validations": (Validation(10, 5.0, 0.8), Validation(20, 10.0, 0.9)),
-        "measure": "accuracy",
-        "inner_steps": 5,
-        "test": Score(100, 0.9, 0.02, 0.1, 0.7, 0.3),
+        "validations": (Validation(10, 5.0, 0.8, 0.1), Validation(20, 10.0, 0.9, 0.1)),
+        "test": score(0.9, 0.02, tasks=100),
         "ensemble": None,
         "metrics": [],
         "times": [],

@@ -1,13 +1,15 @@
 """One budget for all: what is asked for is what the recipes then say."""
 
 import math
+from argparse import ArgumentTypeError
 
 import pytest
 
+from metablocks.arguments import parse_seeds
 from metablocks.compare import timing
-from metablocks.compare.arguments import Request, parse_seeds
 from metablocks.compare.budget import by_minutes, by_steps, choose_seeds, with_budget
 from metablocks.compare.entries import read_entries
+from metablocks.compare.request import Request
 from metablocks.compare.timing import Pace
 from metablocks.errors import RecipeError
 from metablocks.recipe import build, load
@@ -103,15 +105,14 @@ def test_timing_looks_at_the_whole_training():
         return backward(tasks, progress=progress)
 
     experiment.learner.backward = noted
-    steps, validation = timing.measure(experiment, points=4, seconds=0.0)
+    pace = timing.measure(experiment, points=4, seconds=0.0)
     assert list(dict.fromkeys(seen)) == [1.0, 3.0, 5.0, 7.0]
-    assert len(steps) == 4
-    assert min(*steps, validation) > 0
+    assert min(pace) > 0
 
 
 @pytest.mark.parametrize("wrong", ["", "0", "-1", "a", "1.5", "1,1", ",", "1,,2", "1,a"])
 def test_seeds_that_are_none_are_refused(wrong):
-    with pytest.raises(ValueError, match="takes how many seeds"):
+    with pytest.raises(ArgumentTypeError, match="takes how many seeds"):
         parse_seeds(wrong)
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from metablocks.cli import main
-from metablocks.compare.arguments import Request
 from metablocks.compare.entries import absorb, read_entries
 from metablocks.compare.jobs import plan_runs
+from metablocks.compare.request import Request
 from metablocks.recipe import load
 
 TINY = [
@@ -199,9 +199,13 @@ def test_a_failing_run_fails_its_row_alone(runs, tmp_path):
         ([], "RECIPE|RUN_DIR"),
         (["maml_sinusoid", "maml_sinusoid"], "the same recipe is given twice"),
         (["{folder}"], "its runs are"),
-        (["{folder}/runs"], "holds 2 runs; give the runs themselves"),
+        (["{folder}/runs"], "not the folder of a run; its runs are"),
         (["{run}x"], "no such recipe or run; did you mean"),
-        (["{run}", "fomaml_sinusoid", "--tasks", "9"], "is finished, tested on 4 tasks"),
+        (
+            ["{run}", "fomaml_sinusoid", "--tasks", "9"],
+            "evaluation.tasks is 4 in fomaml_sinusoid",
+        ),
+        (["{run}", "{run2}", "--tasks", "4"], "--tasks: all that is given is trained already"),
         (["{run}", "{run2}", "--steps", "9"], "all that is given is trained already"),
         (["{run}", "{run2}", "--seeds", "3"], "--seeds: all that is given is trained already"),
         (["{run}", "--seeds", "3"], "--seeds: all that is given is trained already"),

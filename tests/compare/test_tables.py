@@ -8,15 +8,15 @@ import pytest
 import torch
 from made_up import finished_run, row, score
 
-from metablocks.compare import plots, table
-from metablocks.compare.arguments import Request
-from metablocks.compare.finished import Score, pool
+from metablocks.compare import table
 from metablocks.compare.jobs import cores
 from metablocks.compare.notes import notes_on
 from metablocks.compare.output import Comparison
+from metablocks.compare.request import Request
 from metablocks.compare.table import Row
-from metablocks.runs import plots as run_plots
+from metablocks.runs import plots
 from metablocks.runs.directory import RunDirectory
+from metablocks.runs.scores import pool, pool_seeds
 
 ROWS = [
     row("maml", 0.95123456, 0.004),
@@ -29,10 +29,10 @@ def test_csv_has_every_number_in_full():
     read = list(csv.DictReader(io.StringIO(table.as_csv(ROWS))))
     assert [each["recipe"] for each in read] == ["maml", "fo|maml", "wild"]
     for each, given in zip(read[:2], ROWS[:2], strict=True):
-        assert float(each["mean"]) == given.score.mean
-        assert float(each["interval_95"]) == given.score.interval
-        assert float(each["std_over_tasks"]) == given.score.std
-        assert float(each["worst_decile"]) == given.score.worst_decile
+        assert float(each["mean"]) == given.score.mean[-1]
+        assert float(each["interval_95"]) == given.score.interval[-1]
+        assert float(each["std_over_tasks"]) == given.score.std[-1]
+        assert float(each["worst_decile"]) == given.score.worst_decile[-1]
         assert float(each["seconds"]) == given.seconds
         assert float(each["seconds_per_step"]) == given.seconds_per_step
         assert int(each["peak_memory_bytes"]) == given.peak_memory
@@ -65,7 +65,10 @@ def test_markdown_has_the_numbers_rounded():
 
 
 def test_an_ensemble_has_a_column_of_its_own():
-    rows = [row("maml", 0.95), row("maml_pp", 0.96, ensemble=score(0.97, 0.003, members=5))]
+    rows = [
+        row("maml", 0.95),
+        row("maml_pp", 0.96, ensemble=score(0.97, 0.003, members=[1, 2, 3, 4, 5])),
+    ]
     header, maml, maml_pp = table.cells(rows)
     column = header.index("ensemble")
     assert (maml[column], maml_pp[column]) == ("–", "97.00 ± 0.30 % (5 checkpoints)")
@@ -86,39 +89,22 @@ def test_ratios_are_to_the_first_row_that_has_numbers():
     assert (first[column], second[column]) == ("–", "-10.00 points")
 
 
-@pytest.mark.parametrize("width", [40, 60, 100, 400])
-def test_text_fits_the_terminal_and_loses_nothing(width):
+def test_text_has_a_line_for_each_quantity_and_loses_nothing():
     cells = table.cells([row(name, 0.9) for name in ("one", "two", "three", "four")])
-    text = table.text(cells, width)
-    assert max(map(len, text.splitlines())) <= width
-    assert all(cell in text for line in cells for cell in line)
+    lines = table.text(cells).splitlines()
+    assert [line.split("  ")[0] for line in lines] == cells[0]
+    assert all(cell in line for row in cells for cell, line in zip(row, lines, strict=True))
 
 
 def test_pooled_scores_are_those_of_all_tasks_together():
-    values = [torch.rand(30, dtype=torch.float64), torch.rand(50, dtype=torch.float64) + 1]
-    tests = [
-        Score(len(v), float(v.mean()), 0.0, float(v.std()), 0.0, float(v.mean())) for v in values
-    ]
-    pooled, every = pool(tests), torch.cat(values)
+    values = [torch.rand(30, 1, dtype=torch.float64), torch.rand(50, 1, dtype=torch.float64) + 1]
+    pooled = pool_seeds([pool("test", "mse", each, each) for each in values])
+    every = pool("test", "mse", torch.cat(values), torch.cat(values))
     assert pooled.tasks == 80
-    assert pooled.mean == pytest.approx(float(every.mean()), rel=1e-12)
-    assert pooled.std == pytest.approx(float(every.std()), rel=1e-12)
-    assert pooled.interval == pytest.approx(1.96 * float(every.std()) / 80**0.5, rel=1e-12)
-    means = torch.stack([v.mean() for v in values])
-    assert pooled.seed_std == pytest.approx(float(means.std()), rel=1e-12)
-
-
-def test_the_mean_curve_is_over_seeds():
-    slower = finished_run(
-        1,
-        validations=tuple(
-            type(point)(point.step, 3 * point.seconds, point.mean - 0.2)
-            for point in finished_run().validations
-        ),
-    )
-    curve = plots.mean_curve([finished_run(), slower])
-    assert [(p.step, p.seconds) for p in curve] == [(10, 10.0), (20, 20.0)]
-    assert [p.mean for p in curve] == pytest.approx([0.7, 0.8], abs=1e-12)
+    for name in ("mean", "std", "interval", "loss"):
+        assert getattr(pooled, name) == pytest.approx(getattr(every, name), rel=1e-12)
+    means = torch.stack([each.mean() for each in values])
+    assert pooled.seed_std == pytest.approx([float(means.std())], rel=1e-12)
 
 
 def test_what_does_not_compare_is_said():
@@ -154,8 +140,8 @@ def test_the_transductive_convention_is_said():
 def test_without_matplotlib_a_note_says_how_to_get_it(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     for notes in (
-        plots.draw(tmp_path, {"a": [finished_run()]}),
-        run_plots.draw(RunDirectory(tmp_path)),
+        plots.draw_comparison(tmp_path, {"a": [finished_run()]}),
+        plots.draw(RunDirectory(tmp_path)),
     ):
         assert len(notes) == 1
         assert "matplotlib is not installed (pip install 'metablocks[plot]')" in notes[0]
@@ -172,6 +158,6 @@ def test_how_a_worst_decile_is_pooled_is_said_where_it_is():
 
 
 def test_an_ensemble_is_said_not_to_count():
-    several = Score(100, 0.92, 0.02, 0.1, 0.7, 0.3, members=5)
+    several = score(0.92, members=[1, 2, 3, 4, 5])
     (note,) = notes_on({"a": [finished_run(ensemble=several)]}, jobs=1)
     assert "ensemble: 5 checkpoints predict together" in note

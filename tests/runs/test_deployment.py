@@ -11,10 +11,10 @@ from small_runs import only_run
 
 from metablocks import MetaLearner
 from metablocks.cli import main
-from metablocks.compare.finished import read_run
 from metablocks.models import collapse_linear, fold_tnet
 from metablocks.recipe import build, load
 from metablocks.runs.deployment import Deployment, ReducedFirst, deployment, reduce
+from metablocks.runs.finished import read_run
 from metablocks.runs.scores import Scores
 from metablocks.runs.tables import deployment_text
 from metablocks.runs.train import final_scores

@@ -11,6 +11,7 @@ import torch
 from metablocks.memory import forget_peak, peak_memory
 from metablocks.recipe import build, load
 from metablocks.runs import Scores, accuracy, score
+from metablocks.runs.checkpoint import TrainingState
 from metablocks.runs.scores import pool
 from metablocks.runs.train import Meter, Stopped
 
@@ -73,16 +74,17 @@ def test_scores_as_people_write_them():
     assert Scores(**json.loads(json.dumps(percent.as_dict()))) == percent
 
 
-def test_better_is_strict_and_anything_is_better_than_none():
-    def scores(measure: str, final: float) -> Scores:
-        return pool("test", measure, column(final), column(0.0))
+def test_the_best_epoch_is_the_earliest_of_those_that_score_best():
+    def best(measure: str, *finals: float) -> int | None:
+        state = TrainingState()
+        for epoch, final in enumerate(finals, 1):
+            state.judge(epoch, pool("test", measure, column(final), column(0.0)), keep=1)
+        return state.best_epoch
 
-    assert scores("mse", 3.0).better_than(None)
-    assert not scores("mse", 3.0).better_than(scores("mse", 3.0))
-    assert scores("mse", 2.0).better_than(scores("mse", 3.0))
-    assert scores("accuracy", 0.3).better_than(scores("accuracy", 0.2))
-    assert scores("mse", 2.0).better_than(scores("mse", float("nan")))
-    assert not scores("mse", float("nan")).better_than(scores("mse", 2.0))
+    assert best("mse", 3.0, 3.0, 2.0, 2.0) == 3
+    assert best("accuracy", 0.2, 0.3, 0.3, 0.1) == 2
+    assert best("mse", float("nan"), 2.0, float("nan")) == 2
+    assert best("mse", float("nan"), float("inf")) == 1
 
 
 def test_accuracy_is_the_share_of_hits():

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from metablocks.errors import DataError
-from metablocks.tasks import CifarFS, ClassBank, MiniImagenet, Omniglot, cifar_fs, omniglot
+from metablocks.tasks import CifarFS, ClassBank, MiniImagenet, Omniglot, cifar_fs
 from metablocks.tasks.storage import Storage, cached, fingerprint
 
 FIELDS = {"ways": 5, "shots": 1, "queries": 3}
@@ -83,6 +83,15 @@ def test_neither_data_nor_download_is_one_error_that_says_what_works(
     assert not cache.exists() or not list(cache.iterdir())
 
 
+def test_a_file_that_cannot_be_read_is_an_error_that_names_it(tmp_path: Path) -> None:
+    (tmp_path / "set").touch()
+    with (
+        pytest.raises(DataError, match="gone: cannot be read"),
+        Storage("Set", "a file set", within).located(tmp_path) as place,
+    ):
+        fingerprint(tmp_path, [place.with_name("gone")])
+
+
 def test_a_download_is_kept_for_the_next_time(cache: Path) -> None:
     with Storage("Set", "a file set", within, fetch, keep=("set",)).located(None) as place:
         assert place.read_text() == "downloaded"
@@ -97,13 +106,13 @@ def test_torchvision_is_asked_for_what_its_data_sets_have(
     datasets = cifar_fs.torchvision_module("datasets")
     asked = []
     monkeypatch.setattr(datasets.utils, "download_url", lambda *a, **k: asked.append(a))
-    cifar_fs.STORAGE.fetch(tmp_path)
+    CifarFS.storage.fetch(tmp_path)
     ((url, root, file, md5),) = asked
     assert url.endswith(file)
     assert (root, file) == (str(tmp_path), cifar_fs.ARCHIVE)
     assert md5 == datasets.CIFAR100.tgz_md5
     monkeypatch.setattr(datasets.Omniglot, "__init__", lambda self, root, **k: asked.append(k))
-    omniglot.STORAGE.fetch(tmp_path)
+    Omniglot.storage.fetch(tmp_path)
     assert asked[1:] == [{"background": half, "download": True} for half in (True, False)]
 
 
@@ -168,5 +177,3 @@ def test_a_fingerprint_tells_texts_archives_names_and_sizes_apart(tmp_path: Path
     archive.write_bytes(archive.read_bytes() + b"x")
     states.append(fingerprint(tmp_path, ["class", moved, archive]))
     assert len(set(states)) == 5
-    with pytest.raises(DataError, match="a: cannot be read"):
-        fingerprint(tmp_path, [file])

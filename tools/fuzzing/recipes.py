@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from metablocks.errors import MetablocksError
 from metablocks.recipe import schema
-from metablocks.recipe.layout import ManyBlocks, RecipeLayout, slot_of, slot_paths
+from metablocks.recipe.layout import Blocks, RecipeLayout, slot_of, slot_paths
 from metablocks.recipe.parse import join
 from metablocks.recipe.slots import MODEL, RULE, SLOTS, SURGERY, TASKS, Slot
 from metablocks.rules import StepInfo
@@ -61,7 +61,7 @@ def _section(
             found[field.name] = _leaf(draw, field, here in varied)
         elif mark is not None and mark.slot == "model":
             found[field.name] = None  # made later, to fit the tasks
-        elif isinstance(mark, ManyBlocks) and (field.required or here in varied):
+        elif mark is not None and mark.at_least is not None and (field.required or here in varied):
             found[field.name] = _chain(draw, SLOTS[mark.slot], mark, here in varied, wanted)
         elif mark is not None and (field.required or here in varied):
             found[field.name] = _block(draw, SLOTS[mark.slot], here in varied, wanted)
@@ -93,12 +93,12 @@ def _entry(draw: Draw, slot: Slot, name: str, varied: bool) -> Entry:
 
 
 def _chain(
-    draw: Draw, slot: Slot, mark: ManyBlocks, varied: bool, wanted: tuple[Any, Any]
+    draw: Draw, slot: Slot, mark: Blocks, varied: bool, wanted: tuple[Any, Any]
 ) -> list[Entry]:
     """Up to two blocks in front of what has to be there: for rules, one that descends."""
     names = list(slot.blocks)
     needed = [name for name in names if slot is not RULE or _descends(name)]
-    last = [draw(st.sampled_from(needed)) if varied else needed[0]] * mark.at_least
+    last = [draw(st.sampled_from(needed)) if varied else needed[0]] * (mark.at_least or 0)
     if slot.name == wanted[0] and wanted[1] in needed:
         last = [wanted[1]]
     front = draw(st.lists(st.sampled_from(names), max_size=2)) if varied else []
