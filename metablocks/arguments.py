@@ -1,6 +1,7 @@
 """Parsers of the subcommands of `metablocks`, with their help and examples."""
 
 import argparse
+import os
 import re
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -92,14 +93,14 @@ def parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     run = command("run", "train what a recipe states")
     _add_recipe(run, optional=True)
     _add_place(run)
-    run.add_argument("--out", type=Path, default=Path("runs"), help="folder of runs (runs)")
+    run.add_argument("--out", type=_path, default=Path("runs"), help="folder of runs (runs)")
     run.add_argument(
         "--memory",
         type=_size,
         metavar="SIZE",
         help="budget such as 4GiB: measure, and take the fastest executor that keeps to it",
     )
-    run.add_argument("--resume", type=Path, metavar="RUN_DIR", help="go on with a stopped run")
+    run.add_argument("--resume", type=_path, metavar="RUN_DIR", help="go on with a stopped run")
     run.add_argument("--quiet", action="store_true", help="no progress bar")
 
     check = command("check", "build a recipe without training, and say what it would train")
@@ -118,7 +119,7 @@ def parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
 
     steps = partial(parse_count, least=0)
     evaluate = command("eval", "evaluate a run's checkpoint on new tasks")
-    evaluate.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="the folder of a run")
+    evaluate.add_argument("run_dir", type=_path, metavar="RUN_DIR", help="the folder of a run")
     evaluate.add_argument("--checkpoint", choices=("best", "last", "ensemble"), default="best")
     evaluate.add_argument("--tasks", type=parse_count, metavar="N", help="how many tasks")
     evaluate.add_argument("--steps", type=steps, metavar="K", help="inner steps")
@@ -143,7 +144,7 @@ def parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
         "--jobs", type=parse_count, default=1, metavar="J", help="runs side by side (1)"
     )
     compare.add_argument(
-        "--out", type=Path, default=Path("comparisons"), help="folder of comparisons (comparisons)"
+        "--out", type=_path, default=Path("comparisons"), help="folder of comparisons (comparisons)"
     )
     compare.add_argument("--quiet", action="store_true", help="no progress, only the result")
     _add_overrides(compare)
@@ -271,7 +272,12 @@ def _size(text: str) -> str:
     return text
 
 
+def _path(text: str) -> Path:
+    """A path, its leading ~ being the home folder where the shell has left it (--out=~/runs)."""
+    return Path(os.path.expanduser(text))
+
+
 def _folder(text: str) -> Path:
-    if not Path(text).is_dir():
+    if not _path(text).is_dir():
         raise argparse.ArgumentTypeError(f"{text} is not a folder")
-    return Path(text)
+    return _path(text)

@@ -7,8 +7,12 @@ short="tests/test_adapt.py tests/test_derivatives.py tests/test_devices.py tests
     tests/test_tuning.py tests/test_user_code.py tests/laws/test_adjoint.py tests/laws/test_estimators.py
     tests/laws/test_rule_laws.py tests/recipe tests/runs/test_runs.py tests/tasks"
 
-oldest_python() { for v in 3.11 3.12 3.13 3.14; do command -v "python$v" && return; done; }
-newest_python() { for v in 3.14 3.13 3.12 3.11; do command -v "python$v" && return; done; }
+# The first of these interpreters that runs.
+first() {
+    for version in "$@"; do
+        "python$version" -c '' 2>/dev/null && echo "python$version" && return
+    done
+}
 
 # A line of constraints for every requirement: its lower bound, where the oldest is asked for.
 bounds() {
@@ -27,7 +31,9 @@ for end in oldest newest; do
     there=$root/.versions/$end
     echo "$end: making $there …"
     rm -rf "$there"
-    "$("${end}_python")" -m venv "$there"
+    [ "$end" = oldest ] && order="3.11 3.12 3.13 3.14" || order="3.14 3.13 3.12 3.11"
+    # shellcheck disable=SC2086  # a list
+    "$(first $order)" -m venv "$there"
     bounds "$end" >"$there/bounds"
     "$there/bin/python" -m pip install -q --disable-pip-version-check -c "$there/bounds" \
         -e "$root[images,laws,plot]" pytest-xdist

@@ -5,6 +5,7 @@ finished runs. All entries must be about the same problem: the same tasks sectio
 evaluation tasks, the same data.
 """
 
+import os
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -71,7 +72,7 @@ def read_entries(
     entries: list[Entry] = []
     seen: set[object] = set()
     for name in names:
-        path = Path(name)
+        path = Path(os.path.expanduser(name))
         if is_run(path):
             if path.resolve() not in seen:
                 _add_run(entries, read_run(path))

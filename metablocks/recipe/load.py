@@ -3,6 +3,7 @@
 Shipped recipes lie in the checkout's `recipes/` or, installed, in `metablocks/_recipes/`.
 """
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -63,7 +64,7 @@ def find_recipe(name_or_path: str | Path) -> Path:
     name = str(name_or_path)
     if not name:
         raise RecipeError('an empty name; "metablocks recipes" lists the recipes that ship')
-    path = Path(name_or_path)
+    path = Path(os.path.expanduser(name_or_path))
     looks_like_path = len(path.parts) != 1 or path.suffix in (".yaml", ".yml") or name[-1:] == "/"
     names = {file.stem: file for file in recipe_files()}
     if looks_like_path and path.is_file():

@@ -39,7 +39,7 @@ from metablocks.tasks.class_splits import (
 )
 from metablocks.tasks.episode_sampling import ClassBank
 from metablocks.tasks.image_tasks import Bytes, stack_classes
-from metablocks.tasks.storage import Storage, cached, fingerprint
+from metablocks.tasks.storage import Storage, cached, fingerprint, pillow
 
 FOLDER = "mini_imagenet"
 SIZE = 84
@@ -205,7 +205,7 @@ def _rows(root: Path) -> Iterator[tuple[str, Path]]:
 
 def _decode(path: Path) -> Bytes:
     """One image, RGB `[3, 84, 84]`."""
-    from PIL import Image  # of torchvision's dependencies; needed only if there is no cached bank
+    Image = pillow()  # noqa: N806
 
     try:
         with Image.open(path, formats=("JPEG", "PNG")) as image:

@@ -29,6 +29,7 @@ import torch
 from metablocks.errors import DataError
 from metablocks.tasks.episode_sampling import ClassBank
 from metablocks.tasks.image_tasks import Bytes
+from metablocks.tasks.storage import pillow
 
 FOLDER = "omniglot-py"
 HALVES = ("images_background", "images_evaluation")
@@ -110,7 +111,7 @@ def _is_drawing(name: str) -> bool:
 
 def _decode(root: Path, path: tuple[str, ...], read: Callable[[], bytes]) -> Bytes:
     """Ink, 0 or 1, `[105, 105]`."""
-    from PIL import Image  # of torchvision's dependencies; needed only if there is no cached bank
+    Image = pillow()  # noqa: N806
 
     try:
         with Image.open(io.BytesIO(read()), formats=["PNG"]) as image:

@@ -16,11 +16,12 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import torch
 
-from metablocks.errors import DataError
+from metablocks.errors import DataError, MissingError
 from metablocks.tasks.episode_sampling import ClassBank
 
 _NO_DOWNLOAD = (OSError, RuntimeError, EOFError, zipfile.BadZipFile, http.client.HTTPException)
@@ -28,13 +29,28 @@ _NO_DOWNLOAD = (OSError, RuntimeError, EOFError, zipfile.BadZipFile, http.client
 
 def cache_folder() -> Path:
     """`$XDG_CACHE_HOME/metablocks`, or `~/.cache/metablocks`."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "metablocks")
+    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(os.path.expanduser(cache), "metablocks")
 
 
 def search_path() -> list[Path]:
     """The folders searched when no folder is named: `$METABLOCKS_DATA`, the cache folder."""
     folder = os.environ.get("METABLOCKS_DATA")
-    return [*([Path(folder).expanduser()] if folder else []), cache_folder()]
+    return [*([Path(os.path.expanduser(folder))] if folder else []), cache_folder()]
+
+
+def pillow() -> Any:
+    """Pillow's module `Image`; needed only if there is no cached bank.
+
+    Raises `MissingError` if Pillow is not installed.
+    """
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise MissingError(
+            "image files are read with Pillow, which is not installed: pip install 'metablocks[images]'"
+        ) from error
+    return Image
 
 
 @dataclass(frozen=True)
@@ -64,7 +80,7 @@ class Storage:
 
         Raises `DataError` for a `data` without the data set, or a folder that cannot be read.
         """
-        for folder in search_path() if data is None else [Path(data).expanduser()]:
+        for folder in search_path() if data is None else [Path(os.path.expanduser(data))]:
             try:
                 place = self.within(folder)
             except OSError as error:
