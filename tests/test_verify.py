@@ -65,7 +65,7 @@ def test_a_subtly_wrong_rule_breaks_the_law_meant_for_it_on_the_smallest_case(ca
     broken = [law for law, verdict in verdicts(out).items() if verdict == "BREAKS"]
     assert broken == ["finite differences"]
     assert "smallest  case=Case(), step_loss=FinalStepLoss()\n" in out
-    assert "1 of 8 laws broken" in out
+    assert "1 of 9 laws broken" in out
     with pytest.raises(LawError, match="finite differences: relative error"):
         exec(again(out), {})
 
