@@ -14,7 +14,6 @@ from metablocks.laws.cases import Problem
 from metablocks.laws.compare import named
 from metablocks.learner import MetaLearner
 
-
 EPOCHS = (0.0, 1.0, 2.5, 100.0)
 """At which policies are asked."""
 _TIMES = 300

@@ -25,6 +25,7 @@ from metablocks.laws import (
     orders,
     purity,
     rules,
+    sources,
     step_losses,
     strategies,
 )
@@ -206,7 +207,8 @@ _STEP_LOSS = {"step_loss": strategies.step_losses()}
 _PROGRESS = {"progress": strategies.progress()}
 _STEPS = {"steps": st.integers(0, 8)}
 _RATES = {"rate": st.sampled_from([0.1, 0.2, 0.3])}
-_TASKS = {"tasks": st.integers(1, 5)}
+_TASKS = {"tasks": st.integers(1, 8)}
+_INDICES = {"indices": st.lists(st.integers(0, 999), min_size=2, max_size=4)}
 _SEED = {"seed": st.integers(0, 99)}
 _POLICIES = _RULE | _ORDER | _STEP_LOSS | _PROGRESS
 _DRAWS = _POLICIES | {"rule": strategies.rules(draws=True)}
@@ -277,5 +279,11 @@ LAWS: dict[str, list[Law]] = {
         Law("mean of tasks", _mean(_with_norm), _BATCH_NORM),
         Law("finite differences", _slope(_with_norm), _BATCH_NORM, _evaluates_by_statistics),
         Law("purity", pure(_with_norm), _BATCH_NORM),
+    ],
+    "tasks": [
+        Law("fits its description", sources.fits_its_description, _TASKS),
+        Law("chunking", sources.is_a_function_of_the_index, _INDICES),
+        Law("purity", sources.samples_purely, _TASKS | _SEED),
+        Law("splits apart", sources.splits_are_apart, _TASKS),
     ],
 }
