@@ -74,7 +74,7 @@ def shrink(recipe: Recipe) -> tuple[Recipe, tuple[str, ...]]:
     changes = [
         *_shrink_model(values),
         *_shrink_tasks(values, source),
-        *_shrink_steps(values),
+        *shrink_steps(values),
         *_shrink_rest(values, source.outputs),
     ]
     values["hardware"]["precision"] = "float64"
@@ -216,7 +216,8 @@ def _shrink_tasks(values: dict[str, Any], source: TaskSource) -> list[str]:
     return [f"{ways}-way {shots}-shot tasks, {queries} queries, of made-up {size_text} images"]
 
 
-def _shrink_steps(values: dict[str, Any]) -> list[str]:
+def shrink_steps(values: dict[str, Any]) -> list[str]:
+    """Lower a recipe's inner steps to three in its values; returns the change, in words."""
     inner, order = values["inner"], values["inner"]["order"]
     steps = inner["steps"]
     _limit(inner, steps=_STEPS)
