@@ -25,7 +25,7 @@ from metablocks.recipe.slots import SLOTS
 from metablocks.tasks.base import Kind, Split, TaskSource
 from metablocks.types import Batch, TaskBatch
 
-_STEPS, _TASKS, _WAYS, _UNITS, _FILTERS = 3, 2, 4, 5, 3
+_STEPS, _TASKS, _WAYS, _UNITS, _FILTERS = 3, 5, 4, 5, 3
 _BATCH = 5  # of Reptile
 _SMOOTH = {"relu": "Softplus for ReLU", "leaky_relu": "Softplus for LeakyReLU"}
 
@@ -251,5 +251,5 @@ def _shrink_rest(values: dict[str, Any], outputs: int) -> list[str]:
         executor["compile"] = "trace"
         changes.append("traced, not compiled")
     if executor.get("chunk"):
-        _limit(executor, chunk=_TASKS - 1)
+        _limit(executor, chunk=2)  # and a rest
     return changes
