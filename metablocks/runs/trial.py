@@ -35,16 +35,10 @@ def try_out(recipe: Recipe, *, device: str | None = None, data: Path | None = No
     """
     experiment = _brief(recipe, device, data)
     count, words = experiment.tasks_per_step, ""
-    try:
-        if isinstance(experiment.source, ImageTasks) and data is None:
-            raise DataError("not looked for")
-        experiment.source.sample("train", [0])
-    except DataError:
+    if data is None and not _has_data(experiment.source, recipe):
         name = type(experiment.source).__name__
         experiment = replace(experiment, source=_made_up(experiment.source))
         words = f"; on made-up inputs, not {name}'s (--data)"
-    except Exception as error:
-        raise _failed(recipe, "tasks", "the task source", error) from error
     what, loss = "the first meta-step", "not finite"
     try:
         with torch.random.fork_rng():
@@ -55,6 +49,8 @@ def try_out(recipe: Recipe, *, device: str | None = None, data: Path | None = No
                 words = f"; {error}{words}"
             what = "the evaluation"
             scores = final_scores(experiment, "validation", tasks=count)
+    except DataError:
+        raise
     except Exception as error:
         raise _failed(recipe, "inner", what, error) from error
     tasks = f"{count} task{'' if count == 1 else 's'}"
@@ -77,6 +73,19 @@ def _brief(recipe: Recipe, device: str | None, data: Path | None) -> Experiment:
         executor["compile"] = False
     experiment = build(replace(recipe, values=values), device=device, data=data)
     return replace(experiment, tasks_per_step=min(_TASKS, experiment.tasks_per_step))
+
+
+def _has_data(source: TaskSource, recipe: Recipe) -> bool:
+    """True if it gives a task; an image set is not asked, which may download."""
+    if isinstance(source, ImageTasks):
+        return False
+    try:
+        source.sample("train", [0])
+    except DataError:
+        return False
+    except Exception as error:
+        raise _failed(recipe, "tasks", "the task source", error) from error
+    return True
 
 
 def _made_up(source: TaskSource) -> TaskSource:
