@@ -189,6 +189,7 @@ _ONE_TASK = {"case": strategies.cases(tasks=1)}
 _SEVERAL = {"case": strategies.cases(tasks=[2, 3])}
 _ALL_ADAPT = {"case": strategies.cases(adapt="*")}
 _ALL_ADAPT_SEVERAL = {"case": strategies.cases(adapt="*", tasks=[2, 3])}
+_BATCH_NORM_SEVERAL = {"case": strategies.cases(norm="batch", adapt="*", tasks=[2, 3])}
 _BATCH_NORM = {"case": strategies.cases(norm="batch", frozen=False)}
 _QUADRATIC = {
     "case": strategies.cases(
@@ -260,6 +261,7 @@ LAWS: dict[str, list[Law]] = {
     "executor": [
         Law("adds up", executors.adds_up, _TASKS),
         Law("equals Loop", executors.equals_the_loop, _ANY | _POLICIES),
+        Law("equals Loop, batch norm", executors.equals_the_loop, _BATCH_NORM_SEVERAL),
         Law("mean of tasks", _mean(_with_executor), _SEVERAL),
         Law(
             "draws are independent",

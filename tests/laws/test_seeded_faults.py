@@ -321,6 +321,14 @@ FAULTS = [
     Fault(
         "executor",
         "equals Loop",
+        faulty.DropsLater(),
+        Loop(),
+        r"DropsLater\(.*\) = Loop, loss",
+        {"case": TWO},
+    ),
+    Fault(
+        "executor",
+        "equals Loop, batch norm",
         faulty.GradOfVmap(),
         Vmap(),
         r"GradOfVmap\(.*\) = Loop, gradient",
