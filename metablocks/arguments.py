@@ -103,8 +103,12 @@ def parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     run.add_argument("--resume", type=_path, metavar="RUN_DIR", help="go on with a stopped run")
     run.add_argument("--quiet", action="store_true", help="no progress bar")
 
-    check = command("check", "build a recipe without training, and say what it would train")
+    check = command(
+        "check",
+        "build a recipe, take one meta-step and one evaluation, and say what it would train",
+    )
     _add_recipe(check)
+    _add_place(check)
     check.add_argument(
         "--gradients",
         action="store_true",
@@ -174,7 +178,7 @@ def parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
 _ON_VERIFY = """ Problems are drawn: small smooth nets in
 float64, tasks, and other blocks of every axis; what breaks a law is shrunk to the smallest case.
 The block's code is run. Protocols: rule, order, step_loss, estimator, executor, norm (surgery
-(model, steps) -> model, or a module that takes the number of channels)"""
+(model, steps) -> model, or a module that takes the number of channels), tasks (a task source)"""
 
 
 _ON_COMPARE = """

@@ -100,14 +100,17 @@ def _run(args: argparse.Namespace, argv: list[str]) -> int:
 def _check(args: argparse.Namespace, argv: list[str]) -> int:
     from metablocks.recipe import build
     from metablocks.recipe.listing import summary
+    from metablocks.runs.trial import try_out
 
     recipe = _load(args)
-    print(summary(build(recipe)))
+    experiment = build(recipe, device=args.device, data=args.data)
+    tried = try_out(recipe, device=args.device, data=args.data)
+    print(f"{summary(experiment)}\n  {'tried':<11}{tried}")
     if not args.gradients:
         return 0
     from metablocks.gradcheck import check_gradients
 
-    report = check_gradients(recipe)
+    report = check_gradients(recipe, device=args.device)
     print(f"\n{report.text()}")
     return 0 if report.ok else 1
 

@@ -198,6 +198,30 @@ def _implicit(assembly: Assembly) -> None:
         )
 
 
+def _ascent(assembly: Assembly) -> None:
+    """A rule's updates are added to the parameters, so they must go against the gradient.
+
+    Rules of one's own that do not say whether they negate are let through.
+    """
+    for name, rule in assembly.rule.named_modules():
+        if isinstance(rule, LearningRate) and rule in assembly.rules and rule.value < 0:
+            raise _refusal(
+                f"LearningRate init is {rule.value:g}: a negative rate goes up the slope; give 0 or more",
+                field=".".join(filter(None, ["rule", name, "init"])),
+            )
+    if assembly.rule.negates is not False:
+        return
+    names = [type(rule).__name__ for rule in assembly.rules]
+    rates = [type(rule).__name__ for rule in assembly.rules if rule.negates]
+    how = (
+        f"{' and '.join(rates)} each negate it, which goes up the slope again; leave one of them out"
+        if rates
+        else f"{', '.join(names)} does not negate it, and updates are added: the loss would go up; put a "
+        f"learning rate behind it, Chain({', '.join(f'{name}(…)' for name in names)}, LearningRate(0.1))"
+    )
+    raise _refusal(f"the rule does not go against the gradient: {how}", field="rule")
+
+
 REFUSALS: tuple[Callable[[Assembly], None], ...] = (
     _norm_statistics,
     _truncated_order,
@@ -206,6 +230,7 @@ REFUSALS: tuple[Callable[[Assembly], None], ...] = (
     _end_alone,
     _reptile,
     _implicit,
+    _ascent,
 )
 
 

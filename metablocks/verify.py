@@ -31,6 +31,12 @@ FIELDS: dict[str, dict[str, Any]] = {
     "truncated": {"last": 1},
     "order annealed": {"first_order_epochs": 2},
     "step_loss annealed": {"epochs": 5},
+    "linear": {"shots": 2, "queries": 3},
+    "logistic": {"shots": 2, "queries": 3, "dim": 2},
+    **{
+        name: {"ways": 3, "shots": 1, "queries": 2}
+        for name in ("strokes", "omniglot", "mini_imagenet", "cifar_fs")
+    },
 }
 """Values for the required fields of shipped blocks, if none are given."""
 
@@ -81,7 +87,8 @@ def verify(
     """Run every law of a block's protocol on `examples` drawn problems each, in float64.
 
     - `block`: a class without required fields, an instance, a function that makes one, or a `Block`.
-    - `protocol`: rule, order, step_loss, estimator, executor or norm, if the block does not tell.
+    - `protocol`: rule, order, step_loss, estimator, executor, norm or tasks, if the block does not
+      tell.
     - `progress`: called with the name of each law before it is run.
 
     The problems are small nets with smooth activations: dense and convolutional, deep and flat, with
@@ -93,7 +100,8 @@ def verify(
     >>> report.ok, report.protocol, [row.law for row in report.rows][:2]
     (True, 'step_loss', ['a weighting', 'weighted sum'])
 
-    Raises `BlockError` for a value that is not a block, `MissingError` without hypothesis.
+    Raises `BlockError` for a value that is not a block, `DataError` for a task source without its data,
+    `MissingError` without hypothesis.
     """
     block = block if isinstance(block, Block) else as_block(block, protocol=protocol)
     rows = []

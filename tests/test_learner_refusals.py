@@ -100,6 +100,35 @@ def test_what_makes_no_sense_is_refused_by_name(build, kind, message):
     assert message in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("rule", "field", "message"),
+    [
+        (mb.Adam(), "rule", "Adam does not negate it, and updates are added"),
+        (mb.Momentum(), "rule", "put a learning rate behind it, Chain(Momentum(…), LearningRate(0"),
+        (mb.Chain(mb.KFO(), mb.ClipNorm(1.0)), "rule", "KFO, ClipNorm does not negate it"),
+        (mb.Chain(mb.lslr(0.1), mb.meta_sgd(1.0)), "rule", "LearningRate and LearningRate each"),
+        (mb.LearningRate(-0.1), "rule.init", "LearningRate init is -0.1: a negative rate goes up"),
+        (mb.Chain(mb.KFO(), mb.Chain(mb.lslr(-1.0))), "rule.rules.1.rules.0.init", "init is -1:"),
+    ],
+)
+def test_a_rule_that_is_known_to_go_up_is_refused(rule, field, message):
+    with pytest.raises(BlockError) as caught:
+        learner_of(small(), rule=rule)
+    assert (caught.value.block, caught.value.field) == ("MetaLearner", field)
+    assert message in str(caught.value)
+
+
+class Halves(mb.UpdateRule):
+    def forward(self, updates, state, step):
+        return {name: u / 2 for name, u in updates.items()}, state
+
+
+def test_a_rule_of_ones_own_that_says_nothing_is_let_through():
+    for rule in (Halves(), mb.Chain(mb.ClipNorm(1.0), Halves())):
+        assert rule.negates is None
+        learner_of(small(), rule=rule).meta_gradient(tasks_of(3))
+
+
 def test_batch_norm_in_mixed_precision_under_vmap_names_the_loop():
     model = nn.Sequential(nn.Conv1d(3, 4, 1), nn.BatchNorm1d(4), nn.Flatten(), nn.Linear(8, 2))
     tasks = tasks_of(3, 2)

@@ -25,7 +25,7 @@ from metablocks.recipe.slots import SLOTS
 from metablocks.tasks.base import Kind, Split, TaskSource
 from metablocks.types import Batch, TaskBatch
 
-_STEPS, _TASKS, _WAYS, _UNITS, _FILTERS = 3, 2, 4, 5, 3
+_STEPS, _TASKS, _WAYS, _UNITS, _FILTERS = 3, 5, 4, 5, 3
 _BATCH = 5  # of Reptile
 _SMOOTH = {"relu": "Softplus for ReLU", "leaky_relu": "Softplus for LeakyReLU"}
 
@@ -74,7 +74,7 @@ def shrink(recipe: Recipe) -> tuple[Recipe, tuple[str, ...]]:
     changes = [
         *_shrink_model(values),
         *_shrink_tasks(values, source),
-        *_shrink_steps(values),
+        *shrink_steps(values),
         *_shrink_rest(values, source.outputs),
     ]
     values["hardware"]["precision"] = "float64"
@@ -216,7 +216,8 @@ def _shrink_tasks(values: dict[str, Any], source: TaskSource) -> list[str]:
     return [f"{ways}-way {shots}-shot tasks, {queries} queries, of made-up {size_text} images"]
 
 
-def _shrink_steps(values: dict[str, Any]) -> list[str]:
+def shrink_steps(values: dict[str, Any]) -> list[str]:
+    """Lower a recipe's inner steps to three in its values; returns the change, in words."""
     inner, order = values["inner"], values["inner"]["order"]
     steps = inner["steps"]
     _limit(inner, steps=_STEPS)
@@ -250,5 +251,5 @@ def _shrink_rest(values: dict[str, Any], outputs: int) -> list[str]:
         executor["compile"] = "trace"
         changes.append("traced, not compiled")
     if executor.get("chunk"):
-        _limit(executor, chunk=_TASKS - 1)
+        _limit(executor, chunk=2)  # and a rest
     return changes

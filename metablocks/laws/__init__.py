@@ -8,6 +8,8 @@ laws that have a number. Run them on a block of your own one by one,
 >>> from metablocks.laws import gradients, rules
 >>> from metablocks.laws.cases import Case
 >>> class Halve(UpdateRule):
+...     negates = False  # a learning rate goes behind it
+...
 ...     def forward(self, updates, state, step):
 ...         return {name: u / 2 for name, u in updates.items()}, state
 >>> small = Case(norm="batch", tasks=2).problem()

@@ -17,6 +17,7 @@ from metablocks.laws.norms import in_place_of_batch_norms
 from metablocks.order import Order
 from metablocks.rules import UpdateRule
 from metablocks.step_loss import StepLoss
+from metablocks.tasks.base import TaskSource
 
 PROTOCOLS: dict[str, tuple[type | None, str]] = {
     "rule": (UpdateRule, "a subclass of metablocks.UpdateRule"),
@@ -25,6 +26,7 @@ PROTOCOLS: dict[str, tuple[type | None, str]] = {
     "estimator": (Estimator, "(inner, meta, buffers, task) -> TaskGradient"),
     "executor": (Executor, "(fn, shared, buffers, tasks) -> (sum, stacked)"),
     "norm": (None, "(model, steps) -> model, or a module class that takes the number of channels"),
+    "tasks": (TaskSource, "kind, input_shape, outputs, sample(split, indices) -> TaskBatch"),
 }
 """Every protocol: its class, and what a block of it is."""
 
@@ -136,6 +138,8 @@ def protocol_of(block: Any) -> str | None:
     for name, (base, _) in PROTOCOLS.items():
         if base is not None and base in type(block).__mro__:
             return name
+    if isinstance(block, TaskSource):
+        return "tasks"
     for name, (base, _) in PROTOCOLS.items():
         call = vars(base).get("__call__") if base not in (None, UpdateRule) else None
         if call is not None and parameters(block) == parameters(call)[1:]:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from metablocks.errors import BlockError, LawError, MetablocksError, first_line
+from metablocks.errors import BlockError, DataError, LawError, MetablocksError, first_line
 from metablocks.executors import RandomDrawsWarning
 from metablocks.laws.blocks import Block, as_block, public_names
 
@@ -86,7 +86,10 @@ class Check:
             ) from result.error
 
     def result(self) -> Result:
-        """Run the law on drawn problems. Nothing that the block raises propagates."""
+        """Run the law on drawn problems.
+
+        Nothing that the block raises propagates, except for the `DataError` of data that is not here.
+        """
         result = partial(Result, self.law.name, self.law.statement)
         with contextlib.suppress(Exception), _quiet():  # if asking fails, the law shows it
             reason = self.law.skip(self.block.argument)
@@ -145,6 +148,8 @@ class Check:
                     return
                 try:
                     self.run(**drawn)
+                except DataError:
+                    raise
                 except BlockError as error:  # the blocks do not go together
                     refused, refusal = refused + 1, str(error)
                     reject()
@@ -192,7 +197,8 @@ def checks(
     """Every law of every block, to be called.
 
     - `blocks`: classes without required fields, instances, functions that make one.
-    - `protocol`: rule, order, step_loss, estimator, executor or norm, if the blocks do not tell.
+    - `protocol`: rule, order, step_loss, estimator, executor, norm or tasks, if the blocks do not
+      tell.
 
     >>> import metablocks as mb
     >>> [check.law.name for check in checks([mb.UniformStepLoss()])]

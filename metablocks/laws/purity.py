@@ -1,14 +1,47 @@
-"""Laws of purity: calls that only read a learner leave it as it was, bit for bit."""
+"""Laws of purity: calls that only read a learner, or ask a policy, leave it as it was, bit for bit."""
 
-from collections.abc import Callable
+import copy
+import random
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from metablocks.errors import LawError
+from metablocks.fingerprint import fingerprint
 from metablocks.laws.cases import Problem
+from metablocks.laws.compare import named
 from metablocks.learner import MetaLearner
+
+EPOCHS = (0.0, 1.0, 2.5, 100.0)
+"""At which policies are asked."""
+_TIMES = 300
+
+
+def is_a_function(
+    law: str, policy: Callable[..., Any], questions: Sequence[tuple[Any, ...]]
+) -> None:
+    """A policy is a function of its arguments: the same answers, however often and in what order.
+
+    Asked all `questions`, and then hundreds of times any of them. Its state (attributes, what a function
+    closes over and the globals it names) is compared, too.
+    """
+    before = fingerprint(policy)
+    answers = [copy.deepcopy(policy(*question)) for question in questions]
+    draw = random.Random(0)
+    for number in draw.choices(range(len(questions)), k=_TIMES) if questions else ():
+        if not _same(policy(*questions[number]), answers[number]):
+            raise LawError(
+                f"{law}: {named(policy)} is not a function of its arguments alone: asked hundreds of "
+                "times, out of order, it changed its mind about "
+                f"{', '.join(map(repr, questions[number]))}"
+            )
+    if fingerprint(policy) != before:
+        raise LawError(
+            f"{law}: {named(policy)} is not a function of its arguments alone: it keeps something of "
+            "being asked, in an attribute or in what it closes over"
+        )
 
 
 def leaves_no_trace(learner: MetaLearner, act: Callable[[MetaLearner], Any]) -> None:

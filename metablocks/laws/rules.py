@@ -1,8 +1,7 @@
 """Laws of update rules: their arguments and results, memory, draws, and what a learner makes of them.
 
 `make` makes the rule: laws set it up for the parameters of their problem, each a new one. Behind a
-rule that does not descend by itself, such as a transform of the gradient, goes a rate of 0.1
-(`learner_of`).
+rule whose updates are still a gradient (`negates = False`) goes a rate of 0.1 (`learner_of`).
 """
 
 from typing import Any
@@ -20,6 +19,8 @@ from metablocks.learner import MetaLearner
 from metablocks.rules import Chain, LearningRate, StepInfo, UpdateRule
 from metablocks.rules.base import check_updates
 from metablocks.types import Tensors
+
+_GRADIENTS = 8
 
 
 def fits_the_gradients(make: MakeRule, problem: Problem) -> None:
@@ -116,6 +117,33 @@ def reads_the_step(make: MakeRule, problem: Problem) -> None:
         seen.append(updates)
 
 
+def goes_down(make: MakeRule, problem: Problem) -> None:
+    """A small step of an untrained rule goes down: at no step does the loss rise along its updates.
+
+    By ⟨gradient, update⟩, summed over several gradients and draws. A rule that declares
+    `negates = False` is one to put a learning rate behind, and its updates point up.
+    """
+    params, steps = problem.adapted_parameters(), max(problem.steps, 1)
+    rule = seeded_rule(make).setup(params, steps)
+    for index in range(steps):
+        along = 0.0
+        with fixed_draws(), torch.no_grad():
+            for seed in range(_GRADIENTS):
+                grads, info = noise_like(params, seed), StepInfo(index, steps, params)
+                along += _along(grads, rule(grads, rule.init(params), info)[0])
+        if rule.negates is False and not along >= 0:
+            raise LawError(
+                f"goes down: at step {index} ⟨gradient, update⟩ is {along:.3g}; a rule with negates = "
+                "False leaves what is still a gradient, for a learning rate behind it to negate"
+            )
+        if rule.negates is not False and not along <= 0:
+            raise LawError(
+                f"goes down: at step {index} ⟨gradient, update⟩ is {along:.3g}, and updates are added "
+                "to the parameters: the loss goes up; negate the updates, or, if a learning rate is "
+                "to stand behind the rule, declare negates = False"
+            )
+
+
 def is_the_identity(make: MakeRule, problem: Problem) -> bool:
     """True if a new rule returns the gradients of three steps unchanged, at any parameters."""
     params = problem.adapted_parameters()
@@ -148,18 +176,27 @@ def seeded_rule(make: MakeRule) -> UpdateRule:
 
 
 def learner_of(make: MakeRule, problem: Problem, **blocks: Any) -> MetaLearner:
-    """A learner with the rule: alone if it descends, else with a rate of 0.1 behind it.
+    """A learner with the rule: alone if it negates, else with a rate of 0.1 behind it.
 
+    If it does not say (`negates`), its first update does.
     The rule's parameters are moved away from their start, where an identity hides its faults.
     """
-    params, steps = problem.adapted_parameters(), problem.steps
-    trial, grads = seeded_rule(make).setup(params, steps), noise_like(params)
-    with fixed_draws(), torch.no_grad():
-        updates, _ = trial(grads, trial.init(params), StepInfo(0, steps, params))
-    along = sum(float((updates[n] * g).sum()) for n, g in grads.items() if n in updates)
     rule = seeded_rule(make)
-    rule = rule if along < 0 else Chain(rule, LearningRate(0.1))
+    negates = rule.negates
+    if negates is None:
+        params, steps = problem.adapted_parameters(), problem.steps
+        trial, grads = seeded_rule(make).setup(params, steps), noise_like(params)
+        with fixed_draws(), torch.no_grad():
+            updates, _ = trial(grads, trial.init(params), StepInfo(0, steps, params))
+        negates = _along(grads, updates) < 0
+    rule = rule if negates else Chain(rule, LearningRate(0.1))
     return perturb(problem.learner(rule, **blocks), "rule.")
+
+
+def _along(gradients: Tensors, updates: Tensors) -> float:
+    """⟨gradient, update⟩ over the names that both have."""
+    both = [name for name in gradients if name in updates]
+    return sum(float((updates[name] * gradients[name]).sum()) for name in both)
 
 
 def one_gradient(make: MakeRule, problem: Problem, **blocks: Any) -> None:

@@ -1,40 +1,34 @@
-"""Laws of task sources."""
+"""Laws of task sources: a task is a function of the source's fields, its split and its number alone."""
 
-from collections.abc import Sequence
+import random
+from collections.abc import Callable, Sequence
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from metablocks.errors import LawError
+from metablocks.generators import generators_of, get_states, set_states
+from metablocks.laws.compare import named
 from metablocks.tasks.base import SPLITS, Split, TaskSource
-from metablocks.types import TaskBatch
+from metablocks.types import Task
+
+_SHARED = 0.01
+"""The part of a split's inputs that may stand in another by chance: data sets hold duplicates."""
 
 
-def is_a_function_of_the_index(
-    source: TaskSource, indices: Sequence[int], splits: Sequence[Split] = SPLITS
-) -> None:
-    """Task `index` of a split is the same task alone, in any company, and when asked again."""
-    for split in splits:
-        together = source.sample(split, indices)
-        for row, index in enumerate(indices):
-            alone = source.sample(split, [index])
-            for one, other in zip(_leaves(alone), _leaves(together), strict=True):
-                if not torch.equal(one[0], other[row]):
-                    raise LawError(
-                        f"task {index} of {split} differs alone and among {list(indices)}"
-                    )
-
-
-def fits_its_description(source: TaskSource) -> None:
+def fits_its_description(source: TaskSource, *, tasks: int = 2) -> None:
     """Inputs and targets have the shapes and kinds that the source states, and are finite."""
     for split in SPLITS:
-        batch = source.sample(split, [0, 1])
+        batch = source.sample(split, range(tasks))
         for side, (inputs, target) in (("support", batch.support), ("query", batch.query)):
-            where = f"{side} of {split}"
-            if tuple(inputs.shape[2:]) != tuple(source.input_shape) or inputs.shape[0] != 2:
+            where = f"fits its description: {side} of {split}"
+            if tuple(inputs.shape[2:]) != tuple(source.input_shape) or len(inputs) != tasks:
                 raise LawError(
-                    f"{where}: inputs are {list(inputs.shape)}, not {source.input_shape}"
+                    f"{where}: inputs are {list(inputs.shape)}, expected "
+                    f"{[tasks, '…', *source.input_shape]}"
                 )
             if not bool(torch.isfinite(inputs).all()):
                 raise LawError(f"{where}: inputs are not finite")
@@ -47,6 +41,125 @@ def fits_its_description(source: TaskSource) -> None:
                 raise LawError(f"{where}: targets are {list(target.shape)}, not … {source.outputs}")
 
 
-def _leaves(batch: TaskBatch) -> list[Tensor]:
-    leaves: list[Tensor] = pytree.tree_leaves((batch.support, batch.query))
+def is_a_function_of_the_index(
+    source: TaskSource, indices: Sequence[int], splits: Sequence[Split] = SPLITS
+) -> None:
+    """Chunking: a task is the same alone, in any company and order, and when asked for again."""
+    for split in splits:
+        together = _tasks(source, split, indices)
+        alone = [_tasks(source, split, [index])[0] for index in indices]
+        turned = _tasks(source, split, [*reversed(indices)])[::-1]
+        for others, how in ((alone, "alone"), (turned, "in the reverse order")):
+            for index, one, other in zip(indices, others, together, strict=True):
+                if not _equal(one, other):
+                    raise LawError(
+                        f"chunking: task {index} of {split} is another {how} than among "
+                        f"{list(indices)}"
+                    )
+
+
+def samples_purely(source: TaskSource, *, tasks: int = 2, seed: int = 1) -> None:
+    """Sampling neither reads nor moves a global random state: PyTorch's, Python's or NumPy's.
+
+    Nor does a task share its memory with the next: what is written into one changes no other.
+    """
+    generators = generators_of(())
+    states = get_states(generators)
+    try:
+        for split in SPLITS:
+            before = get_states(generators)
+            first = _tasks(source, split, range(tasks))
+            kept = [_mapped(task, Tensor.clone) for task in first]
+            moved = [generator.kind for generator, state in before if not generator.is_at(state)]
+            if moved:
+                raise LawError(
+                    f"purity: sampling {split} moves the global random state ({', '.join(moved)}); "
+                    "draw from a generator of the source's own, metablocks.tasks.base.generator"
+                )
+            for draw in (torch.manual_seed, random.seed, np.random.seed):
+                draw(seed)
+            for task in first:
+                _mapped(task, _overwrite)
+            for index, (again, task) in enumerate(
+                zip(_tasks(source, split, range(tasks)), kept, strict=True)
+            ):
+                if not _equal(again, task):
+                    raise LawError(
+                        f"purity: task {index} of {split} is another from other global seeds, or "
+                        f"once its tensors were written to; it depends on {named(source)}, the split "
+                        "and the number alone"
+                    )
+    finally:
+        set_states(states)
+
+
+def splits_are_apart(source: TaskSource, *, tasks: int = 8) -> None:
+    """No task of a split is one of another, nor are inputs of classes that are told apart.
+
+    Inputs of one number, or of whole numbers (tokens), may be alike by chance, and count with all of
+    their task.
+    """
+    seen: dict[str, tuple[set[bytes], set[bytes]]] = {}
+    for split in SPLITS:
+        batch = _tasks(source, split, range(tasks))
+        whole = {_bytes(task) for task in batch}
+        inputs = {
+            row.cpu().contiguous().numpy().tobytes()
+            for task in batch
+            if source.kind == "classification"
+            for side, _ in (task.support, task.query)
+            for row in side
+            if isinstance(row, Tensor) and row.is_floating_point() and row.numel() > 1
+        }
+        for other, (tasks_there, inputs_there) in seen.items():
+            if whole & tasks_there:
+                raise LawError(f"splits apart: tasks of {split} are tasks of {other}, too")
+            alike = len(inputs & inputs_there)
+            if alike > _SHARED * len(inputs):
+                raise LawError(
+                    f"splits apart: {alike} of {len(inputs)} inputs of {split} stand in {other}, too; "
+                    "each split has classes of its own"
+                )
+        seen[split] = whole, inputs
+
+
+def _tasks(source: TaskSource, split: Split, indices: Sequence[int]) -> list[Task]:
+    batch = source.sample(split, indices)
+    if len(batch) != len(indices):
+        raise LawError(
+            f"chunking: {len(batch)} tasks for {len(indices)} numbers of {split}, {list(indices)}"
+        )
+    return [batch[number] for number in range(len(indices))]
+
+
+def _leaves(task: Task) -> list[Any]:
+    leaves: list[Any] = pytree.tree_leaves((task.support, task.query))
     return leaves
+
+
+def _mapped(task: Task, function: Callable[[Tensor], Any]) -> Task:
+    def on_tensors(leaf: Any) -> Any:
+        return function(leaf) if isinstance(leaf, Tensor) else leaf
+
+    return Task(*pytree.tree_map(on_tensors, (task.support, task.query)))
+
+
+def _overwrite(tensor: Tensor) -> Tensor:
+    """Change every number, unless some of them are one (an expanded tensor)."""
+    shared = any(
+        step == 0 and size > 1 for step, size in zip(tensor.stride(), tensor.shape, strict=True)
+    )
+    return tensor if shared or tensor.dtype == torch.bool else tensor.add_(1)
+
+
+def _equal(one: Task, other: Task) -> bool:
+    pairs = list(zip(_leaves(one), _leaves(other), strict=False))
+    return len(_leaves(one)) == len(_leaves(other)) and all(
+        torch.equal(a, b) if isinstance(a, Tensor) and isinstance(b, Tensor) else a is b or a == b
+        for a, b in pairs
+    )
+
+
+def _bytes(task: Task) -> bytes:
+    leaves = [leaf for leaf in _leaves(task) if isinstance(leaf, Tensor)]
+    return b"".join(leaf.cpu().contiguous().numpy().tobytes() for leaf in leaves)

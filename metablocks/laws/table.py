@@ -25,6 +25,7 @@ from metablocks.laws import (
     orders,
     purity,
     rules,
+    sources,
     step_losses,
     strategies,
 )
@@ -188,6 +189,7 @@ _ONE_TASK = {"case": strategies.cases(tasks=1)}
 _SEVERAL = {"case": strategies.cases(tasks=[2, 3])}
 _ALL_ADAPT = {"case": strategies.cases(adapt="*")}
 _ALL_ADAPT_SEVERAL = {"case": strategies.cases(adapt="*", tasks=[2, 3])}
+_BATCH_NORM_SEVERAL = {"case": strategies.cases(norm="batch", adapt="*", tasks=[2, 3])}
 _BATCH_NORM = {"case": strategies.cases(norm="batch", frozen=False)}
 _QUADRATIC = {
     "case": strategies.cases(
@@ -205,8 +207,9 @@ _ORDER = {"order": strategies.orders()}
 _STEP_LOSS = {"step_loss": strategies.step_losses()}
 _PROGRESS = {"progress": strategies.progress()}
 _STEPS = {"steps": st.integers(0, 8)}
-_RATES = {"rate": st.sampled_from([0.1, 0.3, -0.2])}
-_TASKS = {"tasks": st.integers(1, 5)}
+_RATES = {"rate": st.sampled_from([0.1, 0.2, 0.3])}
+_TASKS = {"tasks": st.integers(1, 8)}
+_INDICES = {"indices": st.lists(st.integers(0, 999), min_size=2, max_size=4)}
 _SEED = {"seed": st.integers(0, 99)}
 _POLICIES = _RULE | _ORDER | _STEP_LOSS | _PROGRESS
 _DRAWS = _POLICIES | {"rule": strategies.rules(draws=True)}
@@ -221,6 +224,7 @@ LAWS: dict[str, list[Law]] = {
         Law("remembers nothing", rules.remembers_nothing, _ONE_TASK),
         Law("draws once a task", rules.draws_once_a_task, _ONE_TASK, _draws_nothing_or_says_so),
         Law("reads the step", rules.reads_the_step, _ONE_TASK, _any_number_of_steps),
+        Law("goes down", rules.goes_down, _ONE_TASK),
         Law("zero Hessian", zero_hessian(rules.learner_of), _ONE_TASK),
         Law("finite differences", _slope(rules.learner_of), _ANY | _STEP_LOSS),
         Law("plain autograd", _plain(rules.learner_of), _ANY | _ORDER | _STEP_LOSS),
@@ -257,6 +261,7 @@ LAWS: dict[str, list[Law]] = {
     "executor": [
         Law("adds up", executors.adds_up, _TASKS),
         Law("equals Loop", executors.equals_the_loop, _ANY | _POLICIES),
+        Law("equals Loop, batch norm", executors.equals_the_loop, _BATCH_NORM_SEVERAL),
         Law("mean of tasks", _mean(_with_executor), _SEVERAL),
         Law(
             "draws are independent",
@@ -276,5 +281,11 @@ LAWS: dict[str, list[Law]] = {
         Law("mean of tasks", _mean(_with_norm), _BATCH_NORM),
         Law("finite differences", _slope(_with_norm), _BATCH_NORM, _evaluates_by_statistics),
         Law("purity", pure(_with_norm), _BATCH_NORM),
+    ],
+    "tasks": [
+        Law("fits its description", sources.fits_its_description, _TASKS),
+        Law("chunking", sources.is_a_function_of_the_index, _INDICES),
+        Law("purity", sources.samples_purely, _TASKS | _SEED),
+        Law("splits apart", sources.splits_are_apart, _TASKS),
     ],
 }

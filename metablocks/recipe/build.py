@@ -30,7 +30,7 @@ from metablocks.learner import MetaLearner
 from metablocks.recipe.assemble import NEED_THE_LEARNER, assemble, block_paths, construct
 from metablocks.recipe.layout import EvaluationSection
 from metablocks.recipe.outer import Clip
-from metablocks.recipe.parse import Place, Problem, raise_problems
+from metablocks.recipe.parse import Place, Problem, join, raise_problems
 from metablocks.recipe.record import Recipe
 from metablocks.recipe.schema import within
 from metablocks.rules import Chain, UpdateRule
@@ -184,7 +184,7 @@ def _learner(recipe: Recipe, blocks: dict[str, Any], loss: Any) -> MetaLearner:
             executor=blocks["hardware.executor"],
         )
     except MetablocksError as error:
-        problem = recipe.problem(_refused(blocks, error), str(error))
+        problem = recipe.problem(_refused(recipe, blocks, error), str(error))
         raise RecipeError(str(problem)) from error
     except Exception as error:  # no memory for what a rule sets up; a block of one's own
         message = f"the learner could not be set up: {type(error).__name__}: {first_line(error)}"
@@ -199,7 +199,7 @@ def _chained(rules: list[UpdateRule]) -> UpdateRule:
     return rules[0] if len(rules) == 1 else Chain(*rules)
 
 
-def _refused(blocks: dict[str, Any], error: MetablocksError) -> str:
+def _refused(recipe: Recipe, blocks: dict[str, Any], error: MetablocksError) -> str:
     """The recipe's path of what a learner refuses, by the error's `block` and `field`, or its class."""
     if error.block != "MetaLearner" or error.field is None:
         paths = [path for path, block in blocks.items() if type(block).__name__ == error.block]
@@ -212,10 +212,10 @@ def _refused(blocks: dict[str, Any], error: MetablocksError) -> str:
     module: Any = blocks["outer.estimator"].inner_rule(_chained(_rules(blocks)))
     path_of = {id(block): path for path, block in blocks.items()}
     path = path_of.get(id(module), path)
-    for part in parts:  # down a chain, to the rule that is a block
+    for part in parts:  # down a chain, to the rule that is a block, or a field of it
         module = getattr(module, part, None)
         path = path_of.get(id(module), path)
-    return path
+    return join(path, parts[-1]) if parts and parts[-1] in (recipe.at(path) or ()) else path
 
 
 def _check_rule(recipe: Recipe, learner: MetaLearner) -> None:

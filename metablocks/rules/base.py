@@ -3,7 +3,7 @@
     updates, state = rule(gradients, state, step)          θ_{k+1} = θ_k + updates
 
 A rule maps named gradients to named updates and may carry a per-task state from step to step. The
-output of the last rule is **added** to the parameters, so some rule of a chain must negate: a learning
+output of the last rule is **added** to the parameters, so one rule of a chain must negate: a learning
 rate does.
 """
 
@@ -52,6 +52,9 @@ class UpdateRule(nn.Module):
     """Inner steps the rule is set up for; `None` where any number will do."""
     draws_each_step: bool = False
     """True if `forward` draws random numbers; else they are drawn in `init`, once a task."""
+    negates: bool | None = None
+    """True if its updates go against the gradient, as a learning rate's do; False if they are still a
+    gradient, to stand in front of one. A learner refuses rules that are known not to descend."""
     straight_through: bool = False
     """True if the gradient of its own parameters is a stated estimate, and not the loss's slope."""
 
@@ -101,6 +104,12 @@ class Chain(UpdateRule):
     def max_steps(self) -> int | None:  # type: ignore[override]
         """The fewest steps that a member is set up for."""
         return min((r.max_steps for r in self._members if r.max_steps is not None), default=None)
+
+    @property
+    def negates(self) -> bool | None:  # type: ignore[override]
+        """True if an odd number of members negates; None if one of them does not say."""
+        known = [rule.negates for rule in self._members]
+        return None if None in known else sum(map(bool, known)) % 2 == 1
 
     @property
     def draws_each_step(self) -> bool:  # type: ignore[override]

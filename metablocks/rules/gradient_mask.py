@@ -60,6 +60,7 @@ class MTMask(UpdateRule):
     `BlockError` for a transposed convolution among what adapts, whose units are no first dimension.
     """
 
+    negates = False
     straight_through = True
 
     def __init__(self, *, temperature: float = 1.0, init: float = 0.0) -> None:

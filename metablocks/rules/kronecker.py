@@ -91,6 +91,8 @@ class KFO(UpdateRule):
     at any step.
     """
 
+    negates = False
+
     def __init__(
         self,
         *,

@@ -52,6 +52,8 @@ class LearningRate(UpdateRule):
     `setup` or set up twice, and a step past those set up; `BlockError` for an unknown `beyond`.
     """
 
+    negates = True
+
     def __init__(
         self,
         init: float,

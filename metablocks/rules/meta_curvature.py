@@ -54,6 +54,8 @@ class MetaCurvature(UpdateRule):
     or set up twice.
     """
 
+    negates = False
+
     def __init__(self) -> None:
         super().__init__()
         self.factors: NamedTensors | None = None

@@ -39,6 +39,8 @@ class Momentum(UpdateRule):
     Raises `RuleError` for a `momentum` outside [0, 1), and for `nesterov` with momentum 0.
     """
 
+    negates = False
+
     def __init__(self, momentum: float = 0.9, *, nesterov: bool = False) -> None:
         super().__init__()
         self.momentum = number(
@@ -106,6 +108,8 @@ class Adam(UpdateRule):
     Raises `RuleError` for `beta1` or `beta2` outside [0, 1), and for an `eps` below 1e-12, whose
     square and slopes float32 cannot hold.
     """
+
+    negates = False
 
     def __init__(self, *, beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-8) -> None:
         super().__init__()

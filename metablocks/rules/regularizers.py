@@ -33,6 +33,8 @@ class ClipNorm(UpdateRule):
     Raises `RuleError` for a `max_norm` that is not above 0.
     """
 
+    negates = False
+
     def __init__(self, max_norm: float) -> None:
         super().__init__()
         self.max_norm = number("ClipNorm", "max_norm", max_norm, above=0, error=RuleError)
@@ -71,6 +73,8 @@ class WeightDecay(UpdateRule):
     Raises `RuleError` for a negative `decay`.
     """
 
+    negates = False
+
     def __init__(self, decay: float) -> None:
         super().__init__()
         self.decay = number("WeightDecay", "decay", decay, at_least=0, error=RuleError)
@@ -101,6 +105,8 @@ class Proximal(UpdateRule):
 
     Raises `RuleError` for a negative `strength`.
     """
+
+    negates = False
 
     def __init__(self, strength: float) -> None:
         super().__init__()

@@ -227,21 +227,23 @@ def test_factors_are_named_after_what_they_serve_and_only_adapted_parameters_hav
     model = nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(12, 2))
     blocks = {"loss": F.mse_loss, "steps": 1}
     shapes = {
-        "rule.factors.left.0.weight": (2, 2),
-        "rule.factors.right.0.weight": (9, 9),
-        "rule.factors.bias.0.weight": (2, 9),
-        "rule.factors.left.1.weight": (3, 3),
-        "rule.factors.bias.1.weight": (3,),
+        "rule.rules.0.factors.left.0.weight": (2, 2),
+        "rule.rules.0.factors.right.0.weight": (9, 9),
+        "rule.rules.0.factors.bias.0.weight": (2, 9),
+        "rule.rules.0.factors.left.1.weight": (3, 3),
+        "rule.rules.0.factors.bias.1.weight": (3,),
     }
-    learner = mb.MetaLearner(model.to(device), rule=KFO(), adapt=["0.weight", "1.weight"], **blocks)
+    blocks["rule"] = mb.Chain(KFO(), mb.LearningRate(0.1))
+    learner = mb.MetaLearner(model.to(device), adapt=["0.weight", "1.weight"], **blocks)
     own = {name: tuple(p.shape) for name, p in learner.named_parameters()}
     assert {name: s for name, s in own.items() if name.startswith("rule.")} == shapes
-    learner = mb.MetaLearner(model.to(device), rule=MetaCurvature(), adapt="3.*", **blocks)
+    blocks["rule"] = mb.Chain(MetaCurvature(), mb.LearningRate(0.1))
+    learner = mb.MetaLearner(model.to(device), adapt="3.*", **blocks)
     own = {name: tuple(p.shape) for name, p in learner.named_parameters()}
     assert {name: s for name, s in own.items() if name.startswith("rule.")} == {
-        "rule.factors.out.3.weight": (2, 2),
-        "rule.factors.in.3.weight": (12, 12),
-        "rule.factors.scale.3.bias": (2,),
+        "rule.rules.0.factors.out.3.weight": (2, 2),
+        "rule.rules.0.factors.in.3.weight": (12, 12),
+        "rule.rules.0.factors.scale.3.bias": (2,),
     }
 
 

@@ -145,8 +145,10 @@ def test_tasks_draw_independently_and_the_seed_reproduces(executor, place):
 
 def test_vmap_says_that_its_draws_are_its_own(place):
     small = problem.regression(**place)
+    rule = mb.Chain(mb.MTMask(), mb.LearningRate(0.1))
+    learner = small.learner(rule, executor=mb.Vmap())
     with pytest.warns(mb.RandomDrawsWarning):
-        small.learner(mb.MTMask(), executor=mb.Vmap()).meta_gradient(small.tasks)
+        learner.meta_gradient(small.tasks)
 
 
 def test_every_executor_gives_the_loops_gradient_where_nothing_is_left_to_chance(place):

@@ -1,6 +1,6 @@
 """Blocks from outside metablocks, for the tests of `--allow`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -8,6 +8,8 @@ from torch import Tensor
 
 from metablocks.checks import number
 from metablocks.rules import StepInfo, UpdateRule
+from metablocks.tasks import Sinusoid, Split
+from metablocks.types import TaskBatch
 
 
 class Sign(UpdateRule):
@@ -21,6 +23,25 @@ class Sign(UpdateRule):
         self, updates: dict[str, Tensor], state: Any, step: StepInfo
     ) -> tuple[dict[str, Tensor], Any]:
         return {name: -self.rate * u.sign() for name, u in updates.items()}, state
+
+
+class FailsLater(UpdateRule):
+    """Fails in its first step."""
+
+    def forward(
+        self, updates: dict[str, Tensor], state: Any, step: StepInfo
+    ) -> tuple[dict[str, Tensor], Any]:
+        raise KeyError("by design")
+
+
+@dataclass(frozen=True)
+class NoValidation(Sinusoid):
+    """Tasks that are there for training alone."""
+
+    def sample(self, split: Split, indices: Sequence[int]) -> TaskBatch:
+        if split == "validation":
+            raise KeyError("by design")
+        return super().sample(split, indices)
 
 
 @dataclass(frozen=True)

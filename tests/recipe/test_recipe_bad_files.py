@@ -187,6 +187,15 @@ CASES = {  # changes of the good recipe; the place and path of each error, and a
         ("learn: true", "per_step: true, learn: true"),
         "22:48 evaluation.inner_steps ~ at most 2",
     ),
+    "a rule that does not negate": (
+        ("{block: learning_rate, init: 0.01, learn: true}", "adam"),
+        (', groups: {"rule.*": {lr: 1e-4}}', ""),
+        "12:7 inner.rule[0] ~ Adam does not negate it",
+    ),
+    "a negative rate": (
+        ("init: 0.01", "init: -0.01"),
+        "12:36 inner.rule[0].init ~ a negative rate goes up the slope; give 0 or more",
+    ),
     "nothing to adapt": (
         ('adapt: ["*"]', "adapt: hed.*"),
         '10:10 inner.adapt ~ "hed.*"',

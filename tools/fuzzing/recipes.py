@@ -95,13 +95,14 @@ def _entry(draw: Draw, slot: Slot, name: str, varied: bool) -> Entry:
 def _chain(
     draw: Draw, slot: Slot, mark: Blocks, varied: bool, wanted: tuple[Any, Any]
 ) -> list[Entry]:
-    """Up to two blocks in front of what has to be there: for rules, one that descends."""
+    """Up to two blocks in front of what has to be there: for rules, one that descends, the only one."""
     names = list(slot.blocks)
     needed = [name for name in names if slot is not RULE or _descends(name)]
     last = [draw(st.sampled_from(needed)) if varied else needed[0]] * (mark.at_least or 0)
     if slot.name == wanted[0] and wanted[1] in needed:
         last = [wanted[1]]
-    front = draw(st.lists(st.sampled_from(names), max_size=2)) if varied else []
+    others = [name for name in names if slot is not RULE or name not in needed]
+    front = draw(st.lists(st.sampled_from(others), max_size=2)) if varied else []
     if slot.name == wanted[0] and wanted[1] not in last:
         front = [*front[:1], wanted[1]]
     return [_entry(draw, slot, name, varied) for name in [*front, *last]]
