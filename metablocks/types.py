@@ -7,21 +7,23 @@ of equal size along a new first dimension: `[tasks, examples, ...]`.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Annotated, Any, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from metablocks.checks import NonNegative, Such, checked, shown
 from metablocks.errors import TaskError
 
 Tensors: TypeAlias = dict[str, Tensor]
 """Named tensors: parameters, buffers, gradients, updates, meta-gradients."""
 
-Batch: TypeAlias = tuple[Any, Any]
+Batch: TypeAlias = Annotated[tuple[Any, Any], Such(lambda _: True, "a pair (inputs, target)")]
 """`(inputs, target)`, each any pytree of tensors `[examples, ...]`."""
 
 
+@checked()
 @dataclass(frozen=True)
 class Progress:
     """Progress of training, which policies read.
@@ -32,7 +34,7 @@ class Progress:
     Progress(epoch=3)
     """
 
-    epoch: float = 0.0
+    epoch: NonNegative = 0.0
 
 
 @dataclass(frozen=True)
@@ -71,12 +73,6 @@ class TaskBatch:
     query: Batch
 
     def __post_init__(self) -> None:
-        for side in ("support", "query"):
-            batch = getattr(self, side)
-            if not isinstance(batch, tuple) or len(batch) != 2:
-                raise TaskError(
-                    f"TaskBatch.{side} is {_describe(batch)}; it takes a pair (inputs, target)"
-                )
         _as_dicts(self)
         sizes = {
             f"{side}{pytree.keystr(path)} {list(leaf.shape)}": leaf.shape[0] if leaf.ndim else None
@@ -166,6 +162,13 @@ def _as_dicts(owner: Any) -> None:
     """Make dicts of the mappings of other kinds, such as a tokenizer's, in support and query."""
     for side in ("support", "query"):
         batch = getattr(owner, side)
+        if not isinstance(batch, tuple | list) or len(batch) != 2:
+            kind = type(owner).__name__
+            raise TaskError(
+                f"{kind} {side} is {shown(batch)}; it takes a pair (inputs, target)",
+                block=kind,
+                field=side,
+            )
         object.__setattr__(owner, side, _with_dicts(batch))
 
 
@@ -178,8 +181,3 @@ def _with_dicts(tree: Any) -> Any:
         items = [_with_dicts(value) for value in tree]
         return tree if all(a is b for a, b in zip(items, tree, strict=True)) else type(tree)(items)
     return tree
-
-
-def _describe(value: Any) -> str:
-    length = f" of length {len(value)}" if isinstance(value, tuple | list) else ""
-    return f"a {type(value).__name__}{length}"

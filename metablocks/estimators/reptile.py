@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from metablocks.checks import choice, count
+from metablocks.checks import Count, checked
 from metablocks.errors import TaskError
 from metablocks.estimators.base import Estimator, TaskGradient, at_the_end
 from metablocks.inner_loop import InnerLoop
@@ -22,6 +22,7 @@ from metablocks.types import Batch, Task, Tensors
 Examples: TypeAlias = Literal["all", "support"]
 
 
+@checked()
 @dataclass(frozen=True, kw_only=True)
 class Reptile(Estimator):
     """The meta-gradient φ − φ̃: from where a task's inner loop starts to where it ends.
@@ -58,12 +59,7 @@ class Reptile(Estimator):
     """
 
     examples: Examples = "all"
-    batch: int | None = None
-
-    def __post_init__(self) -> None:
-        choice("Reptile", "examples", self.examples, Examples)
-        if self.batch is not None:
-            count("Reptile", "batch", self.batch)
+    batch: Count | None = None
 
     def __call__(
         self, inner: InnerLoop, meta: Tensors, buffers: Tensors, task: Task

@@ -7,9 +7,9 @@ section's fields are all required, except for those with a default.
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Annotated, Any, Literal, get_args, get_type_hints
 
-from annotated_types import Ge, Le
+from annotated_types import Le
 
-_Count = Annotated[int, Ge(1)]
+from metablocks.checks import Count, CountFrom0
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class ManyBlocks:
 class InnerSection:
     """The inner loop: what happens inside a task."""
 
-    steps: Annotated[int, Ge(0)]
+    steps: CountFrom0
     adapt: str | list[str]
     rule: Annotated[Any, ManyBlocks("rule")]
     order: Annotated[Any, OneBlock("order")]
@@ -46,9 +46,9 @@ class OuterSection:
     clip: Annotated[Any, OneBlock("clip")] = None
     optimizer: Annotated[Any, OneBlock("optimizer")]
     schedule: Annotated[Any, OneBlock("schedule")]
-    tasks_per_step: _Count
-    steps_per_epoch: _Count
-    epochs: _Count
+    tasks_per_step: Count
+    steps_per_epoch: Count
+    epochs: Count
 
 
 @dataclass(frozen=True)
@@ -58,10 +58,10 @@ class EvaluationSection:
     `ensemble`: the number of the best checkpoints by validation are tested together, too.
     """
 
-    tasks: _Count
-    every: _Count
-    inner_steps: Annotated[int, Ge(0)]
-    ensemble: _Count = 1
+    tasks: Count
+    every: Count
+    inner_steps: CountFrom0
+    ensemble: Count = 1
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class RecipeLayout:
 
     name: str
     cite: str = ""
-    seed: Annotated[int, Ge(0), Le(2**32 - 1)]
+    seed: Annotated[CountFrom0, Le(2**32 - 1)]
     tasks: Annotated[Any, OneBlock("tasks")]
     model: Annotated[Any, OneBlock("model")]
     surgery: Annotated[Any, ManyBlocks("surgery", at_least=0)] = ()

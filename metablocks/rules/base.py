@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
+from metablocks.checks import checked, name_of, shown, wrong_answer
 from metablocks.errors import RuleError
 from metablocks.types import Tensors
 
@@ -68,6 +69,7 @@ class UpdateRule(nn.Module):
         raise NotImplementedError
 
 
+@checked(RuleError)
 class Chain(UpdateRule):
     """Rules applied from left to right: `Chain(a, b)(g) = b(a(g))`.
 
@@ -85,12 +87,11 @@ class Chain(UpdateRule):
     def __init__(self, *rules: UpdateRule) -> None:
         super().__init__()
         if not rules:
-            raise RuleError("Chain() has no rule; give at least one, such as LearningRate(0.1)")
-        for index, rule in enumerate(rules):
-            if not isinstance(rule, UpdateRule):
-                raise RuleError(
-                    f"rule {index} of Chain is a {type(rule).__name__}; it takes UpdateRule instances"
-                )
+            raise RuleError(
+                "Chain() has no rule; give at least one, such as LearningRate(0.1)",
+                block="Chain",
+                field="rules",
+            )
         self.rules = nn.ModuleList(rules)
 
     @property
@@ -119,7 +120,7 @@ class Chain(UpdateRule):
     ) -> tuple[Tensors, tuple[Any, ...]]:
         states = []
         for rule, own in zip(self._members, state, strict=True):
-            updates, own = rule(updates, own, step)
+            updates, own = answer_of(rule, rule(updates, own, step))
             states.append(own)
         return updates, tuple(states)
 
@@ -170,18 +171,39 @@ class NamedTensors(nn.Module):
         return tensor
 
 
+def answer_of(rule: object, answer: Any) -> tuple[Tensors, Any]:
+    """A rule's updates and new state. Raises `RuleError` if the answer is no such pair."""
+    if isinstance(answer, tuple) and len(answer) == 2 and isinstance(answer[0], dict):
+        return answer
+    takes = "a pair: updates {name: tensor}, and the new state"
+    raise wrong_answer("rule", name_of(rule), answer, takes, RuleError)
+
+
 def check_updates(updates: Tensors, params: Tensors) -> None:
     """Raise `RuleError` where updates do not fit the parameters they will be added to."""
     missing = [key for key in params if key not in updates]
     unknown = [key for key in updates if key not in params]
     if missing or unknown:
         problem = f"no update for {missing}" if missing else f"updates for unknown {unknown}"
-        raise RuleError(f"the rule returned {problem}; it must return every name it was given")
+        message = f"the rule returned {problem}; it must return every name it was given"
+        raise RuleError(message, block="MetaLearner", field="rule")
     for key, parameter in params.items():
-        if updates[key].shape != parameter.shape or updates[key].dtype != parameter.dtype:
+        update = updates[key]
+        if (
+            not isinstance(update, Tensor)
+            or update.shape != parameter.shape
+            or update.dtype != parameter.dtype
+        ):
+            given = (
+                f"an update of {list(update.shape)} {update.dtype}"
+                if isinstance(update, Tensor)
+                else f"{shown(update)} as the update"
+            )
             raise RuleError(
-                f"the rule returned an update of {list(updates[key].shape)} {updates[key].dtype} "
-                f"for {key}, which is {list(parameter.shape)} {parameter.dtype}"
+                f"the rule returned {given} for {key}, which is {list(parameter.shape)} "
+                f"{parameter.dtype}",
+                block="MetaLearner",
+                field="rule",
             )
 
 

@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
-from metablocks.checks import number
+from metablocks.checks import Positive, checked
 from metablocks.errors import RuleError
 from metablocks.functional import trainable
 from metablocks.rules.base import NamedTensors, StepInfo, UpdateRule, real_full, scaled
 from metablocks.types import Tensors
 
 
+@checked(RuleError)
 class MTMask(UpdateRule):
     """Let through the gradients of units drawn by learned chance: u = M ∘ g.
 
@@ -62,10 +63,10 @@ class MTMask(UpdateRule):
 
     straight_through = True
 
-    def __init__(self, *, temperature: float = 1.0, init: float = 0.0) -> None:
+    def __init__(self, *, temperature: Positive = 1.0, init: float = 0.0) -> None:
         super().__init__()
-        self.temperature = number("MTMask", "temperature", temperature, above=0, error=RuleError)
-        self.value = number("MTMask", "init", init, error=RuleError)
+        self.temperature = temperature
+        self.value = init
         self.logit: NamedTensors | None = None
         self._units: dict[str, tuple[int, ...]] = {}
 

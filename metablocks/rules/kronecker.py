@@ -12,7 +12,7 @@ from einops import einsum
 from torch import Tensor
 from typing_extensions import Self
 
-from metablocks.checks import choice, count, number
+from metablocks.checks import CountFrom0, checked
 from metablocks.errors import RuleError
 from metablocks.functional import trainable
 from metablocks.models.layers import ACTIVATIONS, Activation
@@ -21,6 +21,7 @@ from metablocks.rules.factors import find, identity, once, read, sizes
 from metablocks.types import Tensors
 
 
+@checked(RuleError)
 class KFO(UpdateRule):
     """Transform a gradient by learned Kronecker factors: U(G) = L G R + B.
 
@@ -94,7 +95,7 @@ class KFO(UpdateRule):
     def __init__(
         self,
         *,
-        hidden: int = 0,
+        hidden: CountFrom0 = 0,
         activation: Activation = "relu",
         psd: bool = False,
         bias: bool = True,
@@ -103,8 +104,7 @@ class KFO(UpdateRule):
         rate: float | None = None,
     ) -> None:
         super().__init__()
-        self.hidden = count("KFO", "hidden", hidden, least=0, error=RuleError)
-        choice("KFO", "activation", activation, ACTIVATIONS)
+        self.hidden = hidden
         self.psd = psd
         self.bias = bias
         self.vector_right_factor = vector_right_factor
@@ -227,4 +227,4 @@ def _check_rate(adapt_transform: bool, rate: float | None) -> float | None:
             block="KFO",
             field="rate",
         )
-    return number("KFO", "rate", rate, error=RuleError)
+    return rate

@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeAlias
 from torch import Tensor
 from typing_extensions import Self
 
-from metablocks.checks import choice, number
+from metablocks.checks import checked
 from metablocks.errors import RuleError
 from metablocks.functional import trainable
 from metablocks.per_step import Beyond, limit, row
@@ -21,6 +21,7 @@ from metablocks.types import Tensors
 Granularity: TypeAlias = Literal["scalar", "layer", "tensor", "parameter"]
 
 
+@checked(RuleError)
 class LearningRate(UpdateRule):
     """Scale a gradient by a negative rate: u = −α ∘ g.
 
@@ -48,8 +49,8 @@ class LearningRate(UpdateRule):
     >>> rule({"w": torch.ones(2)}, (), StepInfo(0, 1, params))[0]["w"]
     tensor([-0.1000, -0.1000])
 
-    Raises `RuleError` for an `init` that is not finite, an unknown granularity, a rule used before
-    `setup` or set up twice, and a step past those set up; `BlockError` for an unknown `beyond`.
+    Raises `RuleError` for a field out of range, a rule used before `setup` or set up twice, and a step
+    past those set up.
     """
 
     def __init__(
@@ -62,9 +63,7 @@ class LearningRate(UpdateRule):
         beyond: Beyond = "error",
     ) -> None:
         super().__init__()
-        self.value = number("LearningRate", "init", init, error=RuleError)
-        choice("LearningRate", "granularity", granularity, Granularity, error=RuleError)
-        choice("LearningRate", "beyond", beyond, Beyond)
+        self.value = init
         self.granularity = granularity
         self.per_step = per_step
         self.learn = learn
@@ -126,6 +125,7 @@ class LearningRate(UpdateRule):
         return name
 
 
+@checked(RuleError)
 def meta_sgd(init: float) -> LearningRate:
     """Meta-SGD: one learned rate for every single parameter, θ' = θ − α ∘ g.
 
@@ -137,6 +137,7 @@ def meta_sgd(init: float) -> LearningRate:
     return LearningRate(init, granularity="parameter", learn=True)
 
 
+@checked(RuleError)
 def lslr(init: float, *, beyond: Beyond = "error") -> LearningRate:
     """LSLR: one learned rate for every parameter tensor and inner step.
 

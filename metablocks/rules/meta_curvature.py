@@ -12,6 +12,8 @@ from einops import einsum
 from torch import Tensor
 from typing_extensions import Self
 
+from metablocks.checks import checked
+from metablocks.errors import RuleError
 from metablocks.functional import trainable
 from metablocks.rules.base import NamedTensors, StepInfo, UpdateRule
 from metablocks.rules.factors import find, identity, once, read, sizes
@@ -20,6 +22,7 @@ from metablocks.types import Tensors
 _AXES = {1: (), 2: ("out", "in"), 3: ("out", "in", "filter")}
 
 
+@checked(RuleError)
 class MetaCurvature(UpdateRule):
     """Transform a gradient by a learned matrix for each of its axes: MC(G) = M_out G M_in.
 

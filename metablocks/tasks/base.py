@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from metablocks.checks import CountFrom0, check
 from metablocks.errors import TaskError
 from metablocks.types import TaskBatch
 
@@ -51,21 +52,25 @@ def generator(seed: int, split: Split, *counters: int) -> np.random.Generator:
     Raises `TaskError` for an unknown split or a negative counter.
     """
     check_split(split)
-    if seed < 0 or any(counter < 0 for counter in counters):
-        raise TaskError(f"seed and task index count from 0; given seed {seed}, {list(counters)}")
+    check("generator", "seed", seed, CountFrom0, TaskError)
+    check("generator", "counters", counters, Sequence[CountFrom0], TaskError)
     return np.random.default_rng([seed, SPLITS.index(split), *counters])
 
 
 def check_split(split: str) -> None:
     """Raise `TaskError` for an unknown split."""
-    if split not in SPLITS:
-        raise TaskError(f"unknown split {split!r}; it is one of {', '.join(SPLITS)}")
+    check("sample", "split", split, Split, TaskError)
 
 
 def task_numbers(indices: Sequence[int]) -> list[int]:
     """The task numbers as a list of int; raises `TaskError` if there are none."""
+    check("sample", "indices", indices, Sequence[CountFrom0], TaskError)
     if len(indices) == 0:
-        raise TaskError("no task asked for: indices is empty; give at least one task number")
+        raise TaskError(
+            "no task asked for: indices is empty; give at least one task number",
+            block="sample",
+            field="indices",
+        )
     return [int(index) for index in indices]
 
 

@@ -23,7 +23,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from metablocks.errors import DataError
+from metablocks.checks import checked
+from metablocks.errors import DataError, TaskError
 from metablocks.tasks.base import Split
 from metablocks.tasks.class_splits import CIFAR_FS, check_present, class_names, class_numbers
 from metablocks.tasks.episode_sampling import ClassBank, Ints
@@ -37,6 +38,7 @@ FILES = ("train", "test", "meta")
 SIZE = 32
 
 
+@checked(TaskError)
 @dataclass(frozen=True, kw_only=True)
 class CifarFS(ImageTasks):
     """Tasks of CIFAR-FS: photographs of CIFAR-100, of the published 64 / 16 / 20 classes.

@@ -10,9 +10,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from metablocks.checks import Count, CountFrom0, Device
 from metablocks.errors import TaskError
 from metablocks.tasks.base import SPLITS, Kind, Split, check_split
-from metablocks.tasks.episode_sampling import ClassBank, Ints, check_episodes, sample_episodes
+from metablocks.tasks.episode_sampling import ClassBank, Ints, Ways, check_examples, sample_episodes
 from metablocks.types import TaskBatch
 
 Bytes = NDArray[np.uint8]
@@ -37,21 +38,15 @@ class ImageTasks(ABC):
     examples: ClassVar[int | None] = None
     """Images of each class of the whole data set, if that is known before it is loaded."""
 
-    ways: int
-    shots: int
-    queries: int
-    seed: int = 0
-    device: str | torch.device = "cpu"
+    ways: Ways
+    shots: Count
+    queries: Count
+    seed: CountFrom0 = 0
+    device: Device = "cpu"
 
     def __post_init__(self) -> None:
-        check_episodes(
-            type(self).__name__,
-            ways=self.ways,
-            shots=self.shots,
-            queries=self.queries,
-            seed=self.seed,
-            examples=self.examples,
-        )
+        if self.examples is not None:
+            check_examples(type(self).__name__, self.shots, self.queries, self.examples)
 
     @property
     @abstractmethod

@@ -31,7 +31,8 @@ from typing import ClassVar, TypeAlias
 
 import numpy as np
 
-from metablocks.errors import DataError
+from metablocks.checks import checked
+from metablocks.errors import DataError, TaskError
 from metablocks.tasks.base import SPLITS, Split
 from metablocks.tasks.class_splits import (
     MINI_IMAGENET,
@@ -55,6 +56,7 @@ _TABLES: dict[Split, str] = {"train": "train.csv", "validation": "val.csv", "tes
 _BELOW = ("", "train", "val", "test")
 
 
+@checked(TaskError)
 @dataclass(frozen=True, kw_only=True)
 class MiniImagenet(ImageTasks):
     """Tasks of mini-ImageNet photographs, of the published 64 / 16 / 20 classes.

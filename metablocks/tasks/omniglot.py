@@ -21,7 +21,7 @@ from typing import ClassVar, Literal, TypeAlias
 
 import numpy as np
 
-from metablocks.checks import choice
+from metablocks.checks import checked
 from metablocks.errors import TaskError
 from metablocks.tasks.base import SPLITS, Split
 from metablocks.tasks.episode_sampling import ClassBank, Ints
@@ -56,6 +56,7 @@ SIZES: dict[Division, dict[Split, int]] = {
 """Characters of each split of the whole data set."""
 
 
+@checked(TaskError)
 @dataclass(frozen=True, kw_only=True)
 class Omniglot(ImageTasks):
     """Tasks of Omniglot characters.
@@ -94,9 +95,6 @@ class Omniglot(ImageTasks):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not isinstance(self.rotate, bool):
-            raise TaskError(f"Omniglot: rotate={self.rotate!r}; rotate is True or False")
-        choice("Omniglot", "split", self.split, Division, error=TaskError)
         self.check_ways(SIZES[self.split])
         if self.data is not None:
             STORAGE.find(self.data)
