@@ -30,7 +30,7 @@ from metablocks.recipe.slots import SLOTS
 REQUIRED: Any = inspect.Parameter.empty
 INVALID: Any = object()
 STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, arbitrary_types_allowed=True)
-_BOUNDS = {Ge: "at least", Gt: "above", Le: "at most", Lt: "below"}
+_BOUNDS = {Ge: "of at least", Gt: "above", Le: "of at most", Lt: "below"}
 _LISTS = (list, collections.abc.Sequence, collections.abc.Iterable, collections.abc.Collection)
 _MAPPINGS = (dict, collections.abc.Mapping)
 _WORDS: dict[Any, tuple[str, str]] = {
@@ -189,7 +189,7 @@ def describe(annotation: Any, *, many: bool = False) -> str | None:
             for kind, word in _BOUNDS.items()
             if isinstance(mark, kind)
         ]
-        return f"{inner} of {' and '.join(bounds)}" if bounds and inner else inner
+        return f"{inner} {' and '.join(bounds)}" if bounds and inner else inner
     if origin in (Union, types.UnionType):
         return " or ".join(filter(None, (describe(m, many=many) for m in arguments))) or None
     if origin is Literal:

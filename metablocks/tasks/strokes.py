@@ -90,7 +90,7 @@ class Strokes:
                 block="Strokes",
                 field="min_strokes",
             )
-        check("Strokes", "pen[0]", self.pen[0], Positive, TaskError)
+        check("Strokes", "pen", self.pen[0], Positive, TaskError)
 
     @property
     def input_shape(self) -> tuple[int, ...]:
