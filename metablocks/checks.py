@@ -205,7 +205,7 @@ def shown(value: Any) -> str:
     """
     if inspect.isclass(value):
         return f"the class {value.__name__}"
-    if isinstance(value, Tensor) and value.ndim:
+    if isinstance(value, Tensor):
         return f"a Tensor {list(value.shape)} of {value.dtype}"
     text = repr(value)
     plain = value is None or isinstance(value, str | Real | complex)

@@ -8,6 +8,7 @@ made. Everything above is written in terms of them: `adapt` for a loss function 
 """
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from numbers import Real
 from typing import Any, NamedTuple, TypeAlias
@@ -15,11 +16,11 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from metablocks.checks import CountFrom0, checked, shown
+from metablocks.checks import CountFrom0, checked, name_of, shown
 from metablocks.derivatives import detach_tree, gradient, nodes_of
-from metablocks.errors import BlockError, GradientError
+from metablocks.errors import BlockError, GradientError, RuleError
 from metablocks.functional import ModuleState, ModuleView, detach, trainable
-from metablocks.generators import Draws
+from metablocks.generators import Draws, Watch, Written, storage
 from metablocks.order import Order, SecondOrder, steps_through
 from metablocks.rules.base import StepInfo, UpdateRule, answer_of, check_updates
 from metablocks.types import Batch, Progress, Tensors
@@ -80,7 +81,12 @@ def step(carry: Carry, support: SupportPass, rule: Rule, *, index: int, steps: i
     start = carry.params
     if support.written:
         start = start | {name: start[name] + move for name, move in support.written.items()}
-    answer = rule(support.gradients, carry.rule, StepInfo(index, steps, start))
+    try:
+        answer = rule(support.gradients, carry.rule, StepInfo(index, steps, start))
+    except (Written, RuntimeError) as error:
+        if isinstance(error, Written) or "in-place operation" in str(error):
+            raise _writes(rule) from error
+        raise
     updates, state = answer_of(rule, answer)
     check_updates(updates, start)
     params = {name: parameter + updates[name] for name, parameter in start.items()}
@@ -112,7 +118,7 @@ class Trajectory(NamedTuple):
 def adapt(
     loss_fn: Callable[[Tensors, Batch], Tensor],
     params: Tensors,
-    batch: Batch,
+    batch: Any,
     *,
     rule: UpdateRule,
     steps: CountFrom0,
@@ -152,7 +158,11 @@ def adapt(
     states, losses = [dict(params)], []
     for index, through in enumerate(steps_through(order, steps, progress)):
         support = support_pass(loss, carry, rest, through=through)
-        carry = step(carry, support, rule, index=index, steps=steps)
+        versions = [tensor._version for tensor in carry.params.values()]
+        after = step(carry, support, rule, index=index, steps=steps)
+        if versions != [tensor._version for tensor in carry.params.values()]:
+            raise _writes(rule)
+        carry = after
         states.append({name: carry.params.get(name, tensor) for name, tensor in params.items()})
         losses.append(support.loss)
     like = next(iter(params.values()), torch.empty(0))
@@ -225,7 +235,12 @@ class InnerLoop:
 
         def rule(gradients: Tensors, state: Any, info: StepInfo) -> tuple[Tensors, Any]:
             arguments = (gradients, state, info)
-            answer, _ = self.rule.call("forward", self._rule_state(meta), arguments)
+            first = not self.rule.has_run("forward")
+            watch = (
+                Watch({storage(t): n for n, t in info.params.items()}) if first else nullcontext()
+            )
+            with watch:
+                answer, _ = self.rule.call("forward", self._rule_state(meta), arguments)
             return answer  # type: ignore[no-any-return]
 
         rule.__name__ = type(self.rule.module).__name__
@@ -289,6 +304,16 @@ class InnerLoop:
         }
 
 
+def _writes(rule: Rule) -> RuleError:
+    name = name_of(rule)
+    return RuleError(
+        f"the rule {name} writes in place into step.params, which are the fast weights themselves; it "
+        "returns updates, which are added to them: new tensors",
+        block=name,
+        field="rule",
+    )
+
+
 def check_scalar(loss: Any) -> Tensor:
     """The loss, or a `GradientError` saying why it cannot be differentiated."""
     if isinstance(loss, Tensor) and loss.ndim == 0 and loss.is_floating_point():
@@ -307,7 +332,7 @@ def check_scalar(loss: Any) -> Tensor:
 
 def _as_scalar(score: Any, like: Tensor) -> Tensor:
     """A metric's tensor or number as a tensor."""
-    if isinstance(score, Tensor) and score.ndim == 0:
+    if isinstance(score, Tensor) and score.ndim == 0 and not score.is_complex():
         return score.detach()
     if isinstance(score, Real):
         return like.detach().new_tensor(float(score))

@@ -3,6 +3,7 @@
 It holds the meta-parameters and hands each block what it needs; the mathematics is in the blocks.
 """
 
+import inspect
 import math
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import nullcontext
@@ -14,12 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from metablocks.adapted import adapted_model
-from metablocks.checks import UNCHECKED, CountFrom0, checked
+from metablocks.checks import UNCHECKED, CountFrom0, checked, name_of, wrong_answer
 from metablocks.compatibility import Assembly, check_compatible
 from metablocks.derivatives import detach_tree
-from metablocks.errors import BlockError
+from metablocks.diagnose import unfit_data
+from metablocks.errors import BlockError, MetablocksError, TaskError, concerning
 from metablocks.estimators import Estimator, Unrolled
-from metablocks.estimators.base import filled
+from metablocks.estimators.base import filled, task_gradient
 from metablocks.executors import Executor, Loop, TaskWork, check_tasks
 from metablocks.fingerprint import Same, fingerprint
 from metablocks.functional import (
@@ -54,12 +56,24 @@ Method = TypeVar("Method", bound=Callable[..., Any])
 
 
 def _differentiating(method: Method) -> Method:
-    """The method with gradients enabled, whatever the caller's mode."""
+    """The method with gradients enabled, whatever the caller's mode; data at fault is named."""
+
+    data = list(inspect.signature(method).parameters)[1]
 
     @wraps(method)
-    def run(*args: Any, **kwargs: Any) -> Any:
+    def run(learner: "MetaLearner", *args: Any, **kwargs: Any) -> Any:
         with torch.inference_mode(False), torch.enable_grad():
-            return method(*args, **kwargs)
+            try:
+                return method(learner, *args, **kwargs)
+            except MetablocksError:
+                raise
+            except Exception as error:
+                given = args[0] if args else kwargs[data]
+                batch = given if data == "support" else given[0].support
+                reason = unfit_data(error, learner.model, batch)
+                if not reason:
+                    raise
+                raise TaskError(reason, block=method.__name__, field=data) from error
 
     return run  # type: ignore[return-value]
 
@@ -193,7 +207,8 @@ class MetaLearner(nn.Module):
         """The names of the parameters that move inside a task, frozen ones left out."""
         flags = tuple((name, p.requires_grad) for name, p in self.model.named_parameters())
         if self._selected[0] != flags:
-            self._selected = flags, select_parameters(self._patterns, self.model)
+            with concerning("MetaLearner", "adapt"):
+                self._selected = flags, select_parameters(self._patterns, self.model)
         return self._selected[1]
 
     @property
@@ -355,7 +370,7 @@ class MetaLearner(nn.Module):
 
         def estimate(shared: Any, buffers: Tensors, task: Task) -> tuple[Any, Any]:
             meta, tensors = shared
-            result = estimator(replace(inner, **tensors), meta, buffers, task)
+            result = task_gradient(estimator, replace(inner, **tensors), meta, buffers, task)
             totals = (filled(result.grads, meta), result.changes, result.metrics, result.loss)
             scores = () if result.scores is None else result.scores
             return totals, (result.query_losses, scores)
@@ -372,7 +387,11 @@ class MetaLearner(nn.Module):
     ) -> tuple[Any, Any]:
         """`work((meta, tensors of the inner loop), buffers, task)` on every task."""
         shared = (detach(self._meta_parameters()), inner.tensors)
-        return self.executor(work, shared, buffers, tasks)
+        answer = self.executor(work, shared, buffers, tasks)
+        if not isinstance(answer, tuple) or len(answer) != 2:
+            takes = "a pair: the sum over tasks, and what is stacked"
+            raise wrong_answer("executor", name_of(self.executor), answer, takes)
+        return answer
 
     def _inner(
         self,

@@ -16,6 +16,7 @@ from metablocks.compatibility import Assembly
 from metablocks.derivatives import graph_leaves, vjp, watched_leaves
 from metablocks.diagnose import without_second_derivative
 from metablocks.errors import GradientError, MetablocksError, ModuleError
+from metablocks.estimators.base import task_gradient
 from metablocks.fingerprint import cell_contents
 from metablocks.functional import detach
 from metablocks.inner_loop import InnerLoop
@@ -98,7 +99,7 @@ def _look(
         batches = estimator.batches(task)
         if batches is None:
             with draws.observed():
-                reached = {*estimator(inner, meta, buffers, task).grads}
+                reached = {*task_gradient(estimator, inner, meta, buffers, task).grads}
             return reached, dict(foreign)
         reached = set()
         for batch in batches:

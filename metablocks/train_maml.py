@@ -21,8 +21,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.lr_scheduler import CosineAnnealingLR
 from tqdm import tqdm
 
-from metablocks.checks import UNCHECKED, Count, Device, Positive, checked
-from metablocks.errors import ExecutorError, TaskError
+from metablocks.checks import UNCHECKED, Count, Positive, checked
+from metablocks.devices import find_device
+from metablocks.errors import BlockError, ExecutorError, TaskError
 from metablocks.executors import Executor, Loop, TaskFunction, TaskWork, Vmap
 from metablocks.fit import accuracy, fit
 from metablocks.generators import set_states
@@ -78,7 +79,7 @@ def train_maml(
     tasks_per_step: Count = 25,
     validation: Annotated[TaskSource | Iterable[Any] | None, UNCHECKED] = None,
     executor: Executor | None = None,
-    device: Device | None = None,
+    device: torch.device | str | None = None,
     progress: bool = True,
 ) -> TrainedMAML:
     """Train MAML with Adam; `first_order=True` makes it FOMAML, `plus_plus=True` MAML++.
@@ -139,7 +140,12 @@ def train_maml(
     if validation is not None:
         check_tasks(validation, "validation", epochs=epochs, iterations=None)
     if device is not None:
-        model.to(device)
+        try:
+            model.to(find_device(str(device)))
+        except ValueError as error:
+            raise BlockError(
+                f"train_maml device: {error}", block="train_maml", field="device"
+            ) from None
     if plus_plus:
         model, adapt = _per_step_norms(model, inner_steps, adapt)
     length = _length(tasks, iterations)

@@ -19,7 +19,7 @@ from metablocks.executors import Loop, RandomDrawsWarning, Vmap, check_tasks
 from metablocks.executors.compiled import Compile
 from metablocks.generators import devices_of
 from metablocks.learner import MetaLearner
-from metablocks.memory import forget_peak, format_bytes, parse_bytes, peak_memory
+from metablocks.memory import Memory, forget_peak, format_bytes, parse_bytes, peak_memory
 from metablocks.types import TaskBatch, Tasks, Tensors
 
 log = logging.getLogger("metablocks")
@@ -53,7 +53,7 @@ class Choice(NamedTuple):
 
 @checked()
 def choose_executor(
-    learner: MetaLearner, tasks: Annotated[Tasks, UNCHECKED], *, memory: str | int | None = None
+    learner: MetaLearner, tasks: Annotated[Tasks, UNCHECKED], *, memory: Memory | None = None
 ) -> Choice:
     """The fastest executor for meta-gradients of this learner on batches such as `tasks`.
 
@@ -144,12 +144,8 @@ class AutoExecutor:
     Raises `BlockError` for a `memory` that is not a size, and an invalid `compile`.
     """
 
-    memory: str | int | None = None
+    memory: Memory | None = None
     compile: Compile = False
-
-    def __post_init__(self) -> None:
-        if self.memory is not None:
-            parse_bytes(self.memory)
 
     def __call__(self, fn: Any, shared: Any, buffers: Tensors, tasks: Tasks) -> tuple[Any, Any]:
         return Loop()(fn, shared, buffers, tasks)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from metablocks.checks import NonNegative, Such, checked, shown
+from metablocks.checks import Device, NonNegative, Such, check, checked, shown
 from metablocks.errors import TaskError
 
 Tensors: TypeAlias = dict[str, Tensor]
@@ -93,12 +93,14 @@ class TaskBatch:
         return next(int(leaf.shape[0]) for leaf in leaves if isinstance(leaf, Tensor))
 
     def __getitem__(self, index: int) -> Task:
+        check("TaskBatch", "index", index, int, TaskError)
         if not -len(self) <= index < len(self):
             raise IndexError(f"task {index} of a batch of {len(self)}")
         return Task(*map_tensors(lambda leaf: leaf[index], (self.support, self.query)))
 
     def to(self, target: torch.device | str | torch.dtype) -> "TaskBatch":
         """The same tasks on a device, or with floating-point tensors of a dtype."""
+        check("TaskBatch", "target", target, torch.dtype | Device, TaskError)
 
         def move(leaf: Tensor) -> Tensor:
             keeps = isinstance(target, torch.dtype) and not leaf.is_floating_point()
@@ -109,8 +111,13 @@ class TaskBatch:
     @staticmethod
     def stack(tasks: Sequence[Task]) -> "TaskBatch":
         """Stack tasks of equal size; raises `TaskError` naming the shapes where they differ."""
+        check("TaskBatch", "tasks", tasks, Sequence[Task], TaskError)
         if not tasks:
-            raise TaskError("an empty list of tasks; at least one task is needed")
+            raise TaskError(
+                "an empty list of tasks; at least one task is needed",
+                block="TaskBatch",
+                field="tasks",
+            )
         trees = [(task.support, task.query) for task in tasks]
         flat = [pytree.tree_flatten(tree) for tree in trees]
         forms = [[_form(leaf) for leaf in leaves] for leaves, _ in flat]

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from metablocks.checks import checked, name_of, shown, wrong_answer
+from metablocks.checks import CountFrom0, checked, name_of, wrong_answer
 from metablocks.errors import RuleError
 from metablocks.types import Tensors
 
@@ -107,7 +107,8 @@ class Chain(UpdateRule):
     def draws_each_step(self) -> bool:  # type: ignore[override]
         return any(rule.draws_each_step for rule in self._members)
 
-    def setup(self, params: Tensors, steps: int) -> Self:
+    @checked(RuleError)
+    def setup(self, params: Tensors, steps: CountFrom0) -> Self:
         for rule in self._members:
             rule.setup(params, steps)
         return self
@@ -173,8 +174,9 @@ class NamedTensors(nn.Module):
 
 def answer_of(rule: object, answer: Any) -> tuple[Tensors, Any]:
     """A rule's updates and new state. Raises `RuleError` if the answer is no such pair."""
-    if isinstance(answer, tuple) and len(answer) == 2 and isinstance(answer[0], dict):
-        return answer
+    pair = isinstance(answer, tuple) and len(answer) == 2 and isinstance(answer[0], dict)
+    if pair and all(isinstance(update, Tensor) for update in answer[0].values()):
+        return answer  # type: ignore[no-any-return]
     takes = "a pair: updates {name: tensor}, and the new state"
     raise wrong_answer("rule", name_of(rule), answer, takes, RuleError)
 
@@ -189,19 +191,10 @@ def check_updates(updates: Tensors, params: Tensors) -> None:
         raise RuleError(message, block="MetaLearner", field="rule")
     for key, parameter in params.items():
         update = updates[key]
-        if (
-            not isinstance(update, Tensor)
-            or update.shape != parameter.shape
-            or update.dtype != parameter.dtype
-        ):
-            given = (
-                f"an update of {list(update.shape)} {update.dtype}"
-                if isinstance(update, Tensor)
-                else f"{shown(update)} as the update"
-            )
+        if update.shape != parameter.shape or update.dtype != parameter.dtype:
             raise RuleError(
-                f"the rule returned {given} for {key}, which is {list(parameter.shape)} "
-                f"{parameter.dtype}",
+                f"the rule returned an update of {list(update.shape)} {update.dtype} for {key}, which "
+                f"is {list(parameter.shape)} {parameter.dtype}",
                 block="MetaLearner",
                 field="rule",
             )
@@ -216,6 +209,8 @@ def real_full(served: Sequence[Tensor], shape: tuple[int, ...], value: float) ->
     Raises `RuleError` if the value is out of range for the dtype of one of them.
     """
     for tensor in served:
+        if not tensor.is_floating_point() and not tensor.is_complex():
+            raise RuleError(f"a parameter is {tensor.dtype}; what adapts is of floats")
         largest = torch.finfo(tensor.dtype).max
         if abs(value) > largest:
             raise RuleError(f"{value:g} is out of range; {tensor.dtype} goes up to {largest:.2g}")

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
-from metablocks.checks import Positive, checked
+from metablocks.checks import CountFrom0, Positive, checked
 from metablocks.errors import RuleError
 from metablocks.functional import trainable
 from metablocks.rules.base import NamedTensors, StepInfo, UpdateRule, real_full, scaled
@@ -73,7 +73,8 @@ class MTMask(UpdateRule):
     def extra_repr(self) -> str:
         return f"temperature={self.temperature}, init={self.value}"
 
-    def setup(self, params: Tensors, steps: int) -> Self:
+    @checked(RuleError)
+    def setup(self, params: Tensors, steps: CountFrom0) -> Self:
         if self.logit is not None:
             raise RuleError("this MTMask is set up already; make a new one for each learner")
         layers: dict[str, Tensors] = {}

@@ -117,7 +117,8 @@ class KFO(UpdateRule):
         right = ", vector_right_factor=True" if self.vector_right_factor else ""
         return f"hidden={self.hidden}, psd={self.psd}, bias={self.bias}" + right + adapts
 
-    def setup(self, params: Tensors, steps: int) -> Self:
+    @checked(RuleError)
+    def setup(self, params: Tensors, steps: CountFrom0) -> Self:
         once("KFO", self.factors)
         layers = [f"hidden{n}.{side}." for n in range(self.hidden) for side in ("on", "off")]
         factors: Tensors = {}

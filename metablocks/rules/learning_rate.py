@@ -11,7 +11,7 @@ from typing import Any, Literal, TypeAlias
 from torch import Tensor
 from typing_extensions import Self
 
-from metablocks.checks import checked
+from metablocks.checks import CountFrom0, checked
 from metablocks.errors import RuleError
 from metablocks.functional import trainable
 from metablocks.per_step import Beyond, limit, row
@@ -78,7 +78,8 @@ class LearningRate(UpdateRule):
             f"per_step={self.per_step}, learn={self.learn}" + beyond
         )
 
-    def setup(self, params: Tensors, steps: int) -> Self:
+    @checked(RuleError)
+    def setup(self, params: Tensors, steps: CountFrom0) -> Self:
         if self.rate is not None:
             raise RuleError("this LearningRate is set up already; make a new one for each learner")
         leading = (steps,) if self.per_step else ()

@@ -12,7 +12,7 @@ from einops import einsum
 from torch import Tensor
 from typing_extensions import Self
 
-from metablocks.checks import checked
+from metablocks.checks import CountFrom0, checked
 from metablocks.errors import RuleError
 from metablocks.functional import trainable
 from metablocks.rules.base import NamedTensors, StepInfo, UpdateRule
@@ -61,7 +61,8 @@ class MetaCurvature(UpdateRule):
         super().__init__()
         self.factors: NamedTensors | None = None
 
-    def setup(self, params: Tensors, steps: int) -> Self:
+    @checked(RuleError)
+    def setup(self, params: Tensors, steps: CountFrom0) -> Self:
         once("MetaCurvature", self.factors)
         factors: Tensors = {}
         for name, parameter in trainable(params).items():
