@@ -92,7 +92,7 @@ def checked(error: type[MetablocksError] = BlockError) -> Callable[[Block], Bloc
     def decorate(block: Block) -> Block:
         if not inspect.isclass(block):
             return _checked_call(block, block.__name__, error)  # type: ignore[return-value]
-        block.__init__ = _checked_call(block.__init__, block.__name__, error)  # type: ignore[misc]
+        block.__init__ = _checked_call(block.__init__, block.__name__, error)
         return block
 
     return decorate
@@ -271,10 +271,10 @@ def _read_marked(value: Any, annotation: Any, marks: tuple[Any, ...]) -> Any:
 
 
 def _read_list(value: Any, origin: Any, arguments: tuple[Any, ...]) -> Any:
-    one_shot = origin is collections.abc.Iterable and isinstance(value, collections.abc.Iterable)
-    if one_shot and not isinstance(value, str | collections.abc.Sequence):
-        return value
-    _fits(value, isinstance(value, list | tuple | range) or type(value) is np.ndarray)
+    if origin is collections.abc.Iterable and isinstance(value, collections.abc.Iterator):
+        return value  # which reading would use up
+    listed = isinstance(value, list | tuple | range | collections.abc.ItemsView)
+    _fits(value, listed or type(value) is np.ndarray)
     if origin is tuple and arguments[-1] is not Ellipsis:
         _fits(value, len(value) == len(arguments))
         return tuple(_read(item, kind) for item, kind in zip(value, arguments, strict=True))

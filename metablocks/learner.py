@@ -513,7 +513,9 @@ class MetaLearner(nn.Module):
         if self.max_steps is not None and steps > self.max_steps:
             raise BlockError(
                 f"{steps} inner steps asked for, but a per-step block of this learner is set up for "
-                f"{self.max_steps}; take at most {self.max_steps}"
+                f"{self.max_steps}; take at most {self.max_steps}",
+                block="MetaLearner",
+                field="steps",
             )
         return steps
 
@@ -522,7 +524,9 @@ def _check_loss(loss: Any) -> None:
     if isinstance(loss, nn.Module) and any(p.requires_grad for p in loss.parameters()):
         raise BlockError(
             f"the loss {type(loss).__name__} has trainable parameters, which no gradient "
-            "would reach; put them into the model, or freeze them with requires_grad_(False)"
+            "would reach; put them into the model, or freeze them with requires_grad_(False)",
+            block="MetaLearner",
+            field="loss",
         )
 
 

@@ -27,6 +27,7 @@ class Order(Protocol):
         """True if step `step` (0 … steps − 1) is differentiated through."""
 
 
+@checked()
 @dataclass(frozen=True)
 class SecondOrder:
     """MAML: every step is differentiated through.
@@ -41,6 +42,7 @@ class SecondOrder:
         return True
 
 
+@checked()
 @dataclass(frozen=True)
 class FirstOrder:
     """FOMAML: no step is.

@@ -39,7 +39,9 @@ def check_reach(assembly: Assembly, inner: InnerLoop, buffers: Tensors, tasks: T
         raise GradientError(
             f"the loss does not depend on {', '.join(unused)} in any task of this first batch: there is "
             "no meta-gradient for it. Use it in the model's forward pass or the rule, take the steps "
-            "that need it, freeze it with requires_grad_(False), or name it in allow_unused=..."
+            "that need it, freeze it with requires_grad_(False), or name it in allow_unused=...",
+            block="MetaLearner",
+            field=unused[0],
         )
 
 

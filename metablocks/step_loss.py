@@ -28,6 +28,7 @@ class StepLoss(Protocol):
         """Weights `[steps + 1]`: before adaptation, then after each step."""
 
 
+@checked()
 @dataclass(frozen=True)
 class FinalStepLoss:
     """MAML: the query loss after the last step alone.
@@ -42,6 +43,7 @@ class FinalStepLoss:
         return _weights([0.0] * steps + [1.0])
 
 
+@checked()
 @dataclass(frozen=True)
 class UniformStepLoss:
     """The mean of the query losses after each step, v_k = 1/N.

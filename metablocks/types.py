@@ -81,11 +81,17 @@ class TaskBatch:
             if isinstance(leaf, Tensor)
         }
         if not sizes:
-            raise TaskError("TaskBatch holds no tensor; support and query are pairs of tensors")
+            raise TaskError(
+                "TaskBatch support and query hold no tensor; they are pairs of tensors",
+                block="TaskBatch",
+                field="support",
+            )
         if len(set(sizes.values())) != 1 or None in sizes.values() or 0 in sizes.values():
             raise TaskError(
                 "every tensor of a TaskBatch is [tasks, examples, ...] with one number of tasks "
-                f"(at least 1); given {', '.join(sizes)}"
+                f"(at least 1); given {', '.join(sizes)}",
+                block="TaskBatch",
+                field="support",
             )
 
     def __len__(self) -> int:

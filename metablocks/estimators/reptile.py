@@ -86,7 +86,9 @@ class Reptile(Estimator):
         if form != other or not all(map(_join, support, query)):
             raise TaskError(
                 'Reptile(examples="all") joins support and query, whose tensors differ in form: '
-                f'{_shapes(support)} and {_shapes(query)}; use examples="support"'
+                f'{_shapes(support)} and {_shapes(query)}; use examples="support"',
+                block="Reptile",
+                field="examples",
             )
         joined: Batch = pytree.tree_unflatten(
             [torch.cat(pair) for pair in zip(support, query, strict=True)], form

@@ -93,7 +93,7 @@ def check_tasks(tasks: Tasks, *, differentiated: bool = False) -> int:
     for name, one in whole:
         for side in ("support", "query"):
             for part, tree in enumerate(getattr(one, side)):
-                examples = []
+                examples: list[int] = []
                 for path, leaf in pytree.tree_leaves_with_path(tree):
                     if isinstance(leaf, Tensor):
                         where = f"{name}.{side}[{part}]{pytree.keystr(path)}"

@@ -122,5 +122,7 @@ def _vmap(
     first()  # raises what is wrong with the work itself
     raise ExecutorError(
         f"Vmap cannot run this model or loss, which a plain loop runs: {first_line(refusal)} "
-        "Use executor=Loop()"
+        "Use executor=Loop()",
+        block="MetaLearner",
+        field="executor",
     ) from refusal
