@@ -9,7 +9,7 @@ from small_learners import EXECUTORS, learner_of, small, tasks_of
 from torch import nn
 
 import metablocks as mb
-from metablocks.errors import BlockError, ExecutorError
+from metablocks.errors import BlockError
 from metablocks.laws import gradients, purity
 from metablocks.laws.compare import assert_close
 
@@ -172,12 +172,3 @@ def test_attributes_of_a_module_that_is_not_step_aware_are_its_own():
 
 def _sides(tasks):
     return tasks.support, tasks.query
-
-
-def test_batch_norm_in_mixed_precision_under_vmap_names_the_loop():
-    model = nn.Sequential(nn.Conv1d(3, 4, 1), nn.BatchNorm1d(4), nn.Flatten(), nn.Linear(8, 2))
-    tasks = tasks_of(3, 2)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        with pytest.raises(ExecutorError, match=r"expected scalar type .*Use executor=Loop"):
-            learner_of(model, executor=mb.Vmap()).meta_gradient(tasks)
-        assert learner_of(model, executor=mb.Loop()).meta_gradient(tasks).loss.isfinite()
