@@ -85,11 +85,10 @@ class KFO(UpdateRule):
     tensor([[1., 1., 1.],
             [1., 1., 1.]])
 
-    Raises `RuleError` for negative `hidden`, for `rate` without `adapt_transform` and the reverse,
+    Raises `RuleError` for a field out of range, for `rate` without `adapt_transform` and the reverse,
     for parameters of more than 5 dimensions, for complex ones with `hidden` layers, and for a rule
-    used before `setup` or set up twice; `BlockError` for an unknown activation and, with
-    `adapt_transform`, in a learner whose rule is not the chain above or whose order is first-order
-    at any step.
+    used before `setup` or set up twice; `BlockError`, with `adapt_transform`, in a learner whose rule
+    is not the chain above or whose order is first-order at any step.
     """
 
     def __init__(
