@@ -367,6 +367,7 @@ _NAMES: dict[Any, list[str]] = {
     int: ["a whole number"],
     float: ["a finite number"],
     str: ["a text"],
+    nn.Module: ["an nn.Module"],
     None: ["None"],
     types.NoneType: ["None"],
     Any: ["anything"],

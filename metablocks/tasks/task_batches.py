@@ -109,7 +109,13 @@ def _read(batch: Any, like: Tensor, place: str) -> Tasks:
     if isinstance(batch, Mapping) and {"support", "query"} <= batch.keys():
         batch = (batch["support"], batch["query"])
     listed = isinstance(batch, list | tuple) and all(isinstance(task, Task) for task in batch)
-    parts = batch if listed else [Task(*batch)] if _is_pair(batch) else [batch]
+    parts = (
+        batch
+        if listed
+        else [Task(*batch)]
+        if _is_pair(batch) and all(map(_is_pair, batch))
+        else [batch]
+    )
     if not parts or not all(
         isinstance(part, Task | TaskBatch) and _is_pair(part.support) and _is_pair(part.query)
         for part in parts
