@@ -7,6 +7,7 @@ Python's or torch's own words.
 """
 
 import inspect
+import json
 import math
 import pickle
 import typing
@@ -27,11 +28,13 @@ from metablocks.errors import (
     GradientError,
     MetablocksError,
     ModuleError,
+    RecipeError,
     RuleError,
     SelectionError,
     TaskError,
 )
 from metablocks.models import MLP, Conv4
+from metablocks.recipe import load
 from metablocks.recipe.slots import SLOTS
 
 NAN = math.nan
@@ -228,6 +231,47 @@ def test_a_name_that_is_no_field_or_a_field_that_is_missing_is_named(block):
                 MetablocksError, match=f"^{block.__name__} {field} is missing; it takes"
             ):
                 block(**{name: value for name, value in needed.items() if name != field})
+
+
+RECIPE = "maml_strokes"
+PLACES = {
+    "tasks": "tasks",
+    "model": "model",
+    "surgery": "surgery[0]",
+    "rule": "inner.rule[0]",
+    "order": "inner.order",
+    "executor": "hardware.executor",
+}
+
+
+def plain_misfits(annotation):
+    """Some of `misfits`, as a recipe writes them."""
+    written = {
+        "nan": ".nan",
+        "True": "true",
+        "None": "null",
+        "no": "'no'",
+        "1.5": "1.5",
+        "-1": "-1",
+    }
+    return {written[str(value)] for value in misfits(annotation) if str(value) in written}
+
+
+@pytest.mark.parametrize(
+    ("slot", "name"),
+    [pytest.param(s, n, id=f"{s.name}.{n}") for s in SLOTS.values() for n in s.blocks],
+)
+def test_a_field_of_a_recipe_takes_nothing_but_what_its_signature_says(slot, name):
+    block, place = slot.blocks[name], PLACES.get(slot.name, f"outer.{slot.name}")
+    needed = {k: v for k, v in NEEDED.get(block, {}).items() if k not in slot.context}
+    for field, annotation in fields(block).items():
+        for value in plain_misfits(annotation) if field not in slot.context else ():
+            entry = {**{k: json.dumps(v) for k, v in needed.items()}, field: value}
+            written = ", ".join(f"{k}: {v}" for k, v in {"block": name, **entry}.items())
+            text = f"[{{{written}}}]" if "[0]" in place else f"{{{written}}}"
+            with pytest.raises(RecipeError) as caught:
+                load(RECIPE, [f"{place.removesuffix('[0]')}={text}"])
+            assert f"{place}.{field}" in str(caught.value)
 
 
 class Unused(nn.Linear):
