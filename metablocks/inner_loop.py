@@ -235,11 +235,7 @@ class InnerLoop:
 
         def rule(gradients: Tensors, state: Any, info: StepInfo) -> tuple[Tensors, Any]:
             arguments = (gradients, state, info)
-            first = not self.rule.has_run("forward")
-            watch = (
-                Watch({storage(t): n for n, t in info.params.items()}) if first else nullcontext()
-            )
-            with watch:
+            with nullcontext() if self.rule.has_run("forward") else _guarding(info.params):
                 answer, _ = self.rule.call("forward", self._rule_state(meta), arguments)
             return answer  # type: ignore[no-any-return]
 
@@ -302,6 +298,13 @@ class InnerLoop:
             for name, tensor in (self.constants | meta).items()
             if name.startswith(owner)
         }
+
+
+def _guarding(params: Tensors) -> Watch:
+    """Raises `Written` before one of the tensors is written."""
+    guarded = {storage(tensor): name for name, tensor in params.items()}
+    guarded.pop(0, None)
+    return Watch(guarded)
 
 
 def _writes(rule: Rule) -> RuleError:
