@@ -1,120 +1,378 @@
-"""Checks of the values that blocks take: counts, numbers, choices and intervals.
+"""Checks of the arguments of blocks, driven by their signatures.
 
-Each check gets the name of the block and of its field, and raises an error that carries both. Integers
-and floats of NumPy are numbers; booleans, infinities and NaN are not.
+A block, class or function, is `@checked()`: what it is called with is held to its annotations, ranges
+included (`Count`, `Annotated[float, Lt(1)]`), before any of it runs. Integers and floats of NumPy are
+numbers; booleans, infinities and NaN are not.
 """
 
+import collections.abc
+import inspect
 import math
-from collections.abc import Iterable
+import types
+from collections.abc import Callable
+from functools import cache, wraps
 from numbers import Integral, Real
-from typing import Any, get_args
+from typing import (
+    Annotated,
+    Any,
+    Literal,
+    NamedTuple,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
-from metablocks.errors import BlockError, MetablocksError, suggest
+import numpy as np
+import torch
+from annotated_types import Ge, Gt, Le, Lt
+from torch import Tensor, nn
+
+from metablocks.errors import AnswerError, ArgumentError, BlockError, MetablocksError, suggest_then
 
 
-def count(
-    block: str,
-    field: str,
-    value: object,
-    *,
-    least: int = 1,
-    most: int | None = None,
-    error: type[MetablocksError] = BlockError,
-) -> int:
-    """A whole number from `least` to `most` (None: without bound), as an `int`.
+class Such(NamedTuple):
+    """Mark of an annotation: what it takes in words, and what holds for its values."""
 
-    >>> count("Loop", "workers", 0)
+    holds: Callable[[Any], bool]
+    words: str
+
+
+def _is_device(value: Any) -> bool:
+    try:
+        torch.device(value)
+    except RuntimeError:
+        return False
+    return True
+
+
+Count = Annotated[int, Ge(1)]
+CountFrom0 = Annotated[int, Ge(0)]
+Positive = Annotated[float, Gt(0)]
+NonNegative = Annotated[float, Ge(0)]
+Decay = Annotated[float, Ge(0), Lt(1)]
+Interval = Annotated[
+    tuple[float, float],
+    Such(
+        lambda pair: pair[0] <= pair[1],
+        "a pair (low, high) of finite numbers with low <= high",
+    ),
+]
+Device = Annotated[torch.device | str, Such(_is_device, 'a device, such as "cpu" or "cuda:0"')]
+
+UNCHECKED = "unchecked"
+"""Mark of an annotation whose values are checked further in."""
+
+Block = TypeVar("Block", bound=Callable[..., Any])
+
+_BOUNDS = {Ge: "at least", Gt: "above", Le: "at most", Lt: "below"}
+_LISTS = (list, collections.abc.Sequence, collections.abc.Iterable, collections.abc.Collection)
+_MAPPINGS = (dict, collections.abc.Mapping)
+
+
+def checked(error: type[MetablocksError] = BlockError) -> Callable[[Block], Block]:
+    """A decorator: arguments that do not fit the annotations raise `error`, with block and field.
+
+    What fits is handed on as the annotation has it: NumPy's numbers as Python's, lists for tuples as
+    tuples. Defaults are not looked at. Names that are no parameters, and parameters that are missing,
+    are an `ArgumentError`.
+
+    >>> @checked()
+    ... def warm_up(*, epochs: Count, linear: bool = True): ...
+    >>> warm_up(epochs=3, linear="no")
     Traceback (most recent call last):
-    metablocks.errors.BlockError: Loop workers is 0; it takes a whole number, 1 or more
-
-    Raises `error`, with `block` and `field`, for anything else.
+    metablocks.errors.BlockError: warm_up linear is 'no'; it takes True or False
+    >>> warm_up(epoch=3)
+    Traceback (most recent call last):
+    metablocks.errors.ArgumentError: warm_up has no parameter epoch; did you mean "epochs"? It takes
+    epochs, linear
     """
-    whole = isinstance(value, Integral) and not isinstance(value, bool)
-    if whole and least <= int(value) and (most is None or int(value) <= most):  # type: ignore[call-overload]
-        return int(value)  # type: ignore[call-overload, no-any-return]
-    bounds = f"{least} or more" if most is None else f"{least} to {most}"
-    takes = f"it takes a whole number, {bounds}"
-    raise error(f"{block} {field} is {value!r}; {takes}", block=block, field=field)
+
+    def decorate(block: Block) -> Block:
+        if not inspect.isclass(block):
+            return _checked_call(block, block.__name__, error)  # type: ignore[return-value]
+        block.__init__ = _checked_call(block.__init__, block.__name__, error)
+        return block
+
+    return decorate
 
 
-def number(
+def _checked_call(
+    function: Callable[..., Any], block: str, error: type[MetablocksError]
+) -> Callable[..., Any]:
+    signature = inspect.signature(function)
+    hints = cache(lambda: get_type_hints(function, include_extras=True))
+
+    @wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        try:
+            bound = signature.bind(*args, **kwargs)
+        except TypeError as refusal:
+            raise _unbound(block, signature, hints(), kwargs, str(refusal)) from None
+        for name, value in bound.arguments.items():
+            annotation = hints().get(name, Any)
+            kind = signature.parameters[name].kind
+            if kind is inspect.Parameter.VAR_POSITIONAL:
+                bound.arguments[name] = tuple(
+                    check(block, f"{name}[{index}]", item, annotation, error)
+                    for index, item in enumerate(value)
+                )
+            elif kind is not inspect.Parameter.VAR_KEYWORD:
+                bound.arguments[name] = check(block, name, value, annotation, error)
+        return function(*bound.args, **bound.kwargs)
+
+    return call
+
+
+def _unbound(
+    block: str,
+    signature: inspect.Signature,
+    hints: dict[str, Any],
+    given: dict[str, Any],
+    refusal: str,
+) -> ArgumentError:
+    """The error of a call that does not fit the signature."""
+    names = [name for name in signature.parameters if name != "self"]
+    for name in given:
+        if name not in names:
+            takes = f"it takes {', '.join(names)}" if names else "it takes none"
+            message = f"{block} has no parameter {name}{suggest_then(name, names, takes)}"
+            return ArgumentError(message, block=block, field=name)
+    for name in names:
+        if f"'{name}'" in refusal:
+            message = f"{block} {name} is missing; it takes {_takes(hints.get(name, Any))}"
+            return ArgumentError(message, block=block, field=name)
+    return ArgumentError(f"{block}: {refusal}; it takes {', '.join(names)}", block=block)
+
+
+def check(
     block: str,
     field: str,
-    value: object,
-    *,
-    at_least: float | None = None,
-    above: float | None = None,
-    below: float | None = None,
+    value: Any,
+    annotation: Any,
     error: type[MetablocksError] = BlockError,
-) -> float:
-    """A finite number within the bounds, as a `float`.
+) -> Any:
+    """The value as the annotation has it.
 
-    >>> number("Momentum", "momentum", 0.9, at_least=0, below=1)
+    >>> check("Momentum", "momentum", 0.9, Annotated[float, Ge(0), Lt(1)])
     0.9
-    >>> number("Momentum", "momentum", float("nan"), at_least=0, below=1)
+    >>> check("Momentum", "momentum", float("nan"), Annotated[float, Ge(0), Lt(1)])
     Traceback (most recent call last):
     metablocks.errors.BlockError: Momentum momentum is nan; it takes a finite number at least 0 and
     below 1
-
-    Raises `error`, with `block` and `field`, for anything else.
-    """
-    real = as_float(value)
-    if (
-        math.isfinite(real)
-        and (at_least is None or real >= at_least)
-        and (above is None or real > above)
-        and (below is None or real < below)
-    ):
-        return real
-    bounds = (("at least", at_least), ("above", above), ("below", below))
-    words = " and ".join(f"{word} {bound:g}" for word, bound in bounds if bound is not None)
-    takes = f"it takes a finite number {words}".rstrip()
-    raise error(f"{block} {field} is {value!r}; {takes}", block=block, field=field)
-
-
-def choice(
-    block: str,
-    field: str,
-    value: object,
-    choices: Any,
-    *,
-    error: type[MetablocksError] = BlockError,
-) -> None:
-    """Raise `error`, with `block` and `field`, unless `value` is one of `choices`.
-
-    `choices` is a collection of texts, or a `Literal` of them.
-
-    >>> choice("Conv4", "norm", "bach", ["batch", "none"])
+    >>> check("Conv4", "norm", "bach", Literal["batch", "none"])
     Traceback (most recent call last):
     metablocks.errors.BlockError: Conv4 norm is 'bach'; did you mean "batch"? It is one of batch, none
+
+    Raises `error`, with `block` and `field`, for a value that does not fit.
     """
-    options: Iterable[str] = get_args(choices) or choices
-    names = list(options)
-    if not isinstance(value, str) or value not in names:
-        near = suggest(str(value), names)
-        there_are = f"{' I' if near else '; i'}t is one of {', '.join(names)}"
-        message = f"{block} {field} is {value!r}{near}{there_are}"
-        raise error(message, block=block, field=field)
+    try:
+        return _read(value, annotation)
+    except _UnfitError:
+        pass
+    one_of = get_origin(annotation) is Literal
+    takes = f"it {'is' if one_of else 'takes'} {_takes(annotation)}"
+    words = [word.strip('"') for word in _words(annotation) if word.startswith('"')]
+    near = suggest_then(value, words, takes) if isinstance(value, str) else f"; {takes}"
+    if inspect.isclass(value):
+        near += f"; did you mean {value.__name__}(…)?"
+    raise error(f"{block} {field} is {shown(value)}{near}", block=block, field=field)
 
 
-def interval(
-    block: str, field: str, value: object, *, error: type[MetablocksError] = BlockError
-) -> None:
-    """Raise `error`, with `block` and `field`, unless `value` is (low, high) with low <= high.
+def wrong_answer(
+    role: str, block: str, answer: object, takes: str, error: type[MetablocksError] = AnswerError
+) -> MetablocksError:
+    """The error of a block that answers what its protocol does not know.
 
-    >>> interval("Sinusoid", "phase", (3.0, 1.0))
-    Traceback (most recent call last):
-    metablocks.errors.BlockError: Sinusoid phase is (3.0, 1.0); it takes a pair (low, high) of finite
-    numbers with low <= high
+    >>> print(wrong_answer("order", "Mine", "no", "True or False"))
+    the order Mine returned 'no'; it returns True or False
     """
-    ends = [as_float(end) for end in value] if isinstance(value, tuple | list) else []
-    if len(ends) != 2 or not all(map(math.isfinite, ends)) or ends[0] > ends[1]:
-        raise error(
-            f"{block} {field} is {value!r}; it takes a pair (low, high) of finite numbers with "
-            "low <= high",
-            block=block,
-            field=field,
+    message = f"the {role.replace('_', ' ')} {block} returned {shown(answer)}; it returns {takes}"
+    return error(message, block=block, field=role)
+
+
+def name_of(block: object) -> str:
+    """The name of a block: that of a function, or of an object's class."""
+    return str(getattr(block, "__name__", type(block).__name__))
+
+
+def shown(value: Any) -> str:
+    """A value in an error: its text if that is short, else what it is.
+
+    >>> shown(float("nan")), shown(Tensor), shown(torch.zeros(2, 3))
+    ('nan', 'the class Tensor', 'a Tensor [2, 3] of torch.float32')
+    """
+    if inspect.isclass(value):
+        return f"the class {value.__name__}"
+    if isinstance(value, Tensor):
+        return f"a Tensor {list(value.shape)} of {value.dtype}"
+    text = repr(value)
+    plain = value is None or isinstance(value, str | Real | complex)
+    return text if plain or (len(text) <= 60 and "\n" not in text) else f"a {type(value).__name__}"
+
+
+class _UnfitError(Exception):
+    """A value that does not fit an annotation."""
+
+
+def _read(value: Any, annotation: Any) -> Any:
+    """The value as the annotation has it; raises `_UnfitError`."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if annotation in (Any, object, inspect.Parameter.empty) or isinstance(annotation, TypeVar):
+        return value
+    if origin is Annotated:
+        return _read_marked(value, arguments[0], arguments[1:])
+    if origin in (Union, types.UnionType):
+        for member in arguments:
+            try:
+                return _read(value, member)
+            except _UnfitError:
+                pass
+        raise _UnfitError
+    if annotation in _READERS:
+        return _READERS[annotation](value)
+    if origin is Literal:
+        return _fits(value, any(type(value) is type(x) and value == x for x in arguments))
+    if origin is tuple or origin in _LISTS:
+        return _read_list(value, origin, arguments)
+    if origin in _MAPPINGS:
+        _fits(value, isinstance(value, collections.abc.Mapping))
+        for key, item in value.items():
+            _read(key, arguments[0]), _read(item, arguments[1])
+        return value
+    kind = origin or annotation
+    if kind is collections.abc.Callable:
+        made = inspect.isclass(value) and issubclass(value, nn.Module)
+        return _fits(value, callable(value) and not made)
+    if not inspect.isclass(kind):
+        return value
+    try:
+        return _fits(value, isinstance(value, kind) and not inspect.isclass(value))
+    except TypeError:  # a protocol that is not for isinstance
+        return value
+
+
+def _read_marked(value: Any, annotation: Any, marks: tuple[Any, ...]) -> Any:
+    if UNCHECKED in marks:
+        return value
+    read = _read(value, annotation)
+    for mark in marks:
+        _fits(
+            value,
+            not isinstance(mark, Ge | Gt | Le | Lt | Such)
+            or (isinstance(mark, Ge) and read >= mark.ge)
+            or (isinstance(mark, Gt) and read > mark.gt)
+            or (isinstance(mark, Le) and read <= mark.le)
+            or (isinstance(mark, Lt) and read < mark.lt)
+            or (isinstance(mark, Such) and mark.holds(read)),
         )
+    return read
+
+
+def _read_list(value: Any, origin: Any, arguments: tuple[Any, ...]) -> Any:
+    if origin is collections.abc.Iterable and isinstance(value, collections.abc.Iterator):
+        return value  # which reading would use up
+    listed = isinstance(value, list | tuple | range | collections.abc.ItemsView)
+    _fits(value, listed or type(value) is np.ndarray)
+    if origin is tuple and arguments[-1] is not Ellipsis:
+        _fits(value, len(value) == len(arguments))
+        return tuple(_read(item, kind) for item, kind in zip(value, arguments, strict=True))
+    items = [_read(item, arguments[0]) for item in value]
+    return tuple(items) if origin is tuple else value
+
+
+def _fits(value: Any, fits: bool) -> Any:
+    if not fits:
+        raise _UnfitError
+    return value
+
+
+def _whole(value: Any) -> int:
+    return int(_fits(value, isinstance(value, Integral) and not isinstance(value, bool)))
+
+
+def _finite(value: Any) -> float:
+    real = as_float(value)
+    _fits(real, math.isfinite(real))
+    return value if type(value) is int else real
+
+
+def _flag(value: Any) -> bool:
+    return bool(_fits(value, isinstance(value, bool | np.bool_)))
+
+
+def _none(value: Any) -> None:
+    _fits(value, value is None)
+
+
+_READERS: dict[Any, Callable[[Any], Any]] = {
+    bool: _flag,
+    int: _whole,
+    float: _finite,
+    None: _none,
+    types.NoneType: _none,
+}
+
+
+def _takes(annotation: Any) -> str:
+    """What an annotation takes, in words."""
+    words = _words(annotation)
+    if get_origin(annotation) is Literal:
+        return f"one of {', '.join(map(str, get_args(annotation)))}"
+    return " or ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
+
+
+def _words(annotation: Any) -> list[str]:
+    """What an annotation takes, alternative by alternative."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if annotation in _NAMES:
+        return _NAMES[annotation]
+    if origin in (Union, types.UnionType):
+        members = [member for member in arguments if member is not types.NoneType]
+        return [word for member in members for word in _words(member)]
+    if origin is Literal:
+        return [f'"{x}"' if isinstance(x, str) else repr(x) for x in arguments]
+    if origin is Annotated:
+        return [_bounded(arguments[0], arguments[1:])]
+    if origin is tuple and arguments[-1] is not Ellipsis:
+        return [f"a tuple of {len(arguments)}: {', '.join(map(_takes, arguments))}"]
+    if origin is tuple or origin in _LISTS:
+        return [f"a list, each {_takes(arguments[0])}"]
+    if origin in _MAPPINGS:
+        return [f"a dict of {_takes(arguments[0])}: {_takes(arguments[1])}"]
+    kind = origin or annotation
+    return ["a function" if kind is collections.abc.Callable else f"a {kind.__name__}"]
+
+
+def _bounded(annotation: Any, marks: tuple[Any, ...]) -> str:
+    for mark in marks:
+        if isinstance(mark, Such):
+            return mark.words
+    bounds = {
+        kind: getattr(mark, kind.__name__.lower())
+        for mark in marks
+        for kind in _BOUNDS
+        if isinstance(mark, kind)
+    }
+    words = _takes(annotation)
+    if annotation is int and Ge in bounds:
+        most = f" to {bounds[Le]}" if Le in bounds else " or more"
+        return f"{words}, {bounds[Ge]}{most}"
+    return " ".join([words, " and ".join(f"{_BOUNDS[k]} {b:g}" for k, b in bounds.items())]).strip()
+
+
+_NAMES: dict[Any, list[str]] = {
+    bool: ["True", "False"],
+    int: ["a whole number"],
+    float: ["a finite number"],
+    str: ["a text"],
+    nn.Module: ["an nn.Module"],
+    None: ["None"],
+    types.NoneType: ["None"],
+    Any: ["anything"],
+    object: ["anything"],
+}
 
 
 def as_float(value: object) -> float:

@@ -14,7 +14,7 @@ from torch.nn.modules.conv import _ConvTransposeNd
 from metablocks.errors import BlockError
 from metablocks.estimators import Estimator, Implicit, Reptile
 from metablocks.functional import step_aware_modules
-from metablocks.order import FirstOrder, Order, SecondOrder, TruncatedOrder
+from metablocks.order import FirstOrder, Order, SecondOrder, TruncatedOrder, steps_through
 from metablocks.rules import KFO, LearningRate, MTMask, Proximal, UpdateRule, WeightDecay
 from metablocks.rules.base import members
 from metablocks.step_loss import FinalStepLoss, StepLoss
@@ -108,8 +108,8 @@ def _adapted_transform(assembly: Assembly) -> None:
         )
     order, steps = assembly.order, assembly.steps
     for epoch in range(_EPOCHS):
-        for index in range(steps):
-            if not order(index, steps, Progress(epoch=epoch)):
+        for index, through in enumerate(steps_through(order, steps, Progress(epoch=epoch))):
+            if not through:
                 raise _refusal(
                     f"KFO with adapt_transform takes second-order steps only, and the order {order!r} "
                     f"is first-order at step {index} of epoch {epoch}; use SecondOrder(), or "

@@ -9,14 +9,17 @@ batch itself is handed on as it is: `torch.func` refuses to write into what it h
 """
 
 import copy
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from metablocks.checks import shown
 from metablocks.errors import first_line
 from metablocks.functional import module_arguments
 from metablocks.kernels import twice_differentiable, unfused
@@ -53,6 +56,50 @@ def without_second_derivative(model: nn.Module, inputs: Any) -> list[Finding]:
     """
     with twice_differentiable():
         return innermost(model, inputs, unfused(_no_second_derivative))
+
+
+def unfit_data(error: Exception, model: nn.Module, batch: Any) -> str:
+    """A sentence on the form of data, if Python or torch refused it by an error; else nothing.
+
+    Numbers and arrays in the place of tensors, dtypes and shapes that model or loss do not take.
+
+    >>> unfit_data(TypeError("no Tensor"), nn.Linear(1, 1), ([[1.0]], [[2.0]]))
+    'no Tensor; the inputs are a list, the target is a list: give tensors, as by torch.tensor(…)'
+    """
+    message = first_line(error).rstrip(".")
+    if type(error) not in (TypeError, AttributeError, RuntimeError, IndexError, ValueError):
+        return ""
+    leaves = pytree.tree_leaves(batch)
+    inputs, target = map(_form, batch)
+    data = f"{message}; the inputs are {inputs}, the target is {target}"
+    if any(
+        isinstance(leaf, int | float | np.ndarray | np.generic) for leaf in leaves
+    ) and isinstance(error, TypeError | AttributeError):
+        return f"{data}: give tensors, as by torch.tensor(…)"
+    if not isinstance(error, RuntimeError | IndexError | ValueError):
+        return ""
+    own = {parameter.dtype for parameter in model.parameters()}
+    foreign = any(
+        leaf.dtype not in known
+        for tree, known in zip(batch, (own, own | {torch.int64}), strict=True)
+        for leaf in pytree.tree_leaves(tree)
+        if isinstance(leaf, Tensor)
+    )
+    if foreign and re.search("dtype|scalar type", message):
+        return (
+            f"{data}, and the model's parameters are {', '.join(sorted(map(str, own)))}: give inputs of "
+            "that dtype, and class numbers as target.long()"
+        )
+    if re.search("size|shape|dimension|channels|out of bounds|out of range", message):
+        return f"{data}, which do not fit the model or the loss"
+    return ""
+
+
+def _form(tree: Any) -> str:
+    leaves = pytree.tree_leaves(tree)
+    if isinstance(tree, Tensor) or not all(isinstance(leaf, Tensor) for leaf in leaves):
+        return f"a {type(tree).__name__}" if not isinstance(tree, Tensor) else shown(tree)
+    return ", ".join(map(shown, leaves)) or "nothing"
 
 
 def innermost(model: nn.Module, inputs: Any, test: Test) -> list[Finding]:

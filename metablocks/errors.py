@@ -64,6 +64,14 @@ class BlockError(MetablocksError, ValueError):
     """A block was given a value outside its range, or a combination of blocks makes no sense."""
 
 
+class ArgumentError(MetablocksError, TypeError):
+    """A block was called with a parameter that it does not have, or without one that it needs."""
+
+
+class AnswerError(BlockError):
+    """A block returned what its protocol does not know."""
+
+
 class GradientError(MetablocksError, RuntimeError):
     """A declared meta-parameter gets no gradient, or the loss is not a scalar."""
 

@@ -20,6 +20,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parameter import is_lazy
 from torch.utils import _pytree as pytree
 
+from metablocks.checks import check, checked
 from metablocks.errors import ModuleError
 from metablocks.fingerprint import fingerprint
 from metablocks.generators import Watch, Written, generators_of, get_states, set_states, storage
@@ -38,6 +39,7 @@ class ModuleState(NamedTuple):
     buffers: Tensors
 
 
+@checked(ModuleError)
 class FunctionalModule:
     """A module as a pure function `(state, *args) -> (output, new state)`.
 
@@ -184,6 +186,10 @@ class ModuleView:
         """The names of the tensors that the method writes in place; none before its first call."""
         return self._written.get((method, training), frozenset())
 
+    def has_run(self, method: str, *, training: bool | None = None) -> bool:
+        """True if a call of the method has told what it writes."""
+        return (method, training) in self._written
+
     def was_run(self, *, training: bool | None = None) -> bool:
         """True if a pass has told what the module writes."""
         return training in self._changing
@@ -277,6 +283,7 @@ class ModuleView:
         return {name: places[name] for name in names if name in places}
 
     def _check_names(self, state: ModuleState) -> None:
+        check(type(self.module).__name__, "state", state, ModuleState, ModuleError)
         for kind, given, known in (
             ("parameter", state.params, self._parameters),
             ("buffer", state.buffers, self._buffers),

@@ -8,19 +8,21 @@ made. Everything above is written in terms of them: `adapt` for a loss function 
 """
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from numbers import Real
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
-from metablocks.checks import count
+from metablocks.checks import CountFrom0, checked, name_of, shown
 from metablocks.derivatives import detach_tree, gradient, nodes_of
-from metablocks.errors import BlockError, GradientError
+from metablocks.errors import BlockError, GradientError, RuleError
 from metablocks.functional import ModuleState, ModuleView, detach, trainable
-from metablocks.generators import Draws
-from metablocks.order import Order, SecondOrder
-from metablocks.rules.base import StepInfo, UpdateRule, check_updates
+from metablocks.generators import Draws, Watch, Written, storage
+from metablocks.order import Order, SecondOrder, steps_through
+from metablocks.rules.base import StepInfo, UpdateRule, answer_of, check_updates
 from metablocks.types import Batch, Progress, Tensors
 
 StatefulLoss: TypeAlias = Callable[[Tensors, Tensors], tuple[Tensor, Tensors]]
@@ -79,7 +81,13 @@ def step(carry: Carry, support: SupportPass, rule: Rule, *, index: int, steps: i
     start = carry.params
     if support.written:
         start = start | {name: start[name] + move for name, move in support.written.items()}
-    updates, state = rule(support.gradients, carry.rule, StepInfo(index, steps, start))
+    try:
+        answer = rule(support.gradients, carry.rule, StepInfo(index, steps, start))
+    except (Written, RuntimeError) as error:
+        if isinstance(error, Written) or "in-place operation" in str(error):
+            raise _writes(rule) from error
+        raise
+    updates, state = answer_of(rule, answer)
     check_updates(updates, start)
     params = {name: parameter + updates[name] for name, parameter in start.items()}
     return Carry(params, state, support.buffers)
@@ -106,13 +114,14 @@ class Trajectory(NamedTuple):
     """The support losses `[K]` at θ_0 … θ_{K−1}: numbers to read, cut off from autograd."""
 
 
+@checked()
 def adapt(
     loss_fn: Callable[[Tensors, Batch], Tensor],
     params: Tensors,
-    batch: Batch,
+    batch: Any,
     *,
     rule: UpdateRule,
-    steps: int,
+    steps: CountFrom0,
     order: Order | None = None,
     progress: Progress | None = None,
 ) -> Trajectory:
@@ -137,7 +146,6 @@ def adapt(
     Raises `BlockError` for negative `steps`, `GradientError` for a loss that is no scalar, and what
     the rule raises.
     """
-    count("adapt", "steps", steps, least=0)
     order = order or SecondOrder()
     progress = progress or Progress()
     fast = trainable(params)
@@ -148,9 +156,13 @@ def adapt(
 
     carry = Carry(nodes_of(fast), rule.init(fast), {})
     states, losses = [dict(params)], []
-    for index in range(steps):
-        support = support_pass(loss, carry, rest, through=order(index, steps, progress))
-        carry = step(carry, support, rule, index=index, steps=steps)
+    for index, through in enumerate(steps_through(order, steps, progress)):
+        support = support_pass(loss, carry, rest, through=through)
+        versions = [tensor._version for tensor in carry.params.values()]
+        after = step(carry, support, rule, index=index, steps=steps)
+        if versions != [tensor._version for tensor in carry.params.values()]:
+            raise _writes(rule)
+        carry = after
         states.append({name: carry.params.get(name, tensor) for name, tensor in params.items()})
         losses.append(support.loss)
     like = next(iter(params.values()), torch.empty(0))
@@ -222,11 +234,12 @@ class InnerLoop:
         """The second half: the rule turns the gradient into the next carry."""
 
         def rule(gradients: Tensors, state: Any, info: StepInfo) -> tuple[Tensors, Any]:
-            (updates, state), _ = self.rule.call(
-                "forward", self._rule_state(meta), (gradients, state, info)
-            )
-            return updates, state
+            arguments = (gradients, state, info)
+            with nullcontext() if self.rule.has_run("forward") else _guarding(info.params):
+                answer, _ = self.rule.call("forward", self._rule_state(meta), arguments)
+            return answer  # type: ignore[no-any-return]
 
+        rule.__name__ = type(self.rule.module).__name__
         return step(carry, support, rule, index=index, steps=self.steps)
 
     def query(self, meta: Tensors, carry: Carry, query: Batch, index: int) -> QueryPass:
@@ -287,27 +300,47 @@ class InnerLoop:
         }
 
 
+def _guarding(params: Tensors) -> Watch:
+    """Raises `Written` before one of the tensors is written."""
+    guarded = {storage(tensor): name for name, tensor in params.items()}
+    guarded.pop(0, None)
+    return Watch(guarded)
+
+
+def _writes(rule: Rule) -> RuleError:
+    name = name_of(rule)
+    return RuleError(
+        f"the rule {name} writes in place into step.params, which are the fast weights themselves; it "
+        "returns updates, which are added to them: new tensors",
+        block=name,
+        field="rule",
+    )
+
+
 def check_scalar(loss: Any) -> Tensor:
     """The loss, or a `GradientError` saying why it cannot be differentiated."""
-    if not isinstance(loss, Tensor):
-        raise GradientError(
-            f"the loss returned a {type(loss).__name__}; it must return a scalar tensor"
-        )
-    if loss.ndim != 0:
-        raise GradientError(
-            f"the loss returned a tensor of shape {list(loss.shape)}; it must return a scalar: "
-            "take the mean over examples"
-        )
-    return loss
+    if isinstance(loss, Tensor) and loss.ndim == 0 and loss.is_floating_point():
+        return loss
+    given = f"a {type(loss).__name__}"
+    if isinstance(loss, Tensor):
+        given = f"a tensor of shape {list(loss.shape)}"
+        given += "" if loss.is_floating_point() else f" and of {loss.dtype}"
+    hint = ": take the mean over examples" if isinstance(loss, Tensor) and loss.ndim else ""
+    raise GradientError(
+        f"the loss returned {given}; it must return a scalar tensor of floats{hint}",
+        block="MetaLearner",
+        field="loss",
+    )
 
 
 def _as_scalar(score: Any, like: Tensor) -> Tensor:
     """A metric's tensor or number as a tensor."""
-    if isinstance(score, Tensor):
+    if isinstance(score, Tensor) and score.ndim == 0 and not score.is_complex():
         return score.detach()
-    try:
+    if isinstance(score, Real):
         return like.detach().new_tensor(float(score))
-    except (TypeError, ValueError) as error:
-        raise BlockError(
-            f"the metric returned {type(score).__name__}; it returns a scalar tensor or a number"
-        ) from error
+    raise BlockError(
+        f"the metric returned {shown(score)}; it returns a scalar tensor or a number",
+        block="MetaLearner",
+        field="metric",
+    )

@@ -3,23 +3,25 @@
 It holds the meta-parameters and hands each block what it needs; the mathematics is in the blocks.
 """
 
+import inspect
 import math
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import wraps
-from typing import Any, NamedTuple, TypeVar, get_args
+from typing import Annotated, Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from metablocks.adapted import adapted_model
-from metablocks.checks import count
+from metablocks.checks import UNCHECKED, CountFrom0, checked, name_of, wrong_answer
 from metablocks.compatibility import Assembly, check_compatible
 from metablocks.derivatives import detach_tree
-from metablocks.errors import BlockError, suggest
+from metablocks.diagnose import unfit_data
+from metablocks.errors import BlockError, MetablocksError, TaskError, concerning
 from metablocks.estimators import Estimator, Unrolled
-from metablocks.estimators.base import filled
+from metablocks.estimators.base import filled, task_gradient
 from metablocks.executors import Executor, Loop, TaskWork, check_tasks
 from metablocks.fingerprint import Same, fingerprint
 from metablocks.functional import (
@@ -32,7 +34,7 @@ from metablocks.functional import (
 )
 from metablocks.generators import Draws, generators_of
 from metablocks.inner_loop import InnerLoop
-from metablocks.order import Order, SecondOrder
+from metablocks.order import Order, SecondOrder, steps_through
 from metablocks.reach import (
     check_constant,
     check_inference,
@@ -54,12 +56,24 @@ Method = TypeVar("Method", bound=Callable[..., Any])
 
 
 def _differentiating(method: Method) -> Method:
-    """The method with gradients enabled, whatever the caller's mode."""
+    """The method with gradients enabled, whatever the caller's mode; data at fault is named."""
+
+    data = list(inspect.signature(method).parameters)[1]
 
     @wraps(method)
-    def run(*args: Any, **kwargs: Any) -> Any:
+    def run(learner: "MetaLearner", *args: Any, **kwargs: Any) -> Any:
         with torch.inference_mode(False), torch.enable_grad():
-            return method(*args, **kwargs)
+            try:
+                return method(learner, *args, **kwargs)
+            except MetablocksError:
+                raise
+            except Exception as error:
+                given = args[0] if args else kwargs[data]
+                batch = given if data == "support" else given[0].support
+                reason = unfit_data(error, learner.model, batch)
+                if not reason:
+                    raise
+                raise TaskError(reason, block=method.__name__, field=data) from error
 
     return run  # type: ignore[return-value]
 
@@ -101,6 +115,7 @@ class Evaluation(NamedTuple):
     """`[tasks, steps + 1]`: the metric, where one was given."""
 
 
+@checked()
 class MetaLearner(nn.Module):
     """Gradient-based meta-learning of a model's initialisation, and of all that its blocks learn.
 
@@ -148,7 +163,7 @@ class MetaLearner(nn.Module):
         model: nn.Module,
         *,
         loss: Callable[[Any, Any], Tensor],
-        steps: int,
+        steps: CountFrom0,
         rule: UpdateRule,
         order: Order | None = None,
         step_loss: StepLoss | None = None,
@@ -161,15 +176,15 @@ class MetaLearner(nn.Module):
         super().__init__()
         self.model = model
         self.loss = loss
-        self.steps = count("MetaLearner", "steps", steps, least=0)
+        self.steps = steps
         self.rule = rule
         self.order = order or SecondOrder()
         self.step_loss = step_loss or FinalStepLoss()
         self.estimator = estimator or Unrolled()
         self.executor = executor or Loop()
-        _check_types(self)
+        _check_loss(loss)
         rule = self.rule = self.estimator.inner_rule(rule)
-        self.norm_statistics = _check_norm_statistics(norm_statistics)
+        self.norm_statistics = norm_statistics
         self.allow_unused = (
             (allow_unused,) if isinstance(allow_unused, str) else tuple(allow_unused)
         )
@@ -192,7 +207,8 @@ class MetaLearner(nn.Module):
         """The names of the parameters that move inside a task, frozen ones left out."""
         flags = tuple((name, p.requires_grad) for name, p in self.model.named_parameters())
         if self._selected[0] != flags:
-            self._selected = flags, select_parameters(self._patterns, self.model)
+            with concerning("MetaLearner", "adapt"):
+                self._selected = flags, select_parameters(self._patterns, self.model)
         return self._selected[1]
 
     @property
@@ -205,8 +221,13 @@ class MetaLearner(nn.Module):
         return min((limit for limit in limits if limit is not None), default=None)
 
     @_differentiating
+    @checked()
     def meta_gradient(
-        self, tasks: Tasks, *, progress: Progress | None = None, metric: Metric | None = None
+        self,
+        tasks: Annotated[Tasks, UNCHECKED],
+        *,
+        progress: Progress | None = None,
+        metric: Metric | None = None,
     ) -> MetaGradient:
         """The meta-gradient of the mean weighted query loss over tasks; touches nothing.
 
@@ -221,8 +242,13 @@ class MetaLearner(nn.Module):
         return self._meta_gradient(tasks, progress or Progress(), metric, put_back=True)
 
     @_differentiating
+    @checked()
     def backward(
-        self, tasks: Tasks, *, progress: Progress | None = None, metric: Metric | None = None
+        self,
+        tasks: Annotated[Tasks, UNCHECKED],
+        *,
+        progress: Progress | None = None,
+        metric: Metric | None = None,
     ) -> MetaGradient:
         """Add the meta-gradient into `.grad`, as `loss.backward()` does, hooks and all, and return it.
 
@@ -239,11 +265,12 @@ class MetaLearner(nn.Module):
         return result
 
     @_differentiating
+    @checked()
     def evaluate(
         self,
-        tasks: Tasks,
+        tasks: Annotated[Tasks, UNCHECKED],
         *,
-        steps: int | None = None,
+        steps: CountFrom0 | None = None,
         metric: Metric | None = None,
         norm_statistics: NormStatistics | None = None,
     ) -> Evaluation:
@@ -287,7 +314,8 @@ class MetaLearner(nn.Module):
         return Evaluation(losses, predictions, scores if metric is not None else None)
 
     @_differentiating
-    def adapt(self, support: Batch, *, steps: int | None = None) -> nn.Module:
+    @checked()
+    def adapt(self, support: Batch, *, steps: CountFrom0 | None = None) -> nn.Module:
         """A copy of the model adapted to one support batch, in `eval()` mode, ready to predict.
 
         Its batch norms carry the support set's statistics of the last inner step (with
@@ -320,7 +348,7 @@ class MetaLearner(nn.Module):
         self, tasks: Tasks, progress: Progress, metric: Metric | None, *, put_back: bool
     ) -> MetaGradient:
         count = check_tasks(tasks, differentiated=True)
-        through = tuple(self.order(k, self.steps, progress) for k in range(self.steps))
+        through = steps_through(self.order, self.steps, progress)
         weights = step_weights(self.step_loss, self.steps, progress)
         inner, buffers = self._inner(tasks, self.steps, through, weights, metric=metric)
         with inner.draws.put_back():
@@ -342,7 +370,7 @@ class MetaLearner(nn.Module):
 
         def estimate(shared: Any, buffers: Tensors, task: Task) -> tuple[Any, Any]:
             meta, tensors = shared
-            result = estimator(replace(inner, **tensors), meta, buffers, task)
+            result = task_gradient(estimator, replace(inner, **tensors), meta, buffers, task)
             totals = (filled(result.grads, meta), result.changes, result.metrics, result.loss)
             scores = () if result.scores is None else result.scores
             return totals, (result.query_losses, scores)
@@ -359,7 +387,11 @@ class MetaLearner(nn.Module):
     ) -> tuple[Any, Any]:
         """`work((meta, tensors of the inner loop), buffers, task)` on every task."""
         shared = (detach(self._meta_parameters()), inner.tensors)
-        return self.executor(work, shared, buffers, tasks)
+        answer = self.executor(work, shared, buffers, tasks)
+        if not isinstance(answer, tuple) or len(answer) != 2:
+            takes = "a pair: the sum over tasks, and what is stacked"
+            raise wrong_answer("executor", name_of(self.executor), answer, takes)
+        return answer
 
     def _inner(
         self,
@@ -417,7 +449,7 @@ class MetaLearner(nn.Module):
         """In `eval()` mode, through no step; the last query loss counts."""
         steps = self._evaluation_steps(steps)
         if norm_statistics is not None:
-            check_compatible(self._assembly(_check_norm_statistics(norm_statistics)))
+            check_compatible(self._assembly(norm_statistics))
         weights = (0.0,) * steps + (1.0,)
         return self._inner(tasks, steps, (False,) * steps, weights, False, metric, norm_statistics)
 
@@ -477,47 +509,25 @@ class MetaLearner(nn.Module):
             self._read = (*self._read[-7:], key)
 
     def _evaluation_steps(self, steps: int | None) -> int:
-        steps = self.steps if steps is None else count("evaluate", "steps", steps, least=0)
+        steps = self.steps if steps is None else steps
         if self.max_steps is not None and steps > self.max_steps:
             raise BlockError(
                 f"{steps} inner steps asked for, but a per-step block of this learner is set up for "
-                f"{self.max_steps}; take at most {self.max_steps}"
+                f"{self.max_steps}; take at most {self.max_steps}",
+                block="MetaLearner",
+                field="steps",
             )
         return steps
 
 
-def _check_types(learner: MetaLearner) -> None:
-    for name, kind in (
-        ("model", nn.Module),
-        ("rule", UpdateRule),
-        ("order", Order),
-        ("step_loss", StepLoss),
-        ("estimator", Estimator),
-        ("executor", Executor),
-    ):
-        block = getattr(learner, name)
-        if isinstance(block, type) or not isinstance(block, kind):
-            given = f"the class {block.__name__}" if isinstance(block, type) else f"{block!r}"
-            hint = f"; did you mean {block.__name__}(…)?" if isinstance(block, type) else ""
-            raise BlockError(f"{name} is {given}; it takes a {kind.__name__}{hint}")
-    if not callable(learner.loss):
-        raise BlockError(f"loss is {learner.loss!r}; it takes (prediction, target) -> scalar")
-    if isinstance(learner.loss, nn.Module) and any(
-        p.requires_grad for p in learner.loss.parameters()
-    ):
+def _check_loss(loss: Any) -> None:
+    if isinstance(loss, nn.Module) and any(p.requires_grad for p in loss.parameters()):
         raise BlockError(
-            f"the loss {type(learner.loss).__name__} has trainable parameters, which no gradient "
-            "would reach; put them into the model, or freeze them with requires_grad_(False)"
+            f"the loss {type(loss).__name__} has trainable parameters, which no gradient "
+            "would reach; put them into the model, or freeze them with requires_grad_(False)",
+            block="MetaLearner",
+            field="loss",
         )
-
-
-def _check_norm_statistics(given: Any) -> NormStatistics:
-    if given not in get_args(NormStatistics):
-        raise BlockError(
-            f"norm_statistics is {given!r}{suggest(str(given), get_args(NormStatistics))}; it is one of "
-            f"{', '.join(get_args(NormStatistics))}"
-        )
-    return given  # type: ignore[no-any-return]
 
 
 def _mean(total: Tensor, count: int) -> Tensor:

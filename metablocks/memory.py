@@ -5,11 +5,14 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Annotated, TypeAlias
 
 import torch
 
+from metablocks.checks import Such
 from metablocks.errors import BlockError
 
+_WORDS = 'bytes, or a size such as "4GiB", "512 MiB"'
 _UNITS = {"": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 
 
@@ -21,12 +24,19 @@ def parse_bytes(text: str | int) -> int:
 
     Raises `BlockError` for anything else, and for less than one byte.
     """
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]i?B|)", str(text).strip())
-    size = int(float(found[1]) * _UNITS[found[2]]) if found else 0
+    size = _bytes(text)
     if size < 1:
-        message = f'memory is {text!r}; it takes bytes, or a size such as "4GiB", "512 MiB"'
-        raise BlockError(message, field="memory")
+        raise BlockError(f"memory is {text!r}; it takes {_WORDS}", field="memory")
     return size
+
+
+def _bytes(text: str | int) -> int:
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]i?B|)", str(text).strip())
+    return int(float(found[1]) * _UNITS[found[2]]) if found else 0
+
+
+Memory: TypeAlias = Annotated[str | int, Such(lambda text: _bytes(text) > 0, _WORDS)]
+"""A budget as a field of a block."""
 
 
 def format_bytes(size: float) -> str:

@@ -10,7 +10,9 @@ factor I − α ∇²L_s of that step becomes I, and a learned rate still gets i
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-from metablocks.checks import count
+import numpy as np
+
+from metablocks.checks import CountFrom0, checked, name_of, wrong_answer
 from metablocks.types import Progress
 
 
@@ -25,6 +27,7 @@ class Order(Protocol):
         """True if step `step` (0 … steps − 1) is differentiated through."""
 
 
+@checked()
 @dataclass(frozen=True)
 class SecondOrder:
     """MAML: every step is differentiated through.
@@ -39,6 +42,7 @@ class SecondOrder:
         return True
 
 
+@checked()
 @dataclass(frozen=True)
 class FirstOrder:
     """FOMAML: no step is.
@@ -53,6 +57,7 @@ class FirstOrder:
         return False
 
 
+@checked()
 @dataclass(frozen=True, kw_only=True)
 class TruncatedOrder:
     """The last `last` steps are differentiated through, the ones before are first-order.
@@ -66,15 +71,13 @@ class TruncatedOrder:
     Raises `BlockError` for a negative `last`, and in a learner with fewer steps than `last`.
     """
 
-    last: int
-
-    def __post_init__(self) -> None:
-        count("TruncatedOrder", "last", self.last, least=0)
+    last: CountFrom0
 
     def __call__(self, step: int, steps: int, progress: Progress) -> bool:
         return step >= steps - self.last
 
 
+@checked()
 @dataclass(frozen=True, kw_only=True)
 class AnnealedOrder:
     """First order before epoch `first_order_epochs`, second order from it on.
@@ -88,10 +91,22 @@ class AnnealedOrder:
     Raises `BlockError` for a negative number of epochs.
     """
 
-    first_order_epochs: int
-
-    def __post_init__(self) -> None:
-        count("AnnealedOrder", "first_order_epochs", self.first_order_epochs, least=0)
+    first_order_epochs: CountFrom0
 
     def __call__(self, step: int, steps: int, progress: Progress) -> bool:
         return progress.epoch >= self.first_order_epochs
+
+
+def steps_through(order: Order, steps: int, progress: Progress) -> tuple[bool, ...]:
+    """The order's answer for every step.
+
+    >>> steps_through(TruncatedOrder(last=1), 3, Progress())
+    (False, False, True)
+
+    Raises `BlockError` for an answer that is not a bool.
+    """
+    answers = tuple(order(step, steps, progress) for step in range(steps))
+    for answer in answers:
+        if not isinstance(answer, bool | np.bool_):
+            raise wrong_answer("order", name_of(order), answer, "True or False")
+    return answers

@@ -16,6 +16,7 @@ from metablocks.compatibility import Assembly
 from metablocks.derivatives import graph_leaves, vjp, watched_leaves
 from metablocks.diagnose import without_second_derivative
 from metablocks.errors import GradientError, MetablocksError, ModuleError
+from metablocks.estimators.base import task_gradient
 from metablocks.fingerprint import cell_contents
 from metablocks.functional import detach
 from metablocks.inner_loop import InnerLoop
@@ -38,7 +39,9 @@ def check_reach(assembly: Assembly, inner: InnerLoop, buffers: Tensors, tasks: T
         raise GradientError(
             f"the loss does not depend on {', '.join(unused)} in any task of this first batch: there is "
             "no meta-gradient for it. Use it in the model's forward pass or the rule, take the steps "
-            "that need it, freeze it with requires_grad_(False), or name it in allow_unused=..."
+            "that need it, freeze it with requires_grad_(False), or name it in allow_unused=...",
+            block="MetaLearner",
+            field=unused[0],
         )
 
 
@@ -98,7 +101,7 @@ def _look(
         batches = estimator.batches(task)
         if batches is None:
             with draws.observed():
-                reached = {*estimator(inner, meta, buffers, task).grads}
+                reached = {*task_gradient(estimator, inner, meta, buffers, task).grads}
             return reached, dict(foreign)
         reached = set()
         for batch in batches:

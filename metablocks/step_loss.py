@@ -12,8 +12,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from metablocks.checks import count
-from metablocks.errors import BlockError
+from metablocks.checks import Count, checked, name_of, wrong_answer
 from metablocks.types import Progress
 
 
@@ -29,6 +28,7 @@ class StepLoss(Protocol):
         """Weights `[steps + 1]`: before adaptation, then after each step."""
 
 
+@checked()
 @dataclass(frozen=True)
 class FinalStepLoss:
     """MAML: the query loss after the last step alone.
@@ -43,6 +43,7 @@ class FinalStepLoss:
         return _weights([0.0] * steps + [1.0])
 
 
+@checked()
 @dataclass(frozen=True)
 class UniformStepLoss:
     """The mean of the query losses after each step, v_k = 1/N.
@@ -57,6 +58,7 @@ class UniformStepLoss:
         return _weights([0.0] + [1 / steps] * steps) if steps else _weights([1.0])
 
 
+@checked()
 @dataclass(frozen=True, kw_only=True)
 class AnnealedStepLoss:
     """MSL: uniform at epoch 0, annealed to the last step alone at epoch E = `epochs`.
@@ -74,10 +76,7 @@ class AnnealedStepLoss:
     Raises `BlockError` unless `epochs` is at least 1.
     """
 
-    epochs: int
-
-    def __post_init__(self) -> None:
-        count("AnnealedStepLoss", "epochs", self.epochs)
+    epochs: Count
 
     def __call__(self, steps: int, progress: Progress) -> Tensor:
         epoch = math.floor(progress.epoch)
@@ -93,18 +92,18 @@ def step_weights(block: StepLoss, steps: int, progress: Progress) -> tuple[float
     >>> step_weights(UniformStepLoss(), 2, Progress())
     (0.0, 0.5, 0.5)
 
-    Raises `BlockError` where there are not `steps` + 1 of them, ≥ 0, with the sum 1.
+    Raises `BlockError` if there are not `steps` + 1 of them, ≥ 0, with the sum 1.
     """
-    name = type(block).__name__
     weights = block(steps, progress)
-    if weights.shape != (steps + 1,):
-        raise BlockError(
-            f"{name} gave weights of shape {list(weights.shape)} for {steps} steps; it must give "
-            f"[steps + 1] = [{steps + 1}]"
-        )
-    values = tuple(float(weight) for weight in weights)
+    takes = (
+        f"weights [steps + 1] = [{steps + 1}], a tensor of floats; they must be ≥ 0 and sum to 1"
+    )
+    fits = isinstance(weights, Tensor) and weights.is_floating_point()
+    if not fits or weights.shape != (steps + 1,):
+        raise wrong_answer("step_loss", name_of(block), weights, takes)
+    values = tuple(weights.tolist())
     if not all(value >= 0 for value in values) or abs(sum(values) - 1) > 1e-6:
-        raise BlockError(f"{name} gave weights {list(values)}; they must be ≥ 0 and sum to 1")
+        raise wrong_answer("step_loss", name_of(block), list(values), takes)
     return values
 
 

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +21,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.lr_scheduler import CosineAnnealingLR
 from tqdm import tqdm
 
-from metablocks.checks import count, number
+from metablocks.checks import UNCHECKED, Count, Positive, checked
+from metablocks.devices import find_device
 from metablocks.errors import BlockError, ExecutorError, TaskError
 from metablocks.executors import Executor, Loop, TaskFunction, TaskWork, Vmap
 from metablocks.fit import accuracy, fit
@@ -61,21 +62,22 @@ class TrainedMAML(NamedTuple):
     history: History
 
 
+@checked()
 def train_maml(
     model: nn.Module,
-    tasks: TaskSource | Iterable[Any],
+    tasks: Annotated[TaskSource | Iterable[Any], UNCHECKED],
     *,
-    inner_lr: float = 0.01,
-    outer_lr: float = 0.001,
-    inner_steps: int = 5,
+    inner_lr: Positive = 0.01,
+    outer_lr: Positive = 0.001,
+    inner_steps: Count = 5,
     first_order: bool = False,
     plus_plus: bool = False,
     loss: Callable[[Any, Any], Tensor] | None = None,
     adapt: str | Sequence[str] = "*",
-    epochs: int = 1,
-    iterations: int | None = None,
-    tasks_per_step: int = 25,
-    validation: TaskSource | Iterable[Any] | None = None,
+    epochs: Count = 1,
+    iterations: Count | None = None,
+    tasks_per_step: Count = 25,
+    validation: Annotated[TaskSource | Iterable[Any] | None, UNCHECKED] = None,
     executor: Executor | None = None,
     device: torch.device | str | None = None,
     progress: bool = True,
@@ -134,15 +136,16 @@ def train_maml(
     number of the batch), for none, and for a generator that is used up, `RunError` if the loss or
     the meta-gradient is no longer finite (before it is applied), and what `MetaLearner` raises.
     """
-    _check_values(model, inner_lr=inner_lr, outer_lr=outer_lr)
-    _check_counts(inner_steps=inner_steps, epochs=epochs, tasks_per_step=tasks_per_step)
-    if iterations is not None:
-        _check_counts(iterations=iterations)
     check_tasks(tasks, "train", epochs=epochs, iterations=iterations)
     if validation is not None:
         check_tasks(validation, "validation", epochs=epochs, iterations=None)
     if device is not None:
-        model.to(device)
+        try:
+            model.to(find_device(str(device)))
+        except ValueError as error:
+            raise BlockError(
+                f"train_maml device: {error}", block="train_maml", field="device"
+            ) from None
     if plus_plus:
         model, adapt = _per_step_norms(model, inner_steps, adapt)
     length = _length(tasks, iterations)
@@ -278,15 +281,3 @@ def _validate(learner: MetaLearner, batches: Iterable[Tasks], history: History) 
     history.validation_losses.append(float(torch.cat(losses).mean()))
     if right:
         history.validation_accuracies.append(float(torch.cat(right).mean()))
-
-
-def _check_values(model: Any, **rates: Any) -> None:
-    if not isinstance(model, nn.Module):
-        raise BlockError(f"model is {model!r}; it takes an nn.Module")
-    for name, rate in rates.items():
-        number("train_maml", name, rate, above=0)
-
-
-def _check_counts(**counts: Any) -> None:
-    for name, value in counts.items():
-        count("train_maml", name, value)

@@ -6,19 +6,20 @@ import time
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from metablocks.checks import UNCHECKED, checked
 from metablocks.errors import ExecutorError, caller_stacklevel
 from metablocks.estimators import Estimator
 from metablocks.executors import Loop, RandomDrawsWarning, Vmap, check_tasks
-from metablocks.executors.compiled import Compile, Compiler
+from metablocks.executors.compiled import Compile
 from metablocks.generators import devices_of
 from metablocks.learner import MetaLearner
-from metablocks.memory import forget_peak, format_bytes, parse_bytes, peak_memory
+from metablocks.memory import Memory, forget_peak, format_bytes, parse_bytes, peak_memory
 from metablocks.types import TaskBatch, Tasks, Tensors
 
 log = logging.getLogger("metablocks")
@@ -50,8 +51,9 @@ class Choice(NamedTuple):
         return f"{_call(self.executor)}: {figures}"
 
 
+@checked()
 def choose_executor(
-    learner: MetaLearner, tasks: Tasks, *, memory: str | int | None = None
+    learner: MetaLearner, tasks: Annotated[Tasks, UNCHECKED], *, memory: Memory | None = None
 ) -> Choice:
     """The fastest executor for meta-gradients of this learner on batches such as `tasks`.
 
@@ -126,6 +128,7 @@ def choose_executor(
     return Choice(best.executor, best.estimator, {str(c): cost for c, cost in costs.items()})
 
 
+@checked()
 @dataclass(frozen=True, kw_only=True)
 class AutoExecutor:
     """An executor that a run is to choose by `choose_executor` before it trains, and state.
@@ -141,13 +144,8 @@ class AutoExecutor:
     Raises `BlockError` for a `memory` that is not a size, and an invalid `compile`.
     """
 
-    memory: str | int | None = None
+    memory: Memory | None = None
     compile: Compile = False
-
-    def __post_init__(self) -> None:
-        Compiler.check("AutoExecutor", self.compile)
-        if self.memory is not None:
-            parse_bytes(self.memory)
 
     def __call__(self, fn: Any, shared: Any, buffers: Tensors, tasks: Tasks) -> tuple[Any, Any]:
         return Loop()(fn, shared, buffers, tasks)

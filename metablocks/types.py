@@ -7,21 +7,23 @@ of equal size along a new first dimension: `[tasks, examples, ...]`.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Annotated, Any, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from metablocks.checks import Device, NonNegative, Such, check, checked, shown
 from metablocks.errors import TaskError
 
 Tensors: TypeAlias = dict[str, Tensor]
 """Named tensors: parameters, buffers, gradients, updates, meta-gradients."""
 
-Batch: TypeAlias = tuple[Any, Any]
+Batch: TypeAlias = Annotated[tuple[Any, Any], Such(lambda _: True, "a pair (inputs, target)")]
 """`(inputs, target)`, each any pytree of tensors `[examples, ...]`."""
 
 
+@checked()
 @dataclass(frozen=True)
 class Progress:
     """Progress of training, which policies read.
@@ -32,7 +34,7 @@ class Progress:
     Progress(epoch=3)
     """
 
-    epoch: float = 0.0
+    epoch: NonNegative = 0.0
 
 
 @dataclass(frozen=True)
@@ -71,12 +73,6 @@ class TaskBatch:
     query: Batch
 
     def __post_init__(self) -> None:
-        for side in ("support", "query"):
-            batch = getattr(self, side)
-            if not isinstance(batch, tuple) or len(batch) != 2:
-                raise TaskError(
-                    f"TaskBatch.{side} is {_describe(batch)}; it takes a pair (inputs, target)"
-                )
         _as_dicts(self)
         sizes = {
             f"{side}{pytree.keystr(path)} {list(leaf.shape)}": leaf.shape[0] if leaf.ndim else None
@@ -85,11 +81,17 @@ class TaskBatch:
             if isinstance(leaf, Tensor)
         }
         if not sizes:
-            raise TaskError("TaskBatch holds no tensor; support and query are pairs of tensors")
+            raise TaskError(
+                "TaskBatch support and query hold no tensor; they are pairs of tensors",
+                block="TaskBatch",
+                field="support",
+            )
         if len(set(sizes.values())) != 1 or None in sizes.values() or 0 in sizes.values():
             raise TaskError(
                 "every tensor of a TaskBatch is [tasks, examples, ...] with one number of tasks "
-                f"(at least 1); given {', '.join(sizes)}"
+                f"(at least 1); given {', '.join(sizes)}",
+                block="TaskBatch",
+                field="support",
             )
         object.__setattr__(self, "_tasks", next(iter(sizes.values())))
 
@@ -98,12 +100,14 @@ class TaskBatch:
         return tasks
 
     def __getitem__(self, index: int) -> Task:
+        check("TaskBatch", "index", index, int, TaskError)
         if not -len(self) <= index < len(self):
             raise IndexError(f"task {index} of a batch of {len(self)}")
         return Task(*map_tensors(lambda leaf: leaf[index], (self.support, self.query)))
 
     def to(self, target: torch.device | str | torch.dtype) -> "TaskBatch":
         """The same tasks on a device, or with floating-point tensors of a dtype."""
+        check("TaskBatch", "target", target, torch.dtype | Device, TaskError)
 
         def move(leaf: Tensor) -> Tensor:
             keeps = isinstance(target, torch.dtype) and not leaf.is_floating_point()
@@ -114,8 +118,13 @@ class TaskBatch:
     @staticmethod
     def stack(tasks: Sequence[Task]) -> "TaskBatch":
         """Stack tasks of equal size; raises `TaskError` naming the shapes where they differ."""
+        check("TaskBatch", "tasks", tasks, Sequence[Task], TaskError)
         if not tasks:
-            raise TaskError("an empty list of tasks; at least one task is needed")
+            raise TaskError(
+                "an empty list of tasks; at least one task is needed",
+                block="TaskBatch",
+                field="tasks",
+            )
         trees = [(task.support, task.query) for task in tasks]
         flat = [pytree.tree_flatten(tree) for tree in trees]
         forms = [[_form(leaf) for leaf in leaves] for leaves, _ in flat]
@@ -167,6 +176,13 @@ def _as_dicts(owner: Any) -> None:
     """Make dicts of the mappings of other kinds, such as a tokenizer's, in support and query."""
     for side in ("support", "query"):
         batch = getattr(owner, side)
+        if not isinstance(batch, tuple | list) or len(batch) != 2:
+            kind = type(owner).__name__
+            raise TaskError(
+                f"{kind} {side} is {shown(batch)}; it takes a pair (inputs, target)",
+                block=kind,
+                field=side,
+            )
         object.__setattr__(owner, side, _with_dicts(batch))
 
 
@@ -181,8 +197,3 @@ def _with_dicts(tree: Any) -> Any:
         items = [_with_dicts(value) for value in tree]
         return tree if all(a is b for a, b in zip(items, tree, strict=True)) else type(tree)(items)
     return tree
-
-
-def _describe(value: Any) -> str:
-    length = f" of length {len(value)}" if isinstance(value, tuple | list) else ""
-    return f"a {type(value).__name__}{length}"

@@ -66,7 +66,7 @@ TRANSFORMS = {
 
 
 # PyTorch's forward mode compiles its own decompositions by torch.jit at first use.
-@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")
 @pytest.mark.parametrize("transform", TRANSFORMS.values(), ids=list(TRANSFORMS))
 def test_adapt_is_its_hand_written_loop(transform, device, dtype, within):
     place = {

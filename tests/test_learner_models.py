@@ -9,9 +9,7 @@ from small_learners import EXECUTORS, learner_of, small, tasks_of
 from torch import nn
 
 import metablocks as mb
-from metablocks.errors import (
-    BlockError,
-)
+from metablocks.errors import BlockError
 from metablocks.laws import gradients, purity
 from metablocks.laws.compare import assert_close
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from metablocks.checks import count
+from metablocks.checks import Count, checked
 from metablocks.derivatives import vjp
 from metablocks.estimators.base import Estimator, TaskGradient
 from metablocks.estimators.unrolled import weigh
@@ -27,6 +27,7 @@ from metablocks.inner_loop import Carry, InnerLoop, QueryPass, SupportPass
 from metablocks.types import Task, Tensors
 
 
+@checked()
 @dataclass(frozen=True, kw_only=True)
 class Adjoint(Estimator):
     """The discrete adjoint of the inner loop: `Unrolled`'s gradient at the memory of one step.
@@ -60,11 +61,8 @@ class Adjoint(Estimator):
     """
 
     exact: ClassVar[bool] = True
-    keep_every: int = 1
+    keep_every: Count = 1
     offload: bool = False
-
-    def __post_init__(self) -> None:
-        count("Adjoint", "keep_every", self.keep_every)
 
     def __call__(
         self, inner: InnerLoop, meta: Tensors, buffers: Tensors, task: Task

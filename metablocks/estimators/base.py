@@ -7,6 +7,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from metablocks.checks import name_of, shown, wrong_answer
 from metablocks.inner_loop import InnerLoop, QueryPass
 from metablocks.rules.base import UpdateRule
 from metablocks.types import Batch, Task, Tensors
@@ -60,6 +61,22 @@ class Estimator(ABC):
         None for an estimator that differentiates the query loss after the inner loop, which must.
         """
         return None
+
+
+def task_gradient(
+    estimator: Estimator, inner: InnerLoop, meta: Tensors, buffers: Tensors, task: Task
+) -> TaskGradient:
+    """The estimator's answer. Raises `BlockError` if it is not a `TaskGradient` of `meta`."""
+    answer: Any = estimator(inner, meta, buffers, task)
+    if not isinstance(answer, TaskGradient) or not isinstance(answer.grads, Mapping):
+        takes = "a TaskGradient, its grads by the names of `meta`"
+        raise wrong_answer("estimator", name_of(estimator), answer, takes)
+    for name, grad in answer.grads.items():
+        if name not in meta or not isinstance(grad, Tensor) or grad.shape != meta[name].shape:
+            like = f"a tensor {list(meta[name].shape)}" if name in meta else "none of that name"
+            takes = f"for {name} {like}"
+            raise wrong_answer("estimator", name_of(estimator), {name: shown(grad)}, takes)
+    return answer
 
 
 def reached(grads: Mapping[str, Tensor | None]) -> Tensors:

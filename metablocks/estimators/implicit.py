@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from metablocks.checks import count, number
+from metablocks.checks import Count, NonNegative, Positive, checked
 from metablocks.derivatives import gradient, vjp
 from metablocks.estimators.base import Estimator, TaskGradient, at_the_end, filled, reached
 from metablocks.estimators.conjugate_gradient import conjugate_gradient
@@ -23,6 +23,7 @@ from metablocks.types import Batch, Task, Tensors
 _LEAST_CURVATURE = 0.1  # of the inner problem along a direction of the solver, in units of λ
 
 
+@checked()
 @dataclass(frozen=True, kw_only=True)
 class Implicit(Estimator):
     """The meta-gradient (I + ∇²L_s(φ*)/λ)⁻¹ ∇L_q(φ*), by conjugate gradients; λ is `proximal`.
@@ -61,14 +62,9 @@ class Implicit(Estimator):
     the combinations above.
     """
 
-    proximal: float = 2.0
-    cg_steps: int = 5
-    tolerance: float = 1e-10
-
-    def __post_init__(self) -> None:
-        number("Implicit", "proximal", self.proximal, above=0)
-        count("Implicit", "cg_steps", self.cg_steps)
-        number("Implicit", "tolerance", self.tolerance, at_least=0)
+    proximal: Positive = 2.0
+    cg_steps: Count = 5
+    tolerance: NonNegative = 1e-10
 
     def __call__(
         self, inner: InnerLoop, meta: Tensors, buffers: Tensors, task: Task

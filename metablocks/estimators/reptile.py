@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from metablocks.checks import choice, count
+from metablocks.checks import Count, checked
 from metablocks.errors import TaskError
 from metablocks.estimators.base import Estimator, TaskGradient, at_the_end
 from metablocks.inner_loop import InnerLoop
@@ -22,6 +22,7 @@ from metablocks.types import Batch, Task, Tensors
 Examples: TypeAlias = Literal["all", "support"]
 
 
+@checked()
 @dataclass(frozen=True, kw_only=True)
 class Reptile(Estimator):
     """The meta-gradient φ − φ̃: from where a task's inner loop starts to where it ends.
@@ -58,12 +59,7 @@ class Reptile(Estimator):
     """
 
     examples: Examples = "all"
-    batch: int | None = None
-
-    def __post_init__(self) -> None:
-        choice("Reptile", "examples", self.examples, Examples)
-        if self.batch is not None:
-            count("Reptile", "batch", self.batch)
+    batch: Count | None = None
 
     def __call__(
         self, inner: InnerLoop, meta: Tensors, buffers: Tensors, task: Task
@@ -90,7 +86,9 @@ class Reptile(Estimator):
         if form != other or not all(map(_join, support, query)):
             raise TaskError(
                 'Reptile(examples="all") joins support and query, whose tensors differ in form: '
-                f'{_shapes(support)} and {_shapes(query)}; use examples="support"'
+                f'{_shapes(support)} and {_shapes(query)}; use examples="support"',
+                block="Reptile",
+                field="examples",
             )
         joined: Batch = pytree.tree_unflatten(
             [torch.cat(pair) for pair in zip(support, query, strict=True)], form

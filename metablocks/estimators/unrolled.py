@@ -12,12 +12,14 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from metablocks.checks import checked
 from metablocks.derivatives import vjp
 from metablocks.estimators.base import Estimator, TaskGradient, each_carry, reached
 from metablocks.inner_loop import InnerLoop, QueryPass
 from metablocks.types import Task, Tensors
 
 
+@checked()
 @dataclass(frozen=True)
 class Unrolled(Estimator):
     """Reverse-mode differentiation of the whole inner loop.

@@ -16,7 +16,7 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from metablocks.errors import TaskError
+from metablocks.errors import TaskError, concerning
 from metablocks.generators import Draws, generators_of
 from metablocks.types import Task, TaskBatch, Tasks, Tensors
 
@@ -68,6 +68,7 @@ class Executor(Protocol):
         """The sum over tasks of the first result, and the second stacked to `[tasks, ...]`."""
 
 
+@concerning("MetaLearner", "tasks")
 def check_tasks(tasks: Tasks, *, differentiated: bool = False) -> int:
     """The number of tasks.
 
@@ -88,12 +89,22 @@ def check_tasks(tasks: Tasks, *, differentiated: bool = False) -> int:
                 f"tasks[{index}] is a {type(task).__name__}; it takes Task(support, query)"
             )
         whole.append((f"tasks[{index}]", task))
+    dimension = int(isinstance(tasks, TaskBatch))
     for name, one in whole:
         for side in ("support", "query"):
-            for path, leaf in pytree.tree_leaves_with_path(getattr(one, side)):
-                if isinstance(leaf, Tensor):
-                    where = f"{name}.{side}{pytree.keystr(path)}"
-                    _check_leaf(where, leaf, differentiated)
+            for part, tree in enumerate(getattr(one, side)):
+                examples: list[int] = []
+                for path, leaf in pytree.tree_leaves_with_path(tree):
+                    if isinstance(leaf, Tensor):
+                        where = f"{name}.{side}[{part}]{pytree.keystr(path)}"
+                        _check_leaf(where, leaf, differentiated)
+                        examples += leaf.shape[dimension : dimension + 1]
+                if examples and not any(examples):
+                    raise TaskError(
+                        f"{name}.{side}[{part}] has no examples; a {side} set has at least one",
+                        block="Task",
+                        field=side,
+                    )
     return len(tasks)
 
 

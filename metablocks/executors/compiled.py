@@ -64,16 +64,6 @@ class Compiler:
     ([2, 3], 1)
     """
 
-    @staticmethod
-    def check(owner: str, setting: object) -> None:
-        """Raise `BlockError` for another setting than True, False, "trace" or "auto"."""
-        if not isinstance(setting, bool) and setting not in ("trace", "auto"):
-            raise BlockError(
-                f'{owner} compile is {setting!r}; it takes True, False, "trace" or "auto"',
-                block=owner,
-                field="compile",
-            )
-
     def __init__(self, setting: Compile) -> None:
         self.setting = setting
         self._made: dict[Hashable, Callable[..., Any] | None] = {}

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from metablocks.checks import count
-from metablocks.errors import BlockError
+from metablocks.checks import Count, checked
 from metablocks.executors.base import TaskFunction, TaskWork
 from metablocks.executors.compiled import Compile, Compiler
 from metablocks.executors.threads import map_in_threads
@@ -19,6 +18,7 @@ from metablocks.types import Task, Tasks, Tensors
 ChannelsLast: TypeAlias = bool | Literal["query"]
 
 
+@checked()
 @dataclass(frozen=True, kw_only=True)
 class Loop:
     """One task after another: the reference, and the one that takes tasks of unequal size.
@@ -46,19 +46,9 @@ class Loop:
     Raises `BlockError` for fewer than one worker, and for other settings than those named.
     """
 
-    workers: int = 1
+    workers: Count = 1
     channels_last: ChannelsLast = False
     compile: Compile = False
-
-    def __post_init__(self) -> None:
-        Compiler.check("Loop", self.compile)
-        count("Loop", "workers", self.workers)
-        if not isinstance(self.channels_last, bool) and self.channels_last != "query":
-            raise BlockError(
-                f'Loop channels_last is {self.channels_last!r}; it takes True, False or "query"',
-                block="Loop",
-                field="channels_last",
-            )
 
     def __call__(
         self, fn: TaskFunction, shared: Any, buffers: Tensors, tasks: Tasks

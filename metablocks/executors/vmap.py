@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from metablocks.checks import count
+from metablocks.checks import Count, checked
 from metablocks.errors import ExecutorError, MetablocksError, first_line
 from metablocks.executors.base import RandomDrawsWarning, TaskFunction, TaskWork
 from metablocks.executors.compiled import Compile, Compiler
@@ -18,6 +18,7 @@ from metablocks.outputs import Apart
 from metablocks.types import Task, TaskBatch, Tasks, Tensors
 
 
+@checked()
 @dataclass(frozen=True, kw_only=True)
 class Vmap:
     """Tasks at once, `chunk` at a time (all of them where `chunk` is None), by `torch.func.vmap`.
@@ -40,13 +41,8 @@ class Vmap:
     unequal size, `ExecutorError` for a model that `vmap` cannot run.
     """
 
-    chunk: int | None = None
+    chunk: Count | None = None
     compile: Compile = False
-
-    def __post_init__(self) -> None:
-        Compiler.check("Vmap", self.compile)
-        if self.chunk is not None:
-            count("Vmap", "chunk", self.chunk)
 
     def __call__(
         self, fn: TaskFunction, shared: Any, buffers: Tensors, tasks: Tasks
@@ -126,5 +122,7 @@ def _vmap(
     first()  # raises what is wrong with the work itself
     raise ExecutorError(
         f"Vmap cannot run this model or loss, which a plain loop runs: {first_line(refusal)} "
-        "Use executor=Loop()"
+        "Use executor=Loop()",
+        block="MetaLearner",
+        field="executor",
     ) from refusal

@@ -21,7 +21,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from metablocks.errors import BlockError, DataError, LawError, MetablocksError, first_line
+from metablocks.errors import (
+    AnswerError,
+    BlockError,
+    DataError,
+    LawError,
+    MetablocksError,
+    first_line,
+)
 from metablocks.executors import RandomDrawsWarning
 from metablocks.laws.blocks import Block, as_block, public_names
 
@@ -150,10 +157,10 @@ class Check:
                     self.run(**drawn)
                 except DataError:
                     raise
-                except BlockError as error:  # the blocks do not go together
-                    refused, refusal = refused + 1, str(error)
-                    reject()
                 except Exception as error:
+                    if isinstance(error, BlockError) and not isinstance(error, AnswerError):
+                        refused, refusal = refused + 1, str(error)  # blocks that do not go together
+                        reject()
                     failures[key] = drawn, error
                     deadline = min(deadline, time.monotonic() + SHRINK_SECONDS)
                 tried += 1

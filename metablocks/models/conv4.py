@@ -1,10 +1,11 @@
 """The convolutional network of the few-shot literature."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
+from annotated_types import Le
 from torch import Tensor, nn
 
-from metablocks.checks import choice, count
+from metablocks.checks import Count, checked
 from metablocks.errors import BlockError
 from metablocks.models.layers import ACTIVATIONS, DEEPEST, Activation, xavier
 
@@ -13,6 +14,7 @@ Norm = Literal["batch", "none"]
 Features = Literal["flat", "mean"]
 
 
+@checked()
 class Conv4(nn.Module):
     """`layers` × [3×3 convolution, norm, activation], each halving the image, then a linear head.
 
@@ -40,23 +42,16 @@ class Conv4(nn.Module):
     def __init__(
         self,
         *,
-        input_shape: tuple[int, ...],
-        outputs: int,
-        filters: int = 64,
-        layers: int = 4,
+        input_shape: tuple[Count, ...],
+        outputs: Count,
+        filters: Count = 64,
+        layers: Annotated[Count, Le(DEEPEST)] = 4,
         downsample: Downsample = "stride",
         norm: Norm = "batch",
         activation: Activation = "relu",
         features: Features = "flat",
     ) -> None:
         super().__init__()
-        count("Conv4", "filters", filters)
-        count("Conv4", "layers", layers, most=DEEPEST)
-        count("Conv4", "outputs", outputs)
-        choice("Conv4", "downsample", downsample, Downsample)
-        choice("Conv4", "norm", norm, Norm)
-        choice("Conv4", "activation", activation, ACTIVATIONS)
-        choice("Conv4", "features", features, Features)
         if len(input_shape) != 3:
             raise BlockError(
                 f"Conv4 takes images (channels, height, width); the tasks have inputs of shape "

@@ -11,12 +11,13 @@ Sha 2021).
 import copy
 from collections import OrderedDict
 from itertools import pairwise
-from typing import Literal, TypeAlias
+from typing import Annotated, Literal, TypeAlias
 
 import torch
+from annotated_types import Le
 from torch import Tensor, nn
 
-from metablocks.checks import choice, count
+from metablocks.checks import Count, checked
 from metablocks.errors import BlockError, suggest
 from metablocks.models.layers import DEEPEST
 from metablocks.models.surgery import holders, made_like, obstacle, replace_modules
@@ -38,14 +39,15 @@ class DeepLinear(nn.Linear):
         return output
 
 
+@checked()
 def append_linear(
     model: nn.Module,
     *,
-    depth: int,
-    width: int | None = None,
+    depth: Annotated[Count, Le(DEEPEST)],
+    width: Count | None = None,
     init: Init = "identity",
     layer: str | None = None,
-    features: int | None = None,
+    features: Count | None = None,
 ) -> nn.Module:
     """A copy of `model` with `depth` linear layers more behind its last linear layer.
 
@@ -83,10 +85,6 @@ def append_linear(
     with `features`, and for a last layer that cannot be collapsed: a class of one's own, tied to
     another, with hooks or a T.
     """
-    for field, value in (("depth", depth), ("width", width), ("features", features)):
-        if value is not None:
-            count("append_linear", field, value, most=DEEPEST if field == "depth" else None)
-    choice("append_linear", "init", init, Init)
     kind = type(model).__name__
     if any(isinstance(module, DeepLinear) for module in model.modules()):
         raise BlockError(f"append_linear: {kind} has appended layers already; give one depth")
@@ -112,6 +110,7 @@ def append_linear(
     return replace_modules(copy.deepcopy(model), convert)
 
 
+@checked()
 @torch.no_grad()
 def collapse_linear(model: nn.Module) -> nn.Module:
     """A copy of `model` with its appended layers multiplied into the one before: the same function.

@@ -6,11 +6,12 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from metablocks.checks import choice, count
+from metablocks.checks import Count, checked
 from metablocks.errors import BlockError
 from metablocks.models.layers import ACTIVATIONS, DEEPEST, Activation, xavier
 
 
+@checked()
 class MLP(nn.Module):
     """Linear layers of the `hidden` widths with an activation after each, then a linear head.
 
@@ -36,25 +37,20 @@ class MLP(nn.Module):
     def __init__(
         self,
         *,
-        input_shape: tuple[int, ...],
-        outputs: int,
-        hidden: tuple[int, ...] = (40, 40),
+        input_shape: tuple[Count, ...],
+        outputs: Count,
+        hidden: tuple[Count, ...] = (40, 40),
         activation: Activation = "relu",
         bias: bool = True,
         init: Literal["xavier", "fan_in"] = "xavier",
     ) -> None:
         super().__init__()
-        for width in hidden:
-            count("MLP", "hidden", width)
         if len(hidden) > DEEPEST:
             raise BlockError(
                 f"MLP hidden is {len(hidden)} layers; it takes at most {DEEPEST}",
                 block="MLP",
                 field="hidden",
             )
-        count("MLP", "outputs", outputs)
-        choice("MLP", "activation", activation, ACTIVATIONS)
-        choice("MLP", "init", init, ("xavier", "fan_in"))
         widths = [math.prod(input_shape), *hidden]
         self.body = nn.Sequential()
         for index, (inputs, width) in enumerate(pairwise(widths)):

@@ -10,14 +10,14 @@ and β, fit no step well (Antoniou, Edwards, Storkey 2018: BNRS and BNWB).
 import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, Self, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from typing_extensions import Self
 
+from metablocks.checks import Count, checked
 from metablocks.errors import BlockError
 from metablocks.per_step import Beyond, StepAware, limit, row
 
@@ -39,6 +39,7 @@ _DIMENSIONS: dict[type[nn.Module], tuple[int, ...]] = {
 }
 
 
+@checked()
 class PerStepBatchNorm(StepAware):
     """A batch norm with a row for every inner step. `per_step_batch_norm` makes them, and says how.
 
@@ -66,7 +67,7 @@ class PerStepBatchNorm(StepAware):
     def __init__(
         self,
         norm: _BatchNorm,
-        steps: int,
+        steps: Count,
         *,
         statistics: Statistics = "batch",
         affine: Affine = "per_step",

@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.lazy import LazyModuleMixin
 
-from metablocks.checks import choice, count
+from metablocks.checks import Count, checked
 from metablocks.errors import BlockError
 from metablocks.models.per_step_norm import (
     AFFINE,
@@ -20,9 +20,10 @@ from metablocks.models.surgery import outer_loop_patterns, replace_modules
 from metablocks.per_step import Beyond
 
 
+@checked()
 def per_step_batch_norm(
     model: nn.Module,
-    steps: int,
+    steps: Count,
     statistics: Statistics = "batch",
     affine: Affine = "per_step",
     beyond: Beyond = "error",
@@ -63,10 +64,6 @@ def per_step_batch_norm(
     from other tensors (a parametrization), or which has a tensor or module of a name that a per-step
     norm needs.
     """
-    count("per_step_batch_norm", "steps", steps)
-    choice("per_step_batch_norm", "statistics", statistics, Statistics)
-    choice("per_step_batch_norm", "affine", affine, Affine)
-    choice("per_step_batch_norm", "beyond", beyond, Beyond)
     norms = {n: m for n, m in model.named_modules() if isinstance(m, _BatchNorm)}
     for name, norm in norms.items():
         problem = _obstacle(norm)
@@ -112,6 +109,7 @@ def _obstacle(norm: _BatchNorm) -> str:
     return ""
 
 
+@checked()
 def norm_patterns(model: nn.Module) -> list[str]:
     """Patterns for `adapt` that leave γ and β of per-step batch norms to the outer loop.
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from metablocks.checks import checked
 from metablocks.errors import BlockError, concerning
 from metablocks.models.surgery import (
     LINEAR_LIKE,
@@ -59,6 +60,7 @@ _TRANSFORMED: dict[type[nn.Module], type[nn.Module]] = {
 }
 
 
+@checked()
 def insert_tnet(model: nn.Module, *, layers: str | Sequence[str] = "*") -> nn.Module:
     """A copy of `model` in which every linear and convolutional layer is followed by its own T.
 
@@ -118,6 +120,7 @@ def insert_tnet(model: nn.Module, *, layers: str | Sequence[str] = "*") -> nn.Mo
     return replace_modules(copy.deepcopy(model), convert)
 
 
+@checked()
 @torch.no_grad()
 def fold_tnet(model: nn.Module) -> nn.Module:
     """A copy of `model` without its transforms, which are folded into the layers: the same function.
@@ -164,6 +167,7 @@ def fold_tnet(model: nn.Module) -> nn.Module:
     return replace_modules(copy.deepcopy(model), convert)
 
 
+@checked()
 def transform_patterns(model: nn.Module) -> list[str]:
     """Patterns for `adapt` that leave every T to the outer loop.
 

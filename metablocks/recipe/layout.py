@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, get_args, get_type_hints
 
 from annotated_types import Ge, Le
 
-_Count = Annotated[int, Ge(1)]
+from metablocks.checks import Count, CountFrom0
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Blocks:
 class InnerSection:
     """The inner loop: what happens inside a task."""
 
-    steps: Annotated[int, Ge(0)]
+    steps: CountFrom0
     adapt: str | list[str]
     rule: Annotated[Any, Blocks("rule", at_least=1)]
     order: Annotated[Any, Blocks("order")]
@@ -39,9 +39,9 @@ class OuterSection:
     clip: Annotated[Any, Blocks("clip")] = None
     optimizer: Annotated[Any, Blocks("optimizer")]
     schedule: Annotated[Any, Blocks("schedule")]
-    tasks_per_step: _Count
-    steps_per_epoch: _Count
-    epochs: _Count
+    tasks_per_step: Count
+    steps_per_epoch: Count
+    epochs: Count
 
 
 @dataclass(frozen=True)
@@ -51,10 +51,10 @@ class EvaluationSection:
     `ensemble`: the number of the best checkpoints by validation are tested together, too.
     """
 
-    tasks: _Count
-    every: _Count
-    inner_steps: Annotated[int, Ge(0)]
-    ensemble: _Count = 1
+    tasks: Count
+    every: Count
+    inner_steps: CountFrom0
+    ensemble: Count = 1
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,7 @@ def json_schema() -> dict[str, Any]:
     >>> recipe["$defs"]["InnerSection"]["properties"]["order"]
     {'$ref': '#/$defs/order'}
     >>> recipe["$defs"]["order"]["anyOf"][3]["properties"]["last"]
-    {'title': 'Last', 'type': 'integer'}
+    {'minimum': 0, 'title': 'Last', 'type': 'integer'}
     """
     root = schema.adapter(schema.entry(RecipeLayout, section=True)).json_schema()
     definitions = root["$defs"]

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Protocol, TypeAlias, runtime_checkable
 
 import torch
-from annotated_types import Ge, Gt, Lt
 from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import CosineAnnealingLR, LambdaLR, LRScheduler
 
+from metablocks.checks import Count, Decay, NonNegative, Positive, checked
 from metablocks.errors import BlockError, concerning
 from metablocks.selection import select
 
@@ -29,18 +29,15 @@ class GroupOptions:
 NamedParameters: TypeAlias = Iterable[tuple[str, nn.Parameter]]
 Groups: TypeAlias = Annotated[Mapping[str, Mapping[str, Any]], GroupOptions()]
 
-_NonNegative = Annotated[float, Ge(0)]
-_Positive = Annotated[float, Gt(0)]
-_Decay = Annotated[float, Ge(0), Lt(1)]
 
-
+@checked()
 def adam(
     parameters: NamedParameters,
     *,
-    lr: _NonNegative,
-    betas: tuple[_Decay, _Decay] = (0.9, 0.999),
-    eps: _Positive = 1e-8,
-    weight_decay: _NonNegative = 0.0,
+    lr: NonNegative,
+    betas: tuple[Decay, Decay] = (0.9, 0.999),
+    eps: Positive = 1e-8,
+    weight_decay: NonNegative = 0.0,
     groups: Groups | None = None,
 ) -> Optimizer:
     """Adam: m ← β₁m + (1−β₁)g, v ← β₂v + (1−β₂)g², θ ← θ − lr · m̂ / (√v̂ + eps).
@@ -59,13 +56,14 @@ def adam(
     )
 
 
+@checked()
 def adamw(
     parameters: NamedParameters,
     *,
-    lr: _NonNegative,
-    betas: tuple[_Decay, _Decay] = (0.9, 0.999),
-    eps: _Positive = 1e-8,
-    weight_decay: _NonNegative = 0.01,
+    lr: NonNegative,
+    betas: tuple[Decay, Decay] = (0.9, 0.999),
+    eps: Positive = 1e-8,
+    weight_decay: NonNegative = 0.01,
     groups: Groups | None = None,
 ) -> Optimizer:
     """AdamW: Adam, with the decay taken off the parameters, θ ← θ − lr · weight_decay · θ.
@@ -79,13 +77,14 @@ def adamw(
     )
 
 
+@checked()
 def sgd(
     parameters: NamedParameters,
     *,
-    lr: _NonNegative,
-    momentum: _NonNegative = 0.0,
+    lr: NonNegative,
+    momentum: NonNegative = 0.0,
     nesterov: bool = False,
-    weight_decay: _NonNegative = 0.0,
+    weight_decay: NonNegative = 0.0,
     groups: Groups | None = None,
 ) -> Optimizer:
     """Stochastic gradient descent: b ← momentum · b + g, θ ← θ − lr · b.
@@ -106,12 +105,14 @@ def sgd(
     )
 
 
+@checked()
 def constant(optimizer: Optimizer) -> LRScheduler | None:
     """The optimiser's own rates, unchanged: lr(e) = lr."""
     return None
 
 
-def cosine(optimizer: Optimizer, *, final: _NonNegative, epochs: int) -> LRScheduler | None:
+@checked()
+def cosine(optimizer: Optimizer, *, final: NonNegative, epochs: Count) -> LRScheduler | None:
     """Cosine annealing, per epoch e: lr(e) = final + ½ (lr − final) (1 + cos(π e / epochs)).
 
     Every group of the optimiser goes from its own rate to `final`.
@@ -128,7 +129,8 @@ def cosine(optimizer: Optimizer, *, final: _NonNegative, epochs: int) -> LRSched
     return CosineAnnealingLR(optimizer, T_max=epochs, eta_min=final)
 
 
-def linear(optimizer: Optimizer, *, final: _NonNegative, epochs: int) -> LRScheduler | None:
+@checked()
+def linear(optimizer: Optimizer, *, final: NonNegative, epochs: Count) -> LRScheduler | None:
     """A straight line, per epoch e: lr(e) = lr + (final − lr) e / epochs.
 
     Every group of the optimiser goes from its own rate to `final`.
@@ -205,7 +207,7 @@ class _Bound:
         self,
         parameters: NamedParameters,
         *,
-        maximum: _Positive,
+        maximum: Positive,
         only: str | Sequence[str] = "*",
     ) -> None:
         self.maximum = maximum
@@ -214,6 +216,7 @@ class _Bound:
             self.chosen: list[nn.Parameter] = [named[name] for name in select(only, named)]
 
 
+@checked()
 class ClipValue(_Bound):
     """Clamp every entry of the meta-gradient: g ← min(max(g, −maximum), maximum).
 
@@ -235,6 +238,7 @@ class ClipValue(_Bound):
         torch.nn.utils.clip_grad_value_(self.chosen, self.maximum)
 
 
+@checked()
 class ClipNorm(_Bound):
     """Scale the meta-gradient down to a norm: g ← g · min(1, maximum / ‖g‖), ‖g‖ over all of it.
 

@@ -14,12 +14,12 @@ import types
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import lru_cache, wraps
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, NotRequired, Union, get_args, get_origin, get_type_hints
 
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError, with_config
 from pydantic_core import ErrorDetails
-from typing_extensions import NotRequired, TypedDict, is_typeddict
+from typing_extensions import TypedDict, is_typeddict
 
 from metablocks.errors import RecipeError, suggest, suggest_then
 from metablocks.recipe.layout import slot_of
@@ -30,7 +30,7 @@ from metablocks.recipe.slots import SLOTS
 REQUIRED: Any = inspect.Parameter.empty
 INVALID: Any = object()
 STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, arbitrary_types_allowed=True)
-_BOUNDS = {Ge: "at least", Gt: "above", Le: "at most", Lt: "below"}
+_BOUNDS = {Ge: "of at least", Gt: "above", Le: "of at most", Lt: "below"}
 _LISTS = (list, collections.abc.Sequence, collections.abc.Iterable, collections.abc.Collection)
 _MAPPINGS = (dict, collections.abc.Mapping)
 _WORDS: dict[Any, tuple[str, str]] = {
@@ -189,7 +189,8 @@ def describe(annotation: Any, *, many: bool = False) -> str | None:
             for kind, word in _BOUNDS.items()
             if isinstance(mark, kind)
         ]
-        return f"{inner} of {' and '.join(bounds)}" if bounds and inner else inner
+        words = " and ".join(bounds).replace(" and of ", " and ")
+        return f"{inner} {words}" if bounds and inner else inner
     if origin in (Union, types.UnionType):
         return " or ".join(filter(None, (describe(m, many=many) for m in arguments))) or None
     if origin is Literal:

@@ -10,12 +10,12 @@ rate does.
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from typing_extensions import Self
 
+from metablocks.checks import CountFrom0, checked, name_of, wrong_answer
 from metablocks.errors import RuleError
 from metablocks.types import Tensors
 
@@ -71,6 +71,7 @@ class UpdateRule(nn.Module):
         raise NotImplementedError
 
 
+@checked(RuleError)
 class Chain(UpdateRule):
     """Rules applied from left to right: `Chain(a, b)(g) = b(a(g))`.
 
@@ -88,12 +89,11 @@ class Chain(UpdateRule):
     def __init__(self, *rules: UpdateRule) -> None:
         super().__init__()
         if not rules:
-            raise RuleError("Chain() has no rule; give at least one, such as LearningRate(0.1)")
-        for index, rule in enumerate(rules):
-            if not isinstance(rule, UpdateRule):
-                raise RuleError(
-                    f"rule {index} of Chain is a {type(rule).__name__}; it takes UpdateRule instances"
-                )
+            raise RuleError(
+                "Chain() has no rule; give at least one, such as LearningRate(0.1)",
+                block="Chain",
+                field="rules",
+            )
         self.rules = nn.ModuleList(rules)
 
     @property
@@ -115,7 +115,8 @@ class Chain(UpdateRule):
     def draws_each_step(self) -> bool:  # type: ignore[override]
         return any(rule.draws_each_step for rule in self._members)
 
-    def setup(self, params: Tensors, steps: int) -> Self:
+    @checked(RuleError)
+    def setup(self, params: Tensors, steps: CountFrom0) -> Self:
         for rule in self._members:
             rule.setup(params, steps)
         return self
@@ -128,7 +129,7 @@ class Chain(UpdateRule):
     ) -> tuple[Tensors, tuple[Any, ...]]:
         states = []
         for rule, own in zip(self._members, state, strict=True):
-            updates, own = rule(updates, own, step)
+            updates, own = answer_of(rule, rule(updates, own, step))
             states.append(own)
         return updates, tuple(states)
 
@@ -179,19 +180,31 @@ class NamedTensors(nn.Module):
         return tensor
 
 
+def answer_of(rule: object, answer: Any) -> tuple[Tensors, Any]:
+    """A rule's updates and new state. Raises `RuleError` if the answer is no such pair."""
+    pair = isinstance(answer, tuple) and len(answer) == 2 and isinstance(answer[0], dict)
+    if pair and all(isinstance(update, Tensor) for update in answer[0].values()):
+        return answer  # type: ignore[no-any-return]
+    takes = "a pair: updates {name: tensor}, and the new state"
+    raise wrong_answer("rule", name_of(rule), answer, takes, RuleError)
+
+
 def check_updates(updates: Tensors, params: Tensors) -> None:
     """Raise `RuleError` where updates do not fit the parameters they will be added to."""
     if updates.keys() != params.keys():
         missing = [key for key in params if key not in updates]
         unknown = [key for key in updates if key not in params]
         problem = f"no update for {missing}" if missing else f"updates for unknown {unknown}"
-        raise RuleError(f"the rule returned {problem}; it must return every name it was given")
+        message = f"the rule returned {problem}; it must return every name it was given"
+        raise RuleError(message, block="MetaLearner", field="rule")
     for key, parameter in params.items():
         update = updates[key]
         if update.shape != parameter.shape or update.dtype != parameter.dtype:
             raise RuleError(
-                f"the rule returned an update of {list(update.shape)} {update.dtype} "
-                f"for {key}, which is {list(parameter.shape)} {parameter.dtype}"
+                f"the rule returned an update of {list(update.shape)} {update.dtype} for {key}, which "
+                f"is {list(parameter.shape)} {parameter.dtype}",
+                block="MetaLearner",
+                field="rule",
             )
 
 
@@ -204,6 +217,8 @@ def real_full(served: Sequence[Tensor], shape: tuple[int, ...], value: float) ->
     Raises `RuleError` if the value is out of range for the dtype of one of them.
     """
     for tensor in served:
+        if not tensor.is_floating_point() and not tensor.is_complex():
+            raise RuleError(f"a parameter is {tensor.dtype}; what adapts is of floats")
         largest = torch.finfo(tensor.dtype).max
         if abs(value) > largest:
             raise RuleError(f"{value:g} is out of range; {tensor.dtype} goes up to {largest:.2g}")

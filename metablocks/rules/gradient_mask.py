@@ -6,17 +6,19 @@ P(M_j = 1) = σ(ζ_j), with a learned logit ζ: the inner loop moves in a subspa
 learns (Lee, Choi 2018).
 """
 
+from typing import Self
+
 import torch
 from torch import Tensor
-from typing_extensions import Self
 
-from metablocks.checks import number
+from metablocks.checks import CountFrom0, Positive, checked
 from metablocks.errors import RuleError
 from metablocks.functional import trainable
 from metablocks.rules.base import NamedTensors, StepInfo, UpdateRule, real_full, scaled
 from metablocks.types import Tensors
 
 
+@checked(RuleError)
 class MTMask(UpdateRule):
     """Let through the gradients of units drawn by learned chance: u = M ∘ g.
 
@@ -63,17 +65,18 @@ class MTMask(UpdateRule):
     negates = False
     straight_through = True
 
-    def __init__(self, *, temperature: float = 1.0, init: float = 0.0) -> None:
+    def __init__(self, *, temperature: Positive = 1.0, init: float = 0.0) -> None:
         super().__init__()
-        self.temperature = number("MTMask", "temperature", temperature, above=0, error=RuleError)
-        self.value = number("MTMask", "init", init, error=RuleError)
+        self.temperature = temperature
+        self.value = init
         self.logit: NamedTensors | None = None
         self._units: dict[str, tuple[int, ...]] = {}
 
     def extra_repr(self) -> str:
         return f"temperature={self.temperature}, init={self.value}"
 
-    def setup(self, params: Tensors, steps: int) -> Self:
+    @checked(RuleError)
+    def setup(self, params: Tensors, steps: CountFrom0) -> Self:
         if self.logit is not None:
             raise RuleError("this MTMask is set up already; make a new one for each learner")
         layers: dict[str, Tensors] = {}

@@ -5,14 +5,13 @@
 Source: Arnold, Iqbal, Sha 2021, "When MAML can adapt fast and how to assist when it cannot".
 """
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 from einops import einsum
 from torch import Tensor
-from typing_extensions import Self
 
-from metablocks.checks import choice, count, number
+from metablocks.checks import CountFrom0, checked
 from metablocks.errors import RuleError
 from metablocks.functional import trainable
 from metablocks.models.layers import ACTIVATIONS, Activation
@@ -21,6 +20,7 @@ from metablocks.rules.factors import find, identity, once, read, sizes
 from metablocks.types import Tensors
 
 
+@checked(RuleError)
 class KFO(UpdateRule):
     """Transform a gradient by learned Kronecker factors: U(G) = L G R + B.
 
@@ -84,11 +84,10 @@ class KFO(UpdateRule):
     tensor([[1., 1., 1.],
             [1., 1., 1.]])
 
-    Raises `RuleError` for negative `hidden`, for `rate` without `adapt_transform` and the reverse,
+    Raises `RuleError` for a field out of range, for `rate` without `adapt_transform` and the reverse,
     for parameters of more than 5 dimensions, for complex ones with `hidden` layers, and for a rule
-    used before `setup` or set up twice; `BlockError` for an unknown activation and, with
-    `adapt_transform`, in a learner whose rule is not the chain above or whose order is first-order
-    at any step.
+    used before `setup` or set up twice; `BlockError`, with `adapt_transform`, in a learner whose rule
+    is not the chain above or whose order is first-order at any step.
     """
 
     negates = False
@@ -96,7 +95,7 @@ class KFO(UpdateRule):
     def __init__(
         self,
         *,
-        hidden: int = 0,
+        hidden: CountFrom0 = 0,
         activation: Activation = "relu",
         psd: bool = False,
         bias: bool = True,
@@ -105,8 +104,7 @@ class KFO(UpdateRule):
         rate: float | None = None,
     ) -> None:
         super().__init__()
-        self.hidden = count("KFO", "hidden", hidden, least=0, error=RuleError)
-        choice("KFO", "activation", activation, ACTIVATIONS)
+        self.hidden = hidden
         self.psd = psd
         self.bias = bias
         self.vector_right_factor = vector_right_factor
@@ -119,7 +117,8 @@ class KFO(UpdateRule):
         right = ", vector_right_factor=True" if self.vector_right_factor else ""
         return f"hidden={self.hidden}, psd={self.psd}, bias={self.bias}" + right + adapts
 
-    def setup(self, params: Tensors, steps: int) -> Self:
+    @checked(RuleError)
+    def setup(self, params: Tensors, steps: CountFrom0) -> Self:
         once("KFO", self.factors)
         layers = [f"hidden{n}.{side}." for n in range(self.hidden) for side in ("on", "off")]
         factors: Tensors = {}
@@ -229,4 +228,4 @@ def _check_rate(adapt_transform: bool, rate: float | None) -> float | None:
             block="KFO",
             field="rate",
         )
-    return number("KFO", "rate", rate, error=RuleError)
+    return rate

@@ -6,12 +6,11 @@ One class with two axes, how finely the rate is shared and whether each inner st
 a switch, whether the outer loop learns it.
 """
 
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, Self, TypeAlias
 
 from torch import Tensor
-from typing_extensions import Self
 
-from metablocks.checks import choice, number
+from metablocks.checks import CountFrom0, checked
 from metablocks.errors import RuleError
 from metablocks.functional import trainable
 from metablocks.per_step import Beyond, limit, row
@@ -21,6 +20,7 @@ from metablocks.types import Tensors
 Granularity: TypeAlias = Literal["scalar", "layer", "tensor", "parameter"]
 
 
+@checked(RuleError)
 class LearningRate(UpdateRule):
     """Scale a gradient by a negative rate: u = −α ∘ g.
 
@@ -48,8 +48,8 @@ class LearningRate(UpdateRule):
     >>> rule({"w": torch.ones(2)}, (), StepInfo(0, 1, params))[0]["w"]
     tensor([-0.1000, -0.1000])
 
-    Raises `RuleError` for an `init` that is not finite, an unknown granularity, a rule used before
-    `setup` or set up twice, and a step past those set up; `BlockError` for an unknown `beyond`.
+    Raises `RuleError` for a field out of range, a rule used before `setup` or set up twice, and a step
+    past those set up.
     """
 
     negates = True
@@ -64,9 +64,7 @@ class LearningRate(UpdateRule):
         beyond: Beyond = "error",
     ) -> None:
         super().__init__()
-        self.value = number("LearningRate", "init", init, error=RuleError)
-        choice("LearningRate", "granularity", granularity, Granularity, error=RuleError)
-        choice("LearningRate", "beyond", beyond, Beyond)
+        self.value = init
         self.granularity = granularity
         self.per_step = per_step
         self.learn = learn
@@ -81,7 +79,8 @@ class LearningRate(UpdateRule):
             f"per_step={self.per_step}, learn={self.learn}" + beyond
         )
 
-    def setup(self, params: Tensors, steps: int) -> Self:
+    @checked(RuleError)
+    def setup(self, params: Tensors, steps: CountFrom0) -> Self:
         if self.rate is not None:
             raise RuleError("this LearningRate is set up already; make a new one for each learner")
         leading = (steps,) if self.per_step else ()
@@ -133,6 +132,7 @@ class LearningRate(UpdateRule):
         return name
 
 
+@checked(RuleError)
 def meta_sgd(init: float) -> LearningRate:
     """Meta-SGD: one learned rate for every single parameter, θ' = θ − α ∘ g.
 
@@ -144,6 +144,7 @@ def meta_sgd(init: float) -> LearningRate:
     return LearningRate(init, granularity="parameter", learn=True)
 
 
+@checked(RuleError)
 def lslr(init: float, *, beyond: Beyond = "error") -> LearningRate:
     """LSLR: one learned rate for every parameter tensor and inner step.
 

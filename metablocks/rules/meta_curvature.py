@@ -5,13 +5,14 @@
 Source: Park, Oliva 2019.
 """
 
-from typing import Any
+from typing import Any, Self
 
 import torch
 from einops import einsum
 from torch import Tensor
-from typing_extensions import Self
 
+from metablocks.checks import CountFrom0, checked
+from metablocks.errors import RuleError
 from metablocks.functional import trainable
 from metablocks.rules.base import NamedTensors, StepInfo, UpdateRule
 from metablocks.rules.factors import find, identity, once, read, sizes
@@ -20,6 +21,7 @@ from metablocks.types import Tensors
 _AXES = {1: (), 2: ("out", "in"), 3: ("out", "in", "filter")}
 
 
+@checked(RuleError)
 class MetaCurvature(UpdateRule):
     """Transform a gradient by a learned matrix for each of its axes: MC(G) = M_out G M_in.
 
@@ -60,7 +62,8 @@ class MetaCurvature(UpdateRule):
         super().__init__()
         self.factors: NamedTensors | None = None
 
-    def setup(self, params: Tensors, steps: int) -> Self:
+    @checked(RuleError)
+    def setup(self, params: Tensors, steps: CountFrom0) -> Self:
         once("MetaCurvature", self.factors)
         factors: Tensors = {}
         for name, parameter in trainable(params).items():

@@ -4,17 +4,19 @@ Both give a direction that is still a gradient, and a learning rate behind them 
 `Chain(Momentum(0.9), LearningRate(0.1))`. A task starts with empty moments.
 """
 
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
+from annotated_types import Ge
 from torch import Tensor
 
-from metablocks.checks import number
+from metablocks.checks import Decay, checked
 from metablocks.errors import RuleError
 from metablocks.rules.base import StepInfo, UpdateRule
 from metablocks.types import Tensors
 
 
+@checked(RuleError)
 class Momentum(UpdateRule):
     """Heavy-ball momentum: v ← μ v + g, and v is the direction; with `nesterov`, g + μ v.
 
@@ -41,11 +43,9 @@ class Momentum(UpdateRule):
 
     negates = False
 
-    def __init__(self, momentum: float = 0.9, *, nesterov: bool = False) -> None:
+    def __init__(self, momentum: Decay = 0.9, *, nesterov: bool = False) -> None:
         super().__init__()
-        self.momentum = number(
-            "Momentum", "momentum", momentum, at_least=0, below=1, error=RuleError
-        )
+        self.momentum = momentum
         if nesterov and not self.momentum:
             raise RuleError(
                 "Momentum nesterov is True, but momentum is 0; give momentum, as 0.9",
@@ -78,6 +78,7 @@ class Moments(NamedTuple):
     second: Tensors
 
 
+@checked(RuleError)
 class Adam(UpdateRule):
     """Adam's direction, with its bias corrected: m̂ / √(v̂ + eps²).
 
@@ -111,11 +112,17 @@ class Adam(UpdateRule):
 
     negates = False
 
-    def __init__(self, *, beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-8) -> None:
+    def __init__(
+        self,
+        *,
+        beta1: Decay = 0.9,
+        beta2: Decay = 0.999,
+        eps: Annotated[float, Ge(1e-12)] = 1e-8,
+    ) -> None:
         super().__init__()
-        self.beta1 = number("Adam", "beta1", beta1, at_least=0, below=1, error=RuleError)
-        self.beta2 = number("Adam", "beta2", beta2, at_least=0, below=1, error=RuleError)
-        self.eps = number("Adam", "eps", eps, at_least=1e-12, error=RuleError)
+        self.beta1 = beta1
+        self.beta2 = beta2
+        self.eps = eps
 
     def extra_repr(self) -> str:
         return f"beta1={self.beta1}, beta2={self.beta2}, eps={self.eps}"

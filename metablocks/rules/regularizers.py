@@ -8,12 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metablocks.checks import number
+from metablocks.checks import NonNegative, Positive, checked
 from metablocks.errors import RuleError
 from metablocks.rules.base import StepInfo, UpdateRule, inner_product, scaled
 from metablocks.types import Tensors
 
 
+@checked(RuleError)
 class ClipNorm(UpdateRule):
     """Scale the gradient down to a norm: g · min(1, max_norm / ‖g‖), ‖g‖² = Σ |g|² over all that adapts.
 
@@ -35,9 +36,9 @@ class ClipNorm(UpdateRule):
 
     negates = False
 
-    def __init__(self, max_norm: float) -> None:
+    def __init__(self, max_norm: Positive) -> None:
         super().__init__()
-        self.max_norm = number("ClipNorm", "max_norm", max_norm, above=0, error=RuleError)
+        self.max_norm = max_norm
 
     def extra_repr(self) -> str:
         return f"{self.max_norm}"
@@ -54,6 +55,7 @@ class ClipNorm(UpdateRule):
         return torch.where(longer, self.max_norm / norm, torch.ones_like(square))
 
 
+@checked(RuleError)
 class WeightDecay(UpdateRule):
     """Add the gradient of an L2 penalty on the fast weights: g + decay · θ_k.
 
@@ -75,9 +77,9 @@ class WeightDecay(UpdateRule):
 
     negates = False
 
-    def __init__(self, decay: float) -> None:
+    def __init__(self, decay: NonNegative) -> None:
         super().__init__()
-        self.decay = number("WeightDecay", "decay", decay, at_least=0, error=RuleError)
+        self.decay = decay
 
     def extra_repr(self) -> str:
         return f"{self.decay}"
@@ -86,6 +88,7 @@ class WeightDecay(UpdateRule):
         return {name: g + self.decay * step.params[name] for name, g in updates.items()}, state
 
 
+@checked(RuleError)
 class Proximal(UpdateRule):
     """Pull the fast weights back to where the task started: g + λ (θ_k − θ_0), λ being `strength`.
 
@@ -108,9 +111,9 @@ class Proximal(UpdateRule):
 
     negates = False
 
-    def __init__(self, strength: float) -> None:
+    def __init__(self, strength: NonNegative) -> None:
         super().__init__()
-        self.strength = number("Proximal", "strength", strength, at_least=0, error=RuleError)
+        self.strength = strength
 
     def extra_repr(self) -> str:
         return f"{self.strength}"

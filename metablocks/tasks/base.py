@@ -1,18 +1,22 @@
 """The protocol of task sources, pure functions from (seed, split, index) to a task, and its draws."""
 
 from collections.abc import Callable, Sequence
-from typing import Literal, Protocol, TypeAlias, get_args, runtime_checkable
+from typing import Annotated, Literal, Protocol, TypeAlias, get_args, runtime_checkable
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from metablocks.checks import CountFrom0, Such, check
 from metablocks.errors import TaskError
 from metablocks.types import TaskBatch
 
 Floats: TypeAlias = NDArray[np.float64]
 Split: TypeAlias = Literal["train", "validation", "test"]
 Kind: TypeAlias = Literal["classification", "regression"]
+TaskNumbers = Annotated[
+    Sequence[CountFrom0], Such(len, "a list of task numbers, at least one; they count from 0")
+]
 SPLITS: tuple[Split, ...] = get_args(Split)
 
 
@@ -51,21 +55,21 @@ def generator(seed: int, split: Split, *counters: int) -> np.random.Generator:
     Raises `TaskError` for an unknown split or a negative counter.
     """
     check_split(split)
-    if seed < 0 or any(counter < 0 for counter in counters):
-        raise TaskError(f"seed and task index count from 0; given seed {seed}, {list(counters)}")
+    check("generator", "seed", seed, CountFrom0, TaskError)
+    check("generator", "counters", counters, TaskNumbers, TaskError)
     return np.random.default_rng([seed, SPLITS.index(split), *counters])
 
 
 def check_split(split: str) -> None:
     """Raise `TaskError` for an unknown split."""
     if split not in SPLITS:
-        raise TaskError(f"unknown split {split!r}; it is one of {', '.join(SPLITS)}")
+        message = f"unknown split {split!r}; it is one of {', '.join(SPLITS)}"
+        raise TaskError(message, block="sample", field="split")
 
 
 def task_numbers(indices: Sequence[int]) -> list[int]:
-    """The task numbers as a list of int; raises `TaskError` if there are none."""
-    if len(indices) == 0:
-        raise TaskError("no task asked for: indices is empty; give at least one task number")
+    """The task numbers as a list of int; raises `TaskError` for anything else."""
+    check("sample", "indices", indices, TaskNumbers, TaskError)
     return [int(index) for index in indices]
 
 

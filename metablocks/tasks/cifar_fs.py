@@ -21,7 +21,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from metablocks.errors import DataError
+from metablocks.checks import checked
+from metablocks.errors import DataError, TaskError
 from metablocks.tasks.class_splits import (
     CIFAR_FS,
     ClassSplits,
@@ -54,6 +55,7 @@ def _fetch(folder: Path) -> None:
     datasets.utils.download_url(known.url, str(folder), known.filename, known.tgz_md5)
 
 
+@checked(TaskError)
 @dataclass(frozen=True, kw_only=True)
 class CifarFS(SplitClasses):
     """Tasks of CIFAR-FS: photographs of CIFAR-100, of the published 64 / 16 / 20 classes.

@@ -12,19 +12,21 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+from annotated_types import Ge
 from numpy.typing import NDArray
 from torch import Tensor
 
-from metablocks.checks import count
+from metablocks.checks import Count, CountFrom0, checked
 from metablocks.errors import TaskError
 from metablocks.tasks.base import Split, generator, task_numbers
 from metablocks.types import TaskBatch
 
 Ints = NDArray[np.int64]
+Ways = Annotated[int, Ge(2)]
 
 
 @dataclass(frozen=True)
@@ -109,14 +111,9 @@ class EpisodeDraws:
     turns: Ints
 
 
-def check_episodes(
-    block: str, *, ways: int, shots: int, queries: int, seed: int, examples: int | None = None
-) -> None:
-    """Raise `TaskError` for an episode that no class bank, or none of `examples` a class, gives."""
-    fields = {"ways": (ways, 2), "shots": (shots, 1), "queries": (queries, 1), "seed": (seed, 0)}
-    for name, (value, least) in fields.items():
-        count(block, name, value, least=least, error=TaskError)
-    if examples is not None and shots + queries > examples:
+def check_examples(block: str, shots: int, queries: int, examples: int) -> None:
+    """Raise `TaskError` for more shots and queries than a class has examples."""
+    if shots + queries > examples:
         raise TaskError(
             f"{block}: shots={shots} and queries={queries} need {shots + queries} images of every "
             f"class, and a class has {examples}; shots + queries is at most {examples}",
@@ -125,17 +122,18 @@ def check_episodes(
         )
 
 
+@checked(TaskError)
 def draw_episodes(
     split: Split,
     indices: Sequence[int],
     *,
     classes: int,
-    examples: int | Ints,
-    ways: int,
-    shots: int,
-    queries: int,
+    examples: Any,
+    ways: Ways,
+    shots: Count,
+    queries: Count,
     rotate: bool = False,
-    seed: int = 0,
+    seed: CountFrom0 = 0,
 ) -> EpisodeDraws:
     """Draw tasks number `indices`, each from `generator(seed, split, index)` and nothing else.
 
@@ -148,7 +146,7 @@ def draw_episodes(
     ((2, 5), (2, 5, 16))
     """
     fewest, most = int(np.min(examples)), int(np.max(examples))
-    check_episodes("episodes", ways=ways, shots=shots, queries=queries, seed=seed, examples=fewest)
+    check_examples("episodes", shots, queries, fewest)
     if ways > classes:
         raise TaskError(
             f"episodes: ways={ways}, and split {split!r} has {classes} classes; "

@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from metablocks.checks import Count, CountFrom0, Device
 from metablocks.errors import TaskError
 from metablocks.tasks.base import SPLITS, Kind, Split, check_split
-from metablocks.tasks.episode_sampling import ClassBank, Ints, check_episodes, sample_episodes
+from metablocks.tasks.episode_sampling import ClassBank, Ints, Ways, check_examples, sample_episodes
 from metablocks.tasks.storage import Storage
 from metablocks.types import TaskBatch
 
@@ -40,22 +41,16 @@ class ImageTasks(ABC):
     """Images of each class of the whole data set, if that is known before it is loaded."""
     storage: ClassVar[Storage]
 
-    ways: int
-    shots: int
-    queries: int
+    ways: Ways
+    shots: Count
+    queries: Count
     data: str | Path | None = None
-    seed: int = 0
-    device: str | torch.device = "cpu"
+    seed: CountFrom0 = 0
+    device: Device = "cpu"
 
     def __post_init__(self) -> None:
-        check_episodes(
-            type(self).__name__,
-            ways=self.ways,
-            shots=self.shots,
-            queries=self.queries,
-            seed=self.seed,
-            examples=self.examples,
-        )
+        if self.examples is not None:
+            check_examples(type(self).__name__, self.shots, self.queries, self.examples)
         if self.data is not None:
             self.storage.find(self.data)
 

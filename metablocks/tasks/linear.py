@@ -12,14 +12,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-
-from metablocks.checks import count, number
+from metablocks.checks import Count, CountFrom0, Device, Positive, checked
 from metablocks.errors import TaskError
 from metablocks.tasks.base import Kind, Split, draw_tasks, regression_tasks
 from metablocks.types import TaskBatch
 
 
+@checked(TaskError)
 @dataclass(frozen=True, kw_only=True)
 class Linear:
     """Tasks y = θ x with θ ~ N(0, sigma²) and x ~ N(0, 1).
@@ -31,6 +30,7 @@ class Linear:
 
     Source: Arnold, Iqbal, Sha 2021.
 
+    >>> import torch
     >>> tasks = Linear(shots=1, queries=4, sigma=2.0).sample("test", [0, 1, 2])
     >>> slopes = tasks.query[1] / tasks.query[0]
     >>> slopes.shape, bool(torch.allclose(slopes, slopes[:, :1].expand(-1, 4, -1)))
@@ -41,16 +41,11 @@ class Linear:
     input_shape: ClassVar[tuple[int, ...]] = (1,)
     outputs: ClassVar[int] = 1
 
-    shots: int
-    queries: int
-    sigma: float = 1.0
-    seed: int = 0
-    device: str | torch.device = "cpu"
-
-    def __post_init__(self) -> None:
-        for name, least in (("shots", 1), ("queries", 1), ("seed", 0)):
-            count("Linear", name, getattr(self, name), least=least, error=TaskError)
-        number("Linear", "sigma", self.sigma, above=0, error=TaskError)
+    shots: Count
+    queries: Count
+    sigma: Positive = 1.0
+    seed: CountFrom0 = 0
+    device: Device = "cpu"
 
     def sample(self, split: Split, indices: Sequence[int]) -> TaskBatch:
         """Tasks number `indices` of a split; leaves float32 `[len(indices), examples, 1]`."""

@@ -23,12 +23,13 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from metablocks.checks import count, number
+from metablocks.checks import Count, CountFrom0, Device, Positive, checked
 from metablocks.errors import TaskError
 from metablocks.tasks.base import Floats, Kind, Split, draw_tasks
 from metablocks.types import Batch, TaskBatch
 
 
+@checked(TaskError)
 @dataclass(frozen=True, kw_only=True)
 class Logistic:
     """Tasks P(y = 1 | x) = s(θ·x) with θ ~ N(0, sigma² I) and x ~ N(0, I), in `dim` dimensions.
@@ -53,17 +54,12 @@ class Logistic:
     kind: ClassVar[Kind] = "classification"
     outputs: ClassVar[int] = 2
 
-    shots: int
-    queries: int
-    dim: int = 1
-    sigma: float = 1.0
-    seed: int = 0
-    device: str | torch.device = "cpu"
-
-    def __post_init__(self) -> None:
-        for name, least in (("shots", 1), ("queries", 1), ("dim", 1), ("seed", 0)):
-            count("Logistic", name, getattr(self, name), least=least, error=TaskError)
-        number("Logistic", "sigma", self.sigma, above=0, error=TaskError)
+    shots: Count
+    queries: Count
+    dim: Count = 1
+    sigma: Positive = 1.0
+    seed: CountFrom0 = 0
+    device: Device = "cpu"
 
     @property
     def input_shape(self) -> tuple[int, ...]:

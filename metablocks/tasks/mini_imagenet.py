@@ -28,7 +28,8 @@ from typing import ClassVar, TypeAlias
 
 import numpy as np
 
-from metablocks.errors import DataError
+from metablocks.checks import checked
+from metablocks.errors import DataError, TaskError
 from metablocks.tasks.base import Split
 from metablocks.tasks.class_splits import (
     MINI_IMAGENET,
@@ -76,6 +77,7 @@ def _folders(root: Path) -> Iterator[Path]:
             yield from (path for path in sorted((root / below).iterdir()) if path.is_dir())
 
 
+@checked(TaskError)
 @dataclass(frozen=True, kw_only=True)
 class MiniImagenet(SplitClasses):
     """Tasks of mini-ImageNet photographs, of the published 64 / 16 / 20 classes.

@@ -21,7 +21,7 @@ from typing import ClassVar, Literal, TypeAlias
 
 import numpy as np
 
-from metablocks.checks import choice
+from metablocks.checks import checked
 from metablocks.errors import TaskError
 from metablocks.tasks.base import SPLITS, Split
 from metablocks.tasks.episode_sampling import ClassBank, Ints
@@ -68,6 +68,7 @@ def _fetch(folder: Path) -> None:
         torchvision_module("datasets").Omniglot(str(folder), background=background, download=True)
 
 
+@checked(TaskError)
 @dataclass(frozen=True, kw_only=True)
 class Omniglot(ImageTasks):
     """Tasks of Omniglot characters.
@@ -108,9 +109,6 @@ class Omniglot(ImageTasks):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not isinstance(self.rotate, bool):
-            raise TaskError(f"Omniglot: rotate={self.rotate!r}; rotate is True or False")
-        choice("Omniglot", "split", self.split, Division, error=TaskError)
         self.check_ways(SIZES[self.split])
 
     @cached_property

@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import numpy as np
-import torch
 
-from metablocks.checks import choice, count, interval
+from metablocks.checks import Count, CountFrom0, Device, Interval, checked
 from metablocks.errors import TaskError
 from metablocks.tasks.base import Floats, Kind, Split, draw_tasks, regression_tasks
 from metablocks.types import TaskBatch
 
 
+@checked(TaskError)
 @dataclass(frozen=True, kw_only=True)
 class Sinusoid:
     """Tasks y = A sin(f x − φ), with A, φ, f and every x drawn uniformly from their ranges.
@@ -44,28 +44,23 @@ class Sinusoid:
     input_shape: ClassVar[tuple[int, ...]] = (1,)
     outputs: ClassVar[int] = 1
 
-    shots: int = 5
-    queries: int = 5
-    amplitude: tuple[float, float] = (0.1, 5.0)
-    phase: tuple[float, float] = (0.0, math.pi)
-    frequency: tuple[float, float] = (1.0, 1.0)
-    domain: tuple[float, float] = (-5.0, 5.0)
+    shots: Count = 5
+    queries: Count = 5
+    amplitude: Interval = (0.1, 5.0)
+    phase: Interval = (0.0, math.pi)
+    frequency: Interval = (1.0, 1.0)
+    domain: Interval = (-5.0, 5.0)
     points: Literal["drawn", "even"] = "drawn"
-    seed: int = 0
-    device: str | torch.device = "cpu"
+    seed: CountFrom0 = 0
+    device: Device = "cpu"
 
     def __post_init__(self) -> None:
-        for name, least in (("shots", 1), ("queries", 1), ("seed", 0)):
-            count("Sinusoid", name, getattr(self, name), least=least, error=TaskError)
-        for name in ("amplitude", "phase", "frequency", "domain"):
-            interval("Sinusoid", name, getattr(self, name), error=TaskError)
         if self.domain[0] == self.domain[1]:
             raise TaskError(
                 f"Sinusoid domain is {self.domain!r}, a single x; low must be below high",
                 block="Sinusoid",
                 field="domain",
             )
-        choice("Sinusoid", "points", self.points, ("drawn", "even"), error=TaskError)
 
     def sample(self, split: Split, indices: Sequence[int]) -> TaskBatch:
         """Tasks number `indices` of a split; leaves float32 `[len(indices), examples, 1]`."""

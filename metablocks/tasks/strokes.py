@@ -18,17 +18,27 @@ import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import numpy as np
 import torch
+from annotated_types import Ge
 from numpy.typing import NDArray
 from torch import Tensor
 
-from metablocks.checks import count, interval, number
+from metablocks.checks import (
+    Count,
+    CountFrom0,
+    Device,
+    Interval,
+    NonNegative,
+    Positive,
+    check,
+    checked,
+)
 from metablocks.errors import TaskError
 from metablocks.tasks.base import Kind, Split, generator, task_numbers
-from metablocks.tasks.episode_sampling import check_episodes, episode_tasks
+from metablocks.tasks.episode_sampling import Ways, episode_tasks
 from metablocks.types import TaskBatch
 
 Floats = NDArray[np.float32]
@@ -39,6 +49,7 @@ _CLASS = 1  # last counter of a class's generator; a task's has none, so the two
 _CLASSES = 2**31  # class numbers are drawn below this
 
 
+@checked(TaskError)
 @dataclass(frozen=True, kw_only=True)
 class Strokes:
     """Tasks of made-up characters; every class of every split is a new one.
@@ -60,34 +71,26 @@ class Strokes:
 
     kind: ClassVar[Kind] = "classification"
 
-    ways: int
-    shots: int
-    queries: int
-    size: int = 28
-    min_strokes: int = 2
-    max_strokes: int = 4
-    jitter: float = 0.04
-    pose: float = 1.0
-    pen: tuple[float, float] = (0.45, 0.65)
-    seed: int = 0
-    device: str | torch.device = "cpu"
+    ways: Ways
+    shots: Count
+    queries: Count
+    size: Annotated[int, Ge(8)] = 28
+    min_strokes: Count = 2
+    max_strokes: Count = 4
+    jitter: NonNegative = 0.04
+    pose: NonNegative = 1.0
+    pen: Interval = (0.45, 0.65)
+    seed: CountFrom0 = 0
+    device: Device = "cpu"
 
     def __post_init__(self) -> None:
-        check_episodes(
-            "Strokes", ways=self.ways, shots=self.shots, queries=self.queries, seed=self.seed
-        )
-        for name, least in (("size", 8), ("min_strokes", 1), ("max_strokes", 1)):
-            count("Strokes", name, getattr(self, name), least=least, error=TaskError)
         if self.min_strokes > self.max_strokes:
             raise TaskError(
                 f"Strokes min_strokes is {self.min_strokes}, above max_strokes, {self.max_strokes}",
                 block="Strokes",
                 field="min_strokes",
             )
-        number("Strokes", "jitter", self.jitter, at_least=0, error=TaskError)
-        number("Strokes", "pose", self.pose, at_least=0, error=TaskError)
-        interval("Strokes", "pen", self.pen, error=TaskError)
-        number("Strokes", "pen", self.pen[0], above=0, error=TaskError)
+        check("Strokes", "pen", self.pen[0], Positive, TaskError)
 
     @property
     def input_shape(self) -> tuple[int, ...]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils.data import Dataset, IterableDataset
 
-from metablocks.errors import TaskError
+from metablocks.errors import TaskError, concerning
 from metablocks.tasks.base import Split, TaskSource
 from metablocks.types import Task, TaskBatch, Tasks
 
@@ -58,6 +58,7 @@ def epoch_batches(
         raise TaskError(f"{name} gave no batch in epoch {epoch + 1}; {remedy}")
 
 
+@concerning("train_maml", "tasks")
 def check_tasks(tasks: Any, split: Split, *, epochs: int, iterations: int | None) -> None:
     """Raise `TaskError` for what cannot be iterated, or not `epochs` times; looks at no batch.
 
@@ -103,11 +104,18 @@ def _sample(
     return (source.sample(split, rows[start : start + width]) for start in range(0, count, width))
 
 
+@concerning("train_maml", "tasks")
 def _read(batch: Any, like: Tensor, place: str) -> Tasks:
     if isinstance(batch, Mapping) and {"support", "query"} <= batch.keys():
         batch = (batch["support"], batch["query"])
     listed = isinstance(batch, list | tuple) and all(isinstance(task, Task) for task in batch)
-    parts = batch if listed else [Task(*batch)] if _is_pair(batch) else [batch]
+    parts = (
+        batch
+        if listed
+        else [Task(*batch)]
+        if _is_pair(batch) and all(map(_is_pair, batch))
+        else [batch]
+    )
     if not parts or not all(
         isinstance(part, Task | TaskBatch) and _is_pair(part.support) and _is_pair(part.query)
         for part in parts

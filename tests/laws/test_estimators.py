@@ -341,7 +341,6 @@ def per_step_norms():
 @pytest.mark.parametrize(
     ("act", "message"),
     [
-        (lambda: mb.Reptile(examples="query"), "examples is 'query'; it is one of all, support"),
         (lambda: mb.Reptile(batch=0), "Reptile batch is 0; it takes a whole number, 1 or more"),
         (
             lambda: mb.Implicit(proximal=0.0),

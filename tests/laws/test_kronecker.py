@@ -290,7 +290,7 @@ def test_a_transform_that_adapts_takes_its_rate_in_nested_chains_too():
     [
         (RuleError, lambda: KFO(hidden=-1), "KFO hidden is -1; it takes a whole number, 0 or more"),
         (RuleError, lambda: KFO(hidden=True), "KFO hidden is True"),
-        (BlockError, lambda: KFO(activation="rleu"), 'did you mean "relu"'),
+        (RuleError, lambda: KFO(activation="rleu"), 'did you mean "relu"'),
         (RuleError, lambda: KFO(rate=0.1), "which only adapt_transform=True reads"),
         (RuleError, lambda: KFO(adapt_transform=True), "rate is None; with adapt_transform it"),
         (RuleError, lambda: KFO(adapt_transform=True, rate=float("inf")), "rate is inf"),

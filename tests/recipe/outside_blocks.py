@@ -6,18 +6,19 @@ from typing import Annotated, Any
 
 from torch import Tensor
 
-from metablocks.checks import number
+from metablocks.checks import Positive, checked
 from metablocks.rules import StepInfo, UpdateRule
 from metablocks.tasks import Sinusoid, Split
 from metablocks.types import TaskBatch
 
 
+@checked()
 class Sign(UpdateRule):
     """Move by the gradient's sign."""
 
-    def __init__(self, *, rate: float) -> None:
+    def __init__(self, *, rate: Positive) -> None:
         super().__init__()
-        self.rate = number("Sign", "rate", rate, above=0)
+        self.rate = rate
 
     def forward(
         self, updates: dict[str, Tensor], state: Any, step: StepInfo

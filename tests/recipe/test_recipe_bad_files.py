@@ -54,7 +54,7 @@ CASES = {  # changes of the good recipe; the place and path of each error, and a
     ),
     "fraction for an integer": (
         ("shots: 5", "shots: 2.5"),
-        "4:33 tasks.shots ~ integer, given 2.5",
+        "4:33 tasks.shots ~ integer of at least 1, given 2.5",
     ),
     "boolean for an integer": (
         ("  epochs: 2", "  epochs: true"),
@@ -91,7 +91,7 @@ CASES = {  # changes of the good recipe; the place and path of each error, and a
     ),
     "no value": (
         ("hidden: [8]", "hidden:"),
-        "7:10 model.hidden ~ list of integers, given null",
+        "7:10 model.hidden ~ list of integers of at least 1, given null",
     ),
     "wrong entry of a list": (
         ("hidden: [8]", "hidden: [8, wide]"),
@@ -218,11 +218,11 @@ CASES = {  # changes of the good recipe; the place and path of each error, and a
     ),
     "ways of a task source": (
         ("{block: sinusoid, ", "{block: strokes, ways: 0, "),
-        "4:31 tasks.ways ~ 2 or more",
+        "4:31 tasks.ways ~ integer of at least 2, given 0",
     ),
     "shots": (
         ("shots: 5", "shots: 0"),
-        "4:33 tasks.shots ~ 1 or more",
+        "4:33 tasks.shots ~ integer of at least 1, given 0",
     ),
     "default that no longer fits": (
         ("{block: sinusoid, ", "{block: strokes, ways: 5, max_strokes: 1, "),
@@ -247,11 +247,11 @@ CASES = {  # changes of the good recipe; the place and path of each error, and a
     ),
     "chunk": (
         ("block: loop", "block: vmap, chunk: 0"),
-        "23:56 hardware.executor.chunk ~ 1 or more",
+        "23:56 hardware.executor.chunk ~ integer of at least 1 or null, given 0",
     ),
     "last": (
         ("last: 1", "last: -1"),
-        "13:35 inner.order.last ~ 0 or more",
+        "13:35 inner.order.last ~ integer of at least 0, given -1",
     ),
 }
 

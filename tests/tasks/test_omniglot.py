@@ -174,7 +174,7 @@ def test_damaged_data_is_an_error_that_names_the_file(
         ({"ways": 51}, "ways=51, .*train 1150, validation 50, test 423; ways is at most 50"),
         ({"shots": 0}, "shots is 0; it takes a whole number, 1 or more"),
         ({"queries": 20}, "need 21 images of every class, and a class has 20"),
-        ({"rotate": 90}, "rotate=90; rotate is True or False"),
+        ({"rotate": 90}, "rotate is 90; it takes True or False"),
         ({"split": "shufled"}, 'split is .shufled.; did you mean "shuffled"'),
         ({"seed": -1}, "seed is -1"),
     ],

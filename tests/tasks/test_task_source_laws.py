@@ -155,7 +155,7 @@ def test_a_source_is_a_value(make: Make) -> None:
     ("split", "indices", "message"),
     [
         ("valid", [0], "unknown split 'valid'; it is one of train, validation, test"),
-        ("train", [], "indices is empty; give at least one"),
+        ("train", [], r"indices is \[\]; it takes a list of task numbers, at least one"),
         ("train", [-1], "count from 0"),
     ],
 )
