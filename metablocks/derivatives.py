@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from metablocks.kernels import twice_differentiable
-from metablocks.types import Tensors
+from metablocks.types import Tensors, map_tensors
 
 
 def gradient(
@@ -127,7 +127,7 @@ def nodes_of(point: Tensors) -> Tensors:
 
 def detach_tree(tree: Any) -> Any:
     """The same pytree, its tensors cut off from every derivative."""
-    return pytree.tree_map(lambda x: x.detach() if isinstance(x, Tensor) else x, tree)
+    return map_tensors(Tensor.detach, tree)
 
 
 @contextmanager

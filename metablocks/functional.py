@@ -283,7 +283,8 @@ class ModuleView:
         return {name: places[name] for name in names if name in places}
 
     def _check_names(self, state: ModuleState) -> None:
-        check(type(self.module).__name__, "state", state, ModuleState, ModuleError)
+        if type(state) is not ModuleState:
+            check(type(self.module).__name__, "state", state, ModuleState, ModuleError)
         for kind, given, known in (
             ("parameter", state.params, self._parameters),
             ("buffer", state.buffers, self._buffers),

@@ -100,10 +100,16 @@ class TaskBatch:
         return tasks
 
     def __getitem__(self, index: int) -> Task:
-        check("TaskBatch", "index", index, int, TaskError)
+        if type(index) is not int:
+            check("TaskBatch", "index", index, int, TaskError)
         if not -len(self) <= index < len(self):
             raise IndexError(f"task {index} of a batch of {len(self)}")
-        return Task(*map_tensors(lambda leaf: leaf[index], (self.support, self.query)))
+
+        def own(batch: Batch) -> Batch:
+            inputs, target = (map_tensors(lambda leaf: leaf[index], side) for side in batch)
+            return inputs, target
+
+        return Task(own(self.support), own(self.query))
 
     def to(self, target: torch.device | str | torch.dtype) -> "TaskBatch":
         """The same tasks on a device, or with floating-point tensors of a dtype."""
@@ -141,6 +147,8 @@ class TaskBatch:
 
 def map_tensors(function: Callable[[Tensor], Any], tree: Any) -> Any:
     """The pytree with `function(tensor)` in the place of every tensor, all else as it is."""
+    if isinstance(tree, Tensor):
+        return function(tree)
     return pytree.tree_map(lambda x: function(x) if isinstance(x, Tensor) else x, tree)
 
 
