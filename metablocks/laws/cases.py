@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from metablocks.generators import kept_draws
 from metablocks.learner import MetaLearner
 from metablocks.models.layers import ACTIVATIONS
 from metablocks.rules import LearningRate, UpdateRule
@@ -125,7 +126,7 @@ class Case:
             return draw(4, 1, 5, 5), torch.tensor([0, 1] * 2, device=device).expand(self.tasks, 4)
 
         def model() -> nn.Module:
-            with torch.random.fork_rng(devices=[]):
+            with kept_draws():
                 torch.manual_seed(self.seed)
                 net = _Quadratic(self.width) if self.kind == "quadratic" else _Net(self)
                 return net.to(device, dtype)

@@ -7,12 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from metablocks.devices import in_float64
 from metablocks.errors import LawError
 from metablocks.estimators import Estimator, Unrolled
 from metablocks.executors import Executor, Loop
 from metablocks.laws.cases import Problem
-from metablocks.laws.compare import assert_close, named, noise_like
-from metablocks.laws.plain_loop import SEED, PlainLoop
+from metablocks.laws.compare import assert_close, fixed_draws, named, noise_like
+from metablocks.laws.plain_loop import PlainLoop
 from metablocks.learner import MetaGradient, MetaLearner
 from metablocks.order import FirstOrder, Order, SecondOrder
 from metablocks.rules import LearningRate
@@ -113,8 +114,7 @@ def plain_autograd(
     """
     progress, plain = progress or Progress(), PlainLoop(learner, tasks)
     through = plain.order(progress)
-    with torch.random.fork_rng(plain.accelerators):
-        torch.manual_seed(SEED)
+    with plain.seeded():
         got = learner.meta_gradient(tasks, progress=progress)
     loss = {"loss": plain.loss(through, progress)}
     assert_close("plain autograd, loss", {"loss": got.loss}, loss, 1e-10)
@@ -250,8 +250,7 @@ def one_estimator(
 
     def run(estimator: Estimator) -> tuple[MetaGradient, Tensors]:
         learner = make(estimator)
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
+        with fixed_draws():
             result = learner.backward(problem.tasks, progress=progress)
             return result, {"draws": torch.rand(4, device=result.loss.device)}
 
@@ -288,7 +287,9 @@ def mean_of_tasks(
 
     singles = [TaskBatch.stack([tasks[index]]) for index in range(len(tasks))]
     alone = [moves(single) for single in singles]
-    mean = {name: torch.stack([one[name].double() for one in alone]).mean(0) for name in alone[0]}
+    mean = {
+        name: torch.stack([in_float64(one[name]) for one in alone]).mean(0) for name in alone[0]
+    }
     whole = moves(tasks)
     within = 1e-10
     assert_close("a batch is the mean of its tasks", whole, mean, within)
