@@ -1,7 +1,7 @@
 """Resolve a device name ("auto", "cpu", "cuda:1"), and compute in float64 where a device has none.
 
-The rule for devices without float64 (Apple's `mps`, some of Intel's): blocks compute in float32 there, and
-their laws have float32's tolerances; statistics, distances and finite differences are float64 on the CPU.
+The rule for devices without float64 (Apple's `mps`, some of Intel's): blocks compute in float32 there,
+and laws have float32's tolerances; statistics, distances and finite differences are float64 on the CPU.
 """
 
 import torch

@@ -1,5 +1,6 @@
 """Laws of a learner's meta-gradient: closed forms, finite differences, and one gradient everywhere."""
 
+import copy
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -7,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from metablocks.devices import in_float64
+from metablocks.devices import has_float64, in_float64
 from metablocks.errors import LawError
 from metablocks.estimators import Estimator, Unrolled
 from metablocks.executors import Executor, Loop
+from metablocks.generators import devices_of
 from metablocks.laws.cases import Problem
 from metablocks.laws.compare import assert_close, fixed_draws, named, noise_like
 from metablocks.laws.plain_loop import PlainLoop
@@ -132,13 +134,16 @@ def finite_differences(
     """Law 7: along a random direction of *every* meta-parameter, the gradient is the loss's slope.
 
     Second order, float64, smooth nets without dropout: the loss comes from `evaluate`, another way
-    than the gradient's. First along two directions of all parameters at once, which a fault in any
+    than the gradient's. On a device without float64 a copy of the learner is judged, on the CPU. First along two directions of all parameters at once, which a fault in any
     parameter spoils; if they do not agree, along one of each parameter, so that the error names it.
     `within` is relative to the slopes of all parameters together. A kink or a
     steep place within one of the `widths` spoils a slope, and the next one goes past it; a gradient
     that is wrong is the slope at no width. Parameters of a rule that declares `straight_through`
     have no slope, and are left out.
     """
+    if not all(has_float64(device) for device in devices_of(dict(learner.named_parameters()))):
+        learner = copy.deepcopy(learner).to("cpu", torch.float64)
+        tasks = tasks.to("cpu").to(torch.float64)
     grads = learner.meta_gradient(tasks, progress=progress).grads
     weights = learner.step_loss(learner.steps, progress or Progress())
 
