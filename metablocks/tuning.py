@@ -74,9 +74,9 @@ def choose_executor(
     none fits, the smallest is taken, with a warning. On a backend that does not count memory (mps) there
     is no budget to hold: a warning says so, and the fastest is taken.
 
-    A candidate that cannot run the model is left out, as are one that runs out of memory, with the
-    `Vmap`s that take more tasks at once, and a `Vmap` under which it draws random
-    numbers that are not those of `Loop`. Tasks of unequal size, a list, go to loops.
+    A candidate that cannot run the model, or runs out of memory, is left out, as is a `Vmap` under
+    which it draws random numbers that are not those of `Loop`. Tasks of unequal size, a list, go to
+    loops.
 
     Law: the learner, its random states included, is as it was, and any choice gives its gradient.
 
@@ -150,8 +150,8 @@ def choose_executor(
                 loop = candidate
     if not costs:
         raise ExecutorError(
-            f"{device} has no memory for one task at a time: {lack} Take fewer inner steps, smaller query "
-            "sets, FirstOrder(), or Adjoint()"
+            f"{device} has no memory for one task at a time: {lack} Take fewer inner steps, smaller sets "
+            "of examples, FirstOrder(), or Adjoint()"
         )
     best = min(filter(fits, costs), key=lambda candidate: costs[candidate].seconds, default=None)
     if best is None:

@@ -134,12 +134,12 @@ def finite_differences(
     """Law 7: along a random direction of *every* meta-parameter, the gradient is the loss's slope.
 
     Second order, float64, smooth nets without dropout: the loss comes from `evaluate`, another way
-    than the gradient's. On a device without float64 a copy of the learner is judged, on the CPU. First along two directions of all parameters at once, which a fault in any
-    parameter spoils; if they do not agree, along one of each parameter, so that the error names it.
-    `within` is relative to the slopes of all parameters together. A kink or a
-    steep place within one of the `widths` spoils a slope, and the next one goes past it; a gradient
-    that is wrong is the slope at no width. Parameters of a rule that declares `straight_through`
-    have no slope, and are left out.
+    than the gradient's. On a device without float64 it is the gradient of a copy on the CPU. First
+    along two directions of all parameters at once, which a fault in any parameter spoils; if they do
+    not agree, along one of each parameter, so that the error names it. `within` is relative to the
+    slopes of all parameters together. A kink or a steep place within one of the `widths` spoils a
+    slope, and the next one goes past it; a gradient that is wrong is the slope at no width. Parameters
+    of a rule that declares `straight_through` have no slope, and are left out.
     """
     if not all(has_float64(device) for device in devices_of(dict(learner.named_parameters()))):
         learner = copy.deepcopy(learner).to("cpu", torch.float64)
@@ -293,7 +293,8 @@ def mean_of_tasks(
     singles = [TaskBatch.stack([tasks[index]]) for index in range(len(tasks))]
     alone = [moves(single) for single in singles]
     mean = {
-        name: torch.stack([in_float64(one[name]) for one in alone]).mean(0) for name in alone[0]
+        name: torch.stack([in_float64(one[name]) for one in alone]).mean(0).to(like)
+        for name, like in alone[0].items()
     }
     whole = moves(tasks)
     within = 1e-10
