@@ -17,7 +17,6 @@ It rests on `torch.utils.backend_registration`'s backends in Python, which torch
 
 import os
 import weakref
-from collections import Counter
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -30,7 +29,6 @@ from torch.utils.backend_registration import _setup_privateuseone_for_python_bac
 
 MOVES = {"aten::_to_copy", "aten::copy_"}
 INDEXING = {"aten::index", "aten::index_put", "aten::index_put_", "aten::_index_put_impl_"}
-RESIZING = ("arange", "arange.start", "arange.start_step", "eye", "eye.m")
 DRAWS = torch.Tag.nondeterministic_seeded
 
 
@@ -87,25 +85,29 @@ class Memory:
 
     capacity = 2**40
     used = peak = 0
-    tensors: ClassVar[Counter[int]] = Counter()  # that share a storage, by its address
+    tensors: ClassVar[dict[int, tuple[int, int]]] = {}
+    """How many share a storage, and its bytes, by its address."""
 
     @classmethod
     def take(cls, tensor: "PretendTensor", storage: torch.UntypedStorage) -> None:
         address, size = storage._cdata, storage.nbytes()
-        if not cls.tensors[address]:
+        if address not in cls.tensors:
             if cls.used + size > cls.capacity:
                 error = torch.OutOfMemoryError if _FLOAT64 else RuntimeError
                 raise error(f"pretend backend out of memory. Tried to allocate {size} bytes")
             cls.used += size
             cls.peak = max(cls.peak, cls.used)
-        cls.tensors[address] += 1
-        weakref.finalize(tensor, cls.give_back, address, size).atexit = False
+            cls.tensors[address] = (0, size)
+        count, size = cls.tensors[address]
+        cls.tensors[address] = (count + 1, size)
+        weakref.finalize(tensor, cls.give_back, address).atexit = False
 
     @classmethod
-    def give_back(cls, address: int, size: int) -> None:
-        cls.tensors[address] -= 1
-        if not cls.tensors[address]:
-            del cls.tensors[address]
+    def give_back(cls, address: int) -> None:
+        count, size = cls.tensors.pop(address)
+        if count > 1:
+            cls.tensors[address] = (count - 1, size)
+        else:
             cls.used -= size
 
 
@@ -197,13 +199,14 @@ def _compute(operation, args, kwargs):
     def give(leaf: Any) -> Any:
         if not isinstance(leaf, torch.Tensor) or not stays:
             return leaf
-        return own[id(leaf)] if id(leaf) in own else PretendTensor(leaf)
+        if id(leaf) not in own:
+            return PretendTensor(leaf)
+        tensor = own[id(leaf)]
+        if (tensor.size(), tensor.stride()) != (leaf.size(), leaf.stride()):  # resized in place
+            torch.Tensor.data.__set__(tensor, PretendTensor(leaf))
+        return tensor
 
     return pytree.tree_map(give, result)
-
-
-def _made(operation, *args, **kwargs):
-    return _compute(operation, args, kwargs)
 
 
 def _through_the_cpu(make):
@@ -230,11 +233,6 @@ def register(name: str = "pretend") -> None:
     _LIBRARIES[0].fallback(
         lambda operation, *args, **kwargs: _compute(operation, args, kwargs), "PrivateUse1"
     )
-    _LIBRARIES.append(torch.library.Library("aten", "IMPL"))
-    for name in RESIZING:  # which would resize an empty tensor's numbers, but not the tensor
-        operation = getattr(torch.ops.aten, name.partition(".")[0])
-        overload = getattr(operation, name.partition(".")[2] or "default")
-        _LIBRARIES[1].impl(name, partial(_made, overload), "PrivateUse1")
     torch.accelerator.synchronize = lambda device=None: None
     torch.serialization.add_safe_globals([_again])  # in checkpoints
     # A Parameter has no other class.
