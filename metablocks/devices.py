@@ -1,6 +1,11 @@
-"""Resolve a device name ("auto", "cpu", "cuda:1") on this machine."""
+"""Resolve a device name ("auto", "cpu", "cuda:1"), and compute in float64 where a device has none.
+
+The rule for devices without float64 (Apple's `mps`, some of Intel's): blocks compute in float32 there,
+and laws have float32's tolerances; statistics, distances and finite differences are float64 on the CPU.
+"""
 
 import torch
+from torch import Tensor
 
 
 def find_device(name: str) -> torch.device:
@@ -25,3 +30,26 @@ def find_device(name: str) -> torch.device:
     if here is None or device.type != here.type or (device.index or 0) >= count:
         raise ValueError(f"{name} is not available here; this machine has {choices}")
     return device
+
+
+def has_float64(device: torch.device | str) -> bool:
+    """True if the device computes in float64, which is tried.
+
+    >>> has_float64("cpu")
+    True
+    """
+    try:
+        torch.ones((), dtype=torch.float64, device=device).add_(1)
+    except (TypeError, RuntimeError):
+        return False
+    return True
+
+
+def in_float64(tensor: Tensor) -> Tensor:
+    """The tensor in float64: on its own device, or on the CPU if that device has no float64.
+
+    >>> in_float64(torch.ones(2))
+    tensor([1., 1.], dtype=torch.float64)
+    """
+    place = tensor.device if has_float64(tensor.device) else "cpu"
+    return tensor.to(place).to(torch.float64)

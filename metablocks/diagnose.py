@@ -22,6 +22,7 @@ from torch.utils import _pytree as pytree
 from metablocks.checks import shown
 from metablocks.errors import first_line
 from metablocks.functional import module_arguments
+from metablocks.generators import devices_of, kept_draws
 from metablocks.kernels import twice_differentiable, unfused
 
 
@@ -105,6 +106,7 @@ def _form(tree: Any) -> str:
 def innermost(model: nn.Module, inputs: Any, test: Test) -> list[Finding]:
     """The innermost modules that fail a test, which says why or nothing."""
     model = copy.deepcopy(model)
+    devices = devices_of((dict(model.named_parameters()), inputs))
     calls = _calls(model, inputs)
     found: dict[str, Finding] = {}
     for name in sorted(calls, key=_depth, reverse=True):
@@ -112,7 +114,7 @@ def innermost(model: nn.Module, inputs: Any, test: Test) -> list[Finding]:
         if any(other.startswith(start) for other in found):
             continue
         module = model.get_submodule(name)
-        with torch.random.fork_rng(devices=[]):
+        with kept_draws(devices):
             reason = test(module, calls[name])
         if reason:
             path = f"model.{name}" if name else "model"
@@ -135,7 +137,7 @@ def _calls(model: nn.Module, inputs: Any) -> dict[str, Call]:
                 calls[name] = Call(copied((args, kwargs)), given)
 
         handles.append(module.register_forward_pre_hook(remember, with_kwargs=True))
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
+    with kept_draws(devices_of((args, kwargs))), torch.no_grad():
         model(*args, **kwargs)
     for handle in handles:
         handle.remove()

@@ -41,12 +41,7 @@ def generators_of(tree: Any, held: Iterable[Any] = ()) -> list[Generator]:
     >>> [generator.kind for generator in generators_of(torch.ones(1))]
     ['torch', 'python', 'numpy']
     """
-    of_devices = [
-        Generator("torch", torch.get_rng_state, torch.set_rng_state)
-        if device.type == "cpu"
-        else _of_accelerator(device)
-        for device in devices_of(tree)
-    ]
+    of_devices = map(_of_device, devices_of(tree))
     python = Generator("python", random.getstate, random.setstate)
     numpy = Generator("numpy", np.random.get_state, np.random.set_state)
     return [*of_devices, python, numpy, *(known for known in map(_held, held) if known)]
@@ -81,6 +76,27 @@ def set_states(states: States) -> None:
     """Put generators back into earlier states."""
     for generator, state in states:
         generator.put(state)
+
+
+@contextmanager
+def kept_draws(devices: Iterable[torch.device] | None = None) -> Iterator[None]:
+    """Leave torch's generators of some devices as they are found: by default CPU and accelerator.
+
+    As `torch.random.fork_rng`, which would have to be given the type of the accelerator.
+
+    >>> with kept_draws():
+    ...     first = torch.rand(1)
+    >>> torch.equal(first, torch.rand(1))
+    True
+    """
+    if devices is None:
+        here = torch.accelerator.is_available() and torch.accelerator.current_accelerator()
+        devices = [torch.device("cpu"), *([here] if here else [])]
+    states = get_states(map(_of_device, devices))
+    try:
+        yield
+    finally:
+        set_states(states)
 
 
 class Draws:
@@ -251,7 +267,9 @@ def _set_torch(generator: torch.Generator, state: Tensor) -> None:
     generator.set_state(state)
 
 
-def _of_accelerator(device: torch.device) -> Generator:
+def _of_device(device: torch.device) -> Generator:
+    if device.type == "cpu":
+        return Generator("torch", torch.get_rng_state, torch.set_rng_state)
     module = torch.get_device_module(device.type)
     return Generator(
         "torch", partial(module.get_rng_state, device), partial(_set_accelerator, module, device)

@@ -429,7 +429,7 @@ class MetaLearner(nn.Module):
             through=through,
             draws=self._draws_of(training, model, rule, metric),
             weights={
-                index: torch.tensor(weight, dtype=torch.float64)
+                index: torch.tensor(weight, dtype=torch.float64, device="cpu")
                 for index, weight in enumerate(weights)
                 if weight
             },

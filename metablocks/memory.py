@@ -1,6 +1,7 @@
 """Memory: the most that a process has held, budgets as people write them, what freed memory does."""
 
 import ctypes
+import gc
 import re
 import sys
 from collections.abc import Callable
@@ -78,6 +79,29 @@ def peak_memory(device: torch.device) -> int | None:
         return int(torch.get_device_module(device.type).max_memory_allocated(device))
     except (AttributeError, RuntimeError):  # a backend that does not count
         return None
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """True for the exceptions by which Python, and torch on a CPU or an accelerator, run out of memory.
+
+    >>> out_of_memory(MemoryError()), out_of_memory(RuntimeError("MPS backend out of memory"))
+    (True, True)
+    """
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    words = ("out of memory", "can't allocate memory", "not enough memory")  # mps; the CPU's
+    return isinstance(error, RuntimeError) and any(part in str(error) for part in words)
+
+
+def release_memory(device: torch.device) -> None:
+    """Give back to the system, or to the accelerator, what torch keeps of freed memory."""
+    gc.collect()  # of an error, the frames that hold tensors
+    if device.type == "cpu":
+        release_freed_memory()
+    else:
+        empty_cache = getattr(torch.get_device_module(device.type), "empty_cache", None)
+        if empty_cache is not None:
+            empty_cache()
 
 
 def keep_freed_memory() -> bool:

@@ -108,4 +108,4 @@ def step_weights(block: StepLoss, steps: int, progress: Progress) -> tuple[float
 
 
 def _weights(values: list[float]) -> Tensor:
-    return torch.tensor(values, dtype=torch.float64)
+    return torch.tensor(values, dtype=torch.float64, device="cpu")

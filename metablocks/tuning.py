@@ -13,13 +13,21 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from metablocks.checks import UNCHECKED, checked
-from metablocks.errors import ExecutorError, caller_stacklevel
+from metablocks.errors import ExecutorError, caller_stacklevel, first_line
 from metablocks.estimators import Estimator
 from metablocks.executors import Loop, RandomDrawsWarning, Vmap, check_tasks
 from metablocks.executors.compiled import Compile
 from metablocks.generators import devices_of
 from metablocks.learner import MetaLearner
-from metablocks.memory import Memory, forget_peak, format_bytes, parse_bytes, peak_memory
+from metablocks.memory import (
+    Memory,
+    forget_peak,
+    format_bytes,
+    out_of_memory,
+    parse_bytes,
+    peak_memory,
+    release_memory,
+)
 from metablocks.types import TaskBatch, Tasks, Tensors
 
 log = logging.getLogger("metablocks")
@@ -31,7 +39,8 @@ class Cost(NamedTuple):
     """Seconds and peak bytes of one meta-gradient, beyond what was held before."""
 
     seconds: float
-    memory: int
+    memory: int | None
+    """None on a backend that does not count memory."""
 
 
 class Choice(NamedTuple):
@@ -45,7 +54,7 @@ class Choice(NamedTuple):
     def reason(self) -> str:
         """One line of figures."""
         figures = ", ".join(
-            f"{candidate} {1000 * cost.seconds:.3g} ms and {format_bytes(cost.memory)}"
+            f"{candidate} {1000 * cost.seconds:.3g} ms and {_size(cost)}"
             for candidate, cost in sorted(self.costs.items(), key=lambda item: item[1].seconds)
         )
         return f"{_call(self.executor)}: {figures}"
@@ -65,10 +74,12 @@ def choose_executor(
     `memory` is a budget for the peak beyond what is held anyway, in bytes or as "4GiB". A `Vmap` that
     would break it by the figures of smaller chunks is not tried. If some candidate breaks it, all are
     tried again with the estimator's `low_memory` form, if it has one (`Adjoint` with fewer copies). If
-    none fits, the smallest is taken, with a warning.
+    none fits, the smallest is taken, with a warning. On a backend that does not count memory (mps) there
+    is no budget to hold: a warning says so, and the fastest is taken.
 
-    A candidate that cannot run the model is left out, as is a `Vmap` under which it draws random
-    numbers that are not those of `Loop`. Tasks of unequal size, a list, go to loops.
+    A candidate that cannot run the model, or runs out of memory, is left out, as is a `Vmap` under
+    which it draws random numbers that are not those of `Loop`. Tasks of unequal size, a list, go to
+    loops.
 
     Law: the learner, its random states included, is as it was, and any choice gives its gradient.
 
@@ -83,46 +94,73 @@ def choose_executor(
     >>> choice = choose_executor(learner, TaskBatch((x, x), (x, x)), memory="1GiB")
     >>> learner.executor, learner.estimator = choice.executor, choice.estimator
 
-    Raises `BlockError` for a `memory` that is not a size, and what the learner raises under `Loop`.
+    Raises `BlockError` for a `memory` that is not a size, `ExecutorError` if there is no memory for one
+    task at a time, and what the learner raises under `Loop`.
     """
     count = check_tasks(tasks)
     budget = None if memory is None else parse_bytes(memory)
     device = devices_of(dict(learner.named_parameters()))[-1]
+    if budget and peak_memory(device) is None:
+        warnings.warn(
+            f"memory={memory!r} is not held: torch counts no memory on {device}. The fastest executor is "
+            "taken; to limit memory there, name one: Loop(), or Vmap(chunk=2)",
+            stacklevel=caller_stacklevel(),
+        )
+        budget = None
     costs: dict[_Candidate, Cost] = {}
 
     def fits(candidate: _Candidate) -> bool:
-        return not budget or (candidate in costs and costs[candidate].memory <= budget)
+        return not budget or (candidate in costs and (costs[candidate].memory or 0) <= budget)
 
-    def measure(candidate: _Candidate) -> None:
+    lack = ""  # of memory, as the last error states it
+
+    def measure(candidate: _Candidate) -> bool:
+        """Measure a candidate; False if it runs out of memory."""
+        nonlocal lack
         try:
             costs[candidate] = _measure(candidate, device, learner, tasks)
+            return True
         except (ExecutorError, RandomDrawsWarning) as error:
             log.info("%s is left out: %s", candidate, error)
+            return True
+        except Exception as error:
+            if not out_of_memory(error):
+                raise
+            lack = first_line(error)
+            log.info("%s is left out: %s", candidate, lack)
+        release_memory(device)  # the error, and the tensors of its frames, are gone
+        return False
 
     for estimator in filter(None, (learner.estimator, learner.estimator.low_memory(learner.steps))):
         if costs and all(map(fits, costs)):
             break
         loop = _Candidate(Loop(), estimator)
-        measure(loop)
-        per_task: float = costs[loop].memory
+        if not measure(loop):
+            continue
+        per_task: float = costs[loop].memory or 0
         for chunk in _chunks(tasks, count):
             if budget and per_task * (chunk or count) > budget:
                 break
             candidate = _Candidate(Vmap(chunk=chunk), estimator)
-            measure(candidate)
+            if not measure(candidate):
+                break
             if candidate in costs:
-                per_task = costs[candidate].memory / (chunk or count)
+                per_task = (costs[candidate].memory or 0) / (chunk or count)
         for setting in _settings(device, tasks, count):
             candidate = replace(loop, executor=replace(loop.executor, **setting))
             measure(candidate)
-            if candidate in costs and costs[candidate] < costs[loop] and fits(candidate):
+            if fits(candidate) and candidate in costs and costs[candidate] < costs[loop]:
                 loop = candidate
+    if not costs:
+        raise ExecutorError(
+            f"{device} has no memory for one task at a time: {lack} Take fewer inner steps, smaller sets "
+            "of examples, FirstOrder(), or Adjoint()"
+        )
     best = min(filter(fits, costs), key=lambda candidate: costs[candidate].seconds, default=None)
     if best is None:
-        best = min(costs, key=lambda candidate: costs[candidate].memory)
+        best = min(costs, key=lambda candidate: costs[candidate].memory or 0)
         warnings.warn(
-            f"no executor keeps to memory={memory!r}; {best} takes the least, "
-            f"{format_bytes(costs[best].memory)}",
+            f"no executor keeps to memory={memory!r}; {best} takes the least, {_size(costs[best])}",
             stacklevel=caller_stacklevel(),
         )
     return Choice(best.executor, best.estimator, {str(c): cost for c, cost in costs.items()})
@@ -165,6 +203,10 @@ class _Candidate:
         return f"{_call(self.executor)} with {self.estimator}"
 
 
+def _size(cost: Cost) -> str:
+    return "an unknown amount of memory" if cost.memory is None else format_bytes(cost.memory)
+
+
 def _call(executor: Loop | Vmap) -> str:
     """The executor's call, settings at their defaults left out."""
     usual = type(executor)()
@@ -199,7 +241,7 @@ def _measure(
     trial = copy.copy(learner)  # the same parameters
     trial.executor, trial.estimator = candidate.executor, candidate.estimator
     forget_peak(device)
-    held = peak_memory(device) or 0
+    held = peak_memory(device)
     times = []
     for _ in range(1 + _ROUNDS):
         started = time.perf_counter()
@@ -209,4 +251,5 @@ def _measure(
         if device.type != "cpu":
             torch.accelerator.synchronize(device)
         times.append(time.perf_counter() - started)
-    return Cost(min(times[1:]), max(0, (peak_memory(device) or 0) - held))
+    peak = peak_memory(device)
+    return Cost(min(times[1:]), None if peak is None or held is None else max(0, peak - held))

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from metablocks.checks import Device, NonNegative, Such, check, checked, shown
+from metablocks.devices import in_float64
 from metablocks.errors import TaskError
 
 Tensors: TypeAlias = dict[str, Tensor]
@@ -163,8 +164,9 @@ def relative_error(got: Mapping[str, Tensor], expected: Mapping[str, Tensor]) ->
     if set(got) != set(expected):
         return float("inf")
     with torch.no_grad():
-        difference = sum(float((got[k] - expected[k]).double().square().sum()) for k in expected)
-        scale = sum(float(expected[k].double().square().sum()) for k in expected)
+        true = {name: in_float64(tensor) for name, tensor in expected.items()}
+        difference = sum(float((in_float64(got[k]) - true[k]).square().sum()) for k in expected)
+        scale = sum(float(tensor.square().sum()) for tensor in true.values())
     error = (difference / scale) ** 0.5 if scale else difference**0.5
     return error if error == error else float("inf")
 

@@ -2,12 +2,14 @@
 
     pytest --device cuda                     the blocks run there; their numbers are the CPU's
     pytest --device pretend                  the same without a GPU: see `pretend_device.py`
+    pytest --device pretend-mps              … and without float64, as `--device mps`: in single precision
     pytest --dtype float32                   … and in single precision, within its rounding
     pytest --hypothesis-profile=thorough     300 examples of every law in place of 15
 
 What is no matter of device and precision (files, messages, recipes that state their own) is tested
 as ever. Finite differences are always float64: in float32 a slope has three digits at best, and would
-hold nothing. The tests of those ask for `device` alone, or for `float64`.
+hold nothing. The tests of those ask for `device64`, or for `float64`: the device, or the CPU if it has
+no float64.
 """
 
 import importlib
@@ -18,6 +20,8 @@ from typing import Any
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+
+from metablocks.devices import has_float64
 
 settings.register_profile(
     "default",
@@ -34,7 +38,11 @@ torch.set_num_threads(1)  # the laws run on tiny tensors; threads would only wai
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--device", default="cpu", help="run the laws there: cpu, cuda, …, pretend")
+    parser.addoption(
+        "--device",
+        default="cpu",
+        help="run the laws there: cpu, cuda, …, or pretend, pretend-mps",
+    )
     parser.addoption(
         "--dtype",
         default="float64",
@@ -50,9 +58,9 @@ def pytest_configure(config: pytest.Config) -> None:
     """A device that is absent is an error before anything runs, not a skip."""
     name = config.getoption("--device")
     try:
-        if name == "pretend":
-            importlib.import_module("pretend_device").register()
-        torch.zeros(1, device=name)
+        if name.startswith("pretend"):
+            importlib.import_module("pretend_device").register(name)
+        torch.zeros(1, device=_device(config))
     except (ImportError, RuntimeError, AssertionError) as error:
         found = (
             torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
@@ -63,16 +71,27 @@ def pytest_configure(config: pytest.Config) -> None:
         ) from error
 
 
+def _device(config: pytest.Config) -> torch.device:
+    return torch.device(config.getoption("--device").removesuffix("-mps"))
+
+
 @pytest.fixture(scope="session")
 def device(request: pytest.FixtureRequest) -> torch.device:
     """The device that blocks run on."""
-    return torch.device(request.config.getoption("--device"))
+    return _device(request.config)
 
 
 @pytest.fixture(scope="session")
-def dtype(request: pytest.FixtureRequest) -> torch.dtype:
+def device64(device: torch.device) -> torch.device:
+    """The device that float64 is computed on: the CPU, if `device` has none."""
+    return device if has_float64(device) else torch.device("cpu")
+
+
+@pytest.fixture(scope="session")
+def dtype(request: pytest.FixtureRequest, device: torch.device) -> torch.dtype:
     """The precision that blocks run in, where a law is not one of float64 alone."""
-    dtype: torch.dtype = getattr(torch, request.config.getoption("--dtype"))
+    name = request.config.getoption("--dtype")
+    dtype: torch.dtype = getattr(torch, name) if has_float64(device) else torch.float32
     return dtype
 
 
@@ -108,9 +127,9 @@ def placed(place: dict[str, Any]) -> Iterator[None]:
 
 
 @pytest.fixture
-def float64(device: torch.device) -> Iterator[None]:
-    """New tensors are float64 on the run's device, and the draws are the same for every test."""
-    with _defaults(device, torch.float64):
+def float64(device64: torch.device) -> Iterator[None]:
+    """New tensors are float64 on the device for it, and the draws are the same for every test."""
+    with _defaults(device64, torch.float64):
         yield
 
 

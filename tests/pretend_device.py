@@ -2,13 +2,23 @@
 
 A tensor of the device `pretend` holds one of the CPU, which computes. All else is as strict as a GPU
 is: an operation on tensors of two devices is an error (but for copies, indices and tensors without
-dimensions), so is a generator of another device, there is no `.numpy()`, and random numbers come from
-a state of the device's own. What it cannot show is what a GPU's kernels, memory and speed are; nor
-has it autocast or lazy layers.
+dimensions), so is a generator of another device, there is no `.numpy()`, random numbers come from a
+state of the device's own, and tensors beyond its `CAPACITY` are out of memory. It is one of two:
+
+    pretend        as CUDA: float64, a name, counted memory
+    pretend-mps    as Apple's mps: none of these
+
+`installed` makes it known to every process that imports torch, as a vendor's package would: so
+commands run on it. What it cannot show is what a GPU's kernels and speed are; nor has it autocast or
+lazy layers.
 
 It rests on `torch.utils.backend_registration`'s backends in Python, which torch calls experimental.
 """
 
+import os
+import weakref
+from functools import partial
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -32,8 +42,6 @@ class PretendModule:
     def is_available(self) -> bool:
         return True
 
-    is_initialized = is_available
-
     def _is_in_bad_fork(self) -> bool:
         return False
 
@@ -56,6 +64,53 @@ class PretendModule:
         return [torch.bfloat16, torch.float16]
 
 
+class CountingModule(PretendModule):
+    """The same with what `torch.cuda` has besides."""
+
+    def is_initialized(self) -> bool:
+        return True
+
+    def get_device_name(self, device: Any = None) -> str:
+        return "a pretended GPU"
+
+    def max_memory_allocated(self, device: Any = None) -> int:
+        return Memory.peak
+
+    def reset_peak_memory_stats(self, device: Any = None) -> None:
+        Memory.peak = Memory.used
+
+
+class Memory:
+    """The bytes of the device's tensors that are alive."""
+
+    capacity = 2**40
+    used = peak = 0
+    tensors: ClassVar[dict[int, tuple[int, int]]] = {}
+    """How many share a storage, and its bytes, by its address."""
+
+    @classmethod
+    def take(cls, tensor: "PretendTensor", storage: torch.UntypedStorage) -> None:
+        address, size = storage._cdata, storage.nbytes()
+        if address not in cls.tensors:
+            if cls.used + size > cls.capacity:
+                error = torch.OutOfMemoryError if _FLOAT64 else RuntimeError
+                raise error(f"pretend backend out of memory. Tried to allocate {size} bytes")
+            cls.used += size
+            cls.peak = max(cls.peak, cls.used)
+            cls.tensors[address] = (0, size)
+        count, size = cls.tensors[address]
+        cls.tensors[address] = (count + 1, size)
+        weakref.finalize(tensor, cls.give_back, address).atexit = False
+
+    @classmethod
+    def give_back(cls, address: int) -> None:
+        count, size = cls.tensors.pop(address)
+        if count > 1:
+            cls.tensors[address] = (count - 1, size)
+        else:
+            cls.used -= size
+
+
 class PretendTensor(torch.Tensor):
     """A tensor of the device, around the tensor of the CPU that has its numbers."""
 
@@ -63,6 +118,8 @@ class PretendTensor(torch.Tensor):
 
     @staticmethod
     def __new__(cls, held: torch.Tensor) -> "PretendTensor":
+        if held.dtype in (torch.float64, torch.complex128) and not _FLOAT64:
+            raise TypeError(f"Cannot convert a pretend Tensor to {held.dtype}: it has no such type")
         layout = {
             "strides": held.stride(),
             "storage_offset": held.storage_offset(),
@@ -74,6 +131,7 @@ class PretendTensor(torch.Tensor):
 
     def __init__(self, held: torch.Tensor) -> None:
         self.held = held
+        Memory.take(self, held.untyped_storage())
 
     @classmethod
     def __torch_dispatch__(cls, operation, types, args=(), kwargs=None):
@@ -81,6 +139,27 @@ class PretendTensor(torch.Tensor):
 
     def __repr__(self) -> str:
         return f"Pretend({self.held})"
+
+    # What torch writes in C++ for its own devices.
+
+    @property
+    def data(self) -> torch.Tensor:
+        return torch.Tensor.data.__get__(self)
+
+    @data.setter
+    def data(self, other: "PretendTensor") -> None:
+        torch.Tensor.data.__set__(self, other)
+        self.held = other.held
+
+    def tolist(self) -> Any:
+        return self.held.tolist()
+
+    def untyped_storage(self) -> torch.UntypedStorage:
+        return self.held.untyped_storage()
+
+    def new_tensor(self, data: Any, *, dtype=None, device=None, requires_grad=False):
+        made = torch.tensor(data, dtype=dtype or self.dtype, device=device or self.device)
+        return made.requires_grad_(requires_grad)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         return _again, (self.held, self.requires_grad)
@@ -120,7 +199,12 @@ def _compute(operation, args, kwargs):
     def give(leaf: Any) -> Any:
         if not isinstance(leaf, torch.Tensor) or not stays:
             return leaf
-        return own[id(leaf)] if id(leaf) in own else PretendTensor(leaf)
+        if id(leaf) not in own:
+            return PretendTensor(leaf)
+        tensor = own[id(leaf)]
+        if (tensor.size(), tensor.stride()) != (leaf.size(), leaf.stride()):  # resized in place
+            torch.Tensor.data.__set__(tensor, PretendTensor(leaf))
+        return tensor
 
     return pytree.tree_map(give, result)
 
@@ -139,17 +223,36 @@ def _through_the_cpu(make):
     return made
 
 
-def register() -> None:
-    """Make the device known to torch: for this process, and once."""
-    _setup_privateuseone_for_python_backend("pretend", backend_module=PretendModule())
+def register(name: str = "pretend") -> None:
+    """Make the device of this name known to torch, as `pretend`: for this process, and once."""
+    global _FLOAT64
+    _FLOAT64 = name == "pretend"
+    module = CountingModule() if _FLOAT64 else PretendModule()
+    _setup_privateuseone_for_python_backend("pretend", backend_module=module)
     _LIBRARIES.append(torch.library.Library("_", "IMPL"))
     _LIBRARIES[0].fallback(
         lambda operation, *args, **kwargs: _compute(operation, args, kwargs), "PrivateUse1"
     )
     torch.accelerator.synchronize = lambda device=None: None
+    torch.serialization.add_safe_globals([_again])  # in checkpoints
     # A Parameter has no other class.
     torch.__future__.set_overwrite_module_params_on_conversion(True)
-    torch.tensor = _through_the_cpu(torch.tensor)
+    torch.tensor, torch.as_tensor = map(_through_the_cpu, (torch.tensor, torch.as_tensor))
 
 
+def installed(name: str, folder: Path) -> dict[str, str]:
+    """Environment in which every process has the device: by torch's entry point for backends."""
+    package = folder / "pretend-1.dist-info"
+    package.mkdir()
+    (package / "METADATA").write_text("Metadata-Version: 2.1\nName: pretend\nVersion: 1\n")
+    start = f"register_{name.replace('-', '_')}"
+    (package / "entry_points.txt").write_text(f"[torch.backends]\nx = pretend_device:{start}\n")
+    here = Path(__file__).parent
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (here.parent, here, folder)))}
+
+
+register_pretend = register
+register_pretend_mps = partial(register, "pretend-mps")
+
+_FLOAT64 = True
 _LIBRARIES: list[torch.library.Library] = []  # kept: what they register goes with them

@@ -1,6 +1,6 @@
 """Problems that the tests run laws on, beside the cases of `metablocks.laws.cases`: models that ship.
 
-Each takes `seed`, `tasks`, `steps`, `device` and `dtype`.
+Each takes `seed`, `tasks`, `steps`, `device` and `dtype`, which is float64 where the device has it.
 """
 
 from typing import Any
@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from metablocks.devices import has_float64
+from metablocks.generators import kept_draws
 from metablocks.laws.cases import Case, Problem
 from metablocks.models import MLP, Conv4
 from metablocks.rules.base import NamedTensors
@@ -38,7 +40,7 @@ def classification(*, layers=2, filters=3, **options: Any) -> Problem:
     )
 
 
-def quadratic(*, size=4, device="cpu", dtype=torch.float64, tasks=3, steps=3, seed=0) -> Problem:
+def quadratic(*, size=4, device="cpu", dtype=None, tasks=3, steps=3, seed=0) -> Problem:
     """L(θ) = ½ θᵀAθ − bᵀθ, support and query each with their own positive definite A and b."""
     case = Case(kind="quadratic", width=size, tasks=tasks, steps=steps, seed=seed)
     return case.problem(device=device, dtype=dtype)
@@ -77,17 +79,17 @@ class EveryShape(NamedTensors):
         return torch.stack([(p.flatten() * inputs).tanh().mean(1) for p in self.parameters()], 1)
 
 
-def _problem(
-    model, loss, batch, *, seed=0, tasks=3, steps=3, device="cpu", dtype=torch.float64
-) -> Problem:
+def _problem(model, loss, batch, *, seed=0, tasks=3, steps=3, device="cpu", dtype=None) -> Problem:
     generator = torch.Generator().manual_seed(seed)
+    if dtype is None:
+        dtype = torch.float64 if has_float64(device) else torch.float32
 
     def draw(*shape):
         noise = torch.randn(tasks, *shape, generator=generator, dtype=torch.float64, device="cpu")
         return noise.to(device, dtype)
 
     def seeded() -> nn.Module:
-        with torch.random.fork_rng(devices=[]):
+        with kept_draws():
             torch.manual_seed(seed)
             return model().to(device, dtype)
 

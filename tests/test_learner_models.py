@@ -76,7 +76,7 @@ def test_a_first_order_step_detaches_gradients_and_nothing_else(order, adapt, pl
 
 
 @EXECUTORS
-def test_tied_parameters_move_together(executor, device, float64):
+def test_tied_parameters_move_together(executor, device64, float64):
     class Tied(nn.Module):
         def __init__(self):
             super().__init__()
@@ -86,7 +86,7 @@ def test_tied_parameters_move_together(executor, device, float64):
         def forward(self, x):
             return self.b(self.a(x).tanh())
 
-    model, tasks = Tied(), problem.quadratic(size=2, device=device).tasks
+    model, tasks = Tied(), problem.quadratic(size=2, device=device64).tasks
     tasks = mb.TaskBatch((tasks.support[0], tasks.support[0]), (tasks.query[0], tasks.query[0]))
     learner = learner_of(model, executor=executor, rule=mb.LearningRate(0.1, learn=True))
     assert set(learner.meta_gradient(tasks).grads) == {"model.a.weight", "rule.rate.*"}

@@ -185,8 +185,8 @@ def test_every_executor_gives_the_loops_gradient_and_statistics(affine, adapt, s
 
 
 @pytest.mark.parametrize("affine", ["per_step", "shared"])
-def test_finite_differences_of_every_meta_parameter(affine, device, float64):
-    small = conv_problem({"device": device}, affine=affine)
+def test_finite_differences_of_every_meta_parameter(affine, device64, float64):
+    small = conv_problem({"device": device64}, affine=affine)
     for adapt in ("*", mb.norm_patterns(small.model())):
         learner = small.learner(
             mb.lslr(0.1), adapt=adapt, step_loss=mb.UniformStepLoss(), executor=mb.Vmap()

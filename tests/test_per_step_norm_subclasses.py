@@ -295,8 +295,8 @@ def test_learners_of_it_obey_the_laws_of_norms(make, place):
     purity.calls_leave_no_trace(small, partial(norms.learner_of, norm, small))
 
 
-def test_its_gradient_is_the_slope_of_the_loss(device, float64):
-    small = with_norms(NormAct, {"device": device})
+def test_its_gradient_is_the_slope_of_the_loss(device64, float64):
+    small = with_norms(NormAct, {"device": device64})
     learner = norms.learner_of(mb.per_step_batch_norm, small, step_loss=mb.UniformStepLoss())
     gradients.finite_differences(learner, small.tasks)
 

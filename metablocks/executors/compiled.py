@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from metablocks.devices import has_float64, in_float64
 from metablocks.errors import BlockError, caller_stacklevel
-from metablocks.generators import is_random
+from metablocks.generators import devices_of, is_random, kept_draws
 
 Compile = bool | Literal["trace", "auto"]
 
@@ -171,9 +172,7 @@ def _trace(flat: _Flat, leaves: list[Any]) -> torch.fx.GraphModule:
             f"its arguments hold {', '.join(sorted(alien))}, whose tensors would be taken for constants; "
             "hand over tuples, lists and dicts of tensors"
         )
-    devices = {x.device for x in leaves if _on_accelerator(x)}
-    kind = next(iter(devices)).type if devices else "cuda"
-    with torch.random.fork_rng([d.index for d in devices], device_type=kind):
+    with kept_draws(devices_of(leaves)):
         graph: torch.fx.GraphModule = make_fx(flat)(*map(_apart, leaves))  # runs the function
     drawing = {
         str(node.target)
@@ -244,7 +243,7 @@ def _distance(a: Sequence[Tensor], b: Sequence[Tensor]) -> float:
     """‖a − b‖ / ‖b‖ over all numbers; nan counts as zero."""
     difference = norm = 0.0
     for x, y in zip(a, b, strict=True):
-        x, y = x.double().nan_to_num(), y.double().nan_to_num()
+        x, y = in_float64(x).nan_to_num(), in_float64(y).nan_to_num()
         difference += float((x - y).square().sum())
         norm += float(y.square().sum())
     return math.sqrt(difference / norm if norm else difference)
@@ -257,12 +256,16 @@ def _in_double(function: _Flat, leaves: list[Any]) -> list[Tensor] | None:
         return None
     try:
         return function(*map(_double, leaves))
-    except Exception:  # a device or a module that has no double precision
+    except Exception:  # a module that has no double precision, or is bound to its device
         return None
 
 
 def _double(leaf: Any) -> Any:
-    return leaf.double() if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
+    if not isinstance(leaf, Tensor):
+        return leaf
+    if leaf.is_floating_point():
+        return in_float64(leaf)
+    return leaf if has_float64(leaf.device) else leaf.cpu()
 
 
 def _best_time(function: Callable[..., Any], leaves: list[Any]) -> float:

@@ -25,8 +25,8 @@ def map_in_threads(
 ) -> None:
     """`take(work(item))` for every item in turn, `threads` of them under way at a time.
 
-    Gradients are enabled and autocast is on in the threads where they are for the caller. The first
-    error ends it, once what is under way is done.
+    In the threads gradients are enabled, autocast is on, and default device, current device and stream
+    are as for the caller. The first error ends it, once what is under way is done.
 
     >>> taken = []
     >>> map_in_threads(abs, [-1, -2, -3], threads=2, take=taken.append)
@@ -62,6 +62,8 @@ class _Modes:
 
     def __init__(self) -> None:
         accelerator = torch.accelerator.current_accelerator()
+        self.device = torch.get_default_device()
+        self.index, self.stream = _current(accelerator) if accelerator else (None, None)
         types = ["cpu", *([accelerator.type] if accelerator else [])]
         self.grad = torch.is_grad_enabled()
         self.cache = torch.is_autocast_cache_enabled()
@@ -72,7 +74,25 @@ class _Modes:
     @contextmanager
     def entered(self) -> Iterator[None]:
         with ExitStack() as stack:
+            if self.index is not None:
+                torch.accelerator.set_device_index(self.index)
+            if self.stream is not None:
+                torch.accelerator.set_stream(self.stream)
+            if self.device.type != "cpu":  # a device mode costs a Python call at every operation
+                stack.enter_context(self.device)
             stack.enter_context(torch.set_grad_enabled(self.grad))
             for kind, dtype in self.autocast.items():
                 stack.enter_context(torch.autocast(kind, dtype=dtype, cache_enabled=self.cache))
             yield
+
+
+def _current(accelerator: torch.device) -> tuple[int | None, torch.Stream | None]:
+    """Current device and stream; none of a backend that is not in use, or has no such thing (mps)."""
+    used = getattr(torch.get_device_module(accelerator.type), "is_initialized", None)
+    if used is None or not used():
+        return None, None
+    index = torch.accelerator.current_device_index()
+    try:
+        return index, torch.accelerator.current_stream()
+    except (RuntimeError, NotImplementedError):
+        return index, None

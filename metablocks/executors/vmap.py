@@ -14,6 +14,7 @@ from metablocks.checks import Count, checked
 from metablocks.errors import ExecutorError, MetablocksError, first_line
 from metablocks.executors.base import RandomDrawsWarning, TaskFunction, TaskWork
 from metablocks.executors.compiled import Compile, Compiler
+from metablocks.memory import out_of_memory
 from metablocks.outputs import Apart
 from metablocks.types import Task, TaskBatch, Tasks, Tensors
 
@@ -118,6 +119,8 @@ def _vmap(
     except MetablocksError:
         raise
     except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
+        if out_of_memory(error):
+            raise
         refusal = error
     first()  # raises what is wrong with the work itself
     raise ExecutorError(

@@ -20,6 +20,7 @@ from torch import nn
 from metablocks.errors import MetablocksError, first_line
 from metablocks.estimators import Implicit, Reptile, Unrolled
 from metablocks.executors import Loop, RandomDrawsWarning, Vmap
+from metablocks.generators import devices_of, kept_draws
 from metablocks.gradcheck.modules import (
     refused_by_transforms,
     with_wrong_derivative,
@@ -262,8 +263,7 @@ def with_blocks(learner: MetaLearner, **blocks: Any) -> MetaLearner:
 
 def run(learner: MetaLearner, tasks: TaskBatch, progress: Progress) -> tuple[MetaGradient, bool]:
     """The meta-gradient from `SEED` on; True if its executor warns of random draws of its own."""
-    devices = {p.device for p in learner.parameters() if p.device.type != "cpu"}
-    kept = torch.random.fork_rng(sorted({device.index or 0 for device in devices}))
+    kept = kept_draws(devices_of(dict(learner.named_parameters())))
     with kept, warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         torch.manual_seed(SEED)

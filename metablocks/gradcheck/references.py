@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 
 from metablocks.estimators import Reptile
 from metablocks.functional import detach
-from metablocks.laws.plain_loop import SEED, PlainLoop, gradient
+from metablocks.laws.plain_loop import PlainLoop, gradient
 from metablocks.types import Batch, Task, Tensors
 
 _Result = TypeVar("_Result")
@@ -129,8 +129,7 @@ def _batches(examples: Batch, steps: int, size: int | None) -> Callable[[int], B
 
 def _each(plain: PlainLoop, one: Callable[[Task], _Result]) -> list[_Result]:
     """`one(task)` of every task, with the draws that `Loop` makes."""
-    with torch.random.fork_rng(plain.accelerators):
-        torch.manual_seed(SEED)
+    with plain.seeded():
         return [one(plain.tasks[index]) for index in range(len(plain.tasks))]
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from metablocks.devices import in_float64
 from metablocks.learner import MetaLearner
 from metablocks.types import Tensors
 
@@ -186,7 +187,7 @@ def by_group(
 
 def norm(tensors: Iterable[Tensor]) -> float:
     """The Euclidean norm of all tensors together."""
-    total: float = sum(float(tensor.double().square().sum()) for tensor in tensors)
+    total: float = sum(float(in_float64(tensor).square().sum()) for tensor in tensors)
     return math.sqrt(total)
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from metablocks.devices import find_device, has_float64
 from metablocks.errors import DataError
 from metablocks.gradcheck.check import check_learner
 from metablocks.gradcheck.report import GradientReport
@@ -33,8 +34,8 @@ _SMOOTH = {"relu": "Softplus for ReLU", "leaky_relu": "Softplus for LeakyReLU"}
 def check_gradients(recipe: Recipe, *, device: str | torch.device | None = None) -> GradientReport:
     """Compare the meta-gradient of a recipe, made small and smooth, with its definition.
 
-    As `check_learner` does, over the recipe's epochs. `device` stands in for the recipe's. No data is
-    needed.
+    As `check_learner` does, over the recipe's epochs. `device` stands in for the recipe's; in place of
+    one without float64 it is the CPU. No data is needed.
 
     Law: the report is ok for every recipe of right blocks.
 
@@ -46,6 +47,12 @@ def check_gradients(recipe: Recipe, *, device: str | torch.device | None = None)
     Raises `RecipeError` if the recipe's blocks do not go together.
     """
     small, changes = shrink(recipe)
+    try:
+        place = find_device(str(device or recipe.at("hardware.device")))
+        if not has_float64(place):
+            device, changes = "cpu", (*changes, f"on the CPU, as {place} has no float64")
+    except ValueError:
+        pass  # `build` refuses it, with its place
     experiment = build(small, device=device)
     try:
         tasks = experiment.source.sample("train", range(_TASKS))

@@ -4,7 +4,7 @@ A `Case` is a value. Its `repr` names what differs from the smallest case, and i
 that makes it again: a law that fails on `Case(norm="batch", steps=2)` fails on a one-layer net with
 batch norm in two inner steps. `laws.strategies.cases` draws them; `Case.problem` builds the `Problem`
 that laws take. Nets are smooth (no ReLU, no max-pool), as finite differences need; numbers are
-float64 unless asked otherwise.
+float64 unless asked otherwise, or the device has none.
 """
 
 import dataclasses
@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from metablocks.devices import has_float64
+from metablocks.generators import kept_draws
 from metablocks.learner import MetaLearner
 from metablocks.models.layers import ACTIVATIONS
 from metablocks.rules import LearningRate, UpdateRule
@@ -106,9 +108,14 @@ class Case:
         return f"Case({', '.join(parts)})"
 
     def problem(
-        self, *, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float64
+        self, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
     ) -> Problem:
-        """The case as a problem: the same numbers at every call, on every device."""
+        """The case as a problem: the same numbers at every call, on every device.
+
+        In float64 unless given, or in float32 on a device without float64.
+        """
+        if dtype is None:
+            dtype = torch.float64 if has_float64(device) else torch.float32
         generator = torch.Generator().manual_seed(self.seed)
 
         def draw(*shape: int) -> Tensor:
@@ -125,7 +132,7 @@ class Case:
             return draw(4, 1, 5, 5), torch.tensor([0, 1] * 2, device=device).expand(self.tasks, 4)
 
         def model() -> nn.Module:
-            with torch.random.fork_rng(devices=[]):
+            with kept_draws():
                 torch.manual_seed(self.seed)
                 net = _Quadratic(self.width) if self.kind == "quadratic" else _Net(self)
                 return net.to(device, dtype)

@@ -31,6 +31,7 @@ from metablocks.errors import (
 )
 from metablocks.executors import RandomDrawsWarning
 from metablocks.laws.blocks import Block, as_block, public_names
+from metablocks.laws.compare import fixed_draws
 
 if TYPE_CHECKING:
     from metablocks.laws.table import Law
@@ -259,9 +260,8 @@ def run_law(
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """The same random state for every problem, and no warning of `Vmap`'s own draws."""
-    with torch.random.fork_rng(), warnings.catch_warnings():
+    with fixed_draws(), warnings.catch_warnings():
         warnings.simplefilter("ignore", RandomDrawsWarning)
-        torch.manual_seed(0)
         yield
 
 

@@ -7,7 +7,9 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from metablocks.devices import in_float64
 from metablocks.errors import LawError
+from metablocks.generators import kept_draws
 from metablocks.types import Tensors, relative_error
 
 _Module = TypeVar("_Module", bound=nn.Module)
@@ -33,7 +35,9 @@ def assert_close(
         return
     if set(got) != set(expected):
         raise LawError(f"{law}: the names differ: {sorted(set(got) ^ set(expected))}")
-    worst = max(expected, key=lambda k: float((got[k] - expected[k]).abs().max()))
+    worst = max(
+        expected, key=lambda k: float((in_float64(got[k]) - in_float64(expected[k])).abs().max())
+    )
     raise LawError(
         f"{law}: relative error {error:.2e}, at most {within:.0e} allowed; furthest apart is "
         f"{worst}: {_shorten(got[worst])}, expected {_shorten(expected[worst])}"
@@ -71,7 +75,7 @@ def perturb(module: _Module, part: str = "", scale: float = 0.2) -> _Module:
 @contextmanager
 def fixed_draws() -> Iterator[None]:
     """Run the block with the random state of seed 0; the caller's state is as before afterwards."""
-    with torch.random.fork_rng():
+    with kept_draws():
         torch.manual_seed(0)
         yield
 

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from metablocks.devices import in_float64
 from metablocks.errors import LawError, TaskError
 from metablocks.executors import Executor, Loop
 from metablocks.laws import gradients
@@ -24,9 +25,9 @@ def adds_up(executor: Executor, *, tasks: int) -> None:
     dropped nor taken twice, and every task starts from the same buffers. A learner divides by
     the number of tasks, so an executor that takes the mean gives a gradient that is too small.
     """
-    rows = torch.arange(tasks * 6, dtype=torch.float64).reshape(tasks, 3, 2).square()
+    rows = in_float64(torch.arange(tasks * 6)).reshape(tasks, 3, 2).square()
     batch = TaskBatch(support=(rows, rows), query=(rows + 1, rows))
-    shared, buffers = {"scale": torch.tensor(2.0).double()}, {"seen": torch.zeros(2).double()}
+    shared, buffers = {"scale": rows.new_tensor(2.0)}, {"seen": rows.new_zeros(2)}
 
     def work(shared: Any, buffers: Tensors, task: Task) -> tuple[Any, Any]:
         inputs = task.support[0]

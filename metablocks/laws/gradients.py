@@ -1,5 +1,6 @@
 """Laws of a learner's meta-gradient: closed forms, finite differences, and one gradient everywhere."""
 
+import copy
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -7,12 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from metablocks.devices import has_float64, in_float64
 from metablocks.errors import LawError
 from metablocks.estimators import Estimator, Unrolled
 from metablocks.executors import Executor, Loop
+from metablocks.generators import devices_of
 from metablocks.laws.cases import Problem
-from metablocks.laws.compare import assert_close, named, noise_like
-from metablocks.laws.plain_loop import SEED, PlainLoop
+from metablocks.laws.compare import assert_close, fixed_draws, named, noise_like
+from metablocks.laws.plain_loop import PlainLoop
 from metablocks.learner import MetaGradient, MetaLearner
 from metablocks.order import FirstOrder, Order, SecondOrder
 from metablocks.rules import LearningRate
@@ -113,8 +116,7 @@ def plain_autograd(
     """
     progress, plain = progress or Progress(), PlainLoop(learner, tasks)
     through = plain.order(progress)
-    with torch.random.fork_rng(plain.accelerators):
-        torch.manual_seed(SEED)
+    with plain.seeded():
         got = learner.meta_gradient(tasks, progress=progress)
     loss = {"loss": plain.loss(through, progress)}
     assert_close("plain autograd, loss", {"loss": got.loss}, loss, 1e-10)
@@ -132,13 +134,16 @@ def finite_differences(
     """Law 7: along a random direction of *every* meta-parameter, the gradient is the loss's slope.
 
     Second order, float64, smooth nets without dropout: the loss comes from `evaluate`, another way
-    than the gradient's. First along two directions of all parameters at once, which a fault in any
-    parameter spoils; if they do not agree, along one of each parameter, so that the error names it.
-    `within` is relative to the slopes of all parameters together. A kink or a
-    steep place within one of the `widths` spoils a slope, and the next one goes past it; a gradient
-    that is wrong is the slope at no width. Parameters of a rule that declares `straight_through`
-    have no slope, and are left out.
+    than the gradient's. On a device without float64 it is the gradient of a copy on the CPU. First
+    along two directions of all parameters at once, which a fault in any parameter spoils; if they do
+    not agree, along one of each parameter, so that the error names it. `within` is relative to the
+    slopes of all parameters together. A kink or a steep place within one of the `widths` spoils a
+    slope, and the next one goes past it; a gradient that is wrong is the slope at no width. Parameters
+    of a rule that declares `straight_through` have no slope, and are left out.
     """
+    if not all(has_float64(device) for device in devices_of(dict(learner.named_parameters()))):
+        learner = copy.deepcopy(learner).to("cpu", torch.float64)
+        tasks = tasks.to("cpu").to(torch.float64)
     grads = learner.meta_gradient(tasks, progress=progress).grads
     weights = learner.step_loss(learner.steps, progress or Progress())
 
@@ -250,8 +255,7 @@ def one_estimator(
 
     def run(estimator: Estimator) -> tuple[MetaGradient, Tensors]:
         learner = make(estimator)
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
+        with fixed_draws():
             result = learner.backward(problem.tasks, progress=progress)
             return result, {"draws": torch.rand(4, device=result.loss.device)}
 
@@ -288,7 +292,10 @@ def mean_of_tasks(
 
     singles = [TaskBatch.stack([tasks[index]]) for index in range(len(tasks))]
     alone = [moves(single) for single in singles]
-    mean = {name: torch.stack([one[name].double() for one in alone]).mean(0) for name in alone[0]}
+    mean = {
+        name: torch.stack([in_float64(one[name]) for one in alone]).mean(0).to(like)
+        for name, like in alone[0].items()
+    }
     whole = moves(tasks)
     within = 1e-10
     assert_close("a batch is the mean of its tasks", whole, mean, within)

@@ -10,7 +10,8 @@ finite differences are its gradient, to any order.
 """
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +20,14 @@ from torch import Tensor
 from torch.func import functional_call
 
 from metablocks.functional import detach, module_arguments, step_aware_modules, tracking_norms
-from metablocks.generators import States, generators_of, get_states, set_states
+from metablocks.generators import (
+    States,
+    devices_of,
+    generators_of,
+    get_states,
+    kept_draws,
+    set_states,
+)
 from metablocks.kernels import twice_differentiable
 from metablocks.learner import MetaLearner
 from metablocks.rules import Chain, MTMask, StepInfo, UpdateRule
@@ -65,11 +73,12 @@ class PlainLoop:
         self.parameters: Tensors = {name: p for name, p in named if p.requires_grad}
         self.rule = _relaxed(self.rule)
 
-    @property
-    def accelerators(self) -> list[int]:
-        """The devices besides the CPU whose generators the draws come from."""
-        devices = {tensor.device for tensor in self.parameters.values()}
-        return sorted(device.index or 0 for device in devices if device.type != "cpu")
+    @contextmanager
+    def seeded(self) -> Iterator[None]:
+        """Draw from `SEED` on, on the devices of the parameters; the generators are left as found."""
+        with kept_draws(devices_of(self.parameters)):
+            torch.manual_seed(SEED)
+            yield
 
     def order(self, progress: Progress) -> tuple[bool, ...]:
         """For each step, whether the learner's order differentiates through it."""
@@ -87,8 +96,7 @@ class PlainLoop:
         """L. Steps not differentiated through take what `tape` holds of them, and add it if new."""
         weights = self.learner.step_loss(self.learner.steps, progress)
         losses = []
-        with torch.random.fork_rng(self.accelerators), torch.set_grad_enabled(graph):
-            torch.manual_seed(SEED)
+        with self.seeded(), torch.set_grad_enabled(graph):
             for index in range(len(self.tasks)):
                 loss = self._task(index, self.tasks[index], through, weights, tape, graph)
                 losses.append(loss)

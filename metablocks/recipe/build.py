@@ -15,7 +15,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from metablocks.devices import find_device
+from metablocks.devices import find_device, has_float64
 from metablocks.errors import (
     ExecutorError,
     MetablocksError,
@@ -120,6 +120,8 @@ def build(
         learner.to(device=placed_on, dtype=dtype)
     except (TypeError, RuntimeError) as error:  # float64 on a device without it; no memory
         message = f"the model does not go to {placed_on} in {dtype}: {first_line(error)}"
+        if dtype == torch.float64 and not has_float64(placed_on):
+            message = f"{placed_on} has no float64; take precision: float32, or device: cpu"
         raise_problems([recipe.problem("hardware.precision", message)])
     plan = EvaluationSection(**recipe.at("evaluation"))
     _check_evaluation(recipe, learner, plan, problems)

@@ -256,7 +256,8 @@ def _commit() -> str | None:
 def _device_name(device: torch.device) -> str:
     if device.type == "cpu":
         return "cpu"
-    return f"{device} ({torch.get_device_module(device.type).get_device_name(device)})"
+    name = getattr(torch.get_device_module(device.type), "get_device_name", None)  # mps has none
+    return f"{device} ({name(device)})" if name else str(device)
 
 
 def _lock(descriptor: int, path: Path) -> bool:

@@ -127,8 +127,8 @@ def score(
     values, losses = [], []
     for part in task_batches(source, split, tasks, batch, dtype):
         result = learner.evaluate(part, steps=steps, metric=metric)
-        losses.append(result.query_losses.double().cpu())
-        values.append(losses[-1] if result.metrics is None else result.metrics.double().cpu())
+        losses.append(result.query_losses.cpu().double())
+        values.append(losses[-1] if result.metrics is None else result.metrics.cpu().double())
     return pool(split, measure, torch.cat(values), torch.cat(losses))
 
 

@@ -147,9 +147,9 @@ def test_the_implicit_gradient_tends_to_the_plain_one(make, executor, place):
     )
 
 
-def test_where_the_inner_loop_converges_it_is_the_slope_of_the_loss(device):
+def test_where_the_inner_loop_converges_it_is_the_slope_of_the_loss(device64):
     """Convex in the head; the body does not adapt, and its gradient is implicit too."""
-    small = problem.regression(hidden=(3,), tasks=2, steps=60, device=device)
+    small = problem.regression(hidden=(3,), tasks=2, steps=60, device=device64)
     learner = small.learner(
         mb.LearningRate(0.5),
         adapt="head.*",

@@ -33,9 +33,9 @@ def quietly(call):
 
 
 @pytest.mark.parametrize("make", [problem.regression, problem.classification])
-def test_all_masks_on_is_the_learner_without(make, device):
+def test_all_masks_on_is_the_learner_without(make, device64):
     for dtype in (torch.float32, torch.float64):
-        rules.same_as_without(on, make(device=device, dtype=dtype))
+        rules.same_as_without(on, make(device=device64, dtype=dtype))
 
 
 def test_all_masks_off_does_not_adapt(place):
