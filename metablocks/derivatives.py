@@ -86,8 +86,13 @@ def vjp(
     """
     if _transformed():
         return _vjp_by_transform(function, primals, reuse)
-    nodes = pytree.tree_map(lambda tensor: tensor.detach().requires_grad_(), primals)
-    leaves = pytree.tree_leaves(nodes)
+    leaves: list[Tensor] = []
+
+    def leaf_of(tensor: Tensor) -> Tensor:
+        leaves.append(tensor.detach().requires_grad_())
+        return leaves[-1]
+
+    nodes = map_tensors(leaf_of, primals)
     _expect(leaves)
     with torch.enable_grad():
         outputs, aux = function(*nodes)
@@ -105,7 +110,7 @@ def vjp(
         if live:
             heads, seeds = zip(*live, strict=True)
             torch.autograd.backward(heads, seeds, retain_graph=reuse, inputs=leaves)
-        grads: tuple[Any, ...] = pytree.tree_map(lambda leaf: leaf.grad, nodes)
+        grads: tuple[Any, ...] = map_tensors(lambda leaf: leaf.grad, nodes)
         if totals is None:
             return grads
         totals |= {name: leaf.grad for name, leaf in named.items() if leaf.grad is not None}
@@ -122,7 +127,7 @@ def nodes_of(point: Tensors) -> Tensors:
     False
     """
     # A view, whose backward takes sparse gradients as they are.
-    return {name: torch.ops.aten.alias(tensor) for name, tensor in point.items()}
+    return {name: torch.ops.aten.alias.default(tensor) for name, tensor in point.items()}
 
 
 def detach_tree(tree: Any) -> Any:

@@ -406,6 +406,8 @@ def module_arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     >>> module_arguments((1, 2)), module_arguments({"x": 1}), module_arguments(1)
     (((1, 2), {}), ((), {'x': 1}), ((1,), {}))
     """
+    if isinstance(inputs, Tensor):
+        return (inputs,), {}
     if isinstance(inputs, Mapping):
         return (), dict(inputs)
     if isinstance(inputs, tuple | list) and not hasattr(inputs, "_fields"):

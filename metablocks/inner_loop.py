@@ -206,9 +206,9 @@ class InnerLoop:
 
     def start(self, meta: Tensors, buffers: Tensors) -> Carry:
         """Carry 0 of a task: θ_0 and a fresh rule state."""
-        params = self._params("model.", meta)
-        fast = nodes_of({name: params[name] for name in self.adapted})
-        state, _ = self.rule.call("init", self._rule_state(meta), (fast,))
+        parts = self._parts(meta)
+        fast = nodes_of(parts.adapted)
+        state, _ = self.rule.call("init", parts.rule, (fast,))
         return Carry(fast, state, buffers)
 
     def step(self, meta: Tensors, carry: Carry, support: Batch, index: int) -> tuple[Carry, Tensor]:
@@ -221,14 +221,16 @@ class InnerLoop:
 
         def loss(params: Tensors, buffers: Tensors) -> tuple[Tensor, Any]:
             value, _, after = self._forward(params, buffers, support, index)
-            written = self.model.written(training=self.training) & carry.params.keys()
-            return value, (after.buffers, {name: after.params[name] for name in written})
+            written = self.model.written(training=self.training)
+            moved = {name: after.params[name] for name in written if name in carry.params}
+            return value, (after.buffers, moved)
 
-        passed = support_pass(loss, carry, self._rest(meta), through=self.through[index])
+        rest = self._parts(meta).rest
+        passed = support_pass(loss, carry, rest, through=self.through[index])
         after: Any = passed.buffers
-        buffers, written = after
-        moves = {name: (t - carry.params[name]).detach() for name, t in written.items()}
-        return passed._replace(buffers=buffers, written=moves)
+        buffers, moved = after
+        moves = {name: (t - carry.params[name]).detach() for name, t in moved.items()}
+        return SupportPass(passed.gradients, passed.loss, buffers, moves)
 
     def update(self, meta: Tensors, carry: Carry, support: SupportPass, index: int) -> Carry:
         """The second half: the rule turns the gradient into the next carry."""
@@ -236,7 +238,7 @@ class InnerLoop:
         def rule(gradients: Tensors, state: Any, info: StepInfo) -> tuple[Tensors, Any]:
             arguments = (gradients, state, info)
             with nullcontext() if self.rule.has_run("forward") else _guarding(info.params):
-                answer, _ = self.rule.call("forward", self._rule_state(meta), arguments)
+                answer, _ = self.rule.call("forward", self._parts(meta).rule, arguments)
             return answer  # type: ignore[no-any-return]
 
         rule.__name__ = type(self.rule.module).__name__
@@ -244,7 +246,7 @@ class InnerLoop:
 
     def query(self, meta: Tensors, carry: Carry, query: Batch, index: int) -> QueryPass:
         """The query pass at carry `index`; it belongs to the step that led there."""
-        params = {**self._rest(meta), **carry.params}
+        params = {**self._parts(meta).rest, **carry.params}
         value, prediction, after = self._forward(params, carry.buffers, query, max(index - 1, 0))
         score = None
         if self.metric is not None:
@@ -281,23 +283,31 @@ class InnerLoop:
             step=index,
             training=self.training,
         )
-        after = {name: state.buffers[name] for name in buffers}
-        return self.loss_fn(prediction, target), prediction, state._replace(buffers=after)
+        after = ModuleState(state.params, {name: state.buffers[name] for name in buffers})
+        return self.loss_fn(prediction, target), prediction, after
 
-    def _rest(self, meta: Tensors) -> Tensors:
-        """The parameters that stay put inside a task: those not adapted, learned or frozen."""
-        params = self._params("model.", meta)
-        return {name: tensor for name, tensor in params.items() if name not in self.adapted}
+    def _parts(self, meta: Tensors) -> "_Parts":
+        """The meta-parameters by what they are for; kept, since all steps of a task have the same."""
+        known: _Parts | None = self.__dict__.get("_known")
+        if known is None or known.meta is not meta:
+            tensors = {**self.constants, **meta}
+            model = {n[6:]: t for n, t in tensors.items() if n.startswith("model.")}
+            rule = {n[5:]: t for n, t in tensors.items() if n.startswith("rule.")}
+            adapted = {name: model[name] for name in self.adapted if name in model}
+            rest = {name: tensor for name, tensor in model.items() if name not in self.adapted}
+            known = _Parts(meta, adapted, rest, ModuleState(rule, self.rule_buffers))
+            self.__dict__["_known"] = known
+        return known
 
-    def _rule_state(self, meta: Tensors) -> ModuleState:
-        return ModuleState(self._params("rule.", meta), self.rule_buffers)
 
-    def _params(self, owner: str, meta: Tensors) -> Tensors:
-        return {
-            name.removeprefix(owner): tensor
-            for name, tensor in (self.constants | meta).items()
-            if name.startswith(owner)
-        }
+class _Parts(NamedTuple):
+    """Meta-parameters, divided."""
+
+    meta: Tensors
+    adapted: Tensors
+    rest: Tensors
+    """The model's that stay put inside a task: those not adapted, learned or frozen."""
+    rule: ModuleState
 
 
 def _guarding(params: Tensors) -> Watch:

@@ -150,6 +150,10 @@ def map_tensors(function: Callable[[Tensor], Any], tree: Any) -> Any:
     """The pytree with `function(tensor)` in the place of every tensor, all else as it is."""
     if isinstance(tree, Tensor):
         return function(tree)
+    if type(tree) is dict:
+        return {key: map_tensors(function, value) for key, value in tree.items()}
+    if type(tree) in (tuple, list):
+        return type(tree)([map_tensors(function, value) for value in tree])
     return pytree.tree_map(lambda x: function(x) if isinstance(x, Tensor) else x, tree)
 
 

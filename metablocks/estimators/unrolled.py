@@ -5,6 +5,7 @@
 Exact. Memory grows with the number of inner steps, as the graph of every step is kept.
 """
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -70,7 +71,7 @@ def weigh(
     inner: InnerLoop, queries: Mapping[int, QueryPass]
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Σ_k v_k L_q(θ_k), and losses and scores `[steps + 1]`, nan where there is none."""
-    loss = torch.stack([inner.weighted(q.loss, index) for index, q in queries.items()]).sum()
+    loss = functools.reduce(torch.add, [inner.weighted(q.loss, k) for k, q in queries.items()])
     losses = each_carry(inner, {index: query.loss for index, query in queries.items()})
     scores = {index: query.score for index, query in queries.items() if query.score is not None}
     return loss, losses, each_carry(inner, scores) if scores else None
