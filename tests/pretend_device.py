@@ -29,6 +29,7 @@ from torch.utils.backend_registration import _setup_privateuseone_for_python_bac
 
 MOVES = {"aten::_to_copy", "aten::copy_"}
 INDEXING = {"aten::index", "aten::index_put", "aten::index_put_", "aten::_index_put_impl_"}
+WAITS = {"aten::_local_scalar_dense", "aten::is_nonzero", "aten::equal", "aten::nonzero"}
 DRAWS = torch.Tag.nondeterministic_seeded
 
 
@@ -78,6 +79,12 @@ class CountingModule(PretendModule):
 
     def reset_peak_memory_stats(self, device: Any = None) -> None:
         Memory.peak = Memory.used
+
+
+class Waits:
+    """How often the host has waited for a number of the device."""
+
+    count = 0
 
 
 class Memory:
@@ -152,6 +159,7 @@ class PretendTensor(torch.Tensor):
         self.held = other.held
 
     def tolist(self) -> Any:
+        Waits.count += 1
         return self.held.tolist()
 
     def untyped_storage(self) -> torch.UntypedStorage:
@@ -195,6 +203,9 @@ def _compute(operation, args, kwargs):
             PretendModule.states[0] = torch.get_rng_state()
     else:
         result = operation(*held_args, **held_kwargs)
+
+    if not stays or name in WAITS:
+        Waits.count += 1
 
     def give(leaf: Any) -> Any:
         if not isinstance(leaf, torch.Tensor) or not stays:
