@@ -16,6 +16,7 @@ It rests on `torch.utils.backend_registration`'s backends in Python, which torch
 """
 
 import os
+import threading
 import weakref
 from functools import partial
 from pathlib import Path
@@ -92,6 +93,7 @@ class Memory:
 
     capacity = 2**40
     used = peak = 0
+    short = False
     tensors: ClassVar[dict[int, tuple[int, int]]] = {}
     """How many share a storage, and its bytes, by its address."""
 
@@ -99,7 +101,12 @@ class Memory:
     def take(cls, tensor: "PretendTensor", storage: torch.UntypedStorage) -> None:
         address, size = storage._cdata, storage.nbytes()
         if address not in cls.tensors:
-            if cls.used + size > cls.capacity:
+            cls.short = cls.short or cls.used + size > cls.capacity
+            in_python = not isinstance(threading.current_thread(), threading._DummyThread)
+            if (
+                cls.short and in_python
+            ):  # what is raised in autograd's own thread aborts the process
+                cls.short = False
                 error = torch.OutOfMemoryError if _FLOAT64 else RuntimeError
                 raise error(f"pretend backend out of memory. Tried to allocate {size} bytes")
             cls.used += size
