@@ -2,6 +2,7 @@
 
 from metablocks.tasks.base import Split, TaskSource
 from metablocks.tasks.cifar_fs import CifarFS
+from metablocks.tasks.classes import Classes
 from metablocks.tasks.episode_sampling import ClassBank
 from metablocks.tasks.linear import Linear
 from metablocks.tasks.logistic import Logistic
@@ -13,6 +14,7 @@ from metablocks.tasks.strokes import Strokes
 __all__ = [
     "CifarFS",
     "ClassBank",
+    "Classes",
     "Linear",
     "Logistic",
     "MiniImagenet",

@@ -19,6 +19,7 @@ from metablocks.errors import TaskError
 from metablocks.laws import sources
 from metablocks.tasks import (
     CifarFS,
+    Classes,
     Linear,
     Logistic,
     MiniImagenet,
@@ -29,6 +30,19 @@ from metablocks.tasks import (
 )
 from metablocks.tasks.base import SPLITS, Split
 from metablocks.types import TaskBatch
+
+
+def bytes_by_class() -> dict[Split, dict[str, torch.Tensor]]:
+    """Random images, 4 to 6 of each of 4 classes a split."""
+    rng = np.random.default_rng(0)
+    return {
+        split: {
+            f"{split}{n}": torch.from_numpy(rng.integers(0, 256, (4 + n % 3, 1, 4, 4), np.uint8))
+            for n in range(4)
+        }
+        for split in SPLITS
+    }
+
 
 MAKERS = {
     "sinusoid": lambda seed, device, data: Sinusoid(seed=seed, device=device),
@@ -47,6 +61,9 @@ MAKERS = {
     ),
     "cifar_fs": lambda seed, device, data: CifarFS(
         ways=3, shots=1, queries=2, seed=seed, device=device, data=data
+    ),
+    "classes": lambda seed, device, data: Classes(
+        bytes_by_class(), ways=3, shots=1, queries=2, rotate=True, seed=seed, device=device
     ),
 }
 
