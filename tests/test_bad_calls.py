@@ -83,6 +83,7 @@ NEEDED: dict[Any, dict[str, Any]] = {
     mb.tasks.Omniglot: EPISODES,
     mb.tasks.MiniImagenet: EPISODES,
     mb.tasks.CifarFS: EPISODES,
+    mb.tasks.Folders: {**EPISODES, "root": ".", "size": 28},
     Conv4: IMAGES,
     MLP: {"input_shape": (1,), "outputs": 1},
     mb.per_step_batch_norm: {"model": net(), "steps": 2},

@@ -33,7 +33,16 @@ from metablocks.recipe.outer import (
 )
 from metablocks.rules import RULES, UpdateRule
 from metablocks.step_loss import AnnealedStepLoss, FinalStepLoss, StepLoss, UniformStepLoss
-from metablocks.tasks import CifarFS, Linear, Logistic, MiniImagenet, Omniglot, Sinusoid, Strokes
+from metablocks.tasks import (
+    CifarFS,
+    Folders,
+    Linear,
+    Logistic,
+    MiniImagenet,
+    Omniglot,
+    Sinusoid,
+    Strokes,
+)
 from metablocks.tasks.base import TaskSource
 from metablocks.tuning import AutoExecutor
 
@@ -60,6 +69,7 @@ TASKS = Slot(
         "omniglot": Omniglot,
         "mini_imagenet": MiniImagenet,
         "cifar_fs": CifarFS,
+        "folders": Folders,
     },
     TaskSource,
     ("seed", "device", "data"),

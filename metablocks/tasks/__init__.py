@@ -4,6 +4,7 @@ from metablocks.tasks.base import Split, TaskSource
 from metablocks.tasks.cifar_fs import CifarFS
 from metablocks.tasks.classes import Classes
 from metablocks.tasks.episode_sampling import ClassBank
+from metablocks.tasks.folders import Folders
 from metablocks.tasks.linear import Linear
 from metablocks.tasks.logistic import Logistic
 from metablocks.tasks.mini_imagenet import MiniImagenet
@@ -15,6 +16,7 @@ __all__ = [
     "CifarFS",
     "ClassBank",
     "Classes",
+    "Folders",
     "Linear",
     "Logistic",
     "MiniImagenet",

@@ -8,7 +8,7 @@ import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar, Protocol, TypeAlias
 
 import numpy as np
@@ -68,6 +68,10 @@ class ClassTasks(ABC):
     @abstractmethod
     def checksum(self) -> str:
         """SHA-256, in hex, of all that tasks are drawn from: splits, classes, examples."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The fields alone: what has been read is read anew elsewhere."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
     def sample(self, split: Split, indices: Sequence[int]) -> TaskBatch:
         """Tasks number `indices` of a split."""

@@ -5,6 +5,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from tools.fuzzing.small_images import draw_mini_imagenet, write_cifar
 from tools.fuzzing.small_omniglot import draw_omniglot
@@ -23,11 +24,29 @@ def small_unpacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def small_data(small_unpacked: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def small_data(
+    small_unpacked: Path, small_folders: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """The parent of a small data set of every kind; shared by the tests, so leave it as it is."""
     parent = tmp_path_factory.mktemp("every-kind")
+    shutil.copytree(small_folders, parent / "folders")
     shutil.copytree(small_unpacked, parent, dirs_exist_ok=True)
     return write_cifar(draw_mini_imagenet(parent))
+
+
+@pytest.fixture(scope="session")
+def small_folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Images of mixed sizes by split and class, 4 or 5 a class; leave them as they are."""
+    root = tmp_path_factory.mktemp("folders")
+    for number, (split, name) in enumerate(
+        (split, name) for split in ("train", "val", "test") for name in ("ant", "bee", "cat")
+    ):
+        folder = root / split / f"{split} {name}"
+        folder.mkdir(parents=True)
+        for image in range(4 + number % 2):
+            color = (20 * number, 40 * image, 5)
+            Image.new("RGB", (6 + image, 8), color).save(folder / f"{image}.png")
+    return root
 
 
 def zip_half(folder: Path, target: Path) -> None:

@@ -20,6 +20,7 @@ from metablocks.laws import sources
 from metablocks.tasks import (
     CifarFS,
     Classes,
+    Folders,
     Linear,
     Logistic,
     MiniImagenet,
@@ -64,6 +65,9 @@ MAKERS = {
     ),
     "classes": lambda seed, device, data: Classes(
         bytes_by_class(), ways=3, shots=1, queries=2, rotate=True, seed=seed, device=device
+    ),
+    "folders": lambda seed, device, data: Folders(
+        Path(data, "folders"), size=8, ways=3, shots=1, queries=2, seed=seed, device=device
     ),
 }
 
