@@ -4,6 +4,7 @@ from metablocks.tasks.base import Split, TaskSource
 from metablocks.tasks.cifar_fs import CifarFS
 from metablocks.tasks.classes import Classes
 from metablocks.tasks.episode_sampling import ClassBank
+from metablocks.tasks.episodes import Episodes
 from metablocks.tasks.folders import Folders
 from metablocks.tasks.linear import Linear
 from metablocks.tasks.logistic import Logistic
@@ -16,6 +17,7 @@ __all__ = [
     "CifarFS",
     "ClassBank",
     "Classes",
+    "Episodes",
     "Folders",
     "Linear",
     "Logistic",

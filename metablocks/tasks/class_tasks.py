@@ -9,20 +9,25 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar, Protocol, TypeAlias
+from typing import Annotated, Any, ClassVar, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from metablocks.checks import Count, CountFrom0, Device
+from metablocks.checks import Count, CountFrom0, Device, Such
 from metablocks.errors import TaskError
 from metablocks.tasks.base import SPLITS, Kind, Split, check_split
 from metablocks.tasks.episode_sampling import Ints, Ways, draw_episodes, episode_tasks, turn
 from metablocks.types import TaskBatch
 
-Fractions: TypeAlias = tuple[float, float, float]
-"""The shares of train, validation and test among the classes."""
+Shares = Annotated[
+    tuple[float, float, float],
+    Such(
+        lambda shares: min(shares) >= 0 and abs(sum(shares) - 1) < 1e-6,
+        "three shares (train, validation, test) that add up to 1",
+    ),
+]
 
 
 class Pool(Protocol):
@@ -149,7 +154,7 @@ def check_apart(block: str, classes: Mapping[Split, Iterable[str]]) -> None:
                 )
 
 
-def deal(names: Iterable[str], fractions: Fractions) -> dict[Split, list[str]]:
+def deal(names: Iterable[str], shares: tuple[float, float, float]) -> dict[Split, list[str]]:
     """Deal classes, by name, to the splits: sorted names of each.
 
     The order in which they are dealt is that of a hash of the name, so that no seed of a run matters.
@@ -159,7 +164,7 @@ def deal(names: Iterable[str], fractions: Fractions) -> dict[Split, list[str]]:
     {'train': ['cat', 'dog', 'eel'], 'validation': ['bee'], 'test': ['ant']}
     """
     order = sorted(names, key=lambda name: hashlib.sha256(name.encode()).digest())
-    _, validation, test = (round(share * len(order)) for share in fractions)
+    _, validation, test = (round(share * len(order)) for share in shares)
     parts = order[validation + test :], order[:validation], order[validation : validation + test]
     return {split: sorted(part) for split, part in zip(SPLITS, parts, strict=True)}
 

@@ -2,19 +2,19 @@
 
 import contextlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import yaml
 from torch import Tensor
 
-from metablocks.checks import Count, CountFrom0, Such, check, checked
+from metablocks.checks import Count, CountFrom0, check, checked
 from metablocks.errors import DataError, MetablocksError, TaskError, suggest
 from metablocks.tasks.base import SPLITS, Split
-from metablocks.tasks.class_tasks import ClassTasks, Fractions, check_apart, deal, digest_of
+from metablocks.tasks.class_tasks import ClassTasks, Shares, check_apart, deal, digest_of
 from metablocks.tasks.episode_sampling import Ints
 from metablocks.tasks.image_files import Cached, classes_below, content_of, decode, in_threads
 from metablocks.tasks.storage import cache_folder, fingerprint
@@ -22,14 +22,6 @@ from metablocks.tasks.storage import cache_folder, fingerprint
 Files: TypeAlias = dict[str, list[Path]]
 """The image files of each class, sorted."""
 ClassNames = Mapping[Split, Sequence[str]]
-Shares = Annotated[
-    Fractions,
-    Such(
-        lambda shares: min(shares) >= 0 and abs(sum(shares) - 1) < 1e-6,
-        "three shares (train, validation, test) that add up to 1",
-    ),
-]
-
 FOLDERS: dict[Split, tuple[str, ...]] = {
     "train": ("train", "training"),
     "validation": ("validation", "val", "valid"),
@@ -92,7 +84,7 @@ class Folders(ClassTasks):
     root: str | Path
     size: Count | tuple[Count, Count]
     grey: bool = False
-    splits: str | Path | Shares | ClassNames | None = None
+    splits: str | Path | Shares | ClassNames | None = field(default=None, hash=False)
     cache: CountFrom0 = 1024
 
     def __post_init__(self) -> None:

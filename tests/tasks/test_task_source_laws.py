@@ -20,6 +20,7 @@ from metablocks.laws import sources
 from metablocks.tasks import (
     CifarFS,
     Classes,
+    Episodes,
     Folders,
     Linear,
     Logistic,
@@ -45,6 +46,13 @@ def bytes_by_class() -> dict[Split, dict[str, torch.Tensor]]:
     }
 
 
+LABELLED = [
+    (image, name)
+    for tensors in bytes_by_class().values()
+    for name, images in tensors.items()
+    for image in images
+]
+
 MAKERS = {
     "sinusoid": lambda seed, device, data: Sinusoid(seed=seed, device=device),
     "linear": lambda seed, device, data: Linear(shots=2, queries=3, seed=seed, device=device),
@@ -65,6 +73,9 @@ MAKERS = {
     ),
     "classes": lambda seed, device, data: Classes(
         bytes_by_class(), ways=3, shots=1, queries=2, rotate=True, seed=seed, device=device
+    ),
+    "episodes": lambda seed, device, data: Episodes(
+        LABELLED, splits=(0.34, 0.33, 0.33), ways=3, shots=1, queries=2, seed=seed, device=device
     ),
     "folders": lambda seed, device, data: Folders(
         Path(data, "folders"), size=8, ways=3, shots=1, queries=2, seed=seed, device=device
