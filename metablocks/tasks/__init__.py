@@ -9,11 +9,13 @@ from metablocks.tasks.folders import Folders
 from metablocks.tasks.linear import Linear
 from metablocks.tasks.logistic import Logistic
 from metablocks.tasks.mini_imagenet import MiniImagenet
+from metablocks.tasks.mix import BySplit, Mix
 from metablocks.tasks.omniglot import Omniglot
 from metablocks.tasks.sinusoid import Sinusoid
 from metablocks.tasks.strokes import Strokes
 
 __all__ = [
+    "BySplit",
     "CifarFS",
     "ClassBank",
     "Classes",
@@ -22,6 +24,7 @@ __all__ = [
     "Linear",
     "Logistic",
     "MiniImagenet",
+    "Mix",
     "Omniglot",
     "Sinusoid",
     "Split",

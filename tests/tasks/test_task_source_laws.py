@@ -25,6 +25,7 @@ from metablocks.tasks import (
     Linear,
     Logistic,
     MiniImagenet,
+    Mix,
     Omniglot,
     Sinusoid,
     Strokes,
@@ -76,6 +77,13 @@ MAKERS = {
     ),
     "episodes": lambda seed, device, data: Episodes(
         LABELLED, splits=(0.34, 0.33, 0.33), ways=3, shots=1, queries=2, seed=seed, device=device
+    ),
+    "mix": lambda seed, device, data: Mix(
+        [
+            Strokes(ways=3, shots=1, queries=2, size=8, pen=(pen, pen), seed=seed, device=device)
+            for pen in (0.4, 0.8)
+        ],
+        seed=seed,
     ),
     "folders": lambda seed, device, data: Folders(
         Path(data, "folders"), size=8, ways=3, shots=1, queries=2, seed=seed, device=device
