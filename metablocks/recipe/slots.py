@@ -34,11 +34,13 @@ from metablocks.recipe.outer import (
 from metablocks.rules import RULES, UpdateRule
 from metablocks.step_loss import AnnealedStepLoss, FinalStepLoss, StepLoss, UniformStepLoss
 from metablocks.tasks import (
+    BySplit,
     CifarFS,
     Folders,
     Linear,
     Logistic,
     MiniImagenet,
+    Mix,
     Omniglot,
     Sinusoid,
     Strokes,
@@ -70,6 +72,8 @@ TASKS = Slot(
         "mini_imagenet": MiniImagenet,
         "cifar_fs": CifarFS,
         "folders": Folders,
+        "mix": Mix,
+        "by_split": BySplit,
     },
     TaskSource,
     ("seed", "device", "data"),

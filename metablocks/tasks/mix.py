@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import numpy as np
 
-from metablocks.checks import CountFrom0, NonNegative, Such, checked
+from metablocks.checks import Blocks, CountFrom0, NonNegative, Such, checked
 from metablocks.errors import TaskError
 from metablocks.tasks.base import (
     SPLITS,
@@ -25,7 +25,9 @@ _CHOICE = 2  # last counter of the generator that chooses a source: no task of a
 Sources = Annotated[
     Sequence[TaskSource],
     Such(lambda sources: len(sources) > 0, "a list of task sources, at least one"),
+    Blocks("tasks", at_least=1),
 ]
+Source = Annotated[TaskSource, Such(lambda _: True, "a task source"), Blocks("tasks")]
 
 
 def check_alike(block: str, sources: Sequence[TaskSource]) -> None:
@@ -134,9 +136,9 @@ class BySplit(_Made):
     [25, 50]
     """
 
-    train: TaskSource
-    validation: TaskSource
-    test: TaskSource
+    train: Source
+    validation: Source
+    test: Source
 
     def __post_init__(self) -> None:
         for name in ("kind", "input_shape"):

@@ -14,9 +14,10 @@ import torch
 import yaml
 from hypothesis import strategies as st
 
+from metablocks.checks import Blocks
 from metablocks.errors import MetablocksError
 from metablocks.recipe import schema
-from metablocks.recipe.layout import Blocks, RecipeLayout, slot_of, slot_paths
+from metablocks.recipe.layout import RecipeLayout, slot_of, slot_paths
 from metablocks.recipe.parse import join
 from metablocks.recipe.slots import MODEL, RULE, SLOTS, SURGERY, TASKS, Slot
 from metablocks.rules import StepInfo
