@@ -64,8 +64,8 @@ class Folders(ClassTasks):
     in memory, and the oldest make room. `checksum` reads every file once, looks for damage, and is
     remembered in the cache folder for as long as no file changes its name, size or time of change.
 
-    Raises, when built, `TaskError` for fields out of range and `DataError` for a `root` or a file of
-    splits that is not there. Raises, at first use, `DataError` for a folder without images, a link in a
+    Raises, when built, `TaskError` for fields out of range and for a `root` or a file of splits that
+    is not there. Raises, at first use, `DataError` for a folder without images, a link in a
     circle or an image that cannot be read, and `TaskError` for a class in two splits, for two classes
     whose names differ in case alone, and for too few classes or images.
 
@@ -89,9 +89,11 @@ class Folders(ClassTasks):
 
     def __post_init__(self) -> None:
         if not self._root.is_dir():
-            raise DataError(
-                f"root={str(self.root)!r}: there is no such folder; root holds a folder for each "
-                "split, or for each class"
+            raise TaskError(
+                f"Folders root is {str(self.root)!r}, and there is no such folder; root holds a folder "
+                "for each split, or for each class",
+                block="Folders",
+                field="root",
             )
         if isinstance(self.splits, str | Path):
             read_splits(self.splits)
@@ -184,15 +186,17 @@ class Folders(ClassTasks):
 def read_splits(path: str | Path) -> ClassNames:
     """The names of each split's classes in a YAML or JSON file.
 
-    Raises `DataError` for a file that cannot be read or says something else.
+    Raises `TaskError` for a file that cannot be read or says something else.
     """
     try:
         content = yaml.safe_load(Path(path).expanduser().read_text(encoding="utf-8"))
         names: ClassNames = check("Folders", "splits", content, ClassNames, TaskError)
     except (OSError, ValueError, yaml.YAMLError, MetablocksError) as error:
-        raise DataError(
-            f"splits={str(path)!r}: cannot be read as classes by split, {{train: [cat, …], "
-            f"validation: […], test: […]}} ({' '.join(str(error).split())})"
+        raise TaskError(
+            f"Folders splits is {str(path)!r}, which cannot be read as classes by split, {{train: "
+            f"[cat, …], validation: […], test: […]}} ({' '.join(str(error).split())})",
+            block="Folders",
+            field="splits",
         ) from error
     return names
 

@@ -5,8 +5,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
+from tools.fuzzing.data import draw_folders
 from tools.fuzzing.small_images import draw_mini_imagenet, write_cifar
 from tools.fuzzing.small_omniglot import draw_omniglot
 
@@ -37,16 +37,7 @@ def small_data(
 @pytest.fixture(scope="session")
 def small_folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Images of mixed sizes by split and class, 4 or 5 a class; leave them as they are."""
-    root = tmp_path_factory.mktemp("folders")
-    for number, (split, name) in enumerate(
-        (split, name) for split in ("train", "val", "test") for name in ("ant", "bee", "cat")
-    ):
-        folder = root / split / f"{split} {name}"
-        folder.mkdir(parents=True)
-        for image in range(4 + number % 2):
-            color = (20 * number, 40 * image, 5)
-            Image.new("RGB", (6 + image, 8), color).save(folder / f"{image}.png")
-    return root
+    return draw_folders(tmp_path_factory.mktemp("folders") / "root")
 
 
 def zip_half(folder: Path, target: Path) -> None:

@@ -184,8 +184,8 @@ def test_a_fault_of_the_folders_is_one_clear_line(root, what, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"root": "/no/such"}, "root='/no/such': there is no such folder"),
-        ({"splits": "/no/such"}, "splits='/no/such': cannot be read as classes by split"),
+        ({"root": "/no/such"}, "Folders root is '/no/such', and there is no such folder"),
+        ({"splits": "/no/such"}, "splits is '/no/such', which cannot be read as classes by split"),
         ({"splits": (0.5, 0.2, 0.2)}, r"three shares \(train, validation, test\) that add up to 1"),
         ({"splits": {"test": ["train ent"]}}, 'no class train ent.*; did you mean "train ant"'),
         ({"size": 0}, "Folders size is 0"),
