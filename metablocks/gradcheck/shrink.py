@@ -170,8 +170,9 @@ def _made_up(source: TaskSource) -> MadeUp:
 
 
 def _limit(values: dict[str, Any], **most: int) -> None:
-    """Lower the numbers of these names, if they are there, to the most that is stated."""
-    values.update({name: min(values[name], n) for name, n in most.items() if name in values})
+    """Lower the numbers of these names, if they are there and no ranges, to the most that is stated."""
+    held = {name: n for name, n in most.items() if isinstance(values.get(name), int | float)}
+    values.update({name: min(values[name], n) for name, n in held.items()})
 
 
 def _shrink_model(values: dict[str, Any]) -> list[str]:

@@ -7,7 +7,7 @@ by `episode_sampling.draw_episodes`, from (seed, split, index) and the numbers o
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Annotated, Any, ClassVar, Protocol
 
@@ -17,9 +17,10 @@ from torch import Tensor
 
 from metablocks.checks import Count, CountFrom0, Device, Such
 from metablocks.errors import TaskError
-from metablocks.tasks.base import SPLITS, Kind, Split, check_split
+from metablocks.generators import seeded
+from metablocks.tasks.base import SPLITS, Kind, Split, check_split, generator, task_numbers
 from metablocks.tasks.episode_sampling import Ints, Ways, draw_episodes, episode_tasks, turn
-from metablocks.types import TaskBatch
+from metablocks.types import Task, TaskBatch, TaskList
 
 Shares = Annotated[
     tuple[float, float, float],
@@ -28,6 +29,10 @@ Shares = Annotated[
         "three shares (train, validation, test) that add up to 1",
     ),
 ]
+
+
+_ORDERED = Such(lambda pair: pair[0] <= pair[1], "a range [low, high] of whole numbers")
+_SIZES = 3  # last counter of the generator of a task's ways and shots
 
 
 class Pool(Protocol):
@@ -44,14 +49,29 @@ class Pool(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class ClassTasks(ABC):
-    """N-way K-shot tasks of examples by class, each split with classes of its own."""
+    """N-way K-shot tasks of examples by class, each split with classes of its own.
+
+    `ways` and `shots` are numbers, or ranges [low, high] from which each task draws its own; then tasks
+    come as a `TaskList`, which `Loop` takes, and `outputs` is the highest number of ways. With
+    `balanced=False` every class of a task draws its own number of shots. With `rotate`, every class of
+    a training task turns by a multiple of 90°, drawn anew in every task, the same for its support and
+    query examples. `unlabelled` tasks make a class of each example, whatever its label: support and
+    query are copies of it, told apart by the transforms.
+
+    `support_transform` and `query_transform` are called on each input alone, as the model would get it,
+    and give one of the same shape for all, `input_shape`. What they draw is seeded by the task.
+    """
 
     kind: ClassVar[Kind] = "classification"
 
-    ways: Ways
-    shots: Count
+    ways: Ways | Annotated[tuple[Ways, Ways], _ORDERED]
+    shots: Count | Annotated[tuple[Count, Count], _ORDERED]
     queries: Count
+    balanced: bool = True
     rotate: bool = False
+    unlabelled: bool = False
+    support_transform: Callable[[Tensor], Tensor] | None = None
+    query_transform: Callable[[Tensor], Tensor] | None = None
     seed: CountFrom0 = 0
     device: Device = "cpu"
 
@@ -62,7 +82,7 @@ class ClassTasks(ABC):
 
     @property
     def outputs(self) -> int:
-        return self.ways
+        return _range(self.ways)[1]
 
     @property
     @abstractmethod
@@ -78,27 +98,82 @@ class ClassTasks(ABC):
         """The fields alone: what has been read is read anew elsewhere."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
 
-    def sample(self, split: Split, indices: Sequence[int]) -> TaskBatch:
+    def sample(self, split: Split, indices: Sequence[int]) -> TaskBatch | TaskList:
         """Tasks number `indices` of a split."""
         pool = self._pool(split)
+        numbers = task_numbers(indices)
+        if isinstance(self.ways, int) and isinstance(self.shots, int):
+            shots = np.full((len(numbers), self.ways), self.shots)
+            batch = self._drawn(pool, split, numbers, shots)
+        else:
+            batch = TaskList()
+            for index in numbers:
+                shots = self._sizes(split, index, len(pool.counts))[None]
+                batch.append(self._drawn(pool, split, [index], shots)[0])
+        if self.support_transform is None and self.query_transform is None:
+            return batch
+        return TaskList.gather(
+            [self._transformed(split, index, batch[row]) for row, index in enumerate(numbers)]
+        )
+
+    def _sizes(self, split: Split, index: int, classes: int) -> Ints:
+        """The shots of each class of a task, `[ways]`."""
+        rng = generator(self.seed, split, index, _SIZES)
+        low, high = _range(self.ways)
+        ways = int(rng.integers(low, min(high, classes) + 1))
+        fewest, most = _range(self.shots)
+        drawn = rng.integers(fewest, most + 1, size=ways)
+        shots: Ints = np.full(ways, drawn[0]) if self.balanced else drawn
+        return shots
+
+    def _drawn(self, pool: Pool, split: Split, indices: Sequence[int], shots: Ints) -> TaskBatch:
+        """Tasks of one size; `shots` `[tasks, ways]`, the same in each task unless it is alone."""
+        total, most = int(pool.counts.sum()), int(shots.max())
         drawn = draw_episodes(
             split,
             indices,
-            classes=len(pool.counts),
-            examples=pool.counts,
-            ways=self.ways,
-            shots=self.shots,
+            classes=total if self.unlabelled else len(pool.counts),
+            examples=most + self.queries if self.unlabelled else pool.counts,
+            ways=shots.shape[1],
+            shots=most,
             queries=self.queries,
             rotate=self.rotate and split == "train",
             seed=self.seed,
         )
         first = np.cumsum(pool.counts) - pool.counts
-        rows = first[drawn.classes][..., None] + drawn.examples
+        rows = (
+            np.broadcast_to(drawn.classes[..., None], drawn.examples.shape)
+            if self.unlabelled
+            else first[drawn.classes][..., None] + drawn.examples
+        )
         examples = pool.take(rows.reshape(-1)).to(self.device)
         examples = examples.view(*rows.shape, *examples.shape[1:])
         if drawn.turns.any():
             examples = turn(examples, torch.from_numpy(drawn.turns).to(examples.device))
-        return episode_tasks(examples, self.shots)
+        batch = episode_tasks(examples, most)
+        if (shots == most).all():
+            return batch
+        kept = torch.from_numpy((np.arange(most) < shots[0][:, None]).reshape(-1))
+        inputs, targets = (part[:, kept.to(part.device)] for part in batch.support)
+        return TaskBatch((inputs, targets), batch.query)
+
+    def _transformed(self, split: Split, index: int, task: Task) -> Task:
+        def side(function: Callable[[Tensor], Tensor] | None, inputs: Tensor) -> Tensor:
+            return inputs if function is None else torch.stack([function(x) for x in inputs])
+
+        with seeded(self.seed, SPLITS.index(split), index):
+            support = side(self.support_transform, task.support[0])
+            query = side(self.query_transform, task.query[0])
+        for name, inputs in (("support", support), ("query", query)):
+            if tuple(inputs.shape[1:]) != tuple(self.input_shape):
+                block, field = type(self).__name__, f"{name}_transform"
+                raise TaskError(
+                    f"{block} {field} makes {list(inputs.shape[1:])} of {list(self.input_shape)}; it "
+                    "leaves the shape of an input as it is",
+                    block=block,
+                    field=field,
+                )
+        return Task((support, task.support[1]), (query, task.query[1]))
 
     def _pool(self, split: Split) -> Pool:
         """The examples of a split; raises `TaskError` if they are too few for a task."""
@@ -111,17 +186,27 @@ class ClassTasks(ABC):
                 field="split",
             )
         pool = pools[split]
-        if self.ways > len(pool.counts):
-            there_are = ", ".join(f"{split} {len(pools[split].counts)}" for split in pools)
-            most = min(len(pool.counts) for pool in pools.values())
+        if self.unlabelled and self.support_transform is self.query_transform is None:
+            raise TaskError(
+                f"{name}: unlabelled=True makes support and query of copies of one example; give a "
+                "support_transform or a query_transform, which tells them apart",
+                block=name,
+                field="unlabelled",
+            )
+        classes = {
+            split: int(pool.counts.sum()) if self.unlabelled else len(pool.counts)
+            for split, pool in pools.items()
+        }
+        if _range(self.ways)[0] > classes[split]:
+            there_are = ", ".join(f"{split} {count}" for split, count in classes.items())
             raise TaskError(
                 f"{name}: ways={self.ways}, and the classes of its splits are {there_are}; ways is "
-                f"at most {most}",
+                f"at most {min(classes.values())}",
                 block=name,
                 field="ways",
             )
-        needed, fewest = self.shots + self.queries, int(pool.counts.min())
-        if needed > fewest:
+        needed, fewest = _range(self.shots)[1] + self.queries, int(pool.counts.min())
+        if needed > fewest and not self.unlabelled:
             fewest_of = pool.names[int(pool.counts.argmin())]
             raise TaskError(
                 f"{name}: shots={self.shots} and queries={self.queries} need {needed} examples of "
@@ -131,6 +216,10 @@ class ClassTasks(ABC):
                 field="shots",
             )
         return pool
+
+
+def _range(value: int | tuple[int, int]) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else value
 
 
 def check_apart(block: str, classes: Mapping[Split, Iterable[str]]) -> None:
