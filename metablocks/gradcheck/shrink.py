@@ -47,10 +47,14 @@ def check_gradients(recipe: Recipe, *, device: str | torch.device | None = None)
     """
     small, changes = shrink(recipe)
     experiment = build(small, device=device)
+    tasks = _made_up(experiment.source).sample("train", range(_TASKS))
     try:
-        tasks = experiment.source.sample("train", range(_TASKS))
+        drawn = experiment.source.sample("train", range(_TASKS))
+        if isinstance(drawn, TaskBatch):
+            tasks = drawn
+        else:
+            changes = (*changes, "made-up tasks of one size, the recipe's own being unequal")
     except DataError:
-        tasks = _made_up(experiment.source).sample("train", range(_TASKS))
         changes = (*changes, "made-up data, the tasks' own not being here")
     report = check_learner(
         experiment.learner,

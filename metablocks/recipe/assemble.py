@@ -103,12 +103,12 @@ def construct(
     name = entry["block"]
     target = find(slot, name, recipe.allow)
     arguments = schema.arguments(target, slot.context, entry)
-    for field in schema.fields(target, slot.context).values():
-        if mark := slot_of(field.annotation):
-            held = _held(recipe, join(path, field.name), mark, context, problems)
+    for parameter in schema.fields(target, slot.context).values():
+        if mark := slot_of(parameter.annotation):
+            held = _held(recipe, join(path, parameter.name), mark, context, problems)
             if held is schema.INVALID:
                 return held
-            arguments[field.name] = held
+            arguments[parameter.name] = held
     try:
         block = target(**arguments, **schema.supplied(target, context))
         fits = fits_slot(block, slot)

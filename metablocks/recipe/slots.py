@@ -51,7 +51,10 @@ from metablocks.tuning import AutoExecutor
 
 @dataclass(frozen=True)
 class Slot:
-    """One axis of a recipe: what it answers, its blocks, what the builder supplies, its type."""
+    """One axis of a recipe: what it answers, its blocks, its type.
+
+    `context`: parameters that are no fields of a recipe, supplied by the builder or by code alone.
+    """
 
     name: str
     question: str
@@ -76,7 +79,7 @@ TASKS = Slot(
         "by_split": BySplit,
     },
     TaskSource,
-    ("seed", "device", "data"),
+    ("seed", "device", "data", "support_transform", "query_transform"),
 )
 MODEL = Slot(
     "model", "what is learned", {"conv4": Conv4, "mlp": MLP}, nn.Module, ("input_shape", "outputs")

@@ -38,10 +38,13 @@ _SIZES = 3  # last counter of the generator of a task's ways and shots
 class Pool(Protocol):
     """The examples of a split by class, class after class."""
 
-    names: Sequence[str]
-    """The names of the classes."""
-    counts: Ints
-    """The number of examples of each class."""
+    @property
+    def names(self) -> Sequence[str]:
+        """The names of the classes."""
+
+    @property
+    def counts(self) -> Ints:
+        """The number of examples of each class."""
 
     def take(self, rows: Ints) -> Tensor:
         """The examples of the numbers `rows`, which count through all classes: `[rows, ...]`."""
@@ -104,12 +107,11 @@ class ClassTasks(ABC):
         numbers = task_numbers(indices)
         if isinstance(self.ways, int) and isinstance(self.shots, int):
             shots = np.full((len(numbers), self.ways), self.shots)
-            batch = self._drawn(pool, split, numbers, shots)
+            batch: TaskBatch | TaskList = self._drawn(pool, split, numbers, shots)
         else:
-            batch = TaskList()
-            for index in numbers:
-                shots = self._sizes(split, index, len(pool.counts))[None]
-                batch.append(self._drawn(pool, split, [index], shots)[0])
+            sizes = [self._sizes(split, index, len(pool.counts))[None] for index in numbers]
+            alone = zip(numbers, sizes, strict=True)
+            batch = TaskList([self._drawn(pool, split, [n], shots)[0] for n, shots in alone])
         if self.support_transform is None and self.query_transform is None:
             return batch
         return TaskList.gather(

@@ -119,8 +119,8 @@ class Episodes(ClassTasks):
             rows = [by_label[label] for label in labels]
             if rows:
                 counts = np.array([len(of_class) for of_class in rows], dtype=np.int64)
-                named = tuple(names[label] for label in labels)
-                pools[split] = DataSetPool(named, counts, np.concatenate(rows), examples)
+                of_split = tuple(names[label] for label in labels)
+                pools[split] = DataSetPool(of_split, counts, np.concatenate(rows), examples)
         named = {split: pool.names for split, pool in pools.items()}
         if self.splits is not None or all(_class_names(d) for d in self.datasets.values()):
             check_apart("Episodes", named)
@@ -222,7 +222,7 @@ def _class_names(dataset: Any) -> list[str]:
     if isinstance(dataset, ConcatDataset):
         every = [_class_names(part) for part in dataset.datasets]
         return every[0] if all(names == every[0] for names in every) else []
-    names = getattr(dataset, "classes", None)
+    names: Any = getattr(dataset, "classes", None)
     listed = isinstance(names, list | tuple) and all(isinstance(name, str) for name in names)
     return list(names) if listed and len(set(names)) == len(names) else []
 

@@ -47,7 +47,7 @@ def check_alike(block: str, sources: Sequence[TaskSource]) -> None:
 class _Made:
     """What sources that are made of `sources` have of them."""
 
-    sources: tuple[TaskSource, ...]
+    sources: Sequence[TaskSource]
 
     @property
     def kind(self) -> Kind:

@@ -1,8 +1,10 @@
 """Tasks of image files of one's own: layouts, kinds of images, faults, the bounded cache."""
 
 import json
+import os
 import pickle
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -227,3 +229,29 @@ def test_a_small_cache_gives_the_same_tasks(small_folders):
     for index in (3, 1, 3):
         one, other = (source.sample("train", [index]) for source in sources)
         assert torch.equal(one.query[0], other.query[0])
+
+
+@pytest.mark.long
+def test_memory_is_flat_over_100_000_files(tmp_path):
+    for number in range(1000):
+        split = "train" if number < 800 else "val" if number < 900 else "test"
+        folder = tmp_path / split / f"{number:04d}"
+        folder.mkdir(parents=True)
+        image_of(number % 250).save(folder / "00.png")
+        for link in range(1, 100):
+            os.link(folder / "00.png", folder / f"{link:02d}.png")
+    source = Folders(tmp_path, size=32, ways=5, shots=1, queries=15, cache=8)
+    source.sample("train", [0])
+    resident = memory()
+    for first in range(0, 1600, 8):  # 128 000 images of 3 KiB
+        source.sample("train", range(first, first + 8))
+    assert memory() - resident < 64 * 2**20
+
+
+def image_of(number):
+    return Image.new("RGB", (40, 36), (number,) * 3)
+
+
+def memory():
+    """The resident bytes of this process."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
