@@ -48,6 +48,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """A device that is absent is an error before anything runs, not a skip."""
+    config.addinivalue_line("markers", "long: what only `--long` runs")
     name = config.getoption("--device")
     try:
         if name == "pretend":
@@ -61,6 +62,14 @@ def pytest_configure(config: pytest.Config) -> None:
             f"--device {name}: torch {torch.__version__} cannot compute there "
             f"({str(error).splitlines()[0]}); it can on: cpu{f', {found.type}' if found else ''}"
         ) from error
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Deselect the long ones without `--long`."""
+    if not config.getoption("--long"):
+        long = {item for item in items if item.get_closest_marker("long")}
+        config.hook.pytest_deselected(items=list(long))
+        items[:] = [item for item in items if item not in long]
 
 
 @pytest.fixture(scope="session")
