@@ -39,6 +39,13 @@ class Such(NamedTuple):
     words: str
 
 
+class Blocks(NamedTuple):
+    """Mark of a recipe's field that holds a block of a slot, or a list of at least `at_least`."""
+
+    slot: str
+    at_least: int | None = None
+
+
 def _is_device(value: Any) -> bool:
     try:
         torch.device(value)

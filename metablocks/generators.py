@@ -99,6 +99,27 @@ def kept_draws(devices: Iterable[torch.device] | None = None) -> Iterator[None]:
         set_states(states)
 
 
+@contextmanager
+def seeded(*key: int) -> Iterator[None]:
+    """Seed the generators of the CPU by `key`, and put their states back at the end.
+
+    >>> with seeded(3, 1):
+    ...     first = torch.rand(1), random.random(), np.random.rand()
+    >>> with seeded(3, 1):
+    ...     first == (torch.rand(1), random.random(), np.random.rand())
+    True
+    """
+    states = get_states(generators_of(()))
+    number = int(np.random.SeedSequence(key).generate_state(1)[0])
+    try:
+        torch.default_generator.manual_seed(number)
+        random.seed(number)
+        np.random.seed(number)
+        yield
+    finally:
+        set_states(states)
+
+
 class Draws:
     """The generators that one kind of work draws from, learned from its first run.
 

@@ -146,6 +146,37 @@ class TaskBatch:
         return TaskBatch(*pytree.tree_unflatten(stacked, flat[0][1]))
 
 
+class TaskList(list[Task]):
+    """Tasks of any size, as a list that goes to a device or dtype as a `TaskBatch` does.
+
+    >>> short, long = (Task((torch.zeros(n, 1),) * 2, (torch.zeros(n, 1),) * 2) for n in (2, 3))
+    >>> [task.query[0].dtype for task in TaskList([short, long]).to(torch.float64)]
+    [torch.float64, torch.float64]
+    """
+
+    def to(self, target: torch.device | str | torch.dtype) -> "TaskList":
+        """The same tasks on a device, or with floating-point tensors of a dtype."""
+        alone = (TaskBatch.stack([task]).to(target)[0] for task in self)
+        return TaskList(alone)
+
+    @staticmethod
+    def gather(tasks: Sequence[Task]) -> "TaskBatch | TaskList":
+        """The tasks stacked, if they are of one size, and else as a list.
+
+        >>> task = Task((torch.zeros(2, 1),) * 2, (torch.zeros(2, 1),) * 2)
+        >>> type(TaskList.gather([task, task])).__name__
+        'TaskBatch'
+        """
+        shapes = {
+            tuple(
+                leaf.shape if isinstance(leaf, Tensor) else None
+                for leaf in pytree.tree_leaves((task.support, task.query))
+            )
+            for task in tasks
+        }
+        return TaskBatch.stack(tasks) if len(shapes) == 1 else TaskList(tasks)
+
+
 def map_tensors(function: Callable[[Tensor], Any], tree: Any) -> Any:
     """The pytree with `function(tensor)` in the place of every tensor, all else as it is."""
     if isinstance(tree, Tensor):

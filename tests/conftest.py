@@ -56,6 +56,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """A device that is absent is an error before anything runs, not a skip."""
+    config.addinivalue_line("markers", "long: what only `--long` runs")
     name = config.getoption("--device")
     try:
         if name.startswith("pretend"):
@@ -73,6 +74,14 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def _device(config: pytest.Config) -> torch.device:
     return torch.device(config.getoption("--device").removesuffix("-mps"))
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Deselect the long ones without `--long`."""
+    if not config.getoption("--long"):
+        long = {item for item in items if item.get_closest_marker("long")}
+        config.hook.pytest_deselected(items=list(long))
+        items[:] = [item for item in items if item not in long]
 
 
 @pytest.fixture(scope="session")

@@ -36,6 +36,7 @@ from metablocks.errors import (
 from metablocks.models import MLP, Conv4
 from metablocks.recipe import load
 from metablocks.recipe.slots import SLOTS
+from metablocks.tasks.base import SPLITS
 
 NAN = math.nan
 WEIGHTS = {"w": torch.ones(2)}
@@ -83,6 +84,9 @@ NEEDED: dict[Any, dict[str, Any]] = {
     mb.tasks.Omniglot: EPISODES,
     mb.tasks.MiniImagenet: EPISODES,
     mb.tasks.CifarFS: EPISODES,
+    mb.tasks.Mix: {"sources": [mb.tasks.Sinusoid()]},
+    mb.tasks.BySplit: dict.fromkeys(SPLITS, mb.tasks.Sinusoid()),
+    mb.tasks.Folders: {**EPISODES, "root": ".", "size": 28},
     Conv4: IMAGES,
     MLP: {"input_shape": (1,), "outputs": 1},
     mb.per_step_batch_norm: {"model": net(), "steps": 2},
@@ -257,6 +261,11 @@ def plain_misfits(annotation):
     return {written[str(value)] for value in misfits(annotation) if str(value) in written}
 
 
+def as_block(source):
+    """A block that another one holds, as a recipe writes it."""
+    return {"block": type(source).__name__.lower()}
+
+
 @pytest.mark.parametrize(
     ("slot", "name"),
     [pytest.param(s, n, id=f"{s.name}.{n}") for s in SLOTS.values() for n in s.blocks],
@@ -266,7 +275,8 @@ def test_a_field_of_a_recipe_takes_nothing_but_what_its_signature_says(slot, nam
     needed = {k: v for k, v in NEEDED.get(block, {}).items() if k not in slot.context}
     for field, annotation in fields(block).items():
         for value in plain_misfits(annotation) if field not in slot.context else ():
-            entry = {**{k: json.dumps(v) for k, v in needed.items()}, field: value}
+            given = {k: json.dumps(v, default=as_block) for k, v in needed.items()}
+            entry = {**given, field: value}
             written = ", ".join(f"{k}: {v}" for k, v in {"block": name, **entry}.items())
             text = f"[{{{written}}}]" if "[0]" in place else f"{{{written}}}"
             with pytest.raises(RecipeError) as caught:

@@ -212,7 +212,7 @@ def test_a_law_that_fails_is_shrunk_in_seconds(monkeypatch):
 
 # ---- every shipped block
 
-DATA_SETS = ["omniglot", "mini_imagenet", "cifar_fs"]
+DATA_SETS = ["omniglot", "mini_imagenet", "cifar_fs", "folders", "mix", "by_split"]
 
 
 @pytest.mark.parametrize(

@@ -54,10 +54,14 @@ def check_gradients(recipe: Recipe, *, device: str | torch.device | None = None)
     except ValueError:
         pass  # `build` refuses it, with its place
     experiment = build(small, device=device)
+    tasks = _made_up(experiment.source).sample("train", range(_TASKS))
     try:
-        tasks = experiment.source.sample("train", range(_TASKS))
+        drawn = experiment.source.sample("train", range(_TASKS))
+        if isinstance(drawn, TaskBatch):
+            tasks = drawn
+        else:
+            changes = (*changes, "made-up tasks of one size, the recipe's own being unequal")
     except DataError:
-        tasks = _made_up(experiment.source).sample("train", range(_TASKS))
         changes = (*changes, "made-up data, the tasks' own not being here")
     report = check_learner(
         experiment.learner,
@@ -177,8 +181,9 @@ def _made_up(source: TaskSource) -> MadeUp:
 
 
 def _limit(values: dict[str, Any], **most: int) -> None:
-    """Lower the numbers of these names, if they are there, to the most that is stated."""
-    values.update({name: min(values[name], n) for name, n in most.items() if name in values})
+    """Lower the numbers of these names, if they are there and no ranges, to the most that is stated."""
+    held = {name: n for name, n in most.items() if isinstance(values.get(name), int | float)}
+    values.update({name: min(values[name], n) for name, n in held.items()})
 
 
 def _shrink_model(values: dict[str, Any]) -> list[str]:

@@ -22,23 +22,27 @@ _SHARED = 0.01
 def fits_its_description(source: TaskSource, *, tasks: int = 2) -> None:
     """Inputs and targets have the shapes and kinds that the source states, and are finite."""
     for split in SPLITS:
-        batch = source.sample(split, range(tasks))
-        for side, (inputs, target) in (("support", batch.support), ("query", batch.query)):
-            where = f"fits its description: {side} of {split}"
-            if tuple(inputs.shape[2:]) != tuple(source.input_shape) or len(inputs) != tasks:
-                raise LawError(
-                    f"{where}: inputs are {list(inputs.shape)}, expected "
-                    f"{[tasks, '…', *source.input_shape]}"
-                )
-            if not bool(torch.isfinite(inputs).all()):
-                raise LawError(f"{where}: inputs are not finite")
-            if source.kind == "classification":
-                if target.dtype != torch.int64 or not bool(
-                    ((target >= 0) & (target < source.outputs)).all()
-                ):
-                    raise LawError(f"{where}: targets are not int64 in 0 … {source.outputs - 1}")
-            elif target.shape[-1] != source.outputs or not bool(torch.isfinite(target).all()):
-                raise LawError(f"{where}: targets are {list(target.shape)}, not … {source.outputs}")
+        for index, task in enumerate(_tasks(source, split, range(tasks))):
+            for side, (inputs, target) in (("support", task.support), ("query", task.query)):
+                where = f"fits its description: {side} of task {index} of {split}"
+                if tuple(inputs.shape[1:]) != tuple(source.input_shape):
+                    raise LawError(
+                        f"{where}: inputs are {list(inputs.shape)}, expected "
+                        f"{['…', *source.input_shape]}"
+                    )
+                if not bool(torch.isfinite(inputs).all()):
+                    raise LawError(f"{where}: inputs are not finite")
+                if source.kind == "classification":
+                    if target.dtype != torch.int64 or not bool(
+                        ((target >= 0) & (target < source.outputs)).all()
+                    ):
+                        raise LawError(
+                            f"{where}: targets are not int64 in 0 … {source.outputs - 1}"
+                        )
+                elif target.shape[-1] != source.outputs or not bool(torch.isfinite(target).all()):
+                    raise LawError(
+                        f"{where}: targets are {list(target.shape)}, not … {source.outputs}"
+                    )
 
 
 def is_a_function_of_the_index(

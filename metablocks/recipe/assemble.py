@@ -10,9 +10,10 @@ from typing import Any
 
 import torch
 
+from metablocks.checks import Blocks
 from metablocks.errors import DataError, MetablocksError, first_line
 from metablocks.recipe import schema
-from metablocks.recipe.layout import slot_paths
+from metablocks.recipe.layout import slot_of, slot_paths
 from metablocks.recipe.parse import Problem, join
 from metablocks.recipe.record import Recipe
 from metablocks.recipe.schema import within
@@ -102,6 +103,12 @@ def construct(
     name = entry["block"]
     target = find(slot, name, recipe.allow)
     arguments = schema.arguments(target, slot.context, entry)
+    for parameter in schema.fields(target, slot.context).values():
+        if mark := slot_of(parameter.annotation):
+            held = _held(recipe, join(path, parameter.name), mark, context, problems)
+            if held is schema.INVALID:
+                return held
+            arguments[parameter.name] = held
     try:
         block = target(**arguments, **schema.supplied(target, context))
         fits = fits_slot(block, slot)
@@ -127,6 +134,18 @@ def construct(
         problems.append(Problem(recipe.written_place(join(path, "block")), path, message))
         return schema.INVALID
     return block
+
+
+def _held(
+    recipe: Recipe, path: str, mark: Blocks, context: dict[str, Any], problems: list[Problem]
+) -> Any:
+    """The block or blocks that another one holds at `path`."""
+    slot = SLOTS[mark.slot]
+    if mark.at_least is None:
+        return construct(recipe, path, slot, context, problems)
+    paths = [join(path, number) for number in range(len(recipe.at(path)))]
+    blocks = [construct(recipe, below, slot, context, problems) for below in paths]
+    return schema.INVALID if any(block is schema.INVALID for block in blocks) else blocks
 
 
 def fits_slot(block: Any, slot: Slot) -> bool:

@@ -9,15 +9,7 @@ from typing import Annotated, Any, Literal, get_args, get_type_hints
 
 from annotated_types import Ge, Le
 
-from metablocks.checks import Count, CountFrom0
-
-
-@dataclass(frozen=True)
-class Blocks:
-    """Marks a field that holds a block of a slot, or a list of at least `at_least` of them."""
-
-    slot: str
-    at_least: int | None = None
+from metablocks.checks import Blocks, Count, CountFrom0
 
 
 @dataclass(frozen=True)

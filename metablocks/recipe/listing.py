@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from metablocks.checks import Blocks
 from metablocks.recipe import schema
 from metablocks.recipe.build import Experiment
 from metablocks.recipe.layout import (
@@ -61,10 +62,7 @@ def json_schema() -> dict[str, Any]:
         properties = definitions.get(layout.__name__, root)["properties"]
         for field in schema.fields(layout).values():
             if mark := slot_of(field.annotation):
-                block = {"$ref": f"#/$defs/{mark.slot}"}
-                many = {"type": "array", "items": block, "minItems": mark.at_least}
-                one = block if field.required else {"anyOf": [block, {"type": "null"}]}
-                properties[field.name] = many if mark.at_least is not None else one
+                properties[field.name] = _slot_schema(mark, field.required)
     for slot in SLOTS.values():
         entries = [_block_schema(name, slot, definitions) for name in slot.blocks]
         outside = {
@@ -78,6 +76,13 @@ def json_schema() -> dict[str, Any]:
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **root}
 
 
+def _slot_schema(mark: Blocks, required: bool) -> dict[str, Any]:
+    block = {"$ref": f"#/$defs/{mark.slot}"}
+    if mark.at_least is not None:
+        return {"type": "array", "items": block, "minItems": mark.at_least}
+    return block if required else {"anyOf": [block, {"type": "null"}]}
+
+
 def _block_schema(name: str, slot: Slot, definitions: dict[str, Any]) -> dict[str, Any]:
     target, context = slot.blocks[name], slot.context
     block: dict[str, Any] = schema.adapter(schema.entry(target, context)).json_schema()
@@ -85,7 +90,9 @@ def _block_schema(name: str, slot: Slot, definitions: dict[str, Any]) -> dict[st
     block["properties"]["block"] = {"const": name}
     block["description"] = "\n\n".join(_about(target))
     for field in schema.fields(target, context).values():
-        if not field.required and schema.is_plain(field.default):
+        if mark := slot_of(field.annotation):
+            block["properties"][field.name] = _slot_schema(mark, field.required)
+        elif not field.required and schema.is_plain(field.default):
             block["properties"][field.name]["default"] = field.default
     return block
 

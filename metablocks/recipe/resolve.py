@@ -102,7 +102,12 @@ class _Reader:
         owner = getattr(target, "__name__", name)
         self.origins |= {path: node.place for path, node in nodes(node, path)}
         for field in schema.fields(target, slot.context).values():
-            if field.name in checked:
+            if (mark := slot_of(field.annotation)) and field.name in checked:
+                held = self.slot(node.value[field.name], mark, join(path, field.name))
+                if held is INVALID:
+                    return INVALID
+                values[field.name] = held
+            elif field.name in checked:
                 values[field.name] = to_jsonable_python(checked[field.name])
             elif schema.is_plain(field.default):
                 values[field.name] = self.default(field, join(path, field.name), owner)

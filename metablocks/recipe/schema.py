@@ -231,6 +231,8 @@ def adapter(annotation: Any) -> TypeAdapter[Any]:
 def _strict(annotation: Any, group: Any = None) -> Any:
     """An annotation as pydantic is to read it: lists for what may be iterated, groups spelled out."""
     origin, arguments = get_origin(annotation), get_args(annotation)
+    if slot_of(annotation):
+        return Any  # read block by block, by `resolve`
     if origin is Annotated and group and any(isinstance(m, GroupOptions) for m in arguments):
         return dict[str, group]
     if origin in (Union, types.UnionType):

@@ -33,14 +33,28 @@ from metablocks.recipe.outer import (
 )
 from metablocks.rules import RULES, UpdateRule
 from metablocks.step_loss import AnnealedStepLoss, FinalStepLoss, StepLoss, UniformStepLoss
-from metablocks.tasks import CifarFS, Linear, Logistic, MiniImagenet, Omniglot, Sinusoid, Strokes
+from metablocks.tasks import (
+    BySplit,
+    CifarFS,
+    Folders,
+    Linear,
+    Logistic,
+    MiniImagenet,
+    Mix,
+    Omniglot,
+    Sinusoid,
+    Strokes,
+)
 from metablocks.tasks.base import TaskSource
 from metablocks.tuning import AutoExecutor
 
 
 @dataclass(frozen=True)
 class Slot:
-    """One axis of a recipe: what it answers, its blocks, what the builder supplies, its type."""
+    """One axis of a recipe: what it answers, its blocks, its type.
+
+    `context`: parameters that are no fields of a recipe, supplied by the builder or by code alone.
+    """
 
     name: str
     question: str
@@ -60,9 +74,12 @@ TASKS = Slot(
         "omniglot": Omniglot,
         "mini_imagenet": MiniImagenet,
         "cifar_fs": CifarFS,
+        "folders": Folders,
+        "mix": Mix,
+        "by_split": BySplit,
     },
     TaskSource,
-    ("seed", "device", "data"),
+    ("seed", "device", "data", "support_transform", "query_transform"),
 )
 MODEL = Slot(
     "model", "what is learned", {"conv4": Conv4, "mlp": MLP}, nn.Module, ("input_shape", "outputs")

@@ -6,7 +6,7 @@ In classification the predictions are logits; accuracy and loss are those of the
 Source: Antoniou, Edwards, Storkey 2018, section 5: the 5 best epochs by validation.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -40,24 +40,25 @@ def ensemble_scores(
     plan = experiment.evaluation
     tasks = plan.tasks if tasks is None else tasks
     steps = plan.inner_steps if steps is None else steps
-    total, targets = torch.zeros(()), torch.zeros(())
+    total, targets = list[Tensor](), list[Tensor]()
     for epoch in members:
         checkpoint.restore_learner(directory.member(epoch), experiment)
         predictions, targets = _predict(experiment, split, tasks, steps)
-        total = total + predictions
-    mean, loss = total / len(members), experiment.learner.loss
+        added = zip(total, predictions, strict=True) if total else ()
+        total = [a + b for a, b in added] or predictions
+    mean, loss = [task / len(members) for task in total], experiment.learner.loss
     scores = score_predictions(mean, targets, split, measure_of(experiment.source), loss)
     return replace(scores, members=list(members), inner_steps=steps)
 
 
 def score_predictions(
-    predictions: Tensor,
-    targets: Tensor,
+    predictions: Iterable[Tensor],
+    targets: Iterable[Tensor],
     split: Split,
     measure: Measure,
     loss: Callable[[Any, Any], Tensor],
 ) -> Scores:
-    """The statistics of `predictions` `[tasks, examples, ...]`, each list of one number.
+    """The statistics of tasks' `predictions` `[examples, ...]`, each list of one number.
 
     >>> logits = torch.tensor([[[3.0, 0.0], [0.0, 3.0]], [[3.0, 0.0], [3.0, 0.0]]])
     >>> targets = torch.tensor([[0, 1], [0, 1]])
@@ -73,14 +74,16 @@ def score_predictions(
     return pool(split, measure, hits, losses)
 
 
-def _predict(experiment: Experiment, split: Split, tasks: int, steps: int) -> tuple[Tensor, Tensor]:
-    """Predictions after the last step, and targets: `[tasks, examples, ...]`, float64 on the CPU."""
+def _predict(
+    experiment: Experiment, split: Split, tasks: int, steps: int
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Each task's predictions after the last step, and targets `[examples, ...]`, float64 on the CPU."""
     learner, batch = experiment.learner, experiment.tasks_per_step
-    predictions, targets = [], []
+    predictions, targets = list[Tensor](), list[Tensor]()
     for some in task_batches(experiment.source, split, tasks, batch, experiment.dtype):
         with experiment.precision():
             result = learner.evaluate(some, steps=steps)
-        predictions.append(result.predictions.cpu().double())
-        targets.append(some.query[1].cpu())
-    stacked = torch.cat(targets)
-    return torch.cat(predictions), stacked.double() if stacked.is_floating_point() else stacked
+        predictions += [task.cpu().double() for task in result.predictions]
+        of_tasks = [some[number].query[1].cpu() for number in range(len(some))]
+        targets += [task.double() if task.is_floating_point() else task for task in of_tasks]
+    return predictions, targets

@@ -16,7 +16,7 @@ from torch import Tensor
 from metablocks.fit import accuracy
 from metablocks.learner import MetaLearner
 from metablocks.tasks.base import Split, TaskSource
-from metablocks.types import TaskBatch
+from metablocks.types import Tasks
 
 Measure = Literal["accuracy", "mse"]
 
@@ -134,7 +134,7 @@ def score(
 
 def task_batches(
     source: TaskSource, split: Split, tasks: int, batch: int, dtype: torch.dtype
-) -> Iterator[TaskBatch]:
+) -> Iterator[Tasks]:
     """Tasks 0 … `tasks` − 1 of a split, `batch` at a time."""
     for first in range(0, tasks, batch):
         yield source.sample(split, range(first, min(first + batch, tasks))).to(dtype)

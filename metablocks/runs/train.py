@@ -28,7 +28,7 @@ from metablocks.runs.checkpoint import TrainingState
 from metablocks.runs.directory import RunDirectory
 from metablocks.runs.scores import Scores, score
 from metablocks.tasks.base import Split
-from metablocks.types import Progress, TaskBatch
+from metablocks.types import Progress, Tasks
 
 
 class Stopped(Exception):  # noqa: N818  (no error: what was asked for)
@@ -85,7 +85,7 @@ def final_scores(
         )
 
 
-def training_tasks(experiment: Experiment, number: int) -> TaskBatch:
+def training_tasks(experiment: Experiment, number: int) -> Tasks:
     """The tasks of meta-step `number`, counted from 0."""
     first = number * experiment.tasks_per_step
     indices = range(first, first + experiment.tasks_per_step)
@@ -109,7 +109,7 @@ def _epoch(experiment: Experiment, state: TrainingState) -> Iterator[MetaGradien
 
 
 def _fit(
-    experiment: Experiment, batches: Iterable[tuple[TaskBatch, Progress]], first: int
+    experiment: Experiment, batches: Iterable[tuple[Tasks, Progress]], first: int
 ) -> Iterator[MetaGradient]:
     optimizer, clip, precision = experiment.optimizer, experiment.clip, experiment.precision
     return fit(experiment.learner, optimizer, batches, clip=clip, precision=precision, first=first)

@@ -67,7 +67,11 @@ def _brief(recipe: Recipe, device: str | None, data: Path | None) -> Experiment:
     tasks, executor = values["tasks"], values["hardware"]["executor"]
     if ":" not in tasks["block"]:
         tasks.update(
-            {name: min(most, tasks[name]) for name, most in _FEWER.items() if name in tasks}
+            {
+                name: min(most, tasks[name])
+                for name, most in _FEWER.items()
+                if isinstance(tasks.get(name), int)  # a range stays
+            }
         )
     if ":" not in executor["block"]:
         executor["compile"] = False

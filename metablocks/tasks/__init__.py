@@ -2,20 +2,29 @@
 
 from metablocks.tasks.base import Split, TaskSource
 from metablocks.tasks.cifar_fs import CifarFS
+from metablocks.tasks.classes import Classes
 from metablocks.tasks.episode_sampling import ClassBank
+from metablocks.tasks.episodes import Episodes
+from metablocks.tasks.folders import Folders
 from metablocks.tasks.linear import Linear
 from metablocks.tasks.logistic import Logistic
 from metablocks.tasks.mini_imagenet import MiniImagenet
+from metablocks.tasks.mix import BySplit, Mix
 from metablocks.tasks.omniglot import Omniglot
 from metablocks.tasks.sinusoid import Sinusoid
 from metablocks.tasks.strokes import Strokes
 
 __all__ = [
+    "BySplit",
     "CifarFS",
     "ClassBank",
+    "Classes",
+    "Episodes",
+    "Folders",
     "Linear",
     "Logistic",
     "MiniImagenet",
+    "Mix",
     "Omniglot",
     "Sinusoid",
     "Split",

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from metablocks.checks import CountFrom0, Such, check
 from metablocks.errors import TaskError
-from metablocks.types import TaskBatch
+from metablocks.types import TaskBatch, TaskList
 
 Floats: TypeAlias = NDArray[np.float64]
 Split: TypeAlias = Literal["train", "validation", "test"]
@@ -41,8 +41,11 @@ class TaskSource(Protocol):
     def outputs(self) -> int:
         """Width of a model's output: ways, or target dimensions."""
 
-    def sample(self, split: Split, indices: Sequence[int]) -> TaskBatch:
-        """Tasks number `indices` of a split: leaves `[len(indices), examples, ...]`."""
+    def sample(self, split: Split, indices: Sequence[int]) -> TaskBatch | TaskList:
+        """Tasks number `indices` of a split: leaves `[len(indices), examples, ...]`.
+
+        Tasks of unequal size come as a `TaskList`, which the executor `Loop` takes.
+        """
 
 
 def generator(seed: int, split: Split, *counters: int) -> np.random.Generator:

@@ -179,15 +179,15 @@ def gather_episodes(bank: ClassBank, episodes: EpisodeDraws, *, shots: int) -> T
     flat = bank.images.flatten(0, 1).index_select(0, rows.flatten().to(device))
     images = flat.view(*rows.shape, *bank.image_shape)  # [tasks, ways, examples, C, H, W]
     if episodes.turns.any():
-        images = _turn(images, torch.from_numpy(episodes.turns).to(device))
+        images = turn(images, torch.from_numpy(episodes.turns).to(device))
     return episode_tasks(images, shots)
 
 
 def episode_tasks(images: Tensor, shots: int) -> TaskBatch:
-    """Tasks of `images` `[tasks, ways, examples, channels, height, width]`, `shots` of them support.
+    """Tasks of `images` `[tasks, ways, examples, ...]`, `shots` of them support.
 
-    Inputs are float32 `[tasks, ways * examples, channels, height, width]`, uint8 divided by 255;
-    targets are int64 `[tasks, ways * examples]`, class-major.
+    Inputs are `[tasks, ways * examples, ...]`, uint8 divided by 255 to float32; targets are int64
+    `[tasks, ways * examples]`, class-major.
     """
     ways = torch.arange(images.shape[1], device=images.device)
 
@@ -234,7 +234,7 @@ def sample_episodes(
     return gather_episodes(bank, replace(drawn, classes=classes[drawn.classes]), shots=shots)
 
 
-def _turn(images: Tensor, turns: Tensor) -> Tensor:
+def turn(images: Tensor, turns: Tensor) -> Tensor:
     """Turn `images` `[tasks, ways, ..., H, W]` by `turns` `[tasks, ways]` quarter turns each."""
     height, width = images.shape[-2:]
     if height != width:

@@ -97,7 +97,7 @@ def _name(split: Split) -> str:
 
 def _sample(
     source: TaskSource, split: Split, epoch: int, iterations: int | None, width: int
-) -> Iterator[TaskBatch]:
+) -> Iterator[Tasks]:
     count = _VALIDATION_TASKS if iterations is None else iterations * width
     first = 0 if iterations is None else epoch * count
     rows = range(first, first + count)

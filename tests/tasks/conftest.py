@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tools.fuzzing.data import draw_folders
 from tools.fuzzing.small_images import draw_mini_imagenet, write_cifar
 from tools.fuzzing.small_omniglot import draw_omniglot
 
@@ -23,11 +24,20 @@ def small_unpacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def small_data(small_unpacked: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def small_data(
+    small_unpacked: Path, small_folders: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """The parent of a small data set of every kind; shared by the tests, so leave it as it is."""
     parent = tmp_path_factory.mktemp("every-kind")
+    shutil.copytree(small_folders, parent / "folders")
     shutil.copytree(small_unpacked, parent, dirs_exist_ok=True)
     return write_cifar(draw_mini_imagenet(parent))
+
+
+@pytest.fixture(scope="session")
+def small_folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Images of mixed sizes by split and class, 4 or 5 a class; leave them as they are."""
+    return draw_folders(tmp_path_factory.mktemp("folders") / "root")
 
 
 def zip_half(folder: Path, target: Path) -> None:

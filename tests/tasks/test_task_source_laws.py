@@ -19,9 +19,13 @@ from metablocks.errors import TaskError
 from metablocks.laws import sources
 from metablocks.tasks import (
     CifarFS,
+    Classes,
+    Episodes,
+    Folders,
     Linear,
     Logistic,
     MiniImagenet,
+    Mix,
     Omniglot,
     Sinusoid,
     Strokes,
@@ -29,6 +33,26 @@ from metablocks.tasks import (
 )
 from metablocks.tasks.base import SPLITS, Split
 from metablocks.types import TaskBatch
+
+
+def bytes_by_class() -> dict[Split, dict[str, torch.Tensor]]:
+    """Random images, 4 to 6 of each of 4 classes a split."""
+    rng = np.random.default_rng(0)
+    return {
+        split: {
+            f"{split}{n}": torch.from_numpy(rng.integers(0, 256, (4 + n % 3, 1, 4, 4), np.uint8))
+            for n in range(4)
+        }
+        for split in SPLITS
+    }
+
+
+LABELLED = [
+    (image, name)
+    for tensors in bytes_by_class().values()
+    for name, images in tensors.items()
+    for image in images
+]
 
 MAKERS = {
     "sinusoid": lambda seed, device, data: Sinusoid(seed=seed, device=device),
@@ -47,6 +71,22 @@ MAKERS = {
     ),
     "cifar_fs": lambda seed, device, data: CifarFS(
         ways=3, shots=1, queries=2, seed=seed, device=device, data=data
+    ),
+    "classes": lambda seed, device, data: Classes(
+        bytes_by_class(), ways=3, shots=1, queries=2, rotate=True, seed=seed, device=device
+    ),
+    "episodes": lambda seed, device, data: Episodes(
+        LABELLED, splits=(0.34, 0.33, 0.33), ways=3, shots=1, queries=2, seed=seed, device=device
+    ),
+    "mix": lambda seed, device, data: Mix(
+        [
+            Strokes(ways=3, shots=1, queries=2, size=8, pen=(pen, pen), seed=seed, device=device)
+            for pen in (0.4, 0.8)
+        ],
+        seed=seed,
+    ),
+    "folders": lambda seed, device, data: Folders(
+        Path(data, "folders"), size=8, ways=3, shots=1, queries=2, seed=seed, device=device
     ),
 }
 

@@ -1,4 +1,4 @@
-"""The zoo's settings: no network, quiet libraries, and what is run only by `--long`."""
+"""The zoo's settings: no network, quiet libraries."""
 
 import os
 
@@ -15,17 +15,9 @@ NOT_OURS = (
 )
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "long: a combination that only `--long` runs")
-
-
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Deselect the long ones without `--long`; add the filters of warnings."""
-    ours = [item for item in items if "zoo" in item.path.parts]
-    for item in ours:
-        for line in NOT_OURS:
-            item.add_marker(pytest.mark.filterwarnings(line))
-    if not config.getoption("--long"):
-        long = {item for item in ours if item.get_closest_marker("long")}
-        config.hook.pytest_deselected(items=list(long))
-        items[:] = [item for item in items if item not in long]
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Add the filters of warnings."""
+    for item in items:
+        if "zoo" in item.path.parts:
+            for line in NOT_OURS:
+                item.add_marker(pytest.mark.filterwarnings(line))

@@ -3,12 +3,30 @@
 import os
 from pathlib import Path
 
+from hypothesis import strategies as st
+from PIL import Image
+
 from tools.fuzzing.small_images import cifar_parts, draw_mini_imagenet, write_cifar
 from tools.fuzzing.small_omniglot import draw_omniglot
+from tools.fuzzing.values import RANGES
 
 
 def draw_data_sets(parent: Path) -> Path:
     """One of each below `parent`, which is what `--data` takes; and a cache folder of its own."""
     os.environ["XDG_CACHE_HOME"] = str(parent / "cache")
     draw_omniglot(parent, {"images_background": {"A": 12, "B": 12}, "images_evaluation": {"C": 8}})
+    draw_folders(parent / "folders")
+    RANGES["root"] = st.just(str(parent / "folders"))
     return write_cifar(draw_mini_imagenet(parent, images=6), cifar_parts(images=6))
+
+
+def draw_folders(root: Path) -> Path:
+    """Images of mixed sizes by split and class, 4 or 5 a class, in a shade for each class."""
+    places = [(split, name) for split in ("train", "val", "test") for name in ("ant", "bee", "cat")]
+    for number, (split, name) in enumerate(places):
+        folder = root / split / f"{split} {name}"
+        folder.mkdir(parents=True)
+        for image in range(4 + number % 2):
+            color = (20 * number, 40 * image, 5)
+            Image.new("RGB", (6 + image, 8), color).save(folder / f"{image}.png")
+    return root

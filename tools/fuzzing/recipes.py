@@ -14,9 +14,10 @@ import torch
 import yaml
 from hypothesis import strategies as st
 
+from metablocks.checks import Blocks
 from metablocks.errors import MetablocksError
 from metablocks.recipe import schema
-from metablocks.recipe.layout import Blocks, RecipeLayout, slot_of, slot_paths
+from metablocks.recipe.layout import RecipeLayout, slot_of, slot_paths
 from metablocks.recipe.parse import join
 from metablocks.recipe.slots import MODEL, RULE, SLOTS, SURGERY, TASKS, Slot
 from metablocks.rules import StepInfo
@@ -89,7 +90,19 @@ def _entry(draw: Draw, slot: Slot, name: str, varied: bool) -> Entry:
     some = {f.name for f in known if f.required or big_by_default(f)}
     if varied and (optional := [f.name for f in known if f.name not in some]):
         some |= draw(st.sets(st.sampled_from(optional), max_size=3))
-    return {"block": name} | {f.name: draw(value(f, known)) for f in known if f.name in some}
+    return {"block": name} | {
+        f.name: _held(draw, mark) if (mark := slot_of(f.annotation)) else draw(value(f, known))
+        for f in known
+        if f.name in some
+    }
+
+
+def _held(draw: Draw, mark: Blocks) -> Any:
+    """The first block of a slot, or two of it, as a field of another block."""
+    slot = SLOTS[mark.slot]
+    first = next(iter(slot.blocks))
+    entries = [_entry(draw, slot, first, False) for _ in range(2)]
+    return entries[0] if mark.at_least is None else entries
 
 
 def _chain(
@@ -162,8 +175,13 @@ def _descends(name: str) -> bool:
 
 
 def _make(slot: Slot, entry: Entry, **context: Any) -> Any:
+    def made(value: Any) -> Any:
+        if isinstance(value, list):
+            return [made(item) for item in value]
+        return _make(slot, value) if isinstance(value, dict) and "block" in value else value
+
     return slot.blocks[entry["block"]](
-        **{name: v for name, v in entry.items() if name != "block"}, **context
+        **{name: made(v) for name, v in entry.items() if name != "block"}, **context
     )
 
 

@@ -1,0 +1,268 @@
+"""The base of sources over data of one's own: N-way K-shot tasks of examples by class.
+
+A source gives a `Pool` of examples for each split; which classes and examples a task takes is drawn
+by `episode_sampling.draw_episodes`, from (seed, split, index) and the numbers of examples alone.
+"""
+
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Annotated, Any, ClassVar, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from metablocks.checks import Count, CountFrom0, Device, Such
+from metablocks.errors import TaskError
+from metablocks.generators import seeded
+from metablocks.tasks.base import SPLITS, Kind, Split, check_split, generator, task_numbers
+from metablocks.tasks.episode_sampling import Ints, Ways, draw_episodes, episode_tasks, turn
+from metablocks.types import Task, TaskBatch, TaskList
+
+Shares = Annotated[
+    tuple[float, float, float],
+    Such(
+        lambda shares: min(shares) >= 0 and abs(sum(shares) - 1) < 1e-6,
+        "three shares (train, validation, test) that add up to 1",
+    ),
+]
+
+
+_ORDERED = Such(lambda pair: pair[0] <= pair[1], "a range [low, high] of whole numbers")
+_SIZES = 3  # last counter of the generator of a task's ways and shots
+
+
+class Pool(Protocol):
+    """The examples of a split by class, class after class."""
+
+    @property
+    def names(self) -> Sequence[str]:
+        """The names of the classes."""
+
+    @property
+    def counts(self) -> Ints:
+        """The number of examples of each class."""
+
+    def take(self, rows: Ints) -> Tensor:
+        """The examples of the numbers `rows`, which count through all classes: `[rows, ...]`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassTasks(ABC):
+    """N-way K-shot tasks of examples by class, each split with classes of its own.
+
+    `ways` and `shots` are numbers, or ranges [low, high] from which each task draws its own; then tasks
+    come as a `TaskList`, which `Loop` takes, and `outputs` is the highest number of ways. With
+    `balanced=False` every class of a task draws its own number of shots. With `rotate`, every class of
+    a training task turns by a multiple of 90°, drawn anew in every task, the same for its support and
+    query examples. `unlabelled` tasks make a class of each example, whatever its label: support and
+    query are copies of it, told apart by the transforms.
+
+    `support_transform` and `query_transform` are called on each input alone, as the model would get it,
+    and give one of the same shape for all, `input_shape`. What they draw is seeded by the task.
+    """
+
+    kind: ClassVar[Kind] = "classification"
+
+    ways: Ways | Annotated[tuple[Ways, Ways], _ORDERED]
+    shots: Count | Annotated[tuple[Count, Count], _ORDERED]
+    queries: Count
+    balanced: bool = True
+    rotate: bool = False
+    unlabelled: bool = False
+    support_transform: Callable[[Tensor], Tensor] | None = None
+    query_transform: Callable[[Tensor], Tensor] | None = None
+    seed: CountFrom0 = 0
+    device: Device = "cpu"
+
+    @property
+    @abstractmethod
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of an example."""
+
+    @property
+    def outputs(self) -> int:
+        return _range(self.ways)[1]
+
+    @property
+    @abstractmethod
+    def pools(self) -> Mapping[Split, Pool]:
+        """The examples of each split that there is."""
+
+    @property
+    @abstractmethod
+    def checksum(self) -> str:
+        """SHA-256, in hex, of all that tasks are drawn from: splits, classes, examples."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The fields alone: what has been read is read anew elsewhere."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    def sample(self, split: Split, indices: Sequence[int]) -> TaskBatch | TaskList:
+        """Tasks number `indices` of a split."""
+        pool = self._pool(split)
+        numbers = task_numbers(indices)
+        if isinstance(self.ways, int) and isinstance(self.shots, int):
+            shots = np.full((len(numbers), self.ways), self.shots)
+            batch: TaskBatch | TaskList = self._drawn(pool, split, numbers, shots)
+        else:
+            sizes = [self._sizes(split, index, len(pool.counts))[None] for index in numbers]
+            alone = zip(numbers, sizes, strict=True)
+            batch = TaskList([self._drawn(pool, split, [n], shots)[0] for n, shots in alone])
+        if self.support_transform is None and self.query_transform is None:
+            return batch
+        return TaskList.gather(
+            [self._transformed(split, index, batch[row]) for row, index in enumerate(numbers)]
+        )
+
+    def _sizes(self, split: Split, index: int, classes: int) -> Ints:
+        """The shots of each class of a task, `[ways]`."""
+        rng = generator(self.seed, split, index, _SIZES)
+        low, high = _range(self.ways)
+        ways = int(rng.integers(low, min(high, classes) + 1))
+        fewest, most = _range(self.shots)
+        drawn = rng.integers(fewest, most + 1, size=ways)
+        shots: Ints = np.full(ways, drawn[0]) if self.balanced else drawn
+        return shots
+
+    def _drawn(self, pool: Pool, split: Split, indices: Sequence[int], shots: Ints) -> TaskBatch:
+        """Tasks of one size; `shots` `[tasks, ways]`, the same in each task unless it is alone."""
+        total, most = int(pool.counts.sum()), int(shots.max())
+        drawn = draw_episodes(
+            split,
+            indices,
+            classes=total if self.unlabelled else len(pool.counts),
+            examples=most + self.queries if self.unlabelled else pool.counts,
+            ways=shots.shape[1],
+            shots=most,
+            queries=self.queries,
+            rotate=self.rotate and split == "train",
+            seed=self.seed,
+        )
+        first = np.cumsum(pool.counts) - pool.counts
+        rows = (
+            np.broadcast_to(drawn.classes[..., None], drawn.examples.shape)
+            if self.unlabelled
+            else first[drawn.classes][..., None] + drawn.examples
+        )
+        examples = pool.take(rows.reshape(-1)).to(self.device)
+        examples = examples.view(*rows.shape, *examples.shape[1:])
+        if drawn.turns.any():
+            examples = turn(examples, torch.from_numpy(drawn.turns).to(examples.device))
+        batch = episode_tasks(examples, most)
+        if (shots == most).all():
+            return batch
+        kept = torch.from_numpy((np.arange(most) < shots[0][:, None]).reshape(-1))
+        inputs, targets = (part[:, kept.to(part.device)] for part in batch.support)
+        return TaskBatch((inputs, targets), batch.query)
+
+    def _transformed(self, split: Split, index: int, task: Task) -> Task:
+        def side(function: Callable[[Tensor], Tensor] | None, inputs: Tensor) -> Tensor:
+            return inputs if function is None else torch.stack([function(x) for x in inputs])
+
+        with seeded(self.seed, SPLITS.index(split), index):
+            support = side(self.support_transform, task.support[0])
+            query = side(self.query_transform, task.query[0])
+        for name, inputs in (("support", support), ("query", query)):
+            if tuple(inputs.shape[1:]) != tuple(self.input_shape):
+                block, field = type(self).__name__, f"{name}_transform"
+                raise TaskError(
+                    f"{block} {field} makes {list(inputs.shape[1:])} of {list(self.input_shape)}; it "
+                    "leaves the shape of an input as it is",
+                    block=block,
+                    field=field,
+                )
+        return Task((support, task.support[1]), (query, task.query[1]))
+
+    def _pool(self, split: Split) -> Pool:
+        """The examples of a split; raises `TaskError` if they are too few for a task."""
+        check_split(split)
+        name, pools = type(self).__name__, self.pools
+        if split not in pools:
+            raise TaskError(
+                f"{name}: there are no classes of {split}; there are those of {', '.join(pools)}",
+                block=name,
+                field="split",
+            )
+        pool = pools[split]
+        if self.unlabelled and self.support_transform is self.query_transform is None:
+            raise TaskError(
+                f"{name}: unlabelled=True makes support and query of copies of one example; give a "
+                "support_transform or a query_transform, which tells them apart",
+                block=name,
+                field="unlabelled",
+            )
+        classes = {
+            split: int(pool.counts.sum()) if self.unlabelled else len(pool.counts)
+            for split, pool in pools.items()
+        }
+        if _range(self.ways)[0] > classes[split]:
+            there_are = ", ".join(f"{split} {count}" for split, count in classes.items())
+            raise TaskError(
+                f"{name}: ways={self.ways}, and the classes of its splits are {there_are}; ways is "
+                f"at most {min(classes.values())}",
+                block=name,
+                field="ways",
+            )
+        needed, fewest = _range(self.shots)[1] + self.queries, int(pool.counts.min())
+        if needed > fewest and not self.unlabelled:
+            fewest_of = pool.names[int(pool.counts.argmin())]
+            raise TaskError(
+                f"{name}: shots={self.shots} and queries={self.queries} need {needed} examples of "
+                f"every class, and {fewest_of} of {split} has {fewest}; shots + queries is at most "
+                f"{fewest}, or add examples",
+                block=name,
+                field="shots",
+            )
+        return pool
+
+
+def _range(value: int | tuple[int, int]) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else value
+
+
+def check_apart(block: str, classes: Mapping[Split, Iterable[str]]) -> None:
+    """Raise `TaskError` for a class that stands in two splits; names that differ in case are one.
+
+    >>> check_apart("Classes", {"train": ["ant", "bee"], "test": ["Bee"]})
+    Traceback (most recent call last):
+    metablocks.errors.TaskError: Classes: the class "bee" of train is "Bee" of test, too; each split
+    has classes of its own, with names that differ by more than upper and lower case
+    """
+    seen: dict[str, tuple[Split, str]] = {}
+    for split, names in classes.items():
+        for name in names:
+            other_split, other = seen.setdefault(name.casefold(), (split, name))
+            if (other_split, other) != (split, name):
+                raise TaskError(
+                    f'{block}: the class "{other}" of {other_split} is "{name}" of {split}, too; each '
+                    "split has classes of its own, with names that differ by more than upper and "
+                    "lower case",
+                    block=block,
+                )
+
+
+def deal(names: Iterable[str], shares: tuple[float, float, float]) -> dict[Split, list[str]]:
+    """Deal classes, by name, to the splits: sorted names of each.
+
+    The order in which they are dealt is that of a hash of the name, so that no seed of a run matters.
+    Validation and test take their shares, rounded, and train takes the rest.
+
+    >>> deal(["ant", "bee", "cat", "dog", "eel"], (0.6, 0.2, 0.2))
+    {'train': ['cat', 'dog', 'eel'], 'validation': ['bee'], 'test': ['ant']}
+    """
+    order = sorted(names, key=lambda name: hashlib.sha256(name.encode()).digest())
+    _, validation, test = (round(share * len(order)) for share in shares)
+    parts = order[validation + test :], order[:validation], order[validation : validation + test]
+    return {split: sorted(part) for split, part in zip(SPLITS, parts, strict=True)}
+
+
+def digest_of(description: Any, parts: Iterable[bytes | memoryview]) -> str:
+    """SHA-256, in hex, of a plain description and of bytes."""
+    digest = hashlib.sha256(json.dumps(description).encode())
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()

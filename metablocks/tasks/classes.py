@@ -1,0 +1,121 @@
+"""Tasks of tensors of one's own, by split and class."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Annotated
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from metablocks.checks import Such, checked
+from metablocks.errors import TaskError
+from metablocks.tasks.base import SPLITS, Split
+from metablocks.tasks.class_tasks import ClassTasks, check_apart, digest_of
+from metablocks.tasks.episode_sampling import Ints
+
+ClassTensors = Annotated[
+    Mapping[Split, Mapping[str, Tensor]],
+    Such(len, "a dict {split: {class: tensor}}, its splits of train, validation, test"),
+]
+
+
+@dataclass(frozen=True)
+class TensorPool:
+    """Examples by class in one tensor, class after class."""
+
+    names: tuple[str, ...]
+    counts: Ints
+    examples: Tensor
+
+    def take(self, rows: Ints) -> Tensor:
+        """The examples of the numbers `rows`."""
+        return self.examples.index_select(0, torch.from_numpy(rows).to(self.examples.device))
+
+
+@checked(TaskError)
+@dataclass(frozen=True)
+class Classes(ClassTasks):
+    """Tasks of tensors: `classes[split][name]` is `[examples, ...]`, one tensor a class.
+
+    `sample` returns inputs `[tasks, ways * examples, ...]`, uint8 as float32 in [0, 1] and other
+    numbers as they are, and targets int64 `[tasks, ways * examples]`, class-major. Obeys the law of
+    `TaskSource`. Classes may hold unequal numbers of examples; each draws among its own. The order of
+    the dicts does not matter, nor do names, beyond the order of the classes. With `rotate`, every
+    class of a training task turns by a multiple of 90°, drawn anew in every task. The tensors are
+    copied, to `device`, at the first use.
+
+    Raises, when built, `TaskError` for fields out of range, tensors of different shapes or dtypes and a
+    class in two splits; at first use `TaskError` for a split that is not there or has fewer than
+    `ways` classes, and for a class with fewer than shots + queries examples.
+
+    >>> digits = {"train": {"zero": torch.zeros(8, 1, 5, 5), "one": torch.ones(6, 1, 5, 5)}}
+    >>> source = Classes(digits, ways=2, shots=1, queries=4)
+    >>> source.sample("train", range(3)).query[0].shape
+    torch.Size([3, 8, 1, 5, 5])
+    """
+
+    classes: ClassTensors = field(compare=False, repr=False)
+    _checksum: str = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        for split, tensors in self.classes.items():
+            if not tensors:
+                raise self._error(f"{split} holds no class")
+            for name, tensor in tensors.items():
+                if tensor.ndim == 0 or 0 in tensor.shape:
+                    raise self._error(
+                        f"{name} of {split} is {list(tensor.shape)}; a class is [examples, ...], with "
+                        "one example at least"
+                    )
+                if tensor.shape[1:] != self._first.shape[1:] or tensor.dtype != self._first.dtype:
+                    raise self._error(
+                        f"{name} of {split} is {list(tensor.shape)} of {tensor.dtype}, and the first "
+                        f"class {list(self._first.shape)} of {self._first.dtype}; examples have one "
+                        "shape and dtype"
+                    )
+        check_apart("Classes", self.classes)
+        described = [
+            [split, name, list(tensor.shape), str(tensor.dtype)]
+            for split, name, tensor in self._in_order()
+        ]
+        contents = (
+            tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data
+            for _, _, tensor in self._in_order()
+        )
+        object.__setattr__(self, "_checksum", digest_of(described, contents))
+
+    @property
+    def checksum(self) -> str:
+        """SHA-256, in hex, of splits, names and examples."""
+        return self._checksum
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        return tuple(self._first.shape[1:])
+
+    @cached_property
+    def pools(self) -> dict[Split, TensorPool]:
+        """The examples of each split, on the device."""
+        pools = {}
+        for split in SPLITS:
+            ours = [(name, t) for here, name, t in self._in_order() if here == split]
+            if ours:
+                names, tensors = zip(*ours, strict=True)
+                counts = np.array([len(tensor) for tensor in tensors], dtype=np.int64)
+                examples = torch.cat([tensor.detach().to(self.device) for tensor in tensors])
+                pools[split] = TensorPool(names, counts, examples)
+        return pools
+
+    @property
+    def _first(self) -> Tensor:
+        return next(iter(next(iter(self.classes.values())).values()))
+
+    def _in_order(self) -> Iterator[tuple[Split, str, Tensor]]:
+        for split in SPLITS:
+            for name in sorted(self.classes.get(split, ())):
+                yield split, name, self.classes[split][name]
+
+    def _error(self, message: str) -> TaskError:
+        return TaskError(f"Classes classes: {message}", block="Classes", field="classes")

@@ -1,0 +1,217 @@
+"""Tasks of image files of one's own, in a folder for each class."""
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import yaml
+from torch import Tensor
+
+from metablocks.checks import Count, CountFrom0, check, checked
+from metablocks.errors import DataError, MetablocksError, TaskError, suggest
+from metablocks.tasks.base import SPLITS, Split
+from metablocks.tasks.class_tasks import ClassTasks, Shares, check_apart, deal, digest_of
+from metablocks.tasks.episode_sampling import Ints
+from metablocks.tasks.image_files import Cached, classes_below, content_of, decode, in_threads
+from metablocks.tasks.storage import cache_folder, fingerprint
+
+Files: TypeAlias = dict[str, list[Path]]
+"""The image files of each class, sorted."""
+ClassNames = Mapping[Split, Sequence[str]]
+FOLDERS: dict[Split, tuple[str, ...]] = {
+    "train": ("train", "training"),
+    "validation": ("validation", "val", "valid"),
+    "test": ("test", "testing"),
+}
+"""The names of a split's folder."""
+
+
+@dataclass(frozen=True)
+class FilePool:
+    """The part of the image files that is a split's: classes from number `first` of `files` on."""
+
+    names: tuple[str, ...]
+    counts: Ints
+    files: Cached
+    first: int
+
+    def take(self, rows: Ints) -> Tensor:
+        """The images of the numbers `rows`."""
+        return self.files.take(rows + self.first)
+
+
+@checked(TaskError)
+@dataclass(frozen=True)
+class Folders(ClassTasks):
+    """Tasks of image files: `root/train/cat/01.png`, or `root/cat/01.png` and a split of the classes.
+
+    `sample` returns inputs float32 in [0, 1], `[tasks, ways * examples, channels, *size]`, and targets
+    int64 `[tasks, ways * examples]`, class-major. Obeys the law of `TaskSource`. A class is a folder
+    that holds images, at any depth; it draws among its own, as many as there are. Images of any size
+    and mode are resized to `size` (a side, or height and width), their proportion given up, and turned
+    to RGB, or to `grey`: `metablocks.tasks.image_files.decode`. With `rotate`, every
+    class of a training task turns by a multiple of 90°, drawn anew in every task.
+
+    `splits`: None for folders `root/train`, `root/validation` (or `val`) and `root/test`; three shares
+    of the classes, (0.6, 0.2, 0.2), which are dealt by a hash of their names; the names of each split's
+    classes; or the path of a YAML or JSON file that says these, `{train: [cat, …], validation: …}`.
+
+    Files are listed at the first use and read when they are drawn. At most `cache` MiB of images stay
+    in memory, and the oldest make room. `checksum` reads every file once, looks for damage, and is
+    remembered in the cache folder for as long as no file changes its name, size or time of change.
+
+    Raises, when built, `TaskError` for fields out of range and for a `root` or a file of splits that
+    is not there. Raises, at first use, `DataError` for a folder without images, a link in a
+    circle or an image that cannot be read, and `TaskError` for a class in two splits, for two classes
+    whose names differ in case alone, and for too few classes or images.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> from PIL import Image
+    >>> with TemporaryDirectory() as root:
+    ...     for number in range(40):
+    ...         folder = Path(root, f"class {number // 4}")
+    ...         folder.mkdir(exist_ok=True)
+    ...         Image.new("L", (20 + number, 30), number).save(folder / f"{number}.png")
+    ...     source = Folders(root, splits=(0.6, 0.2, 0.2), size=16, ways=2, shots=1, queries=3)
+    ...     source.sample("validation", range(3)).query[0].shape
+    torch.Size([3, 6, 3, 16, 16])
+    """
+
+    root: str | Path
+    size: Count | tuple[Count, Count]
+    grey: bool = False
+    splits: str | Path | Shares | ClassNames | None = field(default=None, hash=False)
+    cache: CountFrom0 = 1024
+
+    def __post_init__(self) -> None:
+        if not self._root.is_dir():
+            raise TaskError(
+                f"Folders root is {str(self.root)!r}, and there is no such folder; root holds a folder "
+                "for each split, or for each class",
+                block="Folders",
+                field="root",
+            )
+        if isinstance(self.splits, str | Path):
+            read_splits(self.splits)
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        return (1 if self.grey else 3, *self._size)
+
+    @cached_property
+    def classes(self) -> dict[Split, Files]:
+        """The image files of the classes of each split that there is."""
+        if self.splits is None:
+            classes = _by_folder(self._root)
+        else:
+            everything = classes_below(self._root)
+            check_apart("Folders", {"train": everything})
+            classes = {
+                split: {name: everything[name] for name in names}
+                for split, names in self._names(everything).items()
+            }
+        check_apart("Folders", classes)
+        return classes
+
+    @cached_property
+    def pools(self) -> dict[Split, FilePool]:
+        """The images of each split, read when they are drawn."""
+        files = [file for _, _, listed in self._in_order() for file in listed]
+        channels, *size = self.input_shape
+
+        def read(rows: Sequence[int]) -> list[Tensor]:
+            return in_threads(lambda row: decode(files[row], (size[0], size[1]), channels), rows)
+
+        images, pools, first = Cached(read, len(files), self.cache * 2**20), {}, 0
+        for split, classes in self.classes.items():
+            counts = np.array([len(listed) for listed in classes.values()], dtype=np.int64)
+            pools[split] = FilePool(tuple(classes), counts, images, first)
+            first += int(counts.sum())
+        return pools
+
+    @cached_property
+    def checksum(self) -> str:
+        """SHA-256, in hex, of splits, names of classes and the files' contents."""
+        for split in self.pools:
+            self._pool(split)
+        listed = list(self._in_order())
+        described = [[split, name, len(files)] for split, name, files in listed]
+        files = [file for _, _, files in listed for file in files]
+        state = fingerprint(self._root, [str(described), *files])
+        remembered = cache_folder() / f"folders-{state[:40]}.sha256"
+        with contextlib.suppress(OSError):
+            return remembered.read_text().strip()
+        checksum = digest_of(described, in_threads(content_of, files))
+        with contextlib.suppress(OSError):
+            remembered.parent.mkdir(parents=True, exist_ok=True)
+            remembered.write_text(checksum)
+        return checksum
+
+    @property
+    def _root(self) -> Path:
+        return Path(self.root).expanduser()
+
+    @property
+    def _size(self) -> tuple[int, int]:
+        return self.size if isinstance(self.size, tuple) else (self.size, self.size)
+
+    def _in_order(self) -> list[tuple[Split, str, list[Path]]]:
+        return [
+            (split, name, files)
+            for split, classes in self.classes.items()
+            for name, files in classes.items()
+        ]
+
+    def _names(self, present: Files) -> dict[Split, list[str]]:
+        """The names of each split's classes, as `splits` has them."""
+        if isinstance(self.splits, tuple):
+            return deal(present, self.splits)
+        splits: Any = self.splits
+        if isinstance(splits, str | Path):
+            splits = read_splits(splits)
+        for split in SPLITS:
+            for name in splits.get(split, ()):
+                if name not in present:
+                    raise DataError(
+                        f"{self.root}: has no class {name}, which is listed for {split}"
+                        f"{suggest(name, present)}"
+                    )
+        return {split: sorted(splits[split]) for split in SPLITS if split in splits}
+
+
+def read_splits(path: str | Path) -> ClassNames:
+    """The names of each split's classes in a YAML or JSON file.
+
+    Raises `TaskError` for a file that cannot be read or says something else.
+    """
+    try:
+        content = yaml.safe_load(Path(path).expanduser().read_text(encoding="utf-8"))
+        names: ClassNames = check("Folders", "splits", content, ClassNames, TaskError)
+    except (OSError, ValueError, yaml.YAMLError, MetablocksError) as error:
+        raise TaskError(
+            f"Folders splits is {str(path)!r}, which cannot be read as classes by split, {{train: "
+            f"[cat, …], validation: […], test: […]}} ({' '.join(str(error).split())})",
+            block="Folders",
+            field="splits",
+        ) from error
+    return names
+
+
+def _by_folder(root: Path) -> dict[Split, Files]:
+    places = {
+        split: [root / name for name in names if (root / name).is_dir()]
+        for split, names in FOLDERS.items()
+    }
+    for split, folders in places.items():
+        if len(folders) > 1:
+            raise DataError(f"{root}: holds {folders[0].name} and {folders[1].name}, both {split}")
+    if not places["train"]:
+        raise DataError(
+            f"{root}: has no folder train; lay images out as {root}/train/cat/01.png, or say which "
+            "classes are of which split: splits=(0.6, 0.2, 0.2) or a file"
+        )
+    return {split: classes_below(*folders) for split, folders in places.items() if folders}

@@ -1,0 +1,205 @@
+"""Folders of image files: the classes below a folder, one image decoded, many read when needed.
+
+A class is a folder that holds images; its name is its path below the folder that is searched. Links
+are followed. Files and folders whose names begin with a dot, and files that are no images by their
+suffix, are not looked at. Every order is that of names, so that it is the same on every machine.
+"""
+
+import hashlib
+import io
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from metablocks.errors import DataError, first_line
+from metablocks.tasks.episode_sampling import Ints
+from metablocks.tasks.storage import pillow
+
+FORMATS = {
+    "BMP": (".bmp",),
+    "GIF": (".gif",),
+    "JPEG": (".jpg", ".jpeg"),
+    "PNG": (".png",),
+    "PPM": (".pgm", ".ppm"),
+    "WEBP": (".webp",),
+}
+SUFFIXES = tuple(suffix for suffixes in FORMATS.values() for suffix in suffixes)
+
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
+
+
+def classes_below(folder: Path) -> dict[str, list[Path]]:
+    """The image files of every class below a folder, sorted by name.
+
+    Raises `DataError`, naming the place, for a folder without images, for one that holds images and
+    folders, for a link that leads nowhere or into a folder above it, and for what cannot be read.
+    """
+    found: dict[str, list[Path]] = {}
+    try:
+        for name, files in _visit(folder, "", ()):
+            found[name] = files
+    except DataError:
+        raise
+    except OSError as error:
+        raise DataError(f"{error.filename or folder}: cannot be read ({error})") from error
+    return dict(sorted(found.items()))
+
+
+def _visit(folder: Path, name: str, above: tuple[Any, ...]) -> Iterator[tuple[str, list[Path]]]:
+    state = folder.stat()
+    here = (state.st_dev, state.st_ino)
+    if here in above:
+        raise DataError(f"{folder}: is reached by a link from inside itself; take the link away")
+    with os.scandir(folder) as entries:
+        visible = sorted((e for e in entries if not e.name.startswith(".")), key=lambda e: e.name)
+    folders = [entry.name for entry in visible if entry.is_dir()]
+    files = [
+        folder / entry.name
+        for entry in visible
+        if entry.name.lower().endswith(SUFFIXES) and entry.name not in folders
+    ]
+    for link in (folder / entry.name for entry in visible if entry.is_symlink()):
+        if not link.exists():
+            raise DataError(f"{link}: is a link that leads nowhere; take it away")
+    if files and (folders or not name):
+        where = f"beside the folder {folders[0]}" if folders else "and in no folder of a class"
+        raise DataError(
+            f"{folder}: holds an image, {files[0].name}, {where}; each class is one folder of images"
+        )
+    if not files and not folders:
+        raise DataError(f"{folder}: holds no image; images end in {', '.join(SUFFIXES)}")
+    if files:
+        yield name, files
+    for below in folders:
+        yield from _visit(folder / below, f"{name}/{below}".lstrip("/"), (*above, here))
+
+
+def decode(path: Path, size: tuple[int, int], channels: int) -> Tensor:
+    """One image, uint8 `[channels, *size]`, 1 channel grey and 3 RGB.
+
+    An image of another size is resized by Pillow's Lanczos filter, its sides' proportion given up. A
+    photograph is turned as its EXIF data say; what is transparent is put on white; 16-bit grey keeps
+    its upper 8 bits.
+
+    Raises `DataError` for a file that is not an image of one of the `FORMATS`.
+    """
+    Image = pillow()  # noqa: N806
+    from PIL import ImageOps
+
+    try:
+        with Image.open(path, formats=list(FORMATS)) as image:
+            image.draft(None, (2 * size[1], 2 * size[0]))  # a large JPEG is decoded smaller
+            return pixels(ImageOps.exif_transpose(image), size, channels)
+    except Exception as error:  # a damaged image raises whatever its bytes happen to mean
+        raise _unreadable(path, error) from error
+
+
+def pixels(image: Any, size: tuple[int, int] | None, channels: int) -> Tensor:
+    """The pixels of an image of Pillow's, uint8 `[channels, height, width]`; see `decode`."""
+    Image = pillow()  # noqa: N806
+
+    if image.mode.startswith("I"):  # I;16, or I in older versions of Pillow
+        image = Image.fromarray((np.asarray(image).clip(0, 2**16 - 1) >> 8).astype(np.uint8))
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
+    image = image.convert("L" if channels == 1 else "RGB")
+    if size is not None and image.size != size[::-1]:
+        image = image.resize(size[::-1], Image.Resampling.LANCZOS)
+    array = np.array(image)
+    return torch.from_numpy(array[None] if channels == 1 else array.transpose(2, 0, 1))
+
+
+def content_of(path: Path) -> bytes:
+    """SHA-256 of an image file, whose structure is looked through: PNG's sums, JPEG's whole stream.
+
+    Raises `DataError` for a file that is damaged or no image.
+    """
+    Image = pillow()  # noqa: N806
+
+    try:
+        content = path.read_bytes()
+        with Image.open(io.BytesIO(content), formats=list(FORMATS)) as image:
+            if image.format == "PNG":
+                image.verify()
+            else:
+                image.draft("L", (1, 1))
+                image.load()
+    except Exception as error:  # a damaged image raises whatever its bytes happen to mean
+        raise _unreadable(path, error) from error
+    return hashlib.sha256(content).digest()
+
+
+def _unreadable(path: Path, error: Exception) -> DataError:
+    kinds = ", ".join(FORMATS)
+    return DataError(f"{path}: cannot be read as an image, one of {kinds} ({first_line(error)})")
+
+
+def in_threads(function: Callable[[_Item], _Result], items: Sequence[_Item]) -> list[_Result]:
+    """`function` of every item, in as many threads as PyTorch takes."""
+    workers = min(torch.get_num_threads(), len(items))
+    if workers < 2:
+        return [function(item) for item in items]
+    with ThreadPoolExecutor(workers) as pool:
+        return list(pool.map(function, items))
+
+
+class Cached:
+    """Examples that are read when they are needed, and kept as far as `limit` bytes reach.
+
+    `read(rows)` gives the examples of some numbers, of one shape and dtype. The oldest make room.
+    """
+
+    def __init__(
+        self, read: Callable[[Sequence[int]], Iterable[Tensor]], examples: int, limit: int
+    ) -> None:
+        self._read, self._limit = read, limit
+        self._place: NDArray[np.int64] = np.full(examples, -1)  # of each example, if it is kept
+        self._kept: Tensor | None = None
+        self._owner: NDArray[np.int64] = np.zeros(0, dtype=np.int64)  # of each place, or -1
+        self._next = 0
+
+    def take(self, rows: Ints) -> Tensor:
+        """The examples of the numbers `rows`, `[rows, ...]`."""
+        wanted, back = np.unique(rows, return_inverse=True)
+        places = self._place[wanted]
+        absent = np.flatnonzero(places < 0)
+        read = list(self._read(wanted[absent].tolist())) if len(absent) else []
+        if self._kept is None:
+            self._make(read[0])
+        assert self._kept is not None
+        examples = self._kept.new_empty((len(wanted), *self._kept.shape[1:]))
+        present = np.flatnonzero(places >= 0)
+        examples[torch.from_numpy(present)] = self._kept[torch.from_numpy(places[present])]
+        if read:
+            fresh = torch.stack(read)
+            examples[torch.from_numpy(absent)] = fresh
+            self._keep(wanted[absent], fresh)
+        return examples[torch.from_numpy(back.reshape(-1))]
+
+    def _make(self, like: Tensor) -> None:
+        size = max(1, like.numel() * like.element_size())
+        places = min(len(self._place), self._limit // size)
+        self._kept = like.new_empty((places, *like.shape))  # memory is taken as it is written
+        self._owner = np.full(places, -1)
+
+    def _keep(self, rows: Ints, examples: Tensor) -> None:
+        assert self._kept is not None
+        count = min(len(rows), len(self._owner))
+        if not count:
+            return
+        places = (self._next + np.arange(count)) % len(self._owner)
+        gone = self._owner[places]
+        self._place[gone[gone >= 0]] = -1
+        self._place[rows[:count]] = places
+        self._owner[places] = rows[:count]
+        self._kept[torch.from_numpy(places)] = examples[:count]
+        self._next = int(places[-1] + 1) % len(self._owner)

@@ -1,0 +1,168 @@
+"""Sources made of sources: several domains in one, and another one for each split."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import numpy as np
+
+from metablocks.checks import Blocks, CountFrom0, NonNegative, Such, checked
+from metablocks.errors import TaskError
+from metablocks.tasks.base import (
+    SPLITS,
+    Kind,
+    Split,
+    TaskSource,
+    check_split,
+    generator,
+    task_numbers,
+)
+from metablocks.types import Task, TaskBatch, TaskList
+
+_CHOICE = 2  # last counter of the generator that chooses a source: no task of a source's has it
+
+Sources = Annotated[
+    Sequence[TaskSource],
+    Such(lambda sources: len(sources) > 0, "a list of task sources, at least one"),
+    Blocks("tasks", at_least=1),
+]
+Source = Annotated[TaskSource, Such(lambda _: True, "a task source"), Blocks("tasks")]
+
+
+def check_alike(block: str, sources: Sequence[TaskSource]) -> None:
+    """Raise `TaskError` for sources of different kinds, inputs or outputs."""
+    for name in ("kind", "input_shape", "outputs"):
+        values = [getattr(source, name) for source in sources]
+        for source, value in zip(sources, values, strict=True):
+            if value != values[0]:
+                raise TaskError(
+                    f"{block}: {name} of {type(sources[0]).__name__} is {values[0]} and that of "
+                    f"{type(source).__name__} is {value}; one model takes the tasks of all",
+                    block=block,
+                    field="sources",
+                )
+
+
+class _Made:
+    """What sources that are made of `sources` have of them."""
+
+    sources: Sequence[TaskSource]
+
+    @property
+    def kind(self) -> Kind:
+        return self.sources[0].kind
+
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        return self.sources[0].input_shape
+
+    @property
+    def outputs(self) -> int:
+        return self.sources[0].outputs
+
+    @property
+    def checksum(self) -> str | None:
+        """SHA-256, in hex, of the sources' checksums; None if none has any."""
+        sums: list[Any] = [getattr(source, "checksum", None) for source in self.sources]
+        return hashlib.sha256(repr(sums).encode()).hexdigest() if any(sums) else None
+
+
+@checked(TaskError)
+@dataclass(frozen=True)
+class Mix(_Made):
+    """Tasks of several sources: each task is one of a source drawn with the probabilities `weights`.
+
+    The weights need not add up to 1; without them the sources are equally likely. Task `index` of the
+    mix is task `index` of the source that is drawn for it, and obeys the law of `TaskSource` if the
+    sources do. Tasks of unequal size come as a list (`Loop` takes it).
+
+    Raises `TaskError` for sources that differ in kind, `input_shape` or `outputs`, and for weights
+    that do not fit.
+
+    >>> from metablocks.tasks import Strokes
+    >>> thin, bold = (Strokes(ways=5, shots=1, queries=2, pen=(w, w)) for w in (0.4, 0.8))
+    >>> Mix([thin, bold], weights=[1, 3]).sample("train", range(4)).query[0].shape
+    torch.Size([4, 10, 1, 28, 28])
+    """
+
+    sources: Sources
+    weights: tuple[NonNegative, ...] | None = None
+    seed: CountFrom0 = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "sources", tuple(self.sources))
+        check_alike("Mix", self.sources)
+        weights = self.weights
+        if weights is not None and (len(weights) != len(self.sources) or not sum(weights)):
+            raise TaskError(
+                f"Mix weights is {weights}; it takes a number for each of the {len(self.sources)} "
+                "sources, not all 0",
+                block="Mix",
+                field="weights",
+            )
+
+    def sample(self, split: Split, indices: Sequence[int]) -> TaskBatch | TaskList:
+        """Tasks number `indices` of a split."""
+        check_split(split)
+        numbers = task_numbers(indices)
+        bounds = np.cumsum(self.weights or [1.0] * len(self.sources))
+        draws = [generator(self.seed, split, index, _CHOICE).random() for index in numbers]
+        chosen = np.searchsorted(bounds, np.array(draws) * bounds[-1], side="right")
+        tasks: dict[int, Task] = {}
+        for number, source in enumerate(self.sources):
+            rows = np.flatnonzero(chosen == number).tolist()
+            if rows:
+                batch = source.sample(split, [numbers[row] for row in rows])
+                tasks |= {row: batch[place] for place, row in enumerate(rows)}
+        return TaskList.gather([tasks[row] for row in range(len(numbers))])
+
+
+@checked(TaskError)
+@dataclass(frozen=True)
+class BySplit(_Made):
+    """A source for each split: other ways, shots or queries at test than in training, or other data.
+
+    `outputs` are those of the source with most, for which the model is made; a task of fewer ways
+    leaves the rest unused. Obeys the law of `TaskSource` if the sources do and their splits are apart
+    (sources that differ in ways, shots and queries alone, and any two without a class in common).
+
+    Raises `TaskError` for sources that differ in kind or `input_shape`.
+
+    >>> from metablocks.tasks import Strokes
+    >>> five, ten = (Strokes(ways=5, shots=shots, queries=2) for shots in (5, 10))
+    >>> source = BySplit(train=five, validation=five, test=ten)
+    >>> [source.sample(split, [0]).support[0].shape[1] for split in ("train", "test")]
+    [25, 50]
+    """
+
+    train: Source
+    validation: Source
+    test: Source
+
+    def __post_init__(self) -> None:
+        for name in ("kind", "input_shape"):
+            of_each = {split: getattr(getattr(self, split), name) for split in SPLITS}
+            for split, value in of_each.items():
+                if value != of_each["train"]:
+                    raise TaskError(
+                        f"BySplit: {name} is {of_each['train']} for train and {value} for {split}; one "
+                        "model takes the tasks of all",
+                        block="BySplit",
+                        field=split,
+                    )
+
+    @property
+    def sources(self) -> tuple[TaskSource, ...]:  # type: ignore[override]
+        """The sources of train, validation and test."""
+        return (self.train, self.validation, self.test)
+
+    @property
+    def outputs(self) -> int:
+        return max(source.outputs for source in self.sources)
+
+    def sample(self, split: Split, indices: Sequence[int]) -> TaskBatch | TaskList:
+        """Tasks number `indices` of a split."""
+        check_split(split)
+        source: TaskSource = getattr(self, split)
+        return source.sample(split, indices)

@@ -1,0 +1,75 @@
+"""Blocks that hold blocks, and sources of tasks of unequal size, in recipes."""
+
+import pytest
+
+from metablocks.errors import RecipeError
+from metablocks.recipe import build, load
+from metablocks.recipe.listing import json_schema
+from metablocks.recipe.load import from_text
+from metablocks.runs.trial import try_out
+from metablocks.tasks import BySplit, Mix
+from tools.fuzzing.data import draw_folders
+
+STROKES = "{block: strokes, ways: 3, shots: 1, queries: 2, size: 8}"
+SMALL = ["model.layers=1", "inner.steps=1", "evaluation.inner_steps=1", "hardware.device=cpu"]
+
+
+def test_a_mix_and_a_source_for_each_split_are_built_with_seed_and_device():
+    mix = load("maml_strokes", [f"tasks={{block: mix, sources: [{STROKES}, {STROKES}]}}", "seed=7"])
+    source = build(mix).source
+    assert isinstance(source, Mix)
+    assert [part.seed for part in source.sources] == [7, 7]
+    assert from_text(mix.to_yaml()).hash == mix.hash
+    splits = f"train: {STROKES}, validation: {STROKES}, test: {STROKES.replace('1', '4')}"
+    source = build(load("maml_strokes", [f"tasks={{block: by_split, {splits}}}"])).source
+    assert isinstance(source, BySplit)
+    assert (source.train.shots, source.test.shots) == (1, 4)
+
+
+@pytest.mark.parametrize(
+    ("tasks", "message"),
+    [
+        (
+            "{block: mix, sources: []}",
+            r"tasks.sources: takes a list of blocks.* given an empty list",
+        ),
+        ("{block: mix, sources: strokes}", "tasks.sources: takes a list of blocks"),
+        ("{block: mix, sources: [strok]}", r'sources\[0\].block: no tasks block.*"strokes"'),
+        (
+            f"{{block: mix, sources: [{STROKES[:-1]}, pens: 1}}]}}",
+            r"sources\[0\].pens: unknown field",
+        ),
+        (f"{{block: mix, sources: [{STROKES}, sinusoid]}}", "tasks.sources: Mix: kind of Strokes"),
+        (f"{{block: mix, sources: [{STROKES.replace('8', '4')}]}}", r"sources\[0\].size: takes"),
+        ("{block: mix, sources: ['os:getcwd']}", r"sources\[0\].block: .*--allow os"),
+        (
+            f"{{block: by_split, train: {STROKES}, validation: x, test: x}}",
+            "tasks.validation.block",
+        ),
+    ],
+)
+def test_what_a_held_block_lacks_has_its_place(tasks, message):
+    with pytest.raises(RecipeError, match=message):
+        load("maml_strokes", [f"tasks={tasks}"])
+
+
+def test_tasks_of_unequal_size_run_in_the_loop_and_vmap_names_it(tmp_path):
+    root = draw_folders(tmp_path / "root")
+    tasks = (
+        f"tasks={{block: folders, root: {root}, size: 8, ways: [2, 3], shots: [1, 2], queries: 2}}"
+    )
+    text = try_out(load("maml_strokes", [tasks, "hardware.executor={block: loop}", *SMALL]))
+    assert "a meta-step on 2 tasks" in text
+    with pytest.raises(RecipeError, match=r"unequal size cannot be stacked.*executor=Loop\(\)"):
+        try_out(load("maml_strokes", [tasks, *SMALL]))
+
+
+def test_editors_know_what_a_held_block_is():
+    definitions = json_schema()["$defs"]["tasks"]["anyOf"]
+    held = {
+        entry["properties"]["block"]["const"]: entry["properties"]
+        for entry in definitions
+        if "const" in entry.get("properties", {}).get("block", {})
+    }
+    assert held["mix"]["sources"]["items"] == {"$ref": "#/$defs/tasks"}
+    assert held["by_split"]["test"] == {"$ref": "#/$defs/tasks"}

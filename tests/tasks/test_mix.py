@@ -1,0 +1,70 @@
+"""Sources made of sources."""
+
+import pytest
+import torch
+
+from metablocks import TaskBatch
+from metablocks.errors import TaskError
+from metablocks.laws import sources
+from metablocks.tasks import BySplit, Linear, Mix, Strokes
+from metablocks.types import TaskList
+
+
+def strokes(**options):
+    return Strokes(**{"ways": 3, "shots": 1, "queries": 2, "size": 8, **options})
+
+
+def test_a_mix_takes_each_task_from_one_source_by_its_weight():
+    parts = [strokes(seed=1), strokes(seed=2), strokes(seed=3)]
+    mixed = Mix(parts, weights=[1, 0, 3]).sample("train", range(200))
+    whole = [part.sample("train", range(200)).query[0] for part in parts]
+    taken = torch.stack([(mixed.query[0] == w).flatten(1).all(1) for w in whole]).double()
+    assert torch.equal(taken.sum(0), torch.ones(200))
+    share = taken[2].mean()
+    assert abs(share - 0.75) < 4 * (0.75 * 0.25 / 200) ** 0.5
+    assert not taken[1].any()
+
+
+def test_tasks_of_unequal_size_come_as_a_list():
+    mix = Mix([strokes(), strokes(shots=4)])
+    tasks = mix.sample("train", range(8))
+    assert isinstance(tasks, TaskList)
+    assert {task.support[0].shape[0] for task in tasks} == {3, 12}
+    assert isinstance(mix.sample("train", [0]), TaskBatch)
+    for law in (sources.fits_its_description, sources.samples_purely, sources.splits_are_apart):
+        law(mix)
+    sources.is_a_function_of_the_index(mix, range(6))
+
+
+def test_a_source_for_each_split():
+    train, test = strokes(), strokes(ways=2, shots=5)
+    source = BySplit(train=train, validation=train, test=test)
+    assert source.outputs == 3
+    assert torch.equal(source.sample("test", [4]).query[0], test.sample("test", [4]).query[0])
+    sources.fits_its_description(source)
+    sources.splits_are_apart(source)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Mix([]), "Mix sources is .*; it takes a list of task sources, at least one"),
+        (lambda: Mix([strokes(), 3]), "Mix sources is .*; it takes a list of task sources"),
+        (lambda: Mix([strokes()], weights=[1, 2]), "a number for each of the 1 sources"),
+        (lambda: Mix([strokes()], weights=[0]), "not all 0"),
+        (lambda: Mix([strokes()], weights=[-1]), "Mix weights is"),
+        (lambda: Mix([strokes(), strokes(ways=4)]), "outputs of Strokes is 3 .* is 4"),
+        (
+            lambda: Mix([strokes(), Linear(shots=1, queries=1)]),
+            "kind of Strokes is classification and that of Linear is regression",
+        ),
+        (
+            lambda: BySplit(train=strokes(), validation=strokes(size=9), test=strokes()),
+            "input_shape is .* for train and .* for validation",
+        ),
+        (lambda: Mix([strokes()]).sample("val", [0]), "unknown split 'val'"),
+    ],
+)
+def test_what_cannot_be_is_refused(make, message):
+    with pytest.raises(TaskError, match=message):
+        make()
