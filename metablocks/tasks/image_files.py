@@ -140,7 +140,9 @@ def content_of(path: Path) -> bytes:
 
 def _unreadable(path: Path, error: Exception) -> DataError:
     kinds = ", ".join(FORMATS)
-    known = type(error).__name__ != "UnidentifiedImageError"  # which names an object in memory alone
+    known = (
+        type(error).__name__ != "UnidentifiedImageError"
+    )  # which names an object in memory alone
     why = f" ({first_line(error)})" if known else ""
     return DataError(f"{path}: cannot be read as an image, one of {kinds}{why}")
 

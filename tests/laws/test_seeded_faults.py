@@ -438,7 +438,7 @@ FAULTS = [
         "fits its description",
         faulty.WrongWidth,
         faulty.Source,
-        "fits its description: support of train",
+        "fits its description: support of task 0 of train",
         {"tasks": 2},
     ),
     Fault(
