@@ -5,6 +5,8 @@ folder). 130: interrupted.
 """
 
 import argparse
+import contextlib
+import errno
 import io
 import json
 import logging
@@ -13,7 +15,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from metablocks.arguments import parse
 from metablocks.errors import DataError, MetablocksError, RecipeError, suggest
@@ -30,7 +32,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     _print_any_character()
-    with _log_to_stderr():
+    with (
+        contextlib.redirect_stdout(_PastReader(sys.stdout)),
+        contextlib.redirect_stderr(_PastReader(sys.stderr)),
+        _log_to_stderr(),
+    ):
         return _main(arguments)
 
 
@@ -49,9 +55,37 @@ def _main(arguments: list[str]) -> int:
         return _fail(error, 1)
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
-    except BrokenPipeError:  # the reader (head, less) has gone; nothing is left to say
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+
+
+class _PastReader:
+    """A stream that falls silent once its reader (head, less, a terminal) has gone.
+
+    The command goes on: a training is not to end because nobody reads its lines.
+    """
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with self._silent():
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with self._silent():
+            self._stream.flush()
+
+    @contextmanager
+    def _silent(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in (errno.EPIPE, errno.EIO):
+                raise
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 @contextmanager

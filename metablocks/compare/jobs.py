@@ -205,7 +205,7 @@ class Display:
 def run_jobs(jobs: Sequence[Job], *, side_by_side: int, display: Display) -> bool:
     """Run the jobs, at most `side_by_side` at once, each with its share of the cores.
 
-    Returns True if a signal cut it short. On SIGINT or SIGTERM every child is sent one SIGINT, on
+    Returns True if a signal cut it short. On SIGINT, SIGTERM or SIGHUP every child is sent one SIGINT, on
     which a run saves and stops, and is waited for; on a second one they are killed. Children are in
     sessions of their own, so the terminal's Ctrl-C reaches them only from here.
     """

@@ -40,8 +40,8 @@ def train(
 ) -> TrainingState:
     """Train to the end of the recipe from `state`, which is brought up to date and returned.
 
-    Raises `Stopped` after the first SIGINT or SIGTERM, with the checkpoint written, and `RunError`
-    if the loss or the meta-gradient is no longer finite.
+    Raises `Stopped` after the first SIGINT, SIGTERM or SIGHUP, with the checkpoint written, and
+    `RunError` if the loss or the meta-gradient is no longer finite.
     """
     total = experiment.epochs * experiment.steps_per_epoch
     bar = progress_bar(total, initial=state.step, quiet=quiet)
@@ -222,7 +222,7 @@ class Meter:
 
 
 class _StopSignals:
-    """The first SIGINT or SIGTERM becomes a wish to stop; the second acts as it always did."""
+    """The first SIGINT, SIGTERM or SIGHUP becomes a wish to stop; the second acts as it always did."""
 
     def __init__(self) -> None:
         self.wished = False
@@ -259,14 +259,17 @@ def _stop_signals() -> Iterator[_StopSignals]:
 
 @contextmanager
 def on_stop_signals(handle: Callable[[int, FrameType | None], object]) -> Iterator[dict[int, Any]]:
-    """Handle SIGINT and SIGTERM, in the main thread (elsewhere they are the caller's).
+    """Handle SIGINT, SIGTERM and SIGHUP, in the main thread (elsewhere they are the caller's).
 
-    Yields the handlers before, which are put back afterwards.
+    An ignored SIGHUP (nohup) stays ignored. Yields the handlers before, which are put back afterwards.
     """
     previous: dict[int, Any] = {}
+    numbers = [signal.SIGINT, signal.SIGTERM]
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        numbers.append(signal.SIGHUP)  # the terminal has gone
     try:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in numbers:
                 previous[number] = signal.signal(number, handle)
         yield previous
     finally:

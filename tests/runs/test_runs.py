@@ -133,7 +133,7 @@ def test_a_killed_run_goes_on_bit_for_bit(undisturbed, tmp_path):
 
 
 def test_a_signal_to_stop_saves_and_says_how_to_go_on(undisturbed, tmp_path, capsys):
-    """SIGINT and SIGTERM share one handler; see `test_both_signals_are_wishes_to_stop`."""
+    """The signals share one handler; see `test_the_signals_are_wishes_to_stop`."""
     process = start(tmp_path)
     run = wait_for_epochs(tmp_path, 2)
     process.send_signal(signal.SIGINT)
@@ -152,8 +152,8 @@ def test_a_signal_to_stop_saves_and_says_how_to_go_on(undisturbed, tmp_path, cap
         assert times[state["epochs"]][name] >= seconds
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_both_signals_are_wishes_to_stop(number):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_the_signals_are_wishes_to_stop(number):
     before = signal.getsignal(number)
     with _stop_signals() as signals:
         signals.stop_if_wished()
@@ -162,6 +162,24 @@ def test_both_signals_are_wishes_to_stop(number):
         with pytest.raises(Stopped):
             signals.stop_if_wished()
     assert signal.getsignal(number) == before
+
+
+def test_a_hangup_that_is_ignored_stays_so():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with _stop_signals():
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_run_whose_reader_has_gone_trains_to_its_end(undisturbed, tmp_path):
+    process = start(tmp_path)
+    process.stdout.close()
+    process.stderr.close()
+    assert process.wait(timeout=120) == 0
+    (run,) = tmp_path.iterdir()
+    assert (run / "metrics.jsonl").read_bytes() == (undisturbed / "metrics.jsonl").read_bytes()
 
 
 def test_a_finished_run_resumes_to_its_summary(undisturbed, capsys):
