@@ -154,14 +154,19 @@ def test_a_signal_to_stop_saves_and_says_how_to_go_on(undisturbed, tmp_path, cap
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_the_signals_are_wishes_to_stop(number):
-    before = signal.getsignal(number)
-    with _stop_signals() as signals:
-        signals.stop_if_wished()
-        os.kill(os.getpid(), number)
-        assert signal.getsignal(number) == before  # the second acts as it always did
-        with pytest.raises(Stopped):
+    first = signal.signal(
+        number, signal.default_int_handler
+    )  # whatever the tests were started with
+    try:
+        with _stop_signals() as signals:
             signals.stop_if_wished()
-    assert signal.getsignal(number) == before
+            os.kill(os.getpid(), number)
+            assert signal.getsignal(number) == signal.default_int_handler  # the second acts as ever
+            with pytest.raises(Stopped):
+                signals.stop_if_wished()
+        assert signal.getsignal(number) == signal.default_int_handler
+    finally:
+        signal.signal(number, first)
 
 
 def test_a_hangup_that_is_ignored_stays_so():
