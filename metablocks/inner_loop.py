@@ -84,7 +84,8 @@ def step(carry: Carry, support: SupportPass, rule: Rule, *, index: int, steps: i
     try:
         answer = rule(support.gradients, carry.rule, StepInfo(index, steps, start))
     except (Written, RuntimeError) as error:
-        if isinstance(error, Written) or "in-place operation" in str(error):
+        # θ_0 is a view of the leaf; what is a leaf itself is the rule's own.
+        if isinstance(error, Written) or "a view of a leaf Variable" in str(error):
             raise _writes(rule) from error
         raise
     updates, state = answer_of(rule, answer)

@@ -794,6 +794,21 @@ def test_a_rule_that_writes_the_fast_weights_of_adapt_is_refused(learned):
         functional(params=params, rule=Writes())
 
 
+class WritesItsOwn(mb.UpdateRule):
+    def setup(self, params, steps):
+        self.scale = nn.Parameter(torch.ones(()))
+        return self
+
+    def forward(self, updates, state, step):
+        self.scale.add_(1)
+        return {name: -self.scale * u for name, u in updates.items()}, state
+
+
+def test_a_rule_that_writes_its_own_parameter_is_not_said_to_write_the_fast_weights():
+    with pytest.raises(RuntimeError, match=r"^a leaf Variable that requires grad"):
+        functional(rule=WritesItsOwn().setup({}, 1))
+
+
 @pytest.mark.parametrize("executor", [mb.Loop(), mb.Loop(workers=2), mb.Loop(compile="trace")])
 def test_bytes_are_class_numbers_where_torch_takes_them_for_some(executor):
     torch.manual_seed(0)
