@@ -323,7 +323,7 @@ _READERS: dict[Any, Callable[[Any], Any]] = {
 
 
 def _takes(annotation: Any) -> str:
-    """What an annotation takes, in words."""
+    """The words for what an annotation takes."""
     words = _words(annotation)
     if get_origin(annotation) is Literal:
         return f"one of {', '.join(map(str, get_args(annotation)))}"
@@ -331,7 +331,7 @@ def _takes(annotation: Any) -> str:
 
 
 def _words(annotation: Any) -> list[str]:
-    """What an annotation takes, alternative by alternative."""
+    """The words for each alternative that an annotation takes."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if annotation in _NAMES:
         return _NAMES[annotation]

@@ -4,6 +4,8 @@ The rule for devices without float64 (Apple's `mps`, some of Intel's): blocks co
 and laws have float32's tolerances; statistics, distances and finite differences are float64 on the CPU.
 """
 
+from functools import cache
+
 import torch
 from torch import Tensor
 
@@ -32,6 +34,7 @@ def find_device(name: str) -> torch.device:
     return device
 
 
+@cache
 def has_float64(device: torch.device | str) -> bool:
     """True if the device computes in float64, which is tried.
 
@@ -40,6 +43,8 @@ def has_float64(device: torch.device | str) -> bool:
     """
     try:
         torch.ones((), dtype=torch.float64, device=device).add_(1)
+    except torch.OutOfMemoryError:  # which says nothing of the dtype
+        raise
     except (TypeError, RuntimeError):
         return False
     return True

@@ -1,4 +1,4 @@
-"""What is asked of a comparison: the arguments of the command `compare`."""
+"""The request for a comparison: the arguments of the command `compare`."""
 
 from dataclasses import dataclass
 from pathlib import Path

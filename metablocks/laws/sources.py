@@ -13,7 +13,7 @@ from metablocks.errors import LawError
 from metablocks.generators import generators_of, get_states, set_states
 from metablocks.laws.compare import named
 from metablocks.tasks.base import SPLITS, Split, TaskSource
-from metablocks.types import Task
+from metablocks.types import Task, map_tensors
 
 _SHARED = 0.01
 """The part of a split's inputs that may stand in another by chance: data sets hold duplicates."""
@@ -142,10 +142,7 @@ def _leaves(task: Task) -> list[Any]:
 
 
 def _mapped(task: Task, function: Callable[[Tensor], Any]) -> Task:
-    def on_tensors(leaf: Any) -> Any:
-        return function(leaf) if isinstance(leaf, Tensor) else leaf
-
-    return Task(*pytree.tree_map(on_tensors, (task.support, task.query)))
+    return Task(*map_tensors(function, (task.support, task.query)))
 
 
 def _overwrite(tensor: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from metablocks.errors import DataError, MetablocksError, RecipeError, RunError, first_line
+from metablocks.generators import kept_draws
 from metablocks.gradcheck.shrink import MadeUp, shrink_steps
 from metablocks.recipe import Experiment, Recipe, build
 from metablocks.runs.train import final_scores, meta_step
@@ -41,7 +42,7 @@ def try_out(recipe: Recipe, *, device: str | None = None, data: Path | None = No
         words = f"; on made-up inputs, not {name}'s (--data)"
     what, loss = "the first meta-step", "not finite"
     try:
-        with torch.random.fork_rng():
+        with kept_draws():
             torch.manual_seed(recipe.at("seed"))
             try:
                 loss = f"{float(meta_step(experiment, 0, Progress()).loss):.4g}"

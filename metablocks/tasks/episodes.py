@@ -17,7 +17,7 @@ from metablocks.generators import seeded
 from metablocks.tasks.base import SPLITS, Split
 from metablocks.tasks.class_tasks import ClassTasks, Shares, check_apart, deal, digest_of
 from metablocks.tasks.episode_sampling import Ints
-from metablocks.tasks.image_files import Cached, pixels
+from metablocks.tasks.image_files import Cached, CachedPool, pixels
 
 _LABELS = ("targets", "labels", "_labels")  # attributes in which torchvision's data sets keep them
 
@@ -35,20 +35,6 @@ DataSets = Annotated[
         "a data set with len(…) and […] of (input, label), or a dict {split: data set}",
     ),
 ]
-
-
-@dataclass(frozen=True)
-class DataSetPool:
-    """The examples of a split: `rows`, class after class, of a data set read through a cache."""
-
-    names: tuple[str, ...]
-    counts: Ints
-    rows: Ints
-    examples: Cached
-
-    def take(self, rows: Ints) -> Tensor:
-        """The examples of the numbers `rows`."""
-        return self.examples.take(self.rows[rows])
 
 
 @checked(TaskError)
@@ -109,7 +95,7 @@ class Episodes(ClassTasks):
         return tuple(next(iter(self._parts.values()))[1].take(np.array([0])).shape[1:])
 
     @cached_property
-    def pools(self) -> dict[Split, DataSetPool]:
+    def pools(self) -> dict[Split, CachedPool]:
         """The examples of each split, read when they are drawn."""
         pools = {}
         for split, (by_label, examples, names) in self._parts.items():
@@ -120,7 +106,7 @@ class Episodes(ClassTasks):
             if rows:
                 counts = np.array([len(of_class) for of_class in rows], dtype=np.int64)
                 of_split = tuple(names[label] for label in labels)
-                pools[split] = DataSetPool(of_split, counts, np.concatenate(rows), examples)
+                pools[split] = CachedPool(of_split, counts, np.concatenate(rows), examples)
         named = {split: pool.names for split, pool in pools.items()}
         if self.splits is not None or all(_class_names(d) for d in self.datasets.values()):
             check_apart("Episodes", named)

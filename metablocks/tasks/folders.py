@@ -1,6 +1,7 @@
 """Tasks of image files of one's own, in a folder for each class."""
 
 import contextlib
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -15,8 +16,14 @@ from metablocks.checks import Count, CountFrom0, check, checked
 from metablocks.errors import DataError, MetablocksError, TaskError, suggest
 from metablocks.tasks.base import SPLITS, Split
 from metablocks.tasks.class_tasks import ClassTasks, Shares, check_apart, deal, digest_of
-from metablocks.tasks.episode_sampling import Ints
-from metablocks.tasks.image_files import Cached, classes_below, content_of, decode, in_threads
+from metablocks.tasks.image_files import (
+    Cached,
+    CachedPool,
+    classes_below,
+    content_of,
+    decode,
+    in_threads,
+)
 from metablocks.tasks.storage import cache_folder, fingerprint
 
 Files: TypeAlias = dict[str, list[Path]]
@@ -28,20 +35,6 @@ FOLDERS: dict[Split, tuple[str, ...]] = {
     "test": ("test", "testing"),
 }
 """The names of a split's folder."""
-
-
-@dataclass(frozen=True)
-class FilePool:
-    """The part of the image files that is a split's: classes from number `first` of `files` on."""
-
-    names: tuple[str, ...]
-    counts: Ints
-    files: Cached
-    first: int
-
-    def take(self, rows: Ints) -> Tensor:
-        """The images of the numbers `rows`."""
-        return self.files.take(rows + self.first)
 
 
 @checked(TaskError)
@@ -118,7 +111,7 @@ class Folders(ClassTasks):
         return classes
 
     @cached_property
-    def pools(self) -> dict[Split, FilePool]:
+    def pools(self) -> dict[Split, CachedPool]:
         """The images of each split, read when they are drawn."""
         files = [file for _, _, listed in self._in_order() for file in listed]
         channels, *size = self.input_shape
@@ -129,8 +122,9 @@ class Folders(ClassTasks):
         images, pools, first = Cached(read, len(files), self.cache * 2**20), {}, 0
         for split, classes in self.classes.items():
             counts = np.array([len(listed) for listed in classes.values()], dtype=np.int64)
-            pools[split] = FilePool(tuple(classes), counts, images, first)
-            first += int(counts.sum())
+            rows = np.arange(first, first + int(counts.sum()))
+            pools[split] = CachedPool(tuple(classes), counts, rows, images)
+            first += len(rows)
         return pools
 
     @cached_property
@@ -153,7 +147,7 @@ class Folders(ClassTasks):
 
     @property
     def _root(self) -> Path:
-        return Path(self.root).expanduser()
+        return Path(os.path.expanduser(self.root))
 
     @property
     def _size(self) -> tuple[int, int]:
@@ -189,7 +183,7 @@ def read_splits(path: str | Path) -> ClassNames:
     Raises `TaskError` for a file that cannot be read or says something else.
     """
     try:
-        content = yaml.safe_load(Path(path).expanduser().read_text(encoding="utf-8"))
+        content = yaml.safe_load(Path(os.path.expanduser(path)).read_text(encoding="utf-8"))
         names: ClassNames = check("Folders", "splits", content, ClassNames, TaskError)
     except (OSError, ValueError, yaml.YAMLError, MetablocksError) as error:
         raise TaskError(

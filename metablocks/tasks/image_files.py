@@ -10,6 +10,7 @@ import io
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -139,11 +140,9 @@ def content_of(path: Path) -> bytes:
 
 
 def _unreadable(path: Path, error: Exception) -> DataError:
+    # "cannot identify" names an object in memory, and says no more than the sentence itself.
+    why = "" if type(error).__name__ == "UnidentifiedImageError" else f" ({first_line(error)})"
     kinds = ", ".join(FORMATS)
-    known = (
-        type(error).__name__ != "UnidentifiedImageError"
-    )  # which names an object in memory alone
-    why = f" ({first_line(error)})" if known else ""
     return DataError(f"{path}: cannot be read as an image, one of {kinds}{why}")
 
 
@@ -207,3 +206,17 @@ class Cached:
         self._owner[places] = rows[:count]
         self._kept[torch.from_numpy(places)] = examples[:count]
         self._next = int(places[-1] + 1) % len(self._owner)
+
+
+@dataclass(frozen=True)
+class CachedPool:
+    """The examples of a split: `rows`, class after class, of what is read through a cache."""
+
+    names: tuple[str, ...]
+    counts: Ints
+    rows: Ints
+    examples: Cached
+
+    def take(self, rows: Ints) -> Tensor:
+        """The examples of the numbers `rows`."""
+        return self.examples.take(self.rows[rows])

@@ -45,7 +45,7 @@ def check_alike(block: str, sources: Sequence[TaskSource]) -> None:
 
 
 class _Made:
-    """What sources that are made of `sources` have of them."""
+    """Base of sources made of others: kind, shape, outputs and checksum are theirs."""
 
     sources: Sequence[TaskSource]
 
