@@ -25,7 +25,7 @@ from metablocks.errors import ModuleError
 from metablocks.fingerprint import fingerprint
 from metablocks.generators import Watch, Written, generators_of, get_states, set_states, storage
 from metablocks.kernels import second_derivative_wanted, unfused
-from metablocks.per_step import StepAware
+from metablocks.per_step import Position, StepAware
 from metablocks.twins import Survey, twin
 from metablocks.types import Tensors, map_tensors
 
@@ -90,7 +90,12 @@ class FunctionalModule:
         return self.now().call("forward", state, args, kwargs)
 
     def apply(
-        self, state: ModuleState, inputs: Any, *, step: int = 0, training: bool | None = None
+        self,
+        state: ModuleState,
+        inputs: Any,
+        *,
+        step: int | Position = 0,
+        training: bool | None = None,
     ) -> tuple[Any, ModuleState]:
         """The module on a batch's inputs, as `ModuleView.apply`."""
         return self.now().apply(state, inputs, step=step, training=training)
@@ -136,7 +141,12 @@ class ModuleView:
         return ModuleState(params, buffers)
 
     def apply(
-        self, state: ModuleState, inputs: Any, *, step: int = 0, training: bool | None = None
+        self,
+        state: ModuleState,
+        inputs: Any,
+        *,
+        step: int | Position = 0,
+        training: bool | None = None,
     ) -> tuple[Any, ModuleState]:
         """The module on a batch's inputs (see `module_arguments`).
 
@@ -153,7 +163,7 @@ class ModuleView:
         args: tuple[Any, ...],
         kwargs: dict[str, Any] | None = None,
         *,
-        step: int = 0,
+        step: int | Position = 0,
         training: bool | None = None,
     ) -> tuple[Any, ModuleState]:
         """Any method of the module under `state`; `"forward"` is the call of it, hooks and all."""
@@ -234,7 +244,7 @@ class ModuleView:
     def _run(
         self,
         method: str,
-        step: int,
+        step: int | Position,
         training: bool | None,
         tensors: Tensors,
         arguments: tuple[tuple[Any, ...], dict[str, Any]],
@@ -370,7 +380,7 @@ class _Part:
         twins: list[nn.Module],
         tensors: Tensors,
         memo: dict[int, Any],
-        step: int,
+        step: int | Position,
         training: bool | None,
     ) -> None:
         """Give the twin the module's attributes as they are now, and the tensors of this pass."""
@@ -387,7 +397,7 @@ class _Part:
         if training is not None:
             own["training"] = training
         if self.step_aware:
-            own["inner_step"] = step
+            own["_step"] = step
         if self.norm == "running":
             own["training"] = False
         elif self.norm == "batch":

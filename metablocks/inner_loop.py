@@ -22,7 +22,8 @@ from metablocks.errors import BlockError, GradientError, RuleError
 from metablocks.functional import ModuleState, ModuleView, detach, trainable
 from metablocks.generators import Draws, Watch, Written, storage
 from metablocks.order import Order, SecondOrder, steps_through
-from metablocks.rules.base import StepInfo, UpdateRule, answer_of, check_updates
+from metablocks.per_step import Position
+from metablocks.rules.base import StepInfo, TracedStep, UpdateRule, answer_of, check_updates
 from metablocks.types import Batch, Progress, Tensors
 
 StatefulLoss: TypeAlias = Callable[[Tensors, Tensors], tuple[Tensor, Tensors]]
@@ -76,13 +77,24 @@ def support_pass(loss: StatefulLoss, carry: Carry, rest: Tensors, *, through: bo
     return SupportPass(gradients, value, buffers)
 
 
-def step(carry: Carry, support: SupportPass, rule: Rule, *, index: int, steps: int) -> Carry:
+def step(
+    carry: Carry,
+    support: SupportPass,
+    rule: Rule,
+    *,
+    index: int,
+    steps: int,
+    position: Position | None = None,
+) -> Carry:
     """θ_{k+1} = θ_k + rule(g_k): inner step `index` of `steps`, on what the support pass gave."""
     start = carry.params
     if support.written:
         start = start | {name: start[name] + move for name, move in support.written.items()}
+    at = StepInfo(index, steps, start)
+    if position is not None:
+        at = TracedStep(index, steps, start, position)
     try:
-        answer = rule(support.gradients, carry.rule, StepInfo(index, steps, start))
+        answer = rule(support.gradients, carry.rule, at)
     except (Written, RuntimeError) as error:
         # θ_0 is a view of the leaf; what is a leaf itself is the rule's own.
         if isinstance(error, Written) or "a view of a leaf Variable" in str(error):
@@ -200,6 +212,8 @@ class InnerLoop:
     """Overrides the model's train/eval flags, as in `FunctionalModule.apply`."""
     metric: Callable[[Any, Any], Any] | None = None
     """`(prediction, target) -> score`, of every query pass."""
+    position: Position | None = None
+    """The step, while a trace is made that is to serve all steps."""
 
     def first_order(self) -> "InnerLoop":
         """The same inner loop, differentiated through no step."""
@@ -243,7 +257,7 @@ class InnerLoop:
             return answer  # type: ignore[no-any-return]
 
         rule.__name__ = type(self.rule.module).__name__
-        return step(carry, support, rule, index=index, steps=self.steps)
+        return step(carry, support, rule, index=index, steps=self.steps, position=self.position)
 
     def query(self, meta: Tensors, carry: Carry, query: Batch, index: int) -> QueryPass:
         """The query pass at carry `index`; it belongs to the step that led there."""
@@ -281,7 +295,7 @@ class InnerLoop:
         prediction, state = self.model.apply(
             ModuleState(params, self.model_buffers | buffers),
             inputs,
-            step=index,
+            step=index if self.position is None else self.position,
             training=self.training,
         )
         after = ModuleState(state.params, {name: state.buffers[name] for name in buffers})

@@ -19,7 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from metablocks.checks import Count, checked
 from metablocks.errors import BlockError
-from metablocks.per_step import Beyond, StepAware, limit, row
+from metablocks.per_step import Beyond, Position, StepAware, limit, put_row, row, take_row
 
 Statistics: TypeAlias = Literal["batch", "running"]
 Affine: TypeAlias = Literal["per_step", "shared"]
@@ -135,7 +135,8 @@ class PerStepBatchNorm(StepAware):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The norm at its inner step: of inputs `[batch, channels, …]`, or what its class takes."""
-        index, (norm,) = self._row(self.inner_step), self._norm
+        step, (norm,) = self.__dict__.get("_step", 0), self._norm
+        index = self._row(step.tensor if isinstance(step, Position) else step)
         if type(norm) in _DIMENSIONS and not (norm._forward_hooks or norm._forward_pre_hooks):
             return self._normalise(index, *args, **kwargs)
         reads = self.training or self.keeps_statistics
@@ -145,7 +146,7 @@ class PerStepBatchNorm(StepAware):
             output = norm(*args, **kwargs)
             if self.training:
                 for name in STATISTICS:
-                    self.get_buffer(name)[index] = norm.get_buffer(name).detach()
+                    put_row(self.get_buffer(name), index, norm.get_buffer(name).detach())
         return output
 
     def at_step(self, index: int) -> nn.Module:
@@ -188,24 +189,27 @@ class PerStepBatchNorm(StepAware):
     def _empty(self) -> None:
         vars(self._norm[0]).update(_parameters={}, _buffers={}, _modules={})
 
-    def _row(self, index: int) -> int:
+    def _row(self, index: int | Tensor) -> int | Tensor:
         return row("per_step_batch_norm", index, self.steps, self.beyond)
 
-    def _affine(self, index: int) -> dict[str, Tensor | None]:
+    def _affine(self, index: int | Tensor) -> dict[str, Tensor | None]:
         both = {name: self._parameters[name] for name in AFFINE}
         if self.affine == "shared":
             return dict(both)
-        return {name: None if tensor is None else tensor[index] for name, tensor in both.items()}
+        return {
+            name: None if tensor is None else take_row(tensor, index)
+            for name, tensor in both.items()
+        }
 
-    def _statistics(self, index: int) -> dict[str, Tensor]:
+    def _statistics(self, index: int | Tensor) -> dict[str, Tensor]:
         """Copies of a row, as constants: kernels write them in place, and do not differentiate them.
 
         Without gaps in memory, or what is written under `vmap` is lost.
         """
-        rows = {name: self.get_buffer(name)[index].detach() for name in STATISTICS}
+        rows = {name: take_row(self.get_buffer(name), index).detach() for name in STATISTICS}
         return {n: t.clone(memory_format=torch.contiguous_format) for n, t in rows.items()}
 
-    def _normalise(self, index: int, input: Tensor) -> Tensor:  # noqa: A002 (as torch has it)
+    def _normalise(self, index: int | Tensor, input: Tensor) -> Tensor:  # noqa: A002 (as torch has it)
         """The forward pass of torch's own classes, in operations that every transform takes."""
         kind = type(self._norm[0])
         if input.ndim not in _DIMENSIONS[kind]:
@@ -216,18 +220,20 @@ class PerStepBatchNorm(StepAware):
             )
         weight, bias = self._affine(index).values()
         if self.keeps_statistics and not self.training:
-            mean, var = self.running_mean[index], self.running_var[index]
+            mean, var = take_row(self.running_mean, index), take_row(self.running_var, index)
             return F.batch_norm(input, mean, var, weight, bias, False, 0.0, self.eps)
         if self.training:
             self._track(input.detach(), index)
         return F.batch_norm(input, None, None, weight, bias, True, 0.0, self.eps)
 
-    def _track(self, inputs: Tensor, index: int) -> None:
+    def _track(self, inputs: Tensor, index: int | Tensor) -> None:
         var, mean = torch.var_mean(inputs, [0, *range(2, inputs.ndim)])
-        self.num_batches_tracked[index] += 1
+        count = take_row(self.num_batches_tracked, index) + 1
+        put_row(self.num_batches_tracked, index, count)
         if self.momentum is None:
-            share: Tensor | float = 1 / self.num_batches_tracked[index].to(mean)
+            share: Tensor | float = 1 / count.to(mean)
         else:
             share = self.momentum
         for running, seen in ((self.running_mean, mean), (self.running_var, var)):
-            running[index] = running[index] + share * (seen.to(running) - running[index])
+            before = take_row(running, index)
+            put_row(running, index, before + share * (seen.to(running) - before))

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from metablocks.checks import CountFrom0, checked, name_of, wrong_answer
 from metablocks.errors import RuleError
+from metablocks.per_step import Position, tell
 from metablocks.types import Tensors
 
 
@@ -27,6 +28,30 @@ class StepInfo:
     index: int
     steps: int
     params: Tensors
+
+    @property
+    def at(self) -> int | Tensor:
+        """The index for reckoning; where a trace is made that is to serve all steps, a scalar of floats.
+
+        A rule that reads `index` or `steps` is compiled for each of them apart, one that reads `at` once.
+        """
+        return self.index
+
+
+@dataclass(frozen=True)
+class TracedStep(StepInfo):
+    """The same while a trace is made."""
+
+    position: Position
+
+    @property
+    def at(self) -> Tensor:
+        return self.position.tensor
+
+    def __getattribute__(self, name: str) -> Any:
+        if name in ("index", "steps"):
+            tell(name)
+        return super().__getattribute__(name)
 
 
 class UpdateRule(nn.Module):

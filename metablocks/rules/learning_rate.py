@@ -13,7 +13,7 @@ from torch import Tensor
 from metablocks.checks import CountFrom0, checked
 from metablocks.errors import RuleError
 from metablocks.functional import trainable
-from metablocks.per_step import Beyond, limit, row
+from metablocks.per_step import Beyond, limit, row, take_row
 from metablocks.rules.base import NamedTensors, StepInfo, UpdateRule, real_full, scaled
 from metablocks.types import Tensors
 
@@ -102,11 +102,11 @@ class LearningRate(UpdateRule):
         for name, gradient in updates.items():
             key = self._key(name)
             if key not in factors:
-                factors[key] = -self._at(key, step.index)
+                factors[key] = -self._at(key, step.at)
             made[name] = scaled(factors[key], gradient)
         return made, state
 
-    def _at(self, key: str, index: int) -> Tensor:
+    def _at(self, key: str, index: int | Tensor) -> Tensor:
         if self.rate is None:
             raise RuleError(
                 "LearningRate is not set up; call .setup(params, steps) first, or hand the rule to "
@@ -121,7 +121,7 @@ class LearningRate(UpdateRule):
             ) from error
         if not self.per_step:
             return rate
-        return rate[row("LearningRate", index, self.steps, self.beyond, RuleError)]
+        return take_row(rate, row("LearningRate", index, self.steps, self.beyond, RuleError))
 
     def _key(self, name: str) -> str:
         if self.granularity == "scalar":

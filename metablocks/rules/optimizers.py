@@ -133,7 +133,7 @@ class Adam(UpdateRule):
         return Moments(_zeros(parts), _zeros(parts))
 
     def forward(self, updates: Tensors, state: Moments, step: StepInfo) -> tuple[Tensors, Moments]:
-        count = step.index + 1
+        count = step.at + 1
         parts = {name: _parts(g) for name, g in updates.items()}
         first = {n: self.beta1 * state.first[n] + (1 - self.beta1) * g for n, g in parts.items()}
         second = {
@@ -141,12 +141,16 @@ class Adam(UpdateRule):
         }
 
         def direction(name: str) -> Tensor:
-            mean = first[name] / (1 - self.beta1**count)
-            square = second[name] / (1 - self.beta2**count)
+            mean = first[name] / _of_dtype(1 - self.beta1**count, first[name])
+            square = second[name] / _of_dtype(1 - self.beta2**count, second[name])
             unit = mean / (square + self.eps**2).sqrt()
             return torch.complex(*unit.unbind(-1)) if updates[name].is_complex() else unit
 
         return {name: direction(name) for name in updates}, Moments(first, second)
+
+
+def _of_dtype(number: float | Tensor, like: Tensor) -> float | Tensor:
+    return number.to(like.dtype) if isinstance(number, Tensor) else number
 
 
 def _parts(tensor: Tensor) -> Tensor:
