@@ -219,6 +219,13 @@ class InnerLoop:
         """The same inner loop, differentiated through no step."""
         return replace(self, through=(False,) * self.steps)
 
+    def shortened(self) -> "InnerLoop":
+        """The same inner loop for two steps at most, the query losses of all carries counting."""
+        steps = min(self.steps, 2)
+        through = (*self.through[:1], *self.through[1:][-1:])
+        weights = {k: torch.tensor(0.5 + k, dtype=torch.float64) for k in range(steps + 1)}
+        return replace(self, steps=steps, through=through, weights=weights)
+
     def start(self, meta: Tensors, buffers: Tensors) -> Carry:
         """Carry 0 of a task: θ_0 and a fresh rule state."""
         parts = self._parts(meta)
@@ -288,6 +295,10 @@ class InnerLoop:
 
         return {name: change(name) for name in self.collected}
 
+    def fixed(self, meta: Tensors) -> Tensors:
+        """The meta-parameters that a step reads by itself: all but those that the carry holds."""
+        return self._parts(meta).fixed
+
     def _forward(
         self, params: Tensors, buffers: Tensors, batch: Batch, index: int
     ) -> tuple[Tensor, Any, ModuleState]:
@@ -310,7 +321,9 @@ class InnerLoop:
             rule = {n[5:]: t for n, t in tensors.items() if n.startswith("rule.")}
             adapted = {name: model[name] for name in self.adapted if name in model}
             rest = {name: tensor for name, tensor in model.items() if name not in self.adapted}
-            known = _Parts(meta, adapted, rest, ModuleState(rule, self.rule_buffers))
+            moving = {f"model.{name}" for name in self.adapted}
+            fixed = {name: tensor for name, tensor in meta.items() if name not in moving}
+            known = _Parts(meta, adapted, rest, fixed, ModuleState(rule, self.rule_buffers))
             self.__dict__["_known"] = known
         return known
 
@@ -322,6 +335,8 @@ class _Parts(NamedTuple):
     adapted: Tensors
     rest: Tensors
     """The model's that stay put inside a task: those not adapted, learned or frozen."""
+    fixed: Tensors
+    """All but the adapted, under the learner's names."""
     rule: ModuleState
 
 

@@ -22,6 +22,7 @@ from metablocks.diagnose import unfit_data
 from metablocks.errors import BlockError, MetablocksError, TaskError, concerning
 from metablocks.estimators import Estimator, Unrolled
 from metablocks.estimators.base import filled, task_gradient
+from metablocks.estimators.sweep import start, step
 from metablocks.executors import Executor, Loop, TaskWork, check_tasks
 from metablocks.fingerprint import Same, fingerprint
 from metablocks.functional import (
@@ -33,8 +34,9 @@ from metablocks.functional import (
     step_aware_modules,
 )
 from metablocks.generators import Draws, generators_of
-from metablocks.inner_loop import InnerLoop
+from metablocks.inner_loop import Carry, InnerLoop, QueryPass
 from metablocks.order import Order, SecondOrder, steps_through
+from metablocks.pieces import At, InPieces, Pieces
 from metablocks.reach import (
     check_constant,
     check_inference,
@@ -286,30 +288,9 @@ class MetaLearner(nn.Module):
         check_tasks(tasks)
         inner, buffers = self._inner_at_evaluation(tasks, steps, metric, norm_statistics)
 
-        def judge(shared: Any, buffers: Tensors, task: Task) -> tuple[Any, Any]:
-            meta, tensors = shared
-            loop = replace(inner, **tensors)
-            support, query = map_tensors(torch.Tensor.detach, (task.support, task.query))
-            losses: list[Tensor] = []
-            scores: list[Tensor] = []
-            carry = loop.start(meta, buffers)
-            for index in range(loop.steps + 1):
-                passed = loop.query(meta, carry, query, index)
-                if passed.loss.requires_grad:
-                    check_constant(passed.loss, self._assembly())
-                losses.append(passed.loss.detach())
-                scores += [] if passed.score is None else [passed.score]
-                if index < loop.steps:
-                    carry, _ = loop.step(meta, carry, support, index)
-            prediction = detach_tree(passed.prediction)
-            return (), (
-                torch.stack(losses),
-                prediction,
-                () if metric is None else torch.stack(scores),
-            )
-
+        work = self._evaluation_work(inner, detach(self._meta_parameters()))
         with inner.draws.put_back():
-            _, result = self._execute(TaskWork(judge, inner.draws), inner, buffers, tasks)
+            _, result = self._execute(work, buffers, tasks)
         losses, predictions, scores = result
         return Evaluation(losses, predictions, scores if metric is not None else None)
 
@@ -353,9 +334,9 @@ class MetaLearner(nn.Module):
         inner, buffers = self._inner(tasks, self.steps, through, weights, metric=metric)
         with inner.draws.put_back():
             self._check_reads(inner, buffers, tasks, reach=True)
-        work = self._work(inner)
+        work = self._work(inner, detach(self._meta_parameters()))
         with inner.draws.put_back() if put_back else nullcontext():
-            totals, (query_losses, scores) = self._execute(work, inner, buffers, tasks)
+            totals, (query_losses, scores) = self._execute(work, buffers, tasks)
         grads, changes, metrics, loss = totals
         grads = {name: grad / count for name, grad in grads.items()}
         changes = {f"model.{name}": _mean(change, count) for name, change in changes.items()}
@@ -364,9 +345,10 @@ class MetaLearner(nn.Module):
             loss / count, grads, query_losses, changes, metrics, None if metric is None else scores
         )
 
-    def _work(self, inner: InnerLoop) -> TaskWork:
+    def _work(self, inner: InnerLoop, meta: Tensors) -> TaskWork:
         """The estimator as a function of tasks that may be compiled."""
         estimator = self.estimator
+        pieces = type(estimator).in_pieces is not Estimator.in_pieces
 
         def estimate(shared: Any, buffers: Tensors, task: Task) -> tuple[Any, Any]:
             meta, tensors = shared
@@ -375,19 +357,62 @@ class MetaLearner(nn.Module):
             scores = () if result.scores is None else result.scores
             return totals, (result.query_losses, scores)
 
+        def drive(run: Pieces) -> tuple[Any, Any]:
+            result = estimator.in_pieces(run)
+            totals = run.sum((result.changes, result.metrics, result.loss))
+            scores = () if result.scores is None else result.scores
+            return (filled(result.grads, meta), *totals), (result.query_losses, scores)
+
+        def short() -> TaskWork:
+            return self._work(inner.shortened(), meta)
+
+        cut = InPieces(inner, meta, drive, short if pieces else None)
+        return self._compilable(TaskWork(estimate, inner.draws, cut), estimator)
+
+    def _evaluation_work(self, inner: InnerLoop, meta: Tensors) -> TaskWork:
+        """Losses, predictions and scores after each step as a function of tasks that may be compiled."""
+
+        def judge(shared: Any, buffers: Tensors, task: Task) -> tuple[Any, Any]:
+            meta, tensors = shared
+            support, query = map_tensors(torch.Tensor.detach, (task.support, task.query))
+            loop = replace(inner, **tensors)
+            return drive(Pieces(loop, meta, buffers, Task(support, query)))
+
+        def drive(run: Pieces) -> tuple[Any, Any]:
+            passes: list[QueryPass] = []
+            (carry,) = run(("start",), start, (run.buffers,), fuse=False)
+            for index in range(inner.steps + 1):
+                at = At(index)
+                passed, prediction = run(("judge",), _judge, (carry,), at=at, data=("query",))
+                passes.append(run.open(passed))
+                if passes[-1].loss.requires_grad:
+                    check_constant(passes[-1].loss, self._assembly())
+                if index < inner.steps:
+                    (carry,) = run(("step", False), step, (carry,), at=at, data=("support",))
+            losses = torch.stack([passed.loss.detach() for passed in passes], -1)
+            scores = [passed.score for passed in passes if passed.score is not None]
+            rows = torch.stack(scores, -1) if scores else ()
+            return (), (losses, detach_tree(run.open(prediction)), rows)
+
+        cut = InPieces(inner, meta, drive, lambda: self._evaluation_work(inner.shortened(), meta))
+        return self._compilable(TaskWork(judge, inner.draws, cut), "evaluation")
+
+    def _compilable(self, work: TaskWork, kind: Hashable) -> TaskWork:
+        """The work with its key, which tells it from work of another kind."""
+        assert work.pieces is not None
+        inner = work.pieces.inner
+
         def identify() -> Hashable:
-            blocks = (self._identity, estimator, inner.steps, inner.through)
             functions = map(fingerprint, (self.loss, inner.metric))
-            return (*blocks, inner.model.key, inner.rule.key, *functions)
+            flags = (self._identity, kind, inner.training, Same(inner.model))
+            return (*flags, inner.model.key, inner.rule.key, *functions)
 
-        return TaskWork(estimate, inner.draws, identify)
+        return replace(work, identify=identify)
 
-    def _execute(
-        self, work: TaskWork, inner: InnerLoop, buffers: Tensors, tasks: Tasks
-    ) -> tuple[Any, Any]:
+    def _execute(self, work: TaskWork, buffers: Tensors, tasks: Tasks) -> tuple[Any, Any]:
         """`work((meta, tensors of the inner loop), buffers, task)` on every task."""
-        shared = (detach(self._meta_parameters()), inner.tensors)
-        answer = self.executor(work, shared, buffers, tasks)
+        assert work.pieces is not None
+        answer = self.executor(work, work.pieces.shared, buffers, tasks)
         if not isinstance(answer, tuple) or len(answer) != 2:
             takes = "a pair: the sum over tasks, and what is stacked"
             raise wrong_answer("executor", name_of(self.executor), answer, takes)
@@ -518,6 +543,13 @@ class MetaLearner(nn.Module):
                 field="steps",
             )
         return steps
+
+
+def _judge(
+    inner: InnerLoop, meta: Tensors, totals: Tensors, at: At, carry: Carry, batch: Batch
+) -> tuple[QueryPass, Any]:
+    passed = inner.query(meta, carry, batch, at.index)
+    return passed._replace(prediction=None), passed.prediction
 
 
 def _check_loss(loss: Any) -> None:

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from metablocks.checks import name_of, shown, wrong_answer
 from metablocks.inner_loop import InnerLoop, QueryPass
+from metablocks.pieces import At, Pieces
 from metablocks.rules.base import UpdateRule
 from metablocks.types import Batch, Task, Tensors
 
@@ -47,6 +49,25 @@ class Estimator(ABC):
     ) -> TaskGradient:
         """The gradient of the task's weighted query loss by the entries of `meta`."""
 
+    def in_pieces(self, run: Pieces) -> TaskGradient:
+        """The meta-gradient of the tasks that `run` is for, cut into pieces to be compiled one by one.
+
+        Unless overridden it is one piece, compiled for each number of inner steps apart.
+        """
+        inner = run.inner
+        grads: Tensors = {}
+        name = ("task", inner.steps, inner.through, *inner.weights)
+        (result,) = run(
+            name,
+            partial(_task, self),
+            (run.buffers,),
+            at=At(weights=inner.weights),
+            data=("support", "query"),
+            totals=grads,
+        )
+        opened: TaskGradient = run.open(result)
+        return opened._replace(grads=grads)
+
     def inner_rule(self, rule: UpdateRule) -> UpdateRule:
         """The update rule of a learner with this estimator, in training and at evaluation alike."""
         return rule
@@ -79,6 +100,21 @@ def task_gradient(
     return answer
 
 
+def _task(
+    estimator: Estimator,
+    inner: InnerLoop,
+    meta: Tensors,
+    totals: Tensors,
+    at: At,
+    buffers: Tensors,
+    support: Batch,
+    query: Batch,
+) -> tuple[TaskGradient]:
+    result = task_gradient(estimator, inner, meta, buffers, Task(support, query))
+    totals |= result.grads
+    return (result._replace(grads={}),)
+
+
 def reached(grads: Mapping[str, Tensor | None]) -> Tensors:
     """The gradients that there are."""
     return {name: grad for name, grad in grads.items() if grad is not None}
@@ -94,12 +130,12 @@ def filled(grads: Mapping[str, Tensor | None], like: Tensors) -> Tensors:
 
 
 def each_carry(inner: InnerLoop, values: Mapping[int, Tensor]) -> Tensor:
-    """Constants `[steps + 1]` of scalars by the carry, nan where there is none."""
+    """Constants `[..., steps + 1]` of scalars (or those of tasks) by the carry, nan where there is none."""
     like = next(iter(values.values()))
     dtype = like.dtype if like.is_floating_point() else torch.get_default_dtype()
     nan = torch.full_like(like.detach(), torch.nan, dtype=dtype)
     rows = [values[k].detach().to(dtype) if k in values else nan for k in range(inner.steps + 1)]
-    return torch.stack(rows)
+    return torch.stack(rows, -1)
 
 
 def at_the_end(inner: InnerLoop, query: QueryPass) -> dict[str, Any]:

@@ -5,8 +5,6 @@
 Exact. Memory grows with the number of inner steps, as the graph of every step is kept.
 """
 
-import functools
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -15,8 +13,10 @@ from torch import Tensor
 
 from metablocks.checks import checked
 from metablocks.derivatives import vjp
-from metablocks.estimators.base import Estimator, TaskGradient, each_carry, reached
+from metablocks.estimators.base import Estimator, TaskGradient, reached
+from metablocks.estimators.sweep import Sweep, weigh
 from metablocks.inner_loop import InnerLoop, QueryPass
+from metablocks.pieces import Pieces
 from metablocks.types import Task, Tensors
 
 
@@ -45,6 +45,9 @@ class Unrolled(Estimator):
         (grads,) = pull(torch.ones_like(loss))
         return TaskGradient(reached(grads), loss, *rest)
 
+    def in_pieces(self, run: Pieces) -> TaskGradient:
+        return Sweep(run, graphs=True)()
+
 
 def weighted_query_loss(
     inner: InnerLoop, meta: Tensors, buffers: Tensors, task: Task
@@ -65,13 +68,3 @@ def weighted_query_loss(
             carry, _ = inner.step(meta, carry, task.support, index)
     loss, losses, scores = weigh(inner, queries)
     return loss, losses, inner.changes((buffers, carry.buffers), *passes), scores
-
-
-def weigh(
-    inner: InnerLoop, queries: Mapping[int, QueryPass]
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Σ_k v_k L_q(θ_k), and losses and scores `[steps + 1]`, nan where there is none."""
-    loss = functools.reduce(torch.add, [inner.weighted(q.loss, k) for k, q in queries.items()])
-    losses = each_carry(inner, {index: query.loss for index, query in queries.items()})
-    scores = {index: query.score for index, query in queries.items() if query.score is not None}
-    return loss, losses, each_carry(inner, scores) if scores else None

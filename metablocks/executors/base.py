@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 
 from metablocks.errors import TaskError, concerning
 from metablocks.generators import Draws, generators_of
+from metablocks.pieces import InPieces
 from metablocks.types import Task, TaskBatch, Tasks, Tensors
 
 TaskFunction: TypeAlias = Callable[[Any, Tensors, Task], tuple[Any, Any]]
@@ -28,12 +29,14 @@ class TaskWork:
     """A task function with what executors may know of it.
 
     - `draws`: the random generators that it draws from.
-    - `identify`: makes `key`, which stands for all that it depends on besides its arguments: work of
-      equal keys gives equal results for equal arguments. None for work that is never compiled.
+    - `pieces`: the same work to be compiled piece by piece; None for work that is never compiled.
+    - `identify`: makes `key`, which stands for all that the pieces depend on besides their arguments:
+      work of equal keys gives equal results for equal arguments.
     """
 
     call: TaskFunction
     draws: Draws
+    pieces: InPieces | None = None
     identify: Callable[[], Hashable] | None = None
 
     @cached_property

@@ -1,9 +1,10 @@
-"""Whole functions of tensors, traced once for each kind of arguments, and compiled.
+"""The pieces of tasks' work, each traced once for its kind of arguments, and compiled.
 
-What is traced contains its own derivatives: the function runs once under a tracer that sees through
-`torch.func`. The flat graph of operations that comes out may run as it is, without the many layers of
-Python and of transforms above them, or go to `torch.compile`. (A double backward *through* a compiled
-region is what `torch.compile` does not do.)
+What is traced contains its own derivatives: a piece runs once under a tracer that sees through autograd
+and `torch.func`. The flat graph of operations that comes out may run as it is, without the many layers
+of Python and of transforms above them, or go to PyTorch's compiler. (A double backward *through* a
+compiled region is what `torch.compile` does not do.) An inner step is one graph whatever its index, so
+that what it takes does not grow with the number of steps.
 """
 
 import logging
@@ -11,8 +12,10 @@ import math
 import threading
 import time
 import warnings
-from collections.abc import Callable, Hashable, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -20,83 +23,110 @@ from torch.utils import _pytree as pytree
 
 from metablocks.devices import has_float64, in_float64
 from metablocks.errors import BlockError, caller_stacklevel
-from metablocks.generators import devices_of, is_random, kept_draws
+from metablocks.executors.base import TaskWork
+from metablocks.generators import devices_of, is_random, kept_draws, set_states
+from metablocks.per_step import Position, told
+from metablocks.pieces import At, Piece, Pieces, Side
+from metablocks.types import Task, Tensors, map_tensors
 
-Compile = bool | Literal["trace", "auto"]
+Compile: TypeAlias = bool | Literal["trace"]
 
 log = logging.getLogger("metablocks")
 
-_ROUNDS = 3  # timed runs of every way, for "auto"
-_MOST = 64  # functions that are kept; the oldest goes
+_MOST = 64  # kinds of work that are kept; the oldest goes
 _KNOWN = (Tensor, bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device)
 
 
 class CompileWarning(UserWarning):
-    """Warns that a function could not be traced or compiled and runs as it is."""
+    """Warns that work could not be traced or compiled and runs as it is."""
 
 
 class Compiler:
-    """Runs functions of tensors, traced or compiled where that gives the same numbers.
+    """Runs tasks' work in pieces, traced or compiled where that gives the same numbers.
 
-    `compiler(function, key, *args)` is `function(*args)`. `key` stands for all that the function
-    depends on besides its arguments, which are trees of tensors; the first call with a new key, or
-    with tensors of other shapes, strides, dtypes or devices, makes it anew. Without a key the function
-    runs as it is. The settings are
+    The settings are
 
-    - False: the function itself;
-    - "trace": the operations that the function came down to, one after another. It takes seconds to
-      make and keeps their order, and so the function's memory;
-    - True: those, fused and compiled by `torch.compile`. It takes a minute or two to make;
-    - "auto": whichever of the two, or the function itself, is fastest; all are timed on that call.
+    - False: the work as it is;
+    - "trace": the operations that each piece came down to, one after another. It takes seconds to make
+      and keeps their order;
+    - True: those, fused and compiled by PyTorch. It takes ten seconds to a minute to make.
 
-    On that call the result is held to the function's own, to what rounding explains: the square root
-    of the dtype's precision, or as much as is measured in double precision. Where it differs by more,
-    where the function draws random numbers or has sizes that depend on the data, or where it cannot be
-    traced or compiled, a `CompileWarning` says why, and the function runs as it is. Threads may share
-    one.
+    A piece is made when it is first needed, for tensors of its shapes, dtypes and devices. It serves every
+    inner step, any number of steps and any weights of the step loss; with a rule or a module that reads
+    the index of its step, it is made for each index apart. It draws the random numbers of the plain work.
 
-    What a learner puts into its key are the fingerprints of model, rule, loss and metric: the module
-    `metablocks.fingerprint` says what they see, and what they do not. A change that is seen makes the
-    function anew, and one that goes back to what was finds what was made.
+    Each piece is held to what it was made of, at carries and cotangents as they never come, and all of
+    them together to the plain work, at two inner steps: to what rounding explains, which is the square root
+    of the dtype's precision, or as much as is measured in double precision. Where it differs by more, has
+    sizes that depend on the data, draws from a generator of its own, or cannot be traced or compiled, a
+    `CompileWarning` says why, and the work runs as it is. Threads may share one.
 
-    >>> compiler = Compiler("trace")
-    >>> add = lambda x: x + 1
-    >>> [int(compiler(add, "add", torch.tensor(n))) for n in (1, 2)], compiler.count
-    ([2, 3], 1)
+    What a learner puts into the key of its work are the fingerprints of model, rule, loss and metric: the
+    module `metablocks.fingerprint` says what they see, and what they do not. A change that is seen makes
+    the pieces anew, and one that goes back to what was finds what was made.
     """
 
     def __init__(self, setting: Compile) -> None:
         self.setting = setting
-        self._made: dict[Hashable, Callable[..., Any] | None] = {}
-        self._lock = threading.Lock()
+        self._plans: dict[Hashable, _Plan] = {}
+        self._forms: dict[Hashable, _Form] = {}
+        self.lock = threading.RLock()
 
     @property
     def count(self) -> int:
-        """The number of compiled functions."""
-        return sum(made is not None for made in self._made.values())
+        """The number of compiled pieces."""
+        return sum(len(plan.made) for plan in self._plans.values() if plan.fit)
 
-    def __call__(self, function: Callable[..., Any], key: Hashable | None, *args: Any) -> Any:
-        if not self.setting or key is None:
-            return function(*args)
-        leaves, spec = pytree.tree_flatten(args)
-        kind = (key, spec, *map(_kind, leaves), *_autocast(leaves))
+    def __call__(
+        self,
+        plain: Callable[[TaskWork, Any, Tensors, Task], tuple[Any, Any]],
+        work: TaskWork,
+        buffers: Tensors,
+        task: Task,
+        width: int | None = None,
+    ) -> tuple[tuple[Any, Any], bool]:
+        """The result of the work, and True if it was compiled.
+
+        `task` is one task, or `width` of them, stacked; `plain(work, shared, buffers, task)` is the result as it is.
+        """
+        cut = work.pieces
+        assert cut is not None
+        given = {"support": self.flatten(task.support), "query": self.flatten(task.query)}
+        begin = self.flatten(buffers)
+
+        def run_of(work: TaskWork) -> _Run:
+            assert work.pieces is not None
+            inner, meta = work.pieces.inner, work.pieces.meta
+            kept = (inner.constants, inner.model_buffers, inner.rule_buffers)
+            return _Run(inner, meta, begin, task, plan, self.flatten((meta, *kept)), given)
+
+        plan = _Plan(self, width, _autocast((cut.meta, task)))
+        run = run_of(work)
+        kind = (work.key, width, *plan.autocast, run.shared.form, begin.form)
+        kind = (*kind, *(leaves.form for leaves in given.values()))
         try:
-            known = kind in self._made
+            known = self._plans.get(kind)
         except TypeError as error:
             raise BlockError(
                 f"what is to be compiled cannot be told by its key: {error}"
             ) from error
-        if not known:
-            with self._lock:  # the threads that come meanwhile wait, and find it made
-                if kind not in self._made:
-                    expected = function(*args)
-                    if len(self._made) >= _MOST:
-                        del self._made[next(iter(self._made))]
-                    outputs = pytree.tree_leaves(expected)
-                    self._made[kind] = self._make(_Flat(function, spec), leaves, outputs)
-                    return expected
-        made = self._made[kind]
-        return function(*args) if made is None else made(leaves)
+        if known is None:
+            with self.lock:  # the threads that come meanwhile wait, and find it made
+                known = self._plans.get(kind)
+                if known is None:
+                    self._prepare(plan, plain, work, buffers, task, run_of)
+                    if len(self._plans) >= _MOST:
+                        del self._plans[next(iter(self._plans))]
+                    known = self._plans[kind] = plan
+        plan = known
+        if plan.fit:
+            states = work.draws.states() if work.draws.kinds else []
+            try:
+                return cut.drive(replace(run, plan=plan)), True
+            except _Unfit as error:
+                set_states(states)
+                plan.give_up(error)
+        return plain(work, cut.shared, buffers, task), False
 
     def __deepcopy__(self, memo: Any) -> "Compiler":
         return Compiler(self.setting)
@@ -104,97 +134,457 @@ class Compiler:
     def __reduce__(self) -> Any:
         return Compiler, (self.setting,)
 
-    def _make(
-        self, flat: "_Flat", leaves: list[Any], expected: list[Any]
-    ) -> Callable[[list[Any]], Any] | None:
-        """The compiled callable of the leaves, or None to keep calling the function."""
-        ways: dict[str, Callable[..., list[Tensor]]] = {"as it is": flat}
-        if self.setting != "trace":
-            log.info("compiling, once for these shapes; that takes a minute or two")
+    def flatten(self, tree: Any) -> "_Leaves":
+        """A tree as its tensors and their form, one object for all that are alike."""
+        leaves, spec = pytree.tree_flatten(tree)
+        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        others = tuple(None if isinstance(leaf, Tensor) else _Other(leaf) for leaf in leaves)
+        return _Leaves(tensors, self.form(tensors, others, spec))
+
+    def form(
+        self, tensors: Sequence[Tensor], others: "tuple[_Other | None, ...]", spec: Any
+    ) -> "_Form":
+        """The form of tensors and what stands between them."""
+        kinds = tuple((t.shape, t.stride(), t.dtype, t.device) for t in tensors)
+        key = (spec, others, kinds)
+        form = self._forms.get(key)
+        if form is None:
+            if len(self._forms) > 100 * _MOST:  # plans of forms that are forgotten are made again
+                self._forms.clear()
+            form = self._forms.setdefault(key, _Form(spec, others, len(kinds)))
+        return form
+
+    def _prepare(
+        self,
+        plan: "_Plan",
+        plain: Callable[[TaskWork, Any, Tensors, Task], tuple[Any, Any]],
+        work: TaskWork,
+        buffers: Tensors,
+        task: Task,
+        run_of: Callable[[TaskWork], "_Run"],
+    ) -> None:
+        """Make what the work needs at two inner steps, and hold the whole of it to the work as it is."""
+        assert work.pieces is not None
+        short = work if work.pieces.short is None else work.pieces.short()
+        given = (short.pieces.shared, buffers, task)
+        with work.draws.put_back():
+            expected = _tensors(plain(short, *given))
         started = time.perf_counter()
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", DeprecationWarning)  # PyTorch's, about PyTorch
-                graph = _trace(flat, leaves)
-                if self.setting is not True:
-                    _check(graph(*leaves), expected, flat, leaves)
-                    ways["traced"] = graph
-                if self.setting != "trace":
-                    compiled = _compile(graph)
-                    _check(compiled(*leaves), expected, flat, leaves)
-                    ways["compiled"] = compiled
-            log.info("%s in %.0f s", list(ways)[-1], time.perf_counter() - started)
-        except Exception as error:  # whatever tracer, torch.compile and the C++ compiler raise
-            what = "" if isinstance(error, _Unfit) else f"{type(error).__name__}: "
-            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-            done = "only traced" if "traced" in ways else "run as it is"
-            message = f"not {'traced' if self.setting == 'trace' else 'compiled'}, but {done}: "
-            message += f"{what}{' '.join(lines[:3])}"
-            warnings.warn(message, CompileWarning, stacklevel=caller_stacklevel())
-        best = list(ways)[-1]
-        if self.setting == "auto" and len(ways) > 1:
-            times = {way: _best_time(run, leaves) for way, run in ways.items()}
-            best = min(times, key=lambda way: times[way])
-            figures = ", ".join(f"{way} {1000 * seconds:.3g} ms" for way, seconds in times.items())
-            log.info("a call takes %s", figures)
-        run = ways[best]
-        return (
-            None
-            if run is flat
-            else lambda leaves: pytree.tree_unflatten(run(*leaves), flat.out_spec)
-        )
+            own = work.draws.kinds - {"torch"}
+            if own:
+                raise _Unfit(
+                    f"it draws random numbers ({', '.join(sorted(own))}) that no trace sees"
+                )
+            if self.setting is True:
+                log.info("compiling, once for these shapes; that takes ten seconds to a minute")
+            run = replace(run_of(short), plan=plan)
+            with work.draws.put_back():
+                got = _tensors(short.pieces.drive(run))
+            _check(got, expected, lambda: _tensors(plain(short, *map_tensors(_double, given))))
+        except _Unfit as error:
+            plan.give_up(error)
+        else:
+            log.info(
+                "%s in %.0f s",
+                "compiled" if self.setting is True else "traced",
+                time.perf_counter() - started,
+            )
 
 
 class _Unfit(Exception):  # noqa: N818  (a reason, which becomes a warning)
-    """The reason that a function is not compiled."""
+    """The reason that work is not compiled."""
+
+
+class _Other:
+    """What stands in a tree and is no tensor, by type and value."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+        self.key = (type(value), value if isinstance(value, _KNOWN) else None)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Other) and other.key == self.key
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+
+class _Form:
+    """The form of a tree of tensors; the same object for equal ones."""
+
+    def __init__(self, spec: Any, others: tuple[_Other | None, ...], count: int) -> None:
+        self.spec = spec
+        self.others = others
+        self.count = count
+        alien = {type(x.value).__name__ for x in others if x and not isinstance(x.value, _KNOWN)}
+        self.alien = ", ".join(sorted(alien))
+
+    def tree(self, tensors: Iterator[Tensor]) -> Any:
+        """The tree with tensors of an iterator."""
+        if self.alien:
+            raise _Unfit(
+                f"its arguments hold {self.alien}, whose tensors would be taken for constants; hand over "
+                "tuples, lists and dicts of tensors"
+            )
+        leaves = [next(tensors) if other is None else other.value for other in self.others]
+        return pytree.tree_unflatten(leaves, self.spec)
+
+
+class _Leaves(NamedTuple):
+    """A tree of tensors, flat."""
+
+    tensors: list[Tensor]
+    form: _Form
+
+
+class _Made(NamedTuple):
+    """A piece that was made."""
+
+    run: Callable[[Sequence[Tensor]], Sequence[Tensor]]
+    forms: list[_Form]
+    """Of the parts that it returns."""
+    totals: list[str]
+    """The names of the sums over tasks that it returns behind them."""
+    back: Callable[[Sequence[Tensor]], Sequence[Tensor]] | None = None
+    """Of what `run` returned behind the first part, and a cotangent."""
+
+
+@dataclass
+class _Plan:
+    """What was made for one kind of work."""
+
+    compiler: Compiler
+    width: int | None
+    autocast: list[tuple[str, torch.dtype]]
+    fit: bool = True
+    made: dict[Hashable, _Made] = field(default_factory=dict)
+    told: dict[Hashable, set[str]] = field(default_factory=dict)
+    """What a trace was told of its step, which ties it to that."""
+
+    positions: dict[int, Tensor] = field(default_factory=dict)
+
+    def find(self, key: tuple[Any, ...], numbers: dict[str, int]) -> _Made | None:
+        """A piece that was made, for these numbers where it is tied to them."""
+        told = self.told.get(key)
+        if told is None:
+            return None
+        return self.made.get((key, *(numbers[what] for what in sorted(told))))
+
+    def index(self, index: int, shared: _Leaves) -> Tensor:
+        """The index of a step as a tensor."""
+        if index not in self.positions:
+            device = devices_of(shared.tensors)[-1]
+            dtype = torch.float64 if has_float64(device) else torch.float32
+            self.positions[index] = torch.tensor(index, dtype=dtype, device=device)
+        return self.positions[index]
+
+    def give_up(self, error: _Unfit) -> None:
+        """Run the work as it is from now on, and say why."""
+        self.fit = False
+        done = "traced" if self.compiler.setting == "trace" else "compiled"
+        message = f"not {done}, but run as it is: {error}"
+        warnings.warn(message, CompileWarning, stacklevel=caller_stacklevel())
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """The mode in which graphs run: their operations have been cast already."""
+        with ExitStack() as stack:
+            for kind, _ in self.autocast:
+                stack.enter_context(torch.autocast(kind, enabled=False))
+            yield
+
+
+@dataclass(frozen=True)
+class _Run(Pieces):
+    """The pieces of one task's work, or of many tasks' at once, as the plan has them."""
+
+    plan: _Plan
+    shared: _Leaves
+    given: dict[str, _Leaves]
+
+    def __call__(
+        self,
+        name: tuple[Any, ...],
+        piece: Piece,
+        state: Sequence[_Leaves] = (),
+        *,
+        at: At | None = None,
+        data: Sequence[Side] = (),
+        totals: Tensors | None = None,
+        fuse: bool = True,
+    ) -> tuple[_Leaves, ...]:
+        made, arguments = self._ready(name, piece, state, at, data, fuse=fuse)
+        return self._parts(made, self._call(made.run, arguments), totals)
+
+    def recorded(
+        self,
+        name: tuple[Any, ...],
+        piece: Piece,
+        state: Sequence[_Leaves] = (),
+        *,
+        cotangent: Callable[[Any], list[Tensor]],
+        at: At | None = None,
+        data: Sequence[Side] = (),
+    ) -> tuple[_Leaves, Callable[[_Leaves, Tensors], _Leaves]]:
+        made, arguments = self._ready(name, piece, state, at, data, cotangent=cotangent)
+        back = made.back
+        assert back is not None
+        outputs = self._call(made.run, arguments)
+        first, second = made.forms
+        saved = outputs[first.count :]
+
+        def pull(adjoint: _Leaves, totals: Tensors) -> _Leaves:
+            gradients = self._call(back, [*saved, *adjoint.tensors])
+            (part,) = self._parts(made._replace(forms=[second]), gradients, totals)
+            return part
+
+        return _Leaves([*outputs[: first.count]], first), pull
+
+    def open(self, part: _Leaves) -> Any:
+        return part.form.tree(iter(part.tensors))
+
+    def add(self, one: _Leaves, other: _Leaves) -> _Leaves:
+        sums = [a + b for a, b in zip(one.tensors, other.tensors, strict=True)]
+        return _Leaves(sums, one.form)
+
+    def sum(self, tree: Any) -> Any:
+        return tree if self.plan.width is None else map_tensors(lambda leaf: leaf.sum(0), tree)
+
+    def _call(
+        self, graph: Callable[[Sequence[Tensor]], Sequence[Tensor]], arguments: Sequence[Tensor]
+    ) -> Sequence[Tensor]:
+        if not self.plan.autocast:
+            return graph(arguments)
+        with self.plan.running():
+            return graph(arguments)
+
+    def _parts(
+        self, made: _Made, outputs: Sequence[Tensor], totals: Tensors | None
+    ) -> tuple[_Leaves, ...]:
+        parts, begin = [], 0
+        for form in made.forms:
+            parts.append(_Leaves([*outputs[begin : begin + form.count]], form))
+            begin += form.count
+        if totals is not None:
+            for name, more in zip(made.totals, outputs[begin:], strict=True):
+                totals[name] = totals[name] + more if name in totals else more
+        return tuple(parts)
+
+    def _ready(
+        self,
+        name: tuple[Any, ...],
+        piece: Piece,
+        state: Sequence[_Leaves],
+        at: At | None,
+        data: Sequence[Side],
+        *,
+        fuse: bool = True,
+        cotangent: Callable[[Any], list[Tensor]] | None = None,
+    ) -> tuple[_Made, list[Tensor]]:
+        """The piece as it was made, now or before, and the arguments of this call."""
+        at = at or At()
+        own = [*state, *(self.given[side] for side in data)]
+        beside = [] if at.index < 0 else [self.plan.index(at.index, self.shared)]
+        beside += (at.weights or {}).values()
+        arguments = [*self.shared.tensors, *beside]
+        for part in own:
+            arguments += part.tensors
+        key = (name, *(part.form for part in state))
+        numbers = {"index": at.index, "steps": self.inner.steps}
+        made = self.plan.find(key, numbers)
+        if made is None:
+            with self.plan.compiler.lock:
+                made = self.plan.find(key, numbers)
+                if made is None:
+                    flat = _Flat(self, piece, own, at, len(beside))
+                    made = self._make(flat, arguments, fuse, cotangent)
+                    self.plan.told[key] = flat.told
+                    self.plan.made[key, *(numbers[what] for what in sorted(flat.told))] = made
+        return made, arguments
+
+    def _make(
+        self,
+        flat: "_Flat",
+        arguments: list[Tensor],
+        fuse: bool,
+        cotangent: Callable[[Any], list[Tensor]] | None,
+    ) -> _Made:
+        """Trace and compile a piece, and hold it to itself at numbers as they never come."""
+        compiler = self.plan.compiler
+        fuse = fuse and compiler.setting is True
+        leaves = flat.generic(arguments)
+        inputs = len(leaves)
+        try:
+            if cotangent is not None:
+                flat.cotangents = cotangent(self.open(flat.own[0]))
+                leaves += map(_generic, flat.cotangents)
+            with warnings.catch_warnings(), kept_draws(devices_of(leaves)):
+                warnings.simplefilter("ignore", DeprecationWarning)  # PyTorch's, about PyTorch
+                expected = flat(*leaves)
+            with warnings.catch_warnings(), kept_draws(devices_of(leaves)):
+                warnings.simplefilter("ignore", DeprecationWarning)
+                with told() as flat.told:
+                    graph, constants, random = _trace(flat, leaves)
+                inputs += len(constants)
+                back = None
+                if cotangent is None:
+                    run = _compile(graph, [*constants, *leaves], fuse, random)
+                else:
+                    run, back = _compile_parted(
+                        graph, [*constants, *leaves], inputs, flat.sizes[0], fuse, random
+                    )
+            run = _after(constants, run)
+            with self.plan.running(), kept_draws(devices_of(leaves)):
+                got = [*run(leaves[: inputs - len(constants)])]
+                if back is not None:
+                    first = flat.sizes[0]
+                    got[first:] = back([*got[first:], *leaves[inputs - len(constants) :]])
+        except _Unfit:
+            raise
+        except Exception as error:  # whatever tracer, compiler and C++ compiler raise
+            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+            raise _Unfit(f"{type(error).__name__}: {' '.join(lines[:3])}") from error
+        _check(got, expected, lambda: flat(*map(_double, leaves)))
+        forms, begin = [], 0
+        for size, (others, spec) in zip(flat.sizes, flat.parts, strict=True):
+            forms.append(compiler.form(got[begin : begin + size], others, spec))
+            begin += size
+        return _Made(run, forms, flat.totals, back)
 
 
 class _Flat:
-    """A function of trees as one of a list of leaves, to a list of leaves."""
+    """A piece as a function of tensors in a row, to the tensors of its parts and the sums over tasks."""
 
-    def __init__(self, function: Callable[..., Any], spec: Any) -> None:
-        self.function = function
-        self.spec = spec
-        self.out_spec: Any = None
+    def __init__(
+        self, run: _Run, piece: Piece, own: Sequence[_Leaves], at: At, beside: int
+    ) -> None:
+        self.run = run
+        self.piece = piece
+        self.own = own
+        self.at = at
+        self.beside = beside
+        self.cotangents: list[Tensor] | None = None
+        self.told: set[str] = set()
+        self.parts: list[tuple[tuple[_Other | None, ...], Any]] = []
+        self.sizes: list[int] = []
+        self.totals: list[str] = []
 
-    def __call__(self, *leaves: Any) -> list[Any]:
-        result = self.function(*pytree.tree_unflatten(list(leaves), self.spec))
-        outputs, self.out_spec = pytree.tree_flatten(result)
-        return outputs
+    def __call__(self, *leaves: Tensor) -> list[Tensor]:
+        given = iter(leaves)
+        run, at = self.run, self.at
+        meta, constants, model_buffers, rule_buffers = run.shared.form.tree(given)
+        beside = [next(given) for _ in range(self.beside)]
+        position = Position(at.index, beside.pop(0)) if at.index >= 0 else None
+        inner = replace(
+            run.inner,
+            constants=constants,
+            model_buffers=model_buffers,
+            rule_buffers=rule_buffers,
+            weights=dict(zip(at.weights or {}, beside, strict=True)),
+            position=position,
+        )
+
+        def one(rows: list[Tensor]) -> tuple[list[Tensor], Tensors]:
+            own = iter(rows)
+            trees = [part.form.tree(own) for part in self.own]
+            totals: Tensors = {}
+            parts = self.piece(inner, meta, totals, at, *trees)
+            if self.cotangents is not None:
+                result, back = parts
+                parts = (result, back([*own], totals))
+            return self._flatten(parts), totals
+
+        rows = [*given]
+        width = run.plan.width
+        if width is None:
+            outputs, totals = one(rows)
+        else:
+            many = torch.func.vmap(lambda rows, _: one(rows), randomness="different")
+            outputs, totals = many(rows, torch.zeros(width))  # which has rows, whatever else has
+            totals = {name: total.sum(0) for name, total in totals.items()}
+        self.totals = [*totals]
+        # Carries and cotangents of every step have the same strides.
+        return [output.contiguous() for output in (*outputs, *totals.values())]
+
+    def generic(self, arguments: list[Tensor]) -> list[Tensor]:
+        """The arguments, their state at numbers as they never come."""
+        given = {id(tensor) for part in self.run.given.values() for tensor in part.tensors}
+        first = len(self.run.shared.tensors) + self.beside
+        own = [x if id(x) in given else _generic(x) for x in arguments[first:]]
+        return [*arguments[:first], *own]
+
+    def _flatten(self, parts: Sequence[Any]) -> list[Tensor]:
+        tensors: list[Tensor] = []
+        self.parts, self.sizes = [], []
+        for part in parts:
+            leaves, spec = pytree.tree_flatten(part)
+            own = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+            others = tuple(None if isinstance(x, Tensor) else _Other(x) for x in leaves)
+            alien = _Form(spec, others, 0).alien
+            if alien:
+                raise _Unfit(f"it returns {alien}, whose tensors would be taken for constants")
+            tensors += own
+            self.parts.append((others, spec))
+            self.sizes.append(len(own))
+        return tensors
 
 
-def _trace(flat: _Flat, leaves: list[Any]) -> torch.fx.GraphModule:
+def _generic(tensor: Tensor) -> Tensor:
+    """Other numbers, near those of a tensor: no two alike, none zero, signs as they are."""
+    if not tensor.is_floating_point() and not tensor.is_complex():
+        return tensor
+    drawn = torch.rand(tensor.shape, generator=torch.Generator().manual_seed(0))
+    return tensor + (0.1 * tensor.abs() + 0.01) * drawn.to(tensor.device, tensor.dtype)
+
+
+def _trace(flat: _Flat, leaves: list[Tensor]) -> tuple[torch.fx.GraphModule, list[Tensor], bool]:
+    """The graph of a piece, the constants that it takes first, and True if it draws random numbers."""
     from torch.fx.experimental.proxy_tensor import make_fx  # slow to import, and rarely needed
 
-    alien = {type(leaf).__name__ for leaf in leaves if not isinstance(leaf, _KNOWN)}
-    if alien:
-        raise _Unfit(
-            f"its arguments hold {', '.join(sorted(alien))}, whose tensors would be taken for constants; "
-            "hand over tuples, lists and dicts of tensors"
-        )
-    with kept_draws(devices_of(leaves)):
-        graph: torch.fx.GraphModule = make_fx(flat)(*map(_apart, leaves))  # runs the function
-    drawing = {
-        str(node.target)
+    graph: torch.fx.GraphModule = make_fx(flat)(*map(_apart, leaves))  # runs the function
+    if any(
+        getattr(node.target, "_schema", None) and node.target._schema.is_mutable
         for node in graph.graph.nodes
-        if is_random(node.target, node.args, node.kwargs)
-    }
-    if drawing:
-        raise _Unfit(f"it draws random numbers ({', '.join(sorted(drawing))})")
+    ):
+        pure = torch.func.functionalize(graph, remove="mutations")
+        graph = make_fx(pure)(*map(_apart, leaves))
+    drawing = [node for node in graph.graph.nodes if is_random(node.target, node.args, node.kwargs)]
+    for node in drawing:
+        if node.kwargs.get("generator") is not None:
+            raise _Unfit(f"it draws random numbers from a generator of its own ({node.target})")
     sized = {str(node.target) for node in graph.graph.nodes if _has_size_of_data(node)}
     if sized:
         raise _Unfit(
             f"sizes in it depend on the data ({', '.join(sorted(sized))}), and a trace would keep those "
             "of the first task"
         )
+    constants = _lift_constants(graph)
     graph.graph.eliminate_dead_code()
     graph.recompile()
-    return graph
+    return graph, constants, bool(drawing)
 
 
-def _apart(leaf: Any) -> Any:
+def _lift_constants(graph: torch.fx.GraphModule) -> list[Tensor]:
+    """Make arguments, which come first, of the tensors that a trace took for constants."""
+    constants: dict[str, tuple[Tensor, Any]] = {}
+    first = next(iter(graph.graph.nodes))
+    for node in [*graph.graph.nodes]:
+        if node.op == "get_attr":
+            if node.target not in constants:
+                value = getattr(graph, node.target)
+                with graph.graph.inserting_before(first):
+                    place = graph.graph.placeholder(f"constant_{len(constants)}")
+                place.meta["val"] = value
+                constants[node.target] = value, place
+            node.replace_all_uses_with(constants[node.target][1])
+            graph.graph.erase_node(node)
+    return [value for value, _ in constants.values()]
+
+
+def _apart(tensor: Tensor) -> Tensor:
     """The same tensor as another object: of one that is given twice a trace makes one argument."""
-    return torch.ops.aten.alias(leaf) if isinstance(leaf, Tensor) else leaf
+    return torch.ops.aten.alias(tensor)  # type: ignore[no-any-return]
 
 
 def _has_size_of_data(node: Any) -> bool:
@@ -206,30 +596,89 @@ def _has_size_of_data(node: Any) -> bool:
     return any(mask is None or mask.dtype in (torch.bool, torch.uint8) for mask in masks)
 
 
-def _compile(graph: torch.fx.GraphModule) -> Callable[..., list[Tensor]]:
-    compiled: Callable[..., list[Tensor]] = torch.compile(graph, dynamic=False, fullgraph=True)
-    return compiled
+Graph: TypeAlias = Callable[[Sequence[Tensor]], Sequence[Tensor]]
+
+
+def _compile(
+    graph: torch.fx.GraphModule, leaves: Sequence[Tensor], fuse: bool, random: bool
+) -> Graph:
+    """The graph as a function of a list of tensors, of which it takes those that it needs."""
+    places = [node for node in graph.graph.nodes if node.op == "placeholder"]
+    used = [index for index, node in enumerate(places) if node.users]
+    for node in places:
+        if not node.users:
+            graph.graph.erase_node(node)
+    graph.recompile()
+    run: Any = graph
+    if fuse:
+        import torch._inductor
+
+        # Eager kernels draw the numbers that eager code draws.
+        options = {"config_patches": {"fallback_random": True}} if random else None
+        run = torch._inductor.standalone_compile(
+            graph,
+            [leaves[index] for index in used],
+            dynamic_shapes="from_example_inputs",
+            options=options,
+        )
+    return lambda leaves: run(*[leaves[index] for index in used])
+
+
+def _compile_parted(
+    graph: torch.fx.GraphModule,
+    leaves: Sequence[Tensor],
+    inputs: int,
+    outputs: int,
+    fuse: bool,
+    random: bool,
+) -> tuple[Graph, Graph]:
+    """A way forwards, which returns what the way back needs behind its own outputs, and the way back."""
+    from torch._functorch.compile_utils import fx_graph_cse
+    from torch._functorch.partitioners import min_cut_rematerialization_partition
+
+    places = [node for node in graph.graph.nodes if node.op == "placeholder"]
+    for index, node in enumerate(places):  # names by which the partition goes
+        kind, number = ("primals", index) if index < inputs else ("tangents", index - inputs)
+        node.name = node.target = f"{kind}_{number + 1}"
+    graph.graph = fx_graph_cse(graph.graph)
+    forward, backward = min_cut_rematerialization_partition(
+        graph, [*leaves], num_fwd_outputs=outputs
+    )
+    run = _compile(forward, leaves[:inputs], fuse, random)
+    back = [*run(leaves[:inputs])[outputs:], *leaves[inputs:]]
+    return run, _compile(backward, back, fuse, random)
+
+
+def _after(constants: list[Tensor], run: Graph) -> Graph:
+    return (lambda leaves: run([*constants, *leaves])) if constants else run
 
 
 def _check(
-    got: Sequence[Tensor], expected: Sequence[Tensor], function: _Flat, leaves: list[Any]
+    got: Sequence[Tensor], expected: Sequence[Tensor], in_double: Callable[[], Sequence[Tensor]]
 ) -> None:
-    """Raise `_Unfit` where a result is further from the function's own than rounding explains.
+    """Raise `_Unfit` where a result is further from the expected one than rounding explains.
 
     That is the square root of the dtype's precision. Where a kink of the net or a low precision makes
-    more of it, rounding is measured: the function itself in double precision is the truth, and the
-    result may be twice as far from it as the function's own is.
+    more of it, rounding is measured: what is expected in double precision is the truth, and the result
+    may be twice as far from it as the expected one is.
     """
     within = max(
         (torch.finfo(x.dtype).eps ** 0.5 for x in expected if x.is_floating_point()), default=0
     )
+    if [x.shape for x in got] != [x.shape for x in expected]:
+        raise _Unfit("its results have other shapes than the function's own")
     if any(not torch.equal(a.isnan(), b.isnan()) for a, b in zip(got, expected, strict=True)):
         raise _Unfit("it gives nan in other places than the function itself")
     error = _distance(got, expected)
     if error <= within:
         return
     message = f"its results differ from the function's own by {error:.1e}, relatively; rounding "
-    truth = _in_double(function, leaves)
+    truth = None
+    if any(x.dtype != torch.float64 for x in expected if x.is_floating_point()):
+        with suppress(
+            Exception
+        ):  # a module that has no double precision, or is bound to its device
+            truth = in_double()
     if truth is None:
         raise _Unfit(f"{message}explains {within:.0e}")
     error, usual = (_distance(result, truth) for result in (got, expected))
@@ -249,48 +698,17 @@ def _distance(a: Sequence[Tensor], b: Sequence[Tensor]) -> float:
     return math.sqrt(difference / norm if norm else difference)
 
 
-def _in_double(function: _Flat, leaves: list[Any]) -> list[Tensor] | None:
-    """The function at its arguments in float64; None where it is there already, or cannot be."""
-    floats = [x for x in leaves if isinstance(x, Tensor) and x.is_floating_point()]
-    if all(x.dtype == torch.float64 for x in floats):
-        return None
-    try:
-        return function(*map(_double, leaves))
-    except Exception:  # a module that has no double precision, or is bound to its device
-        return None
-
-
-def _double(leaf: Any) -> Any:
-    if not isinstance(leaf, Tensor):
-        return leaf
+def _double(leaf: Tensor) -> Tensor:
+    """The tensor in float64, on the CPU where its device has none."""
     if leaf.is_floating_point():
         return in_float64(leaf)
     return leaf if has_float64(leaf.device) else leaf.cpu()
 
 
-def _best_time(function: Callable[..., Any], leaves: list[Any]) -> float:
-    def once() -> float:
-        started = time.perf_counter()
-        function(*leaves)
-        for leaf in leaves:
-            if _on_accelerator(leaf):
-                torch.accelerator.synchronize(leaf.device)
-                break
-        return time.perf_counter() - started
-
-    return min(once() for _ in range(_ROUNDS))
+def _tensors(tree: Any) -> list[Tensor]:
+    return [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, Tensor)]
 
 
-def _kind(leaf: Any) -> tuple[Any, ...]:
-    if isinstance(leaf, Tensor):
-        return leaf.shape, leaf.stride(), leaf.dtype, leaf.device
-    return (leaf if isinstance(leaf, _KNOWN) else type(leaf),)
-
-
-def _autocast(leaves: list[Any]) -> list[Hashable]:
-    types = sorted({leaf.device.type for leaf in leaves if isinstance(leaf, Tensor)})
-    return [torch.is_autocast_enabled(t) and torch.get_autocast_dtype(t) for t in types]
-
-
-def _on_accelerator(leaf: Any) -> bool:
-    return isinstance(leaf, Tensor) and leaf.device.type != "cpu"
+def _autocast(tree: Any) -> list[tuple[str, torch.dtype]]:
+    types = sorted({tensor.device.type for tensor in _tensors(tree)})
+    return [(t, torch.get_autocast_dtype(t)) for t in types if torch.is_autocast_enabled(t)]

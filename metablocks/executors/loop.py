@@ -32,7 +32,8 @@ class Loop:
       ("query") or of both (True) channels last, which is quicker for convolutions and much quicker for
       max-pooling on a CPU; but not for the second derivatives of batch norm, so "query" is for second
       order, True for first order.
-    - `compile`: trace or compile the work on one task, once for every size of tasks (see `Compiler`).
+    - `compile`: trace ("trace") or compile (True) the work on one task, piece by piece, once for every
+      size of tasks (see `Compiler`).
 
     Law: neither changes a result, up to rounding.
 
@@ -54,17 +55,16 @@ class Loop:
         self, fn: TaskFunction, shared: Any, buffers: Tensors, tasks: Tasks
     ) -> tuple[Any, Any]:
         work = TaskWork.of(fn, shared)
-        compiler, key = self._compiler, work.key if self.compile else None
-
-        def on_task(shared: Any, buffers: Tensors, support: Any, query: Any) -> tuple[Any, Any]:
-            return work(shared, buffers, Task(support, query))
+        compiled = self.compile and work.pieces is not None
 
         def run(index: int) -> tuple[Any, Any]:
             task = tasks[index]
             support = _channels_last(task.support) if self.channels_last is True else task.support
             query = _channels_last(task.query) if self.channels_last else task.query
-            result: tuple[Any, Any]
-            result = compiler(on_task, key, shared, buffers, support, query)
+            task = Task(support, query)
+            if not compiled:
+                return work(shared, buffers, task)
+            result, _ = self._compiler(TaskWork.__call__, work, buffers, task)
             return result
 
         # The first task may have to tell whether the work draws: whose draws come first must not be

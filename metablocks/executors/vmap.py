@@ -36,7 +36,8 @@ class Vmap:
     >>> total, each.shape
     (tensor(6.), torch.Size([3, 2]))
 
-    `compile` traces or compiles the work on a chunk, `vmap` and all (see `Compiler`).
+    `compile` traces ("trace") or compiles (True) the work on a chunk, piece by piece, `vmap` and all (see
+    `Compiler`).
 
     Raises `BlockError` for a chunk below 1 and a `compile` that is none, `TaskError` for tasks of
     unequal size, `ExecutorError` for a model that `vmap` cannot run.
@@ -51,12 +52,12 @@ class Vmap:
         if not isinstance(tasks, TaskBatch):
             tasks = TaskBatch.stack(tasks)
         work = TaskWork.of(fn, shared)
-        key = work.key if self.compile else None
-        compiled = key is not None
         apart: list[Apart] = []
 
-        def chunk(shared: Any, buffers: Tensors, batches: Any) -> tuple[Any, Any]:
-            leaves, spec = pytree.tree_flatten(batches)
+        def chunk(
+            work: TaskWork, shared: Any, buffers: Tensors, chunk: Task
+        ) -> tuple[Any, list[Tensor]]:
+            leaves, spec = pytree.tree_flatten((chunk.support, chunk.query))
             tensors = {i: leaf for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)}
 
             def task_of(tensors: dict[int, Tensor]) -> Task:
@@ -66,8 +67,6 @@ class Vmap:
 
             def one(buffers: Tensors, tensors: dict[int, Tensor]) -> tuple[Any, Any]:
                 to_sum, to_stack = work(shared, buffers, task_of(tensors))
-                if compiled:
-                    return to_sum, to_stack
                 apart.append(Apart(to_stack))
                 return to_sum, apart[-1].tensors
 
@@ -78,6 +77,15 @@ class Vmap:
             to_sum, to_stack = _vmap(one, first, buffers, tensors)
             return pytree.tree_map(lambda leaf: leaf.sum(0), to_sum), to_stack
 
+        def run(own: Tensors, tasks: Task, width: int) -> tuple[Any, list[Tensor]]:
+            if not self.compile or work.pieces is None:
+                return chunk(work, shared, own, tasks)
+            (to_sum, to_stack), compiled = self._compiler(chunk, work, own, tasks, width)
+            if compiled:
+                apart.append(Apart(to_stack))
+                to_stack = apart[-1].tensors
+            return to_sum, to_stack
+
         size = min(self.chunk or len(tasks), len(tasks))
         total: Any = None
         rows: list[Any] = []
@@ -86,7 +94,7 @@ class Vmap:
             batches = _rows((tasks.support, tasks.query), start, width)
             # A buffer that a task writes needs a copy of its own for each task.
             own = {name: b.expand(width, *b.shape) for name, b in buffers.items()}
-            to_sum, to_stack = self._compiler(chunk, key, shared, own, batches)
+            to_sum, to_stack = run(own, Task(*batches), width)
             total = pytree.tree_map(torch.add, total, to_sum) if rows else to_sum
             rows.append(to_stack)
         if work.draws.kinds:
@@ -96,8 +104,8 @@ class Vmap:
                 RandomDrawsWarning,
                 stacklevel=2,
             )
-        stacked = pytree.tree_map(lambda *leaves: torch.cat(leaves), *rows)
-        return total, stacked if compiled else apart[0].together(stacked)
+        stacked = [torch.cat(leaves) for leaves in zip(*rows, strict=True)]
+        return total, apart[-1].together(stacked)
 
     @cached_property
     def _compiler(self) -> Compiler:

@@ -1,0 +1,111 @@
+"""A task's work cut into pieces: functions of tensors that run, and may be compiled, one by one.
+
+An estimator drives them: what happens between two pieces does not depend on how they run, nor on
+whether a call serves one task or many at once.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+from torch import Tensor
+
+from metablocks.inner_loop import InnerLoop
+from metablocks.types import Task, Tensors
+
+
+class At(NamedTuple):
+    """What tells one call of a piece from another."""
+
+    index: int = -1
+    """The inner step, or the carry of a query pass; −1 for what belongs to none."""
+    weights: Mapping[int, Tensor] | None = None
+    """The weights of query losses that the piece reads, by the carry."""
+
+
+Side: TypeAlias = Literal["support", "query"]
+
+Piece: TypeAlias = Callable[..., tuple[Any, ...]]
+"""`(inner, meta, totals, at, *state, *data) -> parts`, adding to `totals`, sums over tasks by name."""
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """Runs the pieces of one task's work as they are. A compiled executor has its own way.
+
+    What a piece returns is handed to other pieces as it is; `open` gives the values.
+    """
+
+    inner: InnerLoop
+    meta: Tensors
+    buffers: Any
+    """The model's buffers that a task begins with, as a state."""
+    task: Task
+
+    def __call__(
+        self,
+        name: tuple[Any, ...],
+        piece: Piece,
+        state: Sequence[Any] = (),
+        *,
+        at: At | None = None,
+        data: Sequence[Side] = (),
+        totals: Tensors | None = None,
+        fuse: bool = True,
+    ) -> tuple[Any, ...]:
+        """The parts that `piece` returns.
+
+        Calls of one `name` differ in `at` and in numbers alone. `fuse` is False for what is too small to
+        be worth compiling.
+        """
+        batches = [getattr(self.task, side) for side in data]
+        totals = {} if totals is None else totals
+        return piece(self.inner, self.meta, totals, at or At(), *state, *batches)
+
+    def recorded(
+        self,
+        name: tuple[Any, ...],
+        piece: Piece,
+        state: Sequence[Any] = (),
+        *,
+        cotangent: Callable[[Any], list[Tensor]],
+        at: At | None = None,
+        data: Sequence[Side] = (),
+    ) -> tuple[Any, Callable[[Any, Tensors], Any]]:
+        """One part, and the way back: `(cotangent, totals) -> cotangent`, by what the pass left.
+
+        `piece` returns the two; `cotangent(state)` gives tensors of the cotangent's form.
+        """
+        part, back = self(name, piece, state, at=at, data=data)
+        return part, back
+
+    def open(self, part: Any) -> Any:
+        """The values of a part; of many tasks at once, `[tasks, ...]`."""
+        return part
+
+    def add(self, one: Any, other: Any) -> Any:
+        """The sum of two cotangents. In a shorter one the end is zero, as None is."""
+        pairs = zip_longest(one, other)
+        return [b if a is None else a if b is None else a + b for a, b in pairs]
+
+    def sum(self, tree: Any) -> Any:
+        """The sum of opened values over the tasks at hand."""
+        return tree
+
+
+@dataclass(frozen=True)
+class InPieces:
+    """Work that can be driven in pieces."""
+
+    inner: InnerLoop
+    meta: Tensors
+    drive: Callable[[Pieces], tuple[Any, Any]]
+    """The result of an executor's task function, of all tasks that `Pieces` runs at once."""
+    short: Callable[[], Any] | None = None
+    """Makes the same work for two inner steps, by which what is compiled is checked; else by itself."""
+
+    @property
+    def shared(self) -> tuple[Tensors, dict[str, Any]]:
+        """What the task function takes as `shared`."""
+        return self.meta, self.inner.tensors
