@@ -269,7 +269,7 @@ class InnerLoop:
     def query(self, meta: Tensors, carry: Carry, query: Batch, index: int) -> QueryPass:
         """The query pass at carry `index`; it belongs to the step that led there."""
         params = {**self._parts(meta).rest, **carry.params}
-        value, prediction, after = self._forward(params, carry.buffers, query, max(index - 1, 0))
+        value, prediction, after = self._forward(params, carry.buffers, query, index, before=1)
         score = None
         if self.metric is not None:
             with torch.no_grad():
@@ -300,13 +300,17 @@ class InnerLoop:
         return self._parts(meta).fixed
 
     def _forward(
-        self, params: Tensors, buffers: Tensors, batch: Batch, index: int
+        self, params: Tensors, buffers: Tensors, batch: Batch, index: int, *, before: int = 0
     ) -> tuple[Tensor, Any, ModuleState]:
+        """The pass of step `index`, or so many `before` it."""
         inputs, target = batch
+        step: int | Position = max(index - before, 0)
+        if self.position is not None:
+            step = Position(step, (self.position.tensor - before).clamp(min=0))
         prediction, state = self.model.apply(
             ModuleState(params, self.model_buffers | buffers),
             inputs,
-            step=index if self.position is None else self.position,
+            step=step,
             training=self.training,
         )
         after = ModuleState(state.params, {name: state.buffers[name] for name in buffers})

@@ -8,7 +8,8 @@ evaluates with more steps than it was trained with.
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal, NamedTuple, TypeAlias, overload
+from dataclasses import dataclass
+from typing import Literal, TypeAlias, overload
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +20,8 @@ Beyond: TypeAlias = Literal["error", "last"]
 """Behaviour of a per-step block at steps past the last one it was made for."""
 
 
-class Position(NamedTuple):
+@dataclass(frozen=True)
+class Position:
     """The index of an inner step where a trace is made that is to serve all steps.
 
     Whoever asks for the number ties the trace to it (`told`); the blocks that ship take the tensor.

@@ -7,7 +7,7 @@ whether a call serves one task or many at once.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from torch import Tensor
 
@@ -15,7 +15,8 @@ from metablocks.inner_loop import InnerLoop
 from metablocks.types import Task, Tensors
 
 
-class At(NamedTuple):
+@dataclass(frozen=True)
+class At:
     """What tells one call of a piece from another."""
 
     index: int = -1

@@ -6,7 +6,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -172,7 +172,8 @@ class AutoExecutor:
     """An executor that a run is to choose by `choose_executor` before it trains, and state.
 
     - `memory`: the budget.
-    - `compile`: trace or compile what is chosen (see `Compiler`).
+    - `compile`: trace ("trace") or compile (True) what is chosen (see `Compiler`); or what of these and
+      neither is fastest ("auto").
 
     Until then it is a `Loop`.
 
@@ -183,15 +184,23 @@ class AutoExecutor:
     """
 
     memory: Memory | None = None
-    compile: Compile = False
+    compile: Compile | Literal["auto"] = False
 
     def __call__(self, fn: Any, shared: Any, buffers: Tensors, tasks: Tasks) -> tuple[Any, Any]:
         return Loop()(fn, shared, buffers, tasks)
 
     def choose(self, learner: MetaLearner, tasks: Tasks) -> Choice:
-        """The choice for this learner; what is measured is not compiled, what is chosen is."""
+        """The choice for this learner; candidates are measured uncompiled, and the best then compiled."""
         choice = choose_executor(learner, tasks, memory=self.memory)
-        return choice._replace(executor=replace(choice.executor, compile=self.compile))
+        if self.compile != "auto":
+            return choice._replace(executor=replace(choice.executor, compile=self.compile))
+        device = devices_of(dict(learner.named_parameters()))[-1]
+        settings: tuple[Compile, ...] = (False, "trace", True)
+        ways = [_Candidate(replace(choice.executor, compile=c), choice.estimator) for c in settings]
+        costs = {way: _measure(way, device, learner, tasks) for way in ways}
+        best = min(costs, key=lambda way: costs[way].seconds)
+        measured = choice.costs | {str(way): cost for way, cost in costs.items()}
+        return Choice(best.executor, best.estimator, measured)
 
 
 @dataclass(frozen=True)

@@ -130,7 +130,7 @@ def filled(grads: Mapping[str, Tensor | None], like: Tensors) -> Tensors:
 
 
 def each_carry(inner: InnerLoop, values: Mapping[int, Tensor]) -> Tensor:
-    """Constants `[..., steps + 1]` of scalars (or those of tasks) by the carry, nan where there is none."""
+    """Constants `[..., steps + 1]` by the carry, of scalars or those of tasks; nan if there is none."""
     like = next(iter(values.values()))
     dtype = like.dtype if like.is_floating_point() else torch.get_default_dtype()
     nan = torch.full_like(like.detach(), torch.nan, dtype=dtype)

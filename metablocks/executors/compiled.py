@@ -8,12 +8,11 @@ that what it takes does not grow with the number of steps.
 """
 
 import logging
-import math
 import threading
 import time
 import warnings
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -21,10 +20,11 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from metablocks.devices import has_float64, in_float64
+from metablocks.devices import has_float64
 from metablocks.errors import BlockError, caller_stacklevel
 from metablocks.executors.base import TaskWork
-from metablocks.generators import devices_of, is_random, kept_draws, set_states
+from metablocks.executors.graphs import Graph, Unfit, compiled, compiled_apart, double, hold, trace
+from metablocks.generators import devices_of, kept_draws, set_states
 from metablocks.per_step import Position, told
 from metablocks.pieces import At, Piece, Pieces, Side
 from metablocks.types import Task, Tensors, map_tensors
@@ -51,15 +51,15 @@ class Compiler:
       and keeps their order;
     - True: those, fused and compiled by PyTorch. It takes ten seconds to a minute to make.
 
-    A piece is made when it is first needed, for tensors of its shapes, dtypes and devices. It serves every
-    inner step, any number of steps and any weights of the step loss; with a rule or a module that reads
+    A piece is made when it is first needed, for tensors of its shapes, dtypes and devices. It serves all
+    inner steps, any number of steps and any weights of the step loss; with a rule or a module that reads
     the index of its step, it is made for each index apart. It draws the random numbers of the plain work.
 
     Each piece is held to what it was made of, at carries and cotangents as they never come, and all of
-    them together to the plain work, at two inner steps: to what rounding explains, which is the square root
-    of the dtype's precision, or as much as is measured in double precision. Where it differs by more, has
-    sizes that depend on the data, draws from a generator of its own, or cannot be traced or compiled, a
-    `CompileWarning` says why, and the work runs as it is. Threads may share one.
+    them together to the plain work, at two inner steps: to what rounding explains, which is the square
+    root of the dtype's precision, or as much as is measured in double precision. Where it differs by
+    more, has sizes that depend on the data, draws from a generator of its own, or cannot be traced or
+    compiled, a `CompileWarning` says why, and the work runs as it is. Threads may share one.
 
     What a learner puts into the key of its work are the fingerprints of model, rule, loss and metric: the
     module `metablocks.fingerprint` says what they see, and what they do not. A change that is seen makes
@@ -74,8 +74,8 @@ class Compiler:
 
     @property
     def count(self) -> int:
-        """The number of compiled pieces."""
-        return sum(len(plan.made) for plan in self._plans.values() if plan.fit)
+        """The number of kinds of work that are compiled."""
+        return sum(plan.fit for plan in self._plans.values())
 
     def __call__(
         self,
@@ -87,7 +87,8 @@ class Compiler:
     ) -> tuple[tuple[Any, Any], bool]:
         """The result of the work, and True if it was compiled.
 
-        `task` is one task, or `width` of them, stacked; `plain(work, shared, buffers, task)` is the result as it is.
+        `task` is one task, or `width` of them, stacked. `plain(work, shared, buffers, task)` runs them as
+        they are.
         """
         cut = work.pieces
         assert cut is not None
@@ -123,7 +124,7 @@ class Compiler:
             states = work.draws.states() if work.draws.kinds else []
             try:
                 return cut.drive(replace(run, plan=plan)), True
-            except _Unfit as error:
+            except Unfit as error:
                 set_states(states)
                 plan.give_up(error)
         return plain(work, cut.shared, buffers, task), False
@@ -165,24 +166,26 @@ class Compiler:
     ) -> None:
         """Make what the work needs at two inner steps, and hold the whole of it to the work as it is."""
         assert work.pieces is not None
-        short = work if work.pieces.short is None else work.pieces.short()
-        given = (short.pieces.shared, buffers, task)
+        short: TaskWork = work if work.pieces.short is None else work.pieces.short()
+        cut = short.pieces
+        assert cut is not None
+        given = (cut.shared, buffers, task)
         with work.draws.put_back():
             expected = _tensors(plain(short, *given))
         started = time.perf_counter()
         try:
             own = work.draws.kinds - {"torch"}
             if own:
-                raise _Unfit(
+                raise Unfit(
                     f"it draws random numbers ({', '.join(sorted(own))}) that no trace sees"
                 )
             if self.setting is True:
                 log.info("compiling, once for these shapes; that takes ten seconds to a minute")
             run = replace(run_of(short), plan=plan)
             with work.draws.put_back():
-                got = _tensors(short.pieces.drive(run))
-            _check(got, expected, lambda: _tensors(plain(short, *map_tensors(_double, given))))
-        except _Unfit as error:
+                got = _tensors(cut.drive(run))
+            hold(got, expected, lambda: _tensors(plain(short, *map_tensors(double, given))))
+        except Unfit as error:
             plan.give_up(error)
         else:
             log.info(
@@ -190,10 +193,6 @@ class Compiler:
                 "compiled" if self.setting is True else "traced",
                 time.perf_counter() - started,
             )
-
-
-class _Unfit(Exception):  # noqa: N818  (a reason, which becomes a warning)
-    """The reason that work is not compiled."""
 
 
 class _Other:
@@ -223,7 +222,7 @@ class _Form:
     def tree(self, tensors: Iterator[Tensor]) -> Any:
         """The tree with tensors of an iterator."""
         if self.alien:
-            raise _Unfit(
+            raise Unfit(
                 f"its arguments hold {self.alien}, whose tensors would be taken for constants; hand over "
                 "tuples, lists and dicts of tensors"
             )
@@ -241,12 +240,12 @@ class _Leaves(NamedTuple):
 class _Made(NamedTuple):
     """A piece that was made."""
 
-    run: Callable[[Sequence[Tensor]], Sequence[Tensor]]
+    run: Graph
     forms: list[_Form]
     """Of the parts that it returns."""
     totals: list[str]
     """The names of the sums over tasks that it returns behind them."""
-    back: Callable[[Sequence[Tensor]], Sequence[Tensor]] | None = None
+    back: Graph | None = None
     """Of what `run` returned behind the first part, and a cotangent."""
 
 
@@ -261,15 +260,14 @@ class _Plan:
     made: dict[Hashable, _Made] = field(default_factory=dict)
     told: dict[Hashable, set[str]] = field(default_factory=dict)
     """What a trace was told of its step, which ties it to that."""
-
     positions: dict[int, Tensor] = field(default_factory=dict)
 
     def find(self, key: tuple[Any, ...], numbers: dict[str, int]) -> _Made | None:
         """A piece that was made, for these numbers where it is tied to them."""
-        told = self.told.get(key)
-        if told is None:
-            return None
-        return self.made.get((key, *(numbers[what] for what in sorted(told))))
+        return self.made.get(self.full(key, numbers)) if key in self.told else None
+
+    def full(self, key: tuple[Any, ...], numbers: dict[str, int]) -> tuple[Any, ...]:
+        return key, *(numbers[what] for what in sorted(self.told[key]))
 
     def index(self, index: int, shared: _Leaves) -> Tensor:
         """The index of a step as a tensor."""
@@ -279,7 +277,7 @@ class _Plan:
             self.positions[index] = torch.tensor(index, dtype=dtype, device=device)
         return self.positions[index]
 
-    def give_up(self, error: _Unfit) -> None:
+    def give_up(self, error: Unfit) -> None:
         """Run the work as it is from now on, and say why."""
         self.fit = False
         done = "traced" if self.compiler.setting == "trace" else "compiled"
@@ -351,9 +349,7 @@ class _Run(Pieces):
     def sum(self, tree: Any) -> Any:
         return tree if self.plan.width is None else map_tensors(lambda leaf: leaf.sum(0), tree)
 
-    def _call(
-        self, graph: Callable[[Sequence[Tensor]], Sequence[Tensor]], arguments: Sequence[Tensor]
-    ) -> Sequence[Tensor]:
+    def _call(self, graph: Graph, arguments: Sequence[Tensor]) -> Sequence[Tensor]:
         if not self.plan.autocast:
             return graph(arguments)
         with self.plan.running():
@@ -399,8 +395,8 @@ class _Run(Pieces):
                 if made is None:
                     flat = _Flat(self, piece, own, at, len(beside))
                     made = self._make(flat, arguments, fuse, cotangent)
-                    self.plan.told[key] = flat.told
-                    self.plan.made[key, *(numbers[what] for what in sorted(flat.told))] = made
+                    self.plan.told[key] = flat.told | self.plan.told.get(key, set())
+                    self.plan.made[self.plan.full(key, numbers)] = made
         return made, arguments
 
     def _make(
@@ -425,27 +421,22 @@ class _Run(Pieces):
             with warnings.catch_warnings(), kept_draws(devices_of(leaves)):
                 warnings.simplefilter("ignore", DeprecationWarning)
                 with told() as flat.told:
-                    graph, constants, random = _trace(flat, leaves)
-                inputs += len(constants)
-                back = None
+                    traced = trace(flat, leaves)
+                back, first = None, sum(flat.sizes[:1])
                 if cotangent is None:
-                    run = _compile(graph, [*constants, *leaves], fuse, random)
+                    run = compiled(traced, leaves, fuse=fuse)
                 else:
-                    run, back = _compile_parted(
-                        graph, [*constants, *leaves], inputs, flat.sizes[0], fuse, random
-                    )
-            run = _after(constants, run)
+                    run, back = compiled_apart(traced, leaves, inputs, first, fuse=fuse)
             with self.plan.running(), kept_draws(devices_of(leaves)):
-                got = [*run(leaves[: inputs - len(constants)])]
+                got = [*run(leaves[:inputs])]
                 if back is not None:
-                    first = flat.sizes[0]
-                    got[first:] = back([*got[first:], *leaves[inputs - len(constants) :]])
-        except _Unfit:
+                    got[first:] = back([*got[first:], *leaves[inputs:]])
+        except Unfit:
             raise
         except Exception as error:  # whatever tracer, compiler and C++ compiler raise
             lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-            raise _Unfit(f"{type(error).__name__}: {' '.join(lines[:3])}") from error
-        _check(got, expected, lambda: flat(*map(_double, leaves)))
+            raise Unfit(f"{type(error).__name__}: {' '.join(lines[:3])}") from error
+        hold(got, expected, lambda: flat(*map(double, leaves)))
         forms, begin = [], 0
         for size, (others, spec) in zip(flat.sizes, flat.parts, strict=True):
             forms.append(compiler.form(got[begin : begin + size], others, spec))
@@ -523,7 +514,7 @@ class _Flat:
             others = tuple(None if isinstance(x, Tensor) else _Other(x) for x in leaves)
             alien = _Form(spec, others, 0).alien
             if alien:
-                raise _Unfit(f"it returns {alien}, whose tensors would be taken for constants")
+                raise Unfit(f"it returns {alien}, whose tensors would be taken for constants")
             tensors += own
             self.parts.append((others, spec))
             self.sizes.append(len(own))
@@ -536,173 +527,6 @@ def _generic(tensor: Tensor) -> Tensor:
         return tensor
     drawn = torch.rand(tensor.shape, generator=torch.Generator().manual_seed(0))
     return tensor + (0.1 * tensor.abs() + 0.01) * drawn.to(tensor.device, tensor.dtype)
-
-
-def _trace(flat: _Flat, leaves: list[Tensor]) -> tuple[torch.fx.GraphModule, list[Tensor], bool]:
-    """The graph of a piece, the constants that it takes first, and True if it draws random numbers."""
-    from torch.fx.experimental.proxy_tensor import make_fx  # slow to import, and rarely needed
-
-    graph: torch.fx.GraphModule = make_fx(flat)(*map(_apart, leaves))  # runs the function
-    if any(
-        getattr(node.target, "_schema", None) and node.target._schema.is_mutable
-        for node in graph.graph.nodes
-    ):
-        pure = torch.func.functionalize(graph, remove="mutations")
-        graph = make_fx(pure)(*map(_apart, leaves))
-    drawing = [node for node in graph.graph.nodes if is_random(node.target, node.args, node.kwargs)]
-    for node in drawing:
-        if node.kwargs.get("generator") is not None:
-            raise _Unfit(f"it draws random numbers from a generator of its own ({node.target})")
-    sized = {str(node.target) for node in graph.graph.nodes if _has_size_of_data(node)}
-    if sized:
-        raise _Unfit(
-            f"sizes in it depend on the data ({', '.join(sorted(sized))}), and a trace would keep those "
-            "of the first task"
-        )
-    constants = _lift_constants(graph)
-    graph.graph.eliminate_dead_code()
-    graph.recompile()
-    return graph, constants, bool(drawing)
-
-
-def _lift_constants(graph: torch.fx.GraphModule) -> list[Tensor]:
-    """Make arguments, which come first, of the tensors that a trace took for constants."""
-    constants: dict[str, tuple[Tensor, Any]] = {}
-    first = next(iter(graph.graph.nodes))
-    for node in [*graph.graph.nodes]:
-        if node.op == "get_attr":
-            if node.target not in constants:
-                value = getattr(graph, node.target)
-                with graph.graph.inserting_before(first):
-                    place = graph.graph.placeholder(f"constant_{len(constants)}")
-                place.meta["val"] = value
-                constants[node.target] = value, place
-            node.replace_all_uses_with(constants[node.target][1])
-            graph.graph.erase_node(node)
-    return [value for value, _ in constants.values()]
-
-
-def _apart(tensor: Tensor) -> Tensor:
-    """The same tensor as another object: of one that is given twice a trace makes one argument."""
-    return torch.ops.aten.alias(tensor)  # type: ignore[no-any-return]
-
-
-def _has_size_of_data(node: Any) -> bool:
-    if torch.Tag.dynamic_output_shape not in getattr(node.target, "tags", ()):
-        return False
-    if node.target is not torch.ops.aten.index.Tensor:
-        return True
-    masks = (index.meta.get("val") for index in node.args[1] if index is not None)
-    return any(mask is None or mask.dtype in (torch.bool, torch.uint8) for mask in masks)
-
-
-Graph: TypeAlias = Callable[[Sequence[Tensor]], Sequence[Tensor]]
-
-
-def _compile(
-    graph: torch.fx.GraphModule, leaves: Sequence[Tensor], fuse: bool, random: bool
-) -> Graph:
-    """The graph as a function of a list of tensors, of which it takes those that it needs."""
-    places = [node for node in graph.graph.nodes if node.op == "placeholder"]
-    used = [index for index, node in enumerate(places) if node.users]
-    for node in places:
-        if not node.users:
-            graph.graph.erase_node(node)
-    graph.recompile()
-    run: Any = graph
-    if fuse:
-        import torch._inductor
-
-        # Eager kernels draw the numbers that eager code draws.
-        options = {"config_patches": {"fallback_random": True}} if random else None
-        run = torch._inductor.standalone_compile(
-            graph,
-            [leaves[index] for index in used],
-            dynamic_shapes="from_example_inputs",
-            options=options,
-        )
-    return lambda leaves: run(*[leaves[index] for index in used])
-
-
-def _compile_parted(
-    graph: torch.fx.GraphModule,
-    leaves: Sequence[Tensor],
-    inputs: int,
-    outputs: int,
-    fuse: bool,
-    random: bool,
-) -> tuple[Graph, Graph]:
-    """A way forwards, which returns what the way back needs behind its own outputs, and the way back."""
-    from torch._functorch.compile_utils import fx_graph_cse
-    from torch._functorch.partitioners import min_cut_rematerialization_partition
-
-    places = [node for node in graph.graph.nodes if node.op == "placeholder"]
-    for index, node in enumerate(places):  # names by which the partition goes
-        kind, number = ("primals", index) if index < inputs else ("tangents", index - inputs)
-        node.name = node.target = f"{kind}_{number + 1}"
-    graph.graph = fx_graph_cse(graph.graph)
-    forward, backward = min_cut_rematerialization_partition(
-        graph, [*leaves], num_fwd_outputs=outputs
-    )
-    run = _compile(forward, leaves[:inputs], fuse, random)
-    back = [*run(leaves[:inputs])[outputs:], *leaves[inputs:]]
-    return run, _compile(backward, back, fuse, random)
-
-
-def _after(constants: list[Tensor], run: Graph) -> Graph:
-    return (lambda leaves: run([*constants, *leaves])) if constants else run
-
-
-def _check(
-    got: Sequence[Tensor], expected: Sequence[Tensor], in_double: Callable[[], Sequence[Tensor]]
-) -> None:
-    """Raise `_Unfit` where a result is further from the expected one than rounding explains.
-
-    That is the square root of the dtype's precision. Where a kink of the net or a low precision makes
-    more of it, rounding is measured: what is expected in double precision is the truth, and the result
-    may be twice as far from it as the expected one is.
-    """
-    within = max(
-        (torch.finfo(x.dtype).eps ** 0.5 for x in expected if x.is_floating_point()), default=0
-    )
-    if [x.shape for x in got] != [x.shape for x in expected]:
-        raise _Unfit("its results have other shapes than the function's own")
-    if any(not torch.equal(a.isnan(), b.isnan()) for a, b in zip(got, expected, strict=True)):
-        raise _Unfit("it gives nan in other places than the function itself")
-    error = _distance(got, expected)
-    if error <= within:
-        return
-    message = f"its results differ from the function's own by {error:.1e}, relatively; rounding "
-    truth = None
-    if any(x.dtype != torch.float64 for x in expected if x.is_floating_point()):
-        with suppress(
-            Exception
-        ):  # a module that has no double precision, or is bound to its device
-            truth = in_double()
-    if truth is None:
-        raise _Unfit(f"{message}explains {within:.0e}")
-    error, usual = (_distance(result, truth) for result in (got, expected))
-    if not error <= 2 * usual:
-        raise _Unfit(
-            f"{message}explains {within:.0e}, and {usual:.1e} as measured in double precision"
-        )
-
-
-def _distance(a: Sequence[Tensor], b: Sequence[Tensor]) -> float:
-    """‖a − b‖ / ‖b‖ over all numbers; nan counts as zero."""
-    difference = norm = 0.0
-    for x, y in zip(a, b, strict=True):
-        x, y = in_float64(x).nan_to_num(), in_float64(y).nan_to_num()
-        difference += float((x - y).square().sum())
-        norm += float(y.square().sum())
-    return math.sqrt(difference / norm if norm else difference)
-
-
-def _double(leaf: Tensor) -> Tensor:
-    """The tensor in float64, on the CPU where its device has none."""
-    if leaf.is_floating_point():
-        return in_float64(leaf)
-    return leaf if has_float64(leaf.device) else leaf.cpu()
 
 
 def _tensors(tree: Any) -> list[Tensor]:

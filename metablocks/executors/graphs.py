@@ -1,0 +1,201 @@
+"""Functions of tensors as flat graphs of operations, run as they are or compiled."""
+
+import math
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Any, NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor
+
+from metablocks.devices import has_float64, in_float64
+from metablocks.generators import is_random
+
+Graph: TypeAlias = Callable[[Sequence[Tensor]], Sequence[Tensor]]
+
+
+class Unfit(Exception):  # noqa: N818  (a reason, which becomes a warning)
+    """The reason that a function is not traced or compiled."""
+
+
+class Traced(NamedTuple):
+    """What a function of tensors came down to."""
+
+    graph: torch.fx.GraphModule
+    constants: list[Tensor]
+    """Tensors that it takes first, made or met on the way."""
+    draws: bool
+    """True if it draws random numbers."""
+
+
+def trace(function: Callable[..., list[Tensor]], leaves: Sequence[Tensor]) -> Traced:
+    """The operations that a function of tensors comes down to; it is run for that.
+
+    Raises `Unfit` where they would not be those of other numbers.
+    """
+    from torch.fx.experimental.proxy_tensor import make_fx  # slow to import, and rarely needed
+
+    graph: torch.fx.GraphModule = make_fx(function)(*map(_apart, leaves))  # runs the function
+    if any(
+        getattr(node.target, "_schema", None) and node.target._schema.is_mutable
+        for node in graph.graph.nodes
+    ):
+        pure = torch.func.functionalize(graph, remove="mutations")
+        graph = make_fx(pure)(*map(_apart, leaves))
+    drawing = [node for node in graph.graph.nodes if is_random(node.target, node.args, node.kwargs)]
+    for node in drawing:
+        if node.kwargs.get("generator") is not None:
+            raise Unfit(f"it draws random numbers from a generator of its own ({node.target})")
+    sized = {str(node.target) for node in graph.graph.nodes if _has_size_of_data(node)}
+    if sized:
+        raise Unfit(
+            f"sizes in it depend on the data ({', '.join(sorted(sized))}), and a trace would keep those "
+            "of the first task"
+        )
+    constants = _lift_constants(graph)
+    graph.graph.eliminate_dead_code()
+    graph.recompile()
+    return Traced(graph, constants, bool(drawing))
+
+
+def _lift_constants(graph: torch.fx.GraphModule) -> list[Tensor]:
+    """Make arguments, which come first, of the tensors that a trace took for constants."""
+    constants: dict[str, tuple[Tensor, Any]] = {}
+    first = next(iter(graph.graph.nodes))
+    for node in [*graph.graph.nodes]:
+        if node.op == "get_attr":
+            if node.target not in constants:
+                value = getattr(graph, node.target)
+                with graph.graph.inserting_before(first):
+                    place = graph.graph.placeholder(f"constant_{len(constants)}")
+                place.meta["val"] = value
+                constants[node.target] = value, place
+            node.replace_all_uses_with(constants[node.target][1])
+            graph.graph.erase_node(node)
+    return [value for value, _ in constants.values()]
+
+
+def _apart(tensor: Tensor) -> Tensor:
+    """The same tensor as another object: of one that is given twice a trace makes one argument."""
+    return torch.ops.aten.alias(tensor)  # type: ignore[no-any-return]
+
+
+def _has_size_of_data(node: Any) -> bool:
+    if torch.Tag.dynamic_output_shape not in getattr(node.target, "tags", ()):
+        return False
+    if node.target is not torch.ops.aten.index.Tensor:
+        return True
+    masks = (index.meta.get("val") for index in node.args[1] if index is not None)
+    return any(mask is None or mask.dtype in (torch.bool, torch.uint8) for mask in masks)
+
+
+def compiled(traced: Traced, leaves: Sequence[Tensor], *, fuse: bool) -> Graph:
+    """The graph as a function of a list of tensors, fused by PyTorch's compiler or as it is."""
+    run = _compiled(traced.graph, [*traced.constants, *leaves], fuse, traced.draws)
+    return _after(traced.constants, run)
+
+
+def compiled_apart(
+    traced: Traced, leaves: Sequence[Tensor], inputs: int, outputs: int, *, fuse: bool
+) -> tuple[Graph, Graph]:
+    """A graph cut in two: the first `outputs` of the first `inputs`, and what comes back by the others.
+
+    The way forwards returns what the way back takes first, behind its own outputs.
+    """
+    from torch._functorch.compile_utils import fx_graph_cse
+    from torch._functorch.partitioners import min_cut_rematerialization_partition
+
+    graph, given = traced.graph, [*traced.constants, *leaves]
+    inputs += len(traced.constants)
+    places = [node for node in graph.graph.nodes if node.op == "placeholder"]
+    for index, node in enumerate(places):  # names by which the partition goes
+        kind, number = ("primals", index) if index < inputs else ("tangents", index - inputs)
+        node.name = node.target = f"{kind}_{number + 1}"
+    graph.graph = fx_graph_cse(graph.graph)
+    forward, backward = min_cut_rematerialization_partition(graph, given, num_fwd_outputs=outputs)
+    run = _compiled(forward, given[:inputs], fuse, traced.draws)
+    saved = [*run(given[:inputs])[outputs:]]
+    back = _compiled(backward, [*saved, *given[inputs:]], fuse, traced.draws)
+    return _after(traced.constants, run), back
+
+
+def _compiled(
+    graph: torch.fx.GraphModule, leaves: Sequence[Tensor], fuse: bool, draws: bool
+) -> Graph:
+    places = [node for node in graph.graph.nodes if node.op == "placeholder"]
+    used = [index for index, node in enumerate(places) if node.users]
+    for node in places:
+        if not node.users:
+            graph.graph.erase_node(node)
+    graph.recompile()
+    run = fused(graph, [leaves[index] for index in used], draws) if fuse else graph
+    return lambda leaves: run(*[leaves[index] for index in used])
+
+
+def fused(
+    graph: torch.fx.GraphModule, leaves: list[Tensor], draws: bool
+) -> Callable[..., Sequence[Tensor]]:
+    """The graph compiled; its random numbers are those of PyTorch's own operations."""
+    from torch._inductor import standalone_compile  # slow to import, and rarely needed
+
+    options = {"config_patches": {"fallback_random": True}} if draws else None
+    made: Any = standalone_compile(
+        graph, [*leaves], dynamic_shapes="from_example_inputs", options=options
+    )
+    return made  # type: ignore[no-any-return]
+
+
+def _after(constants: list[Tensor], run: Graph) -> Graph:
+    return (lambda leaves: run([*constants, *leaves])) if constants else run
+
+
+def hold(
+    got: Sequence[Tensor], expected: Sequence[Tensor], in_double: Callable[[], Sequence[Tensor]]
+) -> None:
+    """Raise `Unfit` where a result is further from the expected one than rounding explains.
+
+    That is the square root of the dtype's precision. Where a kink of the net or a low precision makes
+    more of it, rounding is measured: what is expected in double precision is the truth, and the result
+    may be twice as far from it as the expected one is.
+    """
+    within = max(
+        (torch.finfo(x.dtype).eps ** 0.5 for x in expected if x.is_floating_point()), default=0
+    )
+    if [x.shape for x in got] != [x.shape for x in expected]:
+        raise Unfit("its results have other shapes than the function's own")
+    if any(not torch.equal(a.isnan(), b.isnan()) for a, b in zip(got, expected, strict=True)):
+        raise Unfit("it gives nan in other places than the function itself")
+    error = _distance(got, expected)
+    if error <= within:
+        return
+    message = f"its results differ from the function's own by {error:.1e}, relatively; rounding "
+    truth = None
+    if any(x.dtype != torch.float64 for x in expected if x.is_floating_point()):
+        with suppress(
+            Exception
+        ):  # a module that has no double precision, or is bound to its device
+            truth = in_double()
+    if truth is None:
+        raise Unfit(f"{message}explains {within:.0e}")
+    error, usual = (_distance(result, truth) for result in (got, expected))
+    if not error <= 2 * usual:
+        raise Unfit(
+            f"{message}explains {within:.0e}, and {usual:.1e} as measured in double precision"
+        )
+
+
+def _distance(a: Sequence[Tensor], b: Sequence[Tensor]) -> float:
+    """‖a − b‖ / ‖b‖ over all numbers; nan counts as zero."""
+    difference = norm = 0.0
+    for x, y in zip(a, b, strict=True):
+        x, y = in_float64(x).nan_to_num(), in_float64(y).nan_to_num()
+        difference += float((x - y).square().sum())
+        norm += float(y.square().sum())
+    return math.sqrt(difference / norm if norm else difference)
+
+
+def double(leaf: Tensor) -> Tensor:
+    """The tensor in float64, on the CPU where its device has none."""
+    if leaf.is_floating_point():
+        return in_float64(leaf)
+    return leaf if has_float64(leaf.device) else leaf.cpu()
