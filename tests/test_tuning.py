@@ -47,6 +47,22 @@ def test_the_fastest_of_all_candidates_is_chosen_and_the_reason_says_what_each_t
     assert choice.reason.startswith("Vmap(chunk=4): Vmap(chunk=4) with Unrolled() 1e+03 ms")
 
 
+@pytest.mark.parametrize("fastest", [False, "trace", True])
+def test_auto_compiles_what_was_chosen_as_far_as_it_pays(fastest, costs, monkeypatch):
+    measured, stand_in = [], tuning._measure
+
+    def measure(candidate, *args):
+        if candidate.executor not in (mb.Vmap(chunk=4, compile=c) for c in ("trace", True)):
+            return stand_in(candidate, *args)
+        measured.append(candidate.executor)
+        return tuning.Cost(0.5 if candidate.executor.compile == fastest else 1.5, 40)
+
+    monkeypatch.setattr(tuning, "_measure", measure)
+    choice = tuning.AutoExecutor(compile="auto").choose(learner(), sinusoids(8))
+    assert choice.executor == mb.Vmap(chunk=4, compile=fastest)
+    assert len(measured) == 2
+
+
 def test_measuring_leaves_the_learner_as_it_was_and_the_choice_gives_its_gradient(within):
     ours, tasks = learner(), sinusoids(3)
     expected, state = ours.meta_gradient(tasks).grads, torch.get_rng_state()

@@ -14,7 +14,7 @@ from importlib.metadata import version
 import pytest
 import torch
 
-import metablocks.executors.compiled
+import metablocks.executors.graphs
 from tools.benchmarks import command, contenders, lineup, measure, report, worker
 from tools.benchmarks.problem import build
 
@@ -37,9 +37,12 @@ def traced(monkeypatch):
     """Compiled contenders take their whole path, except that what is to be compiled runs as it is:
     real compiling takes a minute each. Yields the list of what was handed over."""
     handed = []
-    monkeypatch.setattr(
-        metablocks.executors.compiled, "_compile", lambda graph: handed.append(graph) or graph
-    )
+
+    def stand_in(graph, leaves, draws):
+        handed.append(graph)
+        return graph
+
+    monkeypatch.setattr(metablocks.executors.graphs, "fused", stand_in)
     return handed
 
 
@@ -139,7 +142,7 @@ def test_our_contenders_are_every_estimator_executor_and_compile():
         itertools.product(("Unrolled", "Adjoint"), ("Loop", "Vmap"), (False, "trace", True))
     )
     assert {(c.estimator, c.compile) for c in ours if c.wide and not c.bfloat16} == set(
-        itertools.product(("Unrolled", "Adjoint"), (False, "trace"))
+        itertools.product(("Unrolled", "Adjoint"), (False, "trace", True))
     )
     assert lineup.CONTENDERS["metablocks_adjoint_vmap_compiled"].title == (
         "metablocks Adjoint × Vmap, compiled"
@@ -158,10 +161,10 @@ def test_the_first_call_of_a_compiled_contender_is_a_measurement_of_its_own(name
 
 
 def test_a_contender_that_falls_back_to_plain_code_is_no_compiled_measurement(monkeypatch, capsys):
-    def refuse(graph):
+    def refuse(graph, leaves, draws):
         raise RuntimeError("no C++ compiler")
 
-    monkeypatch.setattr(metablocks.executors.compiled, "_compile", refuse)
+    monkeypatch.setattr(metablocks.executors.graphs, "fused", refuse)
     assert worker.main([json.dumps(request("metablocks_vmap_compiled"))]) == 0
     result = json.loads(capsys.readouterr().out)
     assert result == {"failure": "not compiled, but run as it is: RuntimeError: no C++ compiler"}
@@ -189,17 +192,17 @@ def test_the_plain_loop_has_no_error_and_a_wide_loop_no_count_of_its_threads_ten
     assert wide["error"] < 1e-13
 
 
-def test_compiled_contenders_stay_out_of_long_loops_and_chunks_out_of_where_they_are_none():
+def test_compiled_contenders_stay_out_of_smoke_sizes_and_chunks_out_of_where_they_are_none():
     compiled, chunk = (lineup.CONTENDERS[f"metablocks_{n}"] for n in ("vmap_compiled", "vmap2"))
     assert compiled.left_out(lineup.CONV) is None
-    assert "up to 5" in compiled.left_out(lineup.CONV.with_steps(20))
+    assert compiled.left_out(lineup.CONV.with_steps(20)) is None
     assert "smoke sizes" in compiled.left_out(lineup.CONV, quick=True)
     assert chunk.left_out(lineup.CONV) is None
     bfloat16 = lineup.CONTENDERS["metablocks_loop_compiled_bfloat16"]
     assert bfloat16.left_out(lineup.CONV) is None
     assert "half precision" in bfloat16.left_out(lineup.SINUSOID)
     assert "no more than one chunk" in chunk.left_out(lineup.CASES["memory"])
-    reason = compiled.left_out(lineup.CONV.with_steps(20))
+    reason = compiled.left_out(lineup.CONV, quick=True)
     text = report.section(lineup.CONV, [], SETTINGS, {"metablocks_vmap_compiled": reason})
     assert f"Not measured: `metablocks_vmap_compiled` ({reason}" in text
 

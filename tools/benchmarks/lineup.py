@@ -121,10 +121,6 @@ class Contender:
         """Why it is not measured on a case unless it is named; None where it is."""
         if self.compile is True and quick:
             return "compiling takes longer than all else at smoke sizes"
-        if self.compile is True and case.steps > MOST_COMPILED_STEPS:
-            return (
-                f"compiled graphs grow with the inner steps; by default up to {MOST_COMPILED_STEPS}"
-            )
         if self.name == "torchopt" and case.net == "lora":
             return "its MetaSGD differentiates by frozen parameters too, which autograd refuses"
         if self.bfloat16 and case.net == "mlp":
@@ -137,8 +133,6 @@ class Contender:
             return "chunks trade time for memory, of which small nets need little"
         return None
 
-
-MOST_COMPILED_STEPS = 5
 
 SINUSOID = Case(name="sinusoid", net="mlp", tasks=25, shots=5, queries=5, repeats=20)
 CONV = Case(name="conv", net="conv4", tasks=8, shots=1, queries=15, repeats=5)
@@ -199,8 +193,8 @@ CONTENDERS = {
         ),
         *(_ours(e, "Vmap", chunk=2) for e in ("Unrolled", "Adjoint")),
         *(
-            _ours(e, "Loop", wide=True, compile=traced)
-            for traced, e in product((False, "trace"), ("Unrolled", "Adjoint"))
+            _ours(e, "Loop", wide=True, compile=compiled)
+            for compiled, e in product((False, "trace", True), ("Unrolled", "Adjoint"))
         ),
         _ours("Unrolled", "Loop", wide=True, compile="trace", bfloat16=True),
         _ours("Unrolled", "Loop", compile=True, bfloat16=True),

@@ -72,8 +72,7 @@ def section(
 _COMPILED = (
     "Traced and compiled contenders: the first call does that, in the first round with nothing cached "
     "(beside its seconds the peak memory that it took); the peak memory is that of the calls after it; "
-    "the gradient of compiled ones is checked at no more than 2 inner steps; all are held to the same "
-    "computation as it is in each run, in its own dtype."
+    "all are held to the same computation as it is in each run, in its own dtype."
 )
 
 

@@ -26,9 +26,6 @@ from tools.benchmarks.problem import build
 CHECKED_TASKS = 3
 """How many tasks the gradient is checked on: enough to tell a mean from a sum, and soon done."""
 
-CHECKED_STEPS = 2
-"""How many inner steps a compiled gradient is checked with: the check compiles it once more."""
-
 WARM_UPS = 2
 
 
@@ -86,12 +83,7 @@ def _first(run: Callable[[], Any]) -> None:
 
 def gradient_error(contender: str, case: Case, *, device: str = "cpu") -> float:
     """‖g − g₀‖ / ‖g₀‖ in float64, g₀ being the plain loop's; float32 is cast down for bfloat16."""
-    compiled = CONTENDERS[contender].compile is True
-    case = replace(
-        case,
-        tasks=min(case.tasks, CHECKED_TASKS),
-        steps=min(case.steps, CHECKED_STEPS) if compiled else case.steps,
-    )
+    case = replace(case, tasks=min(case.tasks, CHECKED_TASKS))
     own = torch.float32 if CONTENDERS[contender].bfloat16 else torch.float64
     expected, given = (
         make(CONTENDERS[name], build(case, device=device, dtype=dtype))()
