@@ -304,9 +304,10 @@ class InnerLoop:
     ) -> tuple[Tensor, Any, ModuleState]:
         """The pass of step `index`, or so many `before` it."""
         inputs, target = batch
-        step: int | Position = max(index - before, 0)
+        own = max(index - before, 0)
+        step: int | Position = own
         if self.position is not None:
-            step = Position(step, (self.position.tensor - before).clamp(min=0))
+            step = Position(own, (self.position.tensor - before).clamp(min=0))
         prediction, state = self.model.apply(
             ModuleState(params, self.model_buffers | buffers),
             inputs,
