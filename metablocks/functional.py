@@ -113,8 +113,8 @@ class ModuleView:
         _check(module)
         survey = Survey(module)
         self.module = module
-        self.key = key
-        """The module's fingerprint."""
+        self.key = (key, norm_statistics)
+        """The module's fingerprint, and what its norms normalise by."""
         self.generators = survey.generators
         """The random generators that modules hold."""
         self.collected = collected_buffers(module)

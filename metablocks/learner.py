@@ -404,8 +404,8 @@ class MetaLearner(nn.Module):
 
         def identify() -> Hashable:
             functions = map(fingerprint, (self.loss, inner.metric))
-            flags = (self._identity, kind, inner.training, Same(inner.model))
-            return (*flags, inner.model.key, inner.rule.key, *functions)
+            blocks = (self._identity, kind, inner.training, inner.model.key, inner.rule.key)
+            return (*blocks, *functions)
 
         return replace(work, identify=identify)
 
