@@ -118,6 +118,15 @@ class QueryPass(NamedTuple):
     """The metric of the prediction, a constant; None without a metric."""
 
 
+class Reached(NamedTuple):
+    """Where an inner loop stands, beside its fast weights."""
+
+    rule: Any
+    """The rule's own state."""
+    index: int
+    """The index of the next step."""
+
+
 class Trajectory(NamedTuple):
     """Result of `adapt`."""
 
@@ -125,6 +134,8 @@ class Trajectory(NamedTuple):
     """[θ_0, …, θ_K], each a dict of all parameters, differentiable by autograd."""
     losses: Tensor
     """The support losses `[K]` at θ_0 … θ_{K−1}: numbers to read, cut off from autograd."""
+    state: Reached
+    """What `adapt` takes to go on from the last of `params`."""
 
 
 @checked()
@@ -137,15 +148,19 @@ def adapt(
     steps: CountFrom0,
     order: Order | None = None,
     progress: Progress | None = None,
+    state: Reached | None = None,
 ) -> Trajectory:
     """Adapt parameters to one batch by `steps` inner steps.
 
     `loss_fn(params, batch)` returns a scalar. Every parameter moves except frozen ones (an
-    `nn.Parameter` with `requires_grad=False`). `order` is `SecondOrder()` unless given.
+    `nn.Parameter` with `requires_grad=False`). `order` is `SecondOrder()` unless given. With the
+    `state` of a trajectory and the last of its `params` the inner loop goes on, on any batch: the rule's
+    state and the index of the step are as they were left. (Online learning, bilevel loops.)
 
     Law: `adapt` is its hand-written loop, θ_{k+1} = θ_k + rule(∇ loss_fn(θ_k)); the result is
     differentiable with respect to `params`, the rule's parameters and the batch, by autograd and by
-    `torch.func` alike.
+    `torch.func` alike. n + m steps in two calls are n + m steps in one, derivatives included, for rules
+    and orders that do not go by the number of steps.
 
     Source: Finn, Abbeel, Levine 2017.
 
@@ -155,6 +170,10 @@ def adapt(
     >>> square = lambda params, batch: (params["w"] ** 2).sum()
     >>> [float(p["w"]) for p in adapt(square, params, (), rule=rule, steps=2).params]
     [4.0, 2.0, 1.0]
+    >>> once = adapt(square, params, (), rule=rule, steps=1)
+    >>> twice = adapt(square, once.params[-1], (), rule=rule, steps=1, state=once.state)
+    >>> float(twice.params[-1]["w"]), twice.state.index
+    (1.0, 2)
 
     Raises `BlockError` for negative `steps`, `GradientError` for a loss that is no scalar, and what
     the rule raises.
@@ -167,19 +186,22 @@ def adapt(
     def loss(params: Tensors, buffers: Tensors) -> tuple[Tensor, Tensors]:
         return loss_fn(params, batch), buffers
 
-    carry = Carry(nodes_of(fast), rule.init(fast), {})
+    first = 0 if state is None else state.index
+    carry = Carry(nodes_of(fast), rule.init(fast) if state is None else state.rule, {})
     states, losses = [dict(params)], []
-    for index, through in enumerate(steps_through(order, steps, progress)):
+    total = first + steps
+    for index, through in [*enumerate(steps_through(order, total, progress))][first:]:
         support = support_pass(loss, carry, rest, through=through)
         versions = [tensor._version for tensor in carry.params.values()]
-        after = step(carry, support, rule, index=index, steps=steps)
+        after = step(carry, support, rule, index=index, steps=total)
         if versions != [tensor._version for tensor in carry.params.values()]:
             raise _writes(rule)
         carry = after
         states.append({name: carry.params.get(name, tensor) for name, tensor in params.items()})
         losses.append(support.loss)
     like = next(iter(params.values()), torch.empty(0))
-    return Trajectory(states, torch.stack(losses) if steps else like.new_zeros(0))
+    support_losses = torch.stack(losses) if steps else like.new_zeros(0)
+    return Trajectory(states, support_losses, Reached(carry.rule, total))
 
 
 @dataclass(frozen=True)

@@ -44,18 +44,27 @@ class FinalStepLoss:
 
 
 @checked()
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class UniformStepLoss:
-    """The mean of the query losses after each step, v_k = 1/N.
+    """The mean of the query losses after each step, v_k = 1/N; with `initial` also before the first.
 
-    Source: Antoniou, Edwards, Storkey 2018 (MSL before any annealing).
+        v_k = 1/(N + 1)  for k = 0 … N          with `initial`
+
+    Source: Antoniou, Edwards, Storkey 2018 (MSL before any annealing); `initial`: Tandon et al. 2025,
+    whose streams are judged by θ_0 too.
 
     >>> UniformStepLoss()(4, Progress())
     tensor([0.0000, 0.2500, 0.2500, 0.2500, 0.2500], dtype=torch.float64)
+    >>> UniformStepLoss(initial=True)(3, Progress())
+    tensor([0.2500, 0.2500, 0.2500, 0.2500], dtype=torch.float64)
     """
 
+    initial: bool = False
+
     def __call__(self, steps: int, progress: Progress) -> Tensor:
-        return _weights([0.0] + [1 / steps] * steps) if steps else _weights([1.0])
+        if self.initial or not steps:
+            return _weights([1 / (steps + 1)] * (steps + 1))
+        return _weights([0.0] + [1 / steps] * steps)
 
 
 @checked()

@@ -87,3 +87,33 @@ def test_no_steps_leave_the_parameters_and_no_losses(placed):
     assert result.losses.shape == (0,)
     assert result.losses.dtype == params["w"].dtype
     assert result.losses.device == params["w"].device
+
+
+RULES = {
+    "rates of each step": lambda: mb.lslr(RATE),
+    "Adam": lambda: mb.Chain(mb.Adam(), mb.lslr(RATE)),
+    "momentum": lambda: mb.Chain(mb.Momentum(0.9), mb.LearningRate(RATE, learn=True)),
+    "MT-net's masks, drawn once": lambda: mb.Chain(mb.MTMask(), mb.LearningRate(RATE)),
+}
+
+
+@pytest.mark.parametrize("make", RULES.values(), ids=RULES.keys())
+def test_two_calls_are_one_derivatives_and_states_included(make):
+    torch.manual_seed(0)
+    params = {"w": torch.randn(3, 2).double(), "b": torch.randn(2).double()}
+    params = {name: tensor.requires_grad_() for name, tensor in params.items()}
+    batch = torch.randn(4, 3).double(), torch.randn(4, 2).double()
+    rule = make().setup(params, steps=5).double()
+    leaves = [*params.values(), *(p for p in rule.parameters() if p.requires_grad)]
+
+    def slopes(adapted):
+        return torch.autograd.grad(loss_fn(adapted, batch), leaves, allow_unused=True)
+
+    torch.manual_seed(1)
+    once = mb.adapt(loss_fn, params, batch, rule=rule, steps=5)
+    torch.manual_seed(1)
+    first = mb.adapt(loss_fn, params, batch, rule=rule, steps=2)
+    rest = mb.adapt(loss_fn, first.params[-1], batch, rule=rule, steps=3, state=first.state)
+    assert rest.state.index == once.state.index == 5
+    torch.testing.assert_close(rest.params, once.params[2:], rtol=0, atol=0)
+    torch.testing.assert_close(slopes(rest.params[-1]), slopes(once.params[-1]), rtol=1e-12, atol=0)

@@ -352,7 +352,7 @@ def per_step_norms():
         (lambda: make(mb.Implicit(), steps=0), "Implicit goes by where the inner loop ends"),
         (
             lambda: make(mb.Reptile(), step_loss=mb.UniformStepLoss()),
-            "UniformStepLoss() has no effect with",
+            "UniformStepLoss(initial=False) has no effect with",
         ),
         (
             lambda: make(mb.Implicit(), order=mb.TruncatedOrder(last=1)),
