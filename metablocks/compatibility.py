@@ -204,9 +204,12 @@ def _ascent(assembly: Assembly) -> None:
     Rules of one's own that do not say whether they negate are let through.
     """
     for name, rule in assembly.rule.named_modules():
-        if isinstance(rule, LearningRate) and rule in assembly.rules and rule.value < 0:
+        if not isinstance(rule, LearningRate) or rule not in assembly.rules:
+            continue
+        least = min(rule.values, default=0.0)
+        if least < 0:
             raise _refusal(
-                f"LearningRate init is {rule.value:g}: a negative rate goes up the slope; give 0 or more",
+                f"LearningRate init is {least:g}: a negative rate goes up the slope; give 0 or more",
                 field=".".join(filter(None, ["rule", name, "init"])),
             )
     if assembly.rule.negates is not False:

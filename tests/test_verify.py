@@ -161,6 +161,15 @@ def test_a_law_that_a_block_refuses_everywhere_does_not_apply():
     assert "refused: KFO with adapt_transform" in rows["finite differences"].message
 
 
+@pytest.mark.parametrize("init", [[0.1, 0.2], {"head.*": 0.1, "*": 0.2}], ids=str)
+def test_rates_that_fit_some_problems_alone_are_held_to_the_laws_there(init):
+    report = verify(partial(mb.LearningRate, init, learn=True), examples=2)
+    verdicts = {row.law: row.verdict for row in report.rows}
+    assert report.ok, str(report)
+    assert verdicts["finite differences"] == verdicts["one gradient"] == "holds"
+    assert verdicts["reads the step"] == ("holds" if isinstance(init, list) else "does not apply")
+
+
 def test_a_block_that_is_never_the_same_is_said_to_be_so():
     seen = []
 

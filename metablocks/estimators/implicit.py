@@ -6,7 +6,9 @@
 with ρ the parameters that do not adapt. Memory is that of one step, for any number of steps.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -15,6 +17,7 @@ from metablocks.checks import Count, NonNegative, Positive, checked
 from metablocks.derivatives import gradient, vjp
 from metablocks.estimators.base import Estimator, TaskGradient, at_the_end, filled, reached
 from metablocks.estimators.conjugate_gradient import conjugate_gradient
+from metablocks.estimators.neumann import neumann_series
 from metablocks.inner_loop import Carry, InnerLoop, QueryPass
 from metablocks.rules.base import Chain, UpdateRule, inner_product, members
 from metablocks.rules.regularizers import Proximal
@@ -26,7 +29,7 @@ _LEAST_CURVATURE = 0.1  # of the inner problem along a direction of the solver, 
 @checked()
 @dataclass(frozen=True, kw_only=True)
 class Implicit(Estimator):
-    """The meta-gradient (I + ∇²L_s(φ*)/λ)⁻¹ ∇L_q(φ*), by conjugate gradients; λ is `proximal`.
+    """The meta-gradient (I + ∇²L_s(φ*)/λ)⁻¹ ∇L_q(φ*), by `solver`; λ is `proximal`.
 
     The inner loop minimises L_s(φ) + (λ/2) ‖φ − θ‖², in training and at evaluation alike: the
     learner's rule starts with `Proximal(λ)`, which is put in front where a rule does not have it. φ*
@@ -39,6 +42,11 @@ class Implicit(Estimator):
     ‖∇L_q − (I + H/λ) v‖ / ‖∇L_q‖ of the v at hand, by one more product, and `inner_gradient`,
     ‖∇L_s(φ) + λ (φ − θ)‖ where the inner loop ended (0 at φ*).
 
+    `solver="neumann"` sums the series Σ (−H/λ)ᵏ ∇L_q to its term `cg_steps` in place of conjugate
+    gradients. It needs ‖H‖ < λ; its `metrics` are `neumann_residual`, and `neumann_growth`, a lower
+    bound of ‖H‖/λ: the series diverges where that is above 1, and a task then keeps the sum up to the
+    term before the first that grew.
+
     Parameters that do not adapt get their implicit gradient too. What has none is refused: learned
     rates and transforms, on which φ* does not depend; and models that differ from step to step, rules
     that add to the loss themselves, steps = 0, other step losses than the final one, and orders that
@@ -47,7 +55,8 @@ class Implicit(Estimator):
     Laws: on a quadratic its closed form, λ (A + λI)⁻¹ (C φ* − d); → the plain gradient ∇L_q(φ*) as
     λ → ∞; the finite differences of the loss where the inner loop converges.
 
-    Source: Rajeswaran, Finn, Kakade, Levine 2019. Notes and deviations:
+    Source: Rajeswaran, Finn, Kakade, Levine 2019; the series: Lorraine, Vicol, Duvenaud 2020. Notes
+    and deviations:
     1. The operator is the paper's. The released code solves with 2v + Hv/(λ + 10).
     2. The solver stops, too, along a direction in which L_s(φ) + (λ/2) ‖φ − θ‖² curves less than
        0.1 λ, or downwards: there φ is no minimum that the theorem speaks of, and a step would be
@@ -56,15 +65,16 @@ class Implicit(Estimator):
        evaluates without it; here it is in every step, as in the paper, at evaluation too.
 
     >>> Implicit(proximal=2.0, cg_steps=5)
-    Implicit(proximal=2.0, cg_steps=5, tolerance=1e-10)
+    Implicit(proximal=2.0, cg_steps=5, tolerance=1e-10, solver='cg')
 
-    Raises `BlockError` for a `proximal` not above 0, `cg_steps` below 1, a negative `tolerance`, and
-    the combinations above.
+    Raises `BlockError` for a `proximal` not above 0, `cg_steps` below 1, a negative `tolerance`, an
+    unknown `solver`, and the combinations above.
     """
 
     proximal: Positive = 2.0
     cg_steps: Count = 5
     tolerance: NonNegative = 1e-10
+    solver: Literal["cg", "neumann"] = "cg"
 
     def __call__(
         self, inner: InnerLoop, meta: Tensors, buffers: Tensors, task: Task
@@ -100,13 +110,7 @@ class Implicit(Estimator):
                 n: x + curved[n] / self.proximal if n in curved else x for n, x in vector.items()
             }
 
-        solution, residual = conjugate_gradient(
-            product,
-            target,
-            steps=self.cg_steps,
-            tolerance=self.tolerance,
-            least=_LEAST_CURVATURE,
-        )
+        solution, metrics = self._solve(product, target)
         mixed = {n: -m / self.proximal for n, m in reached(transposed(solution)[1]).items()}
         grads = {f"model.{name}": v for name, v in solution.items() if f"model.{name}" in meta}
         grads |= reached(direct)
@@ -117,14 +121,28 @@ class Implicit(Estimator):
             name: support_gradient[name] + self.proximal * (p - start[name])
             for name, p in carry.params.items()
         }
-        metrics = {
-            "cg_residual": residual,
-            "inner_gradient": inner_product(pulls, pulls).sqrt(),
-        }
+        metrics["inner_gradient"] = inner_product(pulls, pulls).sqrt()
         changes = inner.changes((buffers, carry.buffers), (carry.buffers, query.buffers))
         return TaskGradient(
             grads, query.loss, changes=changes, metrics=metrics, **at_the_end(inner, query)
         )
+
+    def _solve(
+        self, product: Callable[[Tensors], Tensors], target: Tensors
+    ) -> tuple[Tensors, Tensors]:
+        """The solution, and the solver's metrics."""
+        if self.solver == "neumann":
+            series = neumann_series(product, target, steps=self.cg_steps, tolerance=self.tolerance)
+            metrics = {"neumann_residual": series.residual, "neumann_growth": series.growth}
+            return series.vector, metrics
+        solved = conjugate_gradient(
+            product,
+            target,
+            steps=self.cg_steps,
+            tolerance=self.tolerance,
+            least=_LEAST_CURVATURE,
+        )
+        return solved.vector, {"cg_residual": solved.residual}
 
     def batches(self, task: Task) -> list[Batch]:
         """The batches whose loss must depend on every meta-parameter."""

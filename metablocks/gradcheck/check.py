@@ -204,17 +204,23 @@ def _implicit(
     systems = implicit_systems(plain)
     curvature = min(float(torch.linalg.eigvalsh(system.hessian).min()) for system in systems)
     strength = max(estimator.proximal, -2 * curvature)
-    thorough = replace(estimator, proximal=strength, cg_steps=_CG_STEPS, tolerance=1e-12)
+    options = {"proximal": strength, "cg_steps": _CG_STEPS, "tolerance": 1e-12, "solver": "cg"}
+    thorough = replace(estimator, **options)
     solved, _ = run(with_blocks(looped, estimator=thorough), plain.tasks, progress)
     expected = implicit_gradient(systems, strength)
     agreements = []
     if strength == estimator.proximal:
         asked, _ = run(looped, plain.tasks, progress)
         largest = max(float(system.target.norm()) for system in systems)
-        bound = largest * float(asked.metrics["cg_residual"]) / min(1, 1 + curvature / strength)
+        bound = (
+            largest
+            * float(asked.metrics[f"{estimator.solver}_residual"])
+            / min(1, 1 + curvature / strength)
+        )
         adapting = [f"model.{name}" for name in looped.adapted]
         error = norm(asked.grads[name] - expected[name] for name in adapting)
-        what = f"with its {estimator.cg_steps} CG steps = the solution, within its residual's {bound:.0e}"
+        steps = f"{estimator.cg_steps} {estimator.solver} steps"
+        what = f"with its {steps} = the solution, within its residual's {bound:.0e}"
         agreements.append(Agreement(what, error, 1.01 * bound + 1e-9))
     comparison = Comparison(f"the dense solution with λ = {strength:.3g}", expected, _SOLVED)
     first = implicit_gradient(systems, float("inf"))

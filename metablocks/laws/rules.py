@@ -81,8 +81,8 @@ def draws_once_a_task(make: MakeRule, problem: Problem) -> None:
 
 def draws(make: MakeRule, problem: Problem) -> tuple[bool, bool]:
     """A pair: `init` draws random numbers, `forward` draws them."""
-    params = problem.adapted_parameters()
-    rule, info = seeded_rule(make).setup(params, 1), StepInfo(0, 1, params)
+    params, steps = problem.adapted_parameters(), max(problem.steps, 1)
+    rule, info = seeded_rule(make).setup(params, steps), StepInfo(0, steps, params)
     generators = generators_of(params)
     with fixed_draws():
         before = get_states(generators)

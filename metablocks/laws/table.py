@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from functools import partial, wraps
 from typing import Any, TypeAlias
 
-import torch
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
@@ -146,7 +145,7 @@ def _draws_nothing_or_says_so(make: Any) -> str | None:
 
 
 def _any_number_of_steps(make: Any) -> str | None:
-    rule = make().setup({"w": torch.zeros(2)}, 2)
+    rule = make().setup(Case().problem().adapted_parameters(), 2)
     return None if rule.max_steps else "it is made for any number of steps (max_steps is None)"
 
 

@@ -206,7 +206,10 @@ def _refused(recipe: Recipe, blocks: dict[str, Any], error: MetablocksError) -> 
     if error.block != "MetaLearner" or error.field is None:
         paths = [path for path, block in blocks.items() if type(block).__name__ == error.block]
         kinds = (path for kind, path in _KINDS.items() if isinstance(error, kind))
-        return paths[0] if len(paths) == 1 else next(kinds, "inner")
+        if len(paths) == 1:
+            has = error.field and error.field in recipe.at(paths[0])
+            return join(paths[0], error.field or "") if has else paths[0]
+        return next(kinds, "inner")
     argument, *parts = error.field.split(".")
     path = _ARGUMENTS.get(argument, "inner")
     if argument != "rule":

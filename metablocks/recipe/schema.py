@@ -312,7 +312,8 @@ def _hint(annotation: Any, value: Any) -> str:
     word = str(value).lower()
     if annotation is bool and word in ("yes", "no", "on", "off", "0", "1"):
         return f"; write {'true' if word in ('yes', 'on', '1') else 'false'}"
-    if inner is float and type(value) is float and not math.isfinite(value):
+    numeric = inner is float or float in get_args(inner)
+    if numeric and type(value) is float and not math.isfinite(value):
         return "; it must be finite"
     if get_origin(annotation) is Literal and isinstance(value, str):
         return suggest(

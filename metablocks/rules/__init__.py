@@ -11,7 +11,7 @@ from metablocks.rules.gradient_mask import MTMask
 from metablocks.rules.kronecker import KFO
 from metablocks.rules.learning_rate import Granularity, LearningRate, lslr, meta_sgd
 from metablocks.rules.meta_curvature import MetaCurvature
-from metablocks.rules.optimizers import Adam, Momentum
+from metablocks.rules.optimizers import Adagrad, Adam, Adamax, Momentum, RMSprop
 from metablocks.rules.regularizers import ClipNorm, Proximal, WeightDecay
 
 RULES: dict[str, Callable[..., UpdateRule]] = {
@@ -23,6 +23,9 @@ RULES: dict[str, Callable[..., UpdateRule]] = {
     "mt_mask": MTMask,
     "momentum": Momentum,
     "adam": Adam,
+    "adamax": Adamax,
+    "rmsprop": RMSprop,
+    "adagrad": Adagrad,
     "clip_norm": ClipNorm,
     "weight_decay": WeightDecay,
     "proximal": Proximal,
@@ -31,7 +34,9 @@ RULES: dict[str, Callable[..., UpdateRule]] = {
 __all__ = [
     "KFO",
     "RULES",
+    "Adagrad",
     "Adam",
+    "Adamax",
     "Chain",
     "ClipNorm",
     "Granularity",
@@ -41,6 +46,7 @@ __all__ = [
     "Momentum",
     "NamedTensors",
     "Proximal",
+    "RMSprop",
     "StepInfo",
     "UpdateRule",
     "WeightDecay",

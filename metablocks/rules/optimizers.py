@@ -1,19 +1,35 @@
-"""Optimisers inside a task: momentum and Adam.
+"""Optimisers inside a task: momentum, Adam, Adamax, RMSprop and Adagrad.
 
-Both give a direction that is still a gradient, and a learning rate behind them negates it:
-`Chain(Momentum(0.9), LearningRate(0.1))`. A task starts with empty moments.
+All give a direction that is still a gradient, and a learning rate behind them negates it:
+`Chain(Momentum(0.9), LearningRate(0.1))`. A task starts with empty moments. A complex parameter is a
+pair of real ones: its real and imaginary part have moments of their own.
+
+With `learn=True` the outer loop learns momentum, β₁ and β₂ beside everything else: `rule.momentum`,
+say, is the logit of μ, so that μ stays between 0 and 1.
 """
 
-from typing import Annotated, NamedTuple
+from typing import Annotated, NamedTuple, Self
 
 import torch
 from annotated_types import Ge
 from torch import Tensor
 
-from metablocks.checks import Decay, checked
+from metablocks.checks import Decay, NonNegative, checked
 from metablocks.errors import RuleError
 from metablocks.rules.base import StepInfo, UpdateRule
+from metablocks.rules.learned import (
+    Number,
+    begin_learning,
+    check_learnable,
+    like,
+    logit,
+    share,
+    text,
+)
 from metablocks.types import Tensors
+
+Eps = Annotated[float, Ge(1e-12)]
+"""What keeps a root or a quotient finite; float32 cannot hold the square and the slopes of less."""
 
 
 @checked(RuleError)
@@ -21,7 +37,8 @@ class Momentum(UpdateRule):
     """Heavy-ball momentum: v ← μ v + g, and v is the direction; with `nesterov`, g + μ v.
 
     μ is `momentum`, in [0, 1); v starts as zero in every task, so that the first direction is g. This
-    is the convention of `torch.optim.SGD` without dampening: the rate stands outside of v.
+    is the convention of `torch.optim.SGD` without dampening: the rate stands outside of v. With
+    `learn`, μ is a meta-parameter, stored as its logit.
 
     Laws: `Chain(Momentum(μ), LearningRate(α))` takes the steps of `torch.optim.SGD(lr=α,
     momentum=μ)`; `Momentum(0.0)` is the identity.
@@ -37,15 +54,19 @@ class Momentum(UpdateRule):
     1.0
     1.5
     1.75
+    >>> [name for name, _ in Momentum(learn=True).setup(params, steps=3).named_parameters()]
+    ['momentum']
 
-    Raises `RuleError` for a `momentum` outside [0, 1), and for `nesterov` with momentum 0.
+    Raises `RuleError` for a `momentum` outside [0, 1), and for `nesterov` or `learn` with momentum 0.
     """
 
     negates = False
 
-    def __init__(self, momentum: Decay = 0.9, *, nesterov: bool = False) -> None:
+    def __init__(
+        self, momentum: Decay = 0.9, *, nesterov: bool = False, learn: bool = False
+    ) -> None:
         super().__init__()
-        self.momentum = momentum
+        self.momentum: Number = momentum
         if nesterov and not self.momentum:
             raise RuleError(
                 "Momentum nesterov is True, but momentum is 0; give momentum, as 0.9",
@@ -53,23 +74,36 @@ class Momentum(UpdateRule):
                 field="momentum",
             )
         self.nesterov = nesterov
+        self.learn = learn
+        if learn:
+            check_learnable("Momentum", momentum=momentum)
 
     def extra_repr(self) -> str:
-        return f"{self.momentum}, nesterov={self.nesterov}"
+        learn = ", learn=True" if self.learn else ""
+        return f"{text(self.momentum)}, nesterov={self.nesterov}{learn}"
+
+    def setup(self, params: Tensors, steps: int) -> Self:
+        """Begin to learn the momentum, if it is to be learned."""
+        if self.learn:
+            begin_learning(self, ["momentum"], params, logit)
+        return self
 
     def init(self, params: Tensors) -> Tensors:
         """The velocity of a new task: zeros."""
         return _zeros(params)
 
     def forward(self, updates: Tensors, state: Tensors, step: StepInfo) -> tuple[Tensors, Tensors]:
-        velocity = {name: self.momentum * state[name] + g for name, g in updates.items()}
+        momentum = share(self.momentum)
+        velocity = {name: like(g, momentum) * state[name] + g for name, g in updates.items()}
         if not self.nesterov:
             return dict(velocity), velocity
-        return {name: g + self.momentum * velocity[name] for name, g in updates.items()}, velocity
+        return {
+            name: g + like(g, momentum) * velocity[name] for name, g in updates.items()
+        }, velocity
 
 
 class Moments(NamedTuple):
-    """Running means of a task's gradients and of their squares, as real tensors; a pytree.
+    """Running means of a task's gradients and of their sizes, as real tensors; a pytree.
 
     Those of a complex parameter `[*shape]` are `[*shape, 2]`, its real and imaginary part.
     """
@@ -85,13 +119,14 @@ class Adam(UpdateRule):
         m ← β₁ m + (1 − β₁) g,    v ← β₂ v + (1 − β₂) g²
         m̂ = m / (1 − β₁ᵗ),        v̂ = v / (1 − β₂ᵗ)          t = 1, 2, … the inner step
 
-    m and v start as zero in every task. `beta1=0.0` is the inner optimiser of Reptile. A complex
-    parameter is a pair of real ones: its real and imaginary part have moments of their own.
+    m and v start as zero in every task. `beta1=0.0` is the inner optimiser of Reptile. With `learn`,
+    β₁ and β₂ are meta-parameters, stored as their logits.
 
-    Law: where √v̂ is far above `eps`, `Chain(Adam(), LearningRate(α))` takes the steps of
-    `torch.optim.Adam(lr=α)`.
+    Laws: where √v̂ is far above `eps`, `Chain(Adam(), LearningRate(α))` takes the steps of
+    `torch.optim.Adam(lr=α)`, and `Chain(Adam(), WeightDecay(d), LearningRate(α))`, with the decay
+    behind it, those of `torch.optim.AdamW(lr=α, weight_decay=d)`.
 
-    Source: Kingma, Ba 2015. Deviation:
+    Source: Kingma, Ba 2015; AdamW: Loshchilov, Hutter 2019. Deviation:
     1. eps stands inside the root, m̂ / √(v̂ + eps²) for m̂ / (√v̂ + eps), since √v̂ has no derivative
        at v̂ = 0: the meta-gradient of a parameter whose gradient is exactly zero would be nan. The
        two agree where v̂ = 0 and where √v̂ ≫ eps, and differ by at most a factor √2 between.
@@ -106,8 +141,8 @@ class Adam(UpdateRule):
     >>> updates["w"].round(decimals=4).tolist()
     [-1.0, 0.0]
 
-    Raises `RuleError` for `beta1` or `beta2` outside [0, 1), and for an `eps` below 1e-12, whose
-    square and slopes float32 cannot hold.
+    Raises `RuleError` for `beta1` or `beta2` outside [0, 1), for 0 with `learn`, and for an `eps`
+    below 1e-12, whose square and slopes float32 cannot hold.
     """
 
     negates = False
@@ -117,46 +152,241 @@ class Adam(UpdateRule):
         *,
         beta1: Decay = 0.9,
         beta2: Decay = 0.999,
-        eps: Annotated[float, Ge(1e-12)] = 1e-8,
+        eps: Eps = 1e-8,
+        learn: bool = False,
     ) -> None:
         super().__init__()
-        self.beta1 = beta1
-        self.beta2 = beta2
+        self.beta1: Number = beta1
+        self.beta2: Number = beta2
         self.eps = eps
+        self.learn = learn
+        if learn:
+            check_learnable("Adam", beta1=beta1, beta2=beta2)
 
     def extra_repr(self) -> str:
-        return f"beta1={self.beta1}, beta2={self.beta2}, eps={self.eps}"
+        return _betas_text(self)
+
+    def setup(self, params: Tensors, steps: int) -> Self:
+        """Begin to learn β₁ and β₂, if they are to be learned."""
+        if self.learn:
+            begin_learning(self, ["beta1", "beta2"], params, logit)
+        return self
 
     def init(self, params: Tensors) -> Moments:
         """The moments of a new task: zeros."""
-        parts = {name: _parts(parameter) for name, parameter in params.items()}
-        return Moments(_zeros(parts), _zeros(parts))
+        return Moments(_zeros(_parts(params)), _zeros(_parts(params)))
 
     def forward(self, updates: Tensors, state: Moments, step: StepInfo) -> tuple[Tensors, Moments]:
-        count = step.at + 1
-        parts = {name: _parts(g) for name, g in updates.items()}
-        first = {n: self.beta1 * state.first[n] + (1 - self.beta1) * g for n, g in parts.items()}
-        second = {
-            n: self.beta2 * state.second[n] + (1 - self.beta2) * g * g for n, g in parts.items()
+        count, parts = step.at + 1, _parts(updates)
+        beta1, beta2 = share(self.beta1), share(self.beta2)
+        first = _running_mean(beta1, state.first, parts)
+        second = _running_mean(beta2, state.second, {name: g * g for name, g in parts.items()})
+
+        def direction(name: str) -> Tensor:
+            mean = first[name] / like(first[name], 1 - beta1**count)
+            square = second[name] / like(second[name], 1 - beta2**count)
+            return mean / (square + self.eps**2).sqrt()
+
+        return _joined({name: direction(name) for name in parts}, updates), Moments(first, second)
+
+
+@checked(RuleError)
+class Adamax(UpdateRule):
+    """Adam by the largest of the past gradients in place of their mean square: m̂ / u.
+
+        m ← β₁ m + (1 − β₁) g,    u ← max(β₂ u, |g| + eps),    m̂ = m / (1 − β₁ᵗ)
+
+    m and u start as zero in every task. With `learn`, β₁ and β₂ are meta-parameters, stored as their
+    logits.
+
+    Law: `Chain(Adamax(), LearningRate(α))` takes the steps of `torch.optim.Adamax(lr=α)`.
+
+    Source: Kingma, Ba 2015, section 7.1.
+
+    >>> params = {"w": torch.zeros(2)}
+    >>> rule = Adamax(beta1=0.0, beta2=0.5)
+    >>> state = rule.init(params)
+    >>> for size in (4.0, 1.0):
+    ...     gradients = {"w": torch.tensor([size, 0.0])}
+    ...     updates, state = rule(gradients, state, StepInfo(0, 2, params))
+    >>> updates["w"].tolist()
+    [0.5, 0.0]
+
+    Raises `RuleError` as `Adam` does.
+    """
+
+    negates = False
+
+    def __init__(
+        self,
+        *,
+        beta1: Decay = 0.9,
+        beta2: Decay = 0.999,
+        eps: Eps = 1e-8,
+        learn: bool = False,
+    ) -> None:
+        super().__init__()
+        self.beta1: Number = beta1
+        self.beta2: Number = beta2
+        self.eps = eps
+        self.learn = learn
+        if learn:
+            check_learnable("Adamax", beta1=beta1, beta2=beta2)
+
+    def extra_repr(self) -> str:
+        return _betas_text(self)
+
+    def setup(self, params: Tensors, steps: int) -> Self:
+        """Begin to learn β₁ and β₂, if they are to be learned."""
+        if self.learn:
+            begin_learning(self, ["beta1", "beta2"], params, logit)
+        return self
+
+    def init(self, params: Tensors) -> Moments:
+        """The moments of a new task: zeros."""
+        return Moments(_zeros(_parts(params)), _zeros(_parts(params)))
+
+    def forward(self, updates: Tensors, state: Moments, step: StepInfo) -> tuple[Tensors, Moments]:
+        parts, beta1, beta2 = _parts(updates), share(self.beta1), share(self.beta2)
+        first = _running_mean(beta1, state.first, parts)
+        largest = {
+            name: torch.maximum(like(g, beta2) * state.second[name], g.abs() + self.eps)
+            for name, g in parts.items()
         }
 
         def direction(name: str) -> Tensor:
-            mean = first[name] / _of_dtype(1 - self.beta1**count, first[name])
-            square = second[name] / _of_dtype(1 - self.beta2**count, second[name])
-            unit = mean / (square + self.eps**2).sqrt()
-            return torch.complex(*unit.unbind(-1)) if updates[name].is_complex() else unit
+            bias = 1 - beta1 ** (step.at + 1)
+            return first[name] / like(first[name], bias) / largest[name]
 
-        return {name: direction(name) for name in updates}, Moments(first, second)
+        return _joined({name: direction(name) for name in parts}, updates), Moments(first, largest)
 
 
-def _of_dtype(number: float | Tensor, like: Tensor) -> float | Tensor:
-    return number.to(like.dtype) if isinstance(number, Tensor) else number
+@checked(RuleError)
+class RMSprop(UpdateRule):
+    """A gradient by the root of its running mean square: v ← β v + (1 − β) g², and g / √(v + eps²).
+
+    v starts as zero in every task, and its bias stays: the first direction has the size 1 / √(1 − β).
+    With `learn`, β is a meta-parameter, stored as its logit.
+
+    Laws: where √v is far above `eps`, `Chain(RMSprop(), LearningRate(α))` takes the steps of
+    `torch.optim.RMSprop(lr=α)`, whose `alpha` is β, and `Chain(RMSprop(), Momentum(μ),
+    LearningRate(α))` those with `momentum=μ`.
+
+    Source: Tieleman, Hinton 2012 (torch.optim.RMSprop). Deviations: 1. eps inside the root, as in
+    `Adam`, and for its reason. 2. There is no `centered` variant.
+
+    >>> params = {"w": torch.zeros(2)}
+    >>> rule = RMSprop(beta=0.75)
+    >>> gradients = {"w": torch.tensor([-3.0, 0.0])}
+    >>> updates, _ = rule(gradients, rule.init(params), StepInfo(0, 1, params))
+    >>> updates["w"].round(decimals=4).tolist()
+    [-2.0, 0.0]
+
+    Raises `RuleError` for a `beta` outside [0, 1), for 0 with `learn`, and for an `eps` below 1e-12.
+    """
+
+    negates = False
+
+    def __init__(self, *, beta: Decay = 0.99, eps: Eps = 1e-8, learn: bool = False) -> None:
+        super().__init__()
+        self.beta: Number = beta
+        self.eps = eps
+        self.learn = learn
+        if learn:
+            check_learnable("RMSprop", beta=beta)
+
+    def extra_repr(self) -> str:
+        learn = ", learn=True" if self.learn else ""
+        return f"beta={text(self.beta)}, eps={self.eps}{learn}"
+
+    def setup(self, params: Tensors, steps: int) -> Self:
+        """Begin to learn β, if it is to be learned."""
+        if self.learn:
+            begin_learning(self, ["beta"], params, logit)
+        return self
+
+    def init(self, params: Tensors) -> Tensors:
+        """The mean squares of a new task: zeros."""
+        return _zeros(_parts(params))
+
+    def forward(self, updates: Tensors, state: Tensors, step: StepInfo) -> tuple[Tensors, Tensors]:
+        parts = _parts(updates)
+        squares = {name: g * g for name, g in parts.items()}
+        mean = _running_mean(share(self.beta), state, squares)
+        made = {name: g / (mean[name] + self.eps**2).sqrt() for name, g in parts.items()}
+        return _joined(made, updates), mean
 
 
-def _parts(tensor: Tensor) -> Tensor:
-    """A real tensor as it is, a complex one as its real and imaginary part `[*shape, 2]`."""
-    return torch.view_as_real(tensor) if tensor.is_complex() else tensor
+@checked(RuleError)
+class Adagrad(UpdateRule):
+    """A gradient by the root of the sum of its squares: s ← s + g², and g / √(s + eps²).
+
+    s starts as `initial` in every task; from 0, the first direction is the gradient's sign.
+
+    Law: where √s is far above `eps`, `Chain(Adagrad(), LearningRate(α))` takes the steps of
+    `torch.optim.Adagrad(lr=α)`, whose `initial_accumulator_value` is `initial`; its `lr_decay` is a
+    rate for each step, `LearningRate([…])`.
+
+    Source: Duchi, Hazan, Singer 2011 (torch.optim.Adagrad). Deviation: eps stands inside the root, as
+    in `Adam`, and for its reason.
+
+    >>> params = {"w": torch.zeros(1)}
+    >>> rule, state = Adagrad(), Adagrad().init(params)
+    >>> for index in range(4):
+    ...     gradients = {"w": torch.full((1,), 5.0)}
+    ...     updates, state = rule(gradients, state, StepInfo(index, 4, params))
+    >>> updates["w"]
+    tensor([0.5000])
+
+    Raises `RuleError` for a negative `initial`, and for an `eps` below 1e-12.
+    """
+
+    negates = False
+
+    def __init__(self, *, initial: NonNegative = 0.0, eps: Eps = 1e-10) -> None:
+        super().__init__()
+        self.initial = initial
+        self.eps = eps
+
+    def extra_repr(self) -> str:
+        return f"initial={self.initial}, eps={self.eps}"
+
+    def init(self, params: Tensors) -> Tensors:
+        """The sums of a new task."""
+        return {name: torch.full_like(p, self.initial) for name, p in _parts(params).items()}
+
+    def forward(self, updates: Tensors, state: Tensors, step: StepInfo) -> tuple[Tensors, Tensors]:
+        parts = _parts(updates)
+        total = {name: state[name] + g * g for name, g in parts.items()}
+        made = {name: g / (total[name] + self.eps**2).sqrt() for name, g in parts.items()}
+        return _joined(made, updates), total
+
+
+def _running_mean(beta: Number, mean: Tensors, values: Tensors) -> Tensors:
+    """β · mean + (1 − β) · values."""
+    return {
+        name: like(value, beta) * mean[name] + like(value, 1 - beta) * value
+        for name, value in values.items()
+    }
+
+
+def _parts(tensors: Tensors) -> Tensors:
+    """Real tensors as they are, complex ones as their real and imaginary part `[*shape, 2]`."""
+    return {n: torch.view_as_real(t) if t.is_complex() else t for n, t in tensors.items()}
+
+
+def _joined(parts: Tensors, updates: Tensors) -> Tensors:
+    """The inverse of `_parts`: complex tensors where the updates are."""
+    return {
+        name: torch.complex(*part.unbind(-1)) if updates[name].is_complex() else part
+        for name, part in parts.items()
+    }
 
 
 def _zeros(params: Tensors) -> Tensors:
     return {name: torch.zeros_like(parameter) for name, parameter in params.items()}
+
+
+def _betas_text(rule: Adam | Adamax) -> str:
+    learn = ", learn=True" if rule.learn else ""
+    return f"beta1={text(rule.beta1)}, beta2={text(rule.beta2)}, eps={rule.eps}{learn}"

@@ -3,7 +3,8 @@
 All give what is still a gradient; a learning rate behind them negates it.
 """
 
-from typing import Any
+import math
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -11,6 +12,14 @@ from torch import Tensor
 from metablocks.checks import NonNegative, Positive, checked
 from metablocks.errors import RuleError
 from metablocks.rules.base import StepInfo, UpdateRule, inner_product, scaled
+from metablocks.rules.learned import (
+    Number,
+    begin_learning,
+    check_learnable,
+    like,
+    positive,
+    text,
+)
 from metablocks.types import Tensors
 
 
@@ -60,7 +69,8 @@ class WeightDecay(UpdateRule):
     """Add the gradient of an L2 penalty on the fast weights: g + decay · θ_k.
 
     With a learning rate behind it, the inner loss is L_s(θ) + (decay / 2) ‖θ‖². Behind `Adam` it is
-    AdamW's decoupled decay.
+    AdamW's decoupled decay: `Chain(Adam(), WeightDecay(0.01), LearningRate(0.001))`. With `learn`, the
+    decay is a meta-parameter, stored as its logarithm.
 
     Law: `Chain(WeightDecay(d), LearningRate(α))` takes the steps of `torch.optim.SGD(lr=α,
     weight_decay=d)`; `WeightDecay(0.0)` is the identity.
@@ -72,20 +82,31 @@ class WeightDecay(UpdateRule):
     >>> rule({"w": torch.tensor([1.0])}, (), where)[0]["w"]
     tensor([1.5000])
 
-    Raises `RuleError` for a negative `decay`.
+    Raises `RuleError` for a negative `decay`, and for 0 with `learn`.
     """
 
     negates = False
 
-    def __init__(self, decay: NonNegative) -> None:
+    def __init__(self, decay: NonNegative, *, learn: bool = False) -> None:
         super().__init__()
-        self.decay = decay
+        self.decay: Number = decay
+        self.learn = learn
+        if learn:
+            check_learnable("WeightDecay", decay=decay)
 
     def extra_repr(self) -> str:
-        return f"{self.decay}"
+        return text(self.decay) + (", learn=True" if self.learn else "")
+
+    def setup(self, params: Tensors, steps: int) -> Self:
+        """Begin to learn the decay, if it is to be learned."""
+        if self.learn:
+            begin_learning(self, ["decay"], params, math.log)
+        return self
 
     def forward(self, updates: Tensors, state: Any, step: StepInfo) -> tuple[Tensors, Any]:
-        return {name: g + self.decay * step.params[name] for name, g in updates.items()}, state
+        decay = positive(self.decay)
+        made = {name: g + like(g, decay) * step.params[name] for name, g in updates.items()}
+        return made, state
 
 
 @checked(RuleError)

@@ -130,6 +130,12 @@ COMBINATIONS = {
         'inner.adapt=["head.*"]',
         FIRST,
     ],
+    "implicit, by a series": [
+        "inner.rule[0].learn=false",
+        "outer.estimator={block: implicit, proximal: 20.0, cg_steps: 3, solver: neumann}",
+        'inner.adapt=["head.*"]',
+        FIRST,
+    ],
 }
 
 

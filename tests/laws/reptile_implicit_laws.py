@@ -88,18 +88,23 @@ def reptile_is_interpolation(
 
 
 def implicit_quadratic(
-    implicit: Implicit, problem: Problem, *, rate: float = 0.1, **blocks: Any
+    implicit: Implicit,
+    problem: Problem,
+    *,
+    rate: float = 0.1,
+    solver_steps: int | None = None,
+    **blocks: Any,
 ) -> None:
     """Law 12: on `Case(kind="quadratic")` the implicit gradient is its closed form.
 
         φ* = (A + λI)⁻¹ (b + λθ),    ∂/∂θ = λ (A + λI)⁻¹ (C φ* − d)
 
     with (A, b) the support and (C, d) the query set. The problem's steps must be enough for the
-    inner loop to converge; the solver gets as many as there are dimensions.
+    inner loop to converge; the solver gets as many as there are dimensions, unless given.
     """
     size, proximal = problem.tasks.support[1].shape[-1], implicit.proximal
     learner = problem.learner(
-        LearningRate(rate), estimator=replace(implicit, cg_steps=size), **blocks
+        LearningRate(rate), estimator=replace(implicit, cg_steps=solver_steps or size), **blocks
     )
     theta = parameters(learner)["model.theta"]
     expected = torch.zeros_like(theta)

@@ -14,6 +14,7 @@ from torch import nn
 import metablocks as mb
 from metablocks.errors import BlockError, TaskError
 from metablocks.estimators.conjugate_gradient import conjugate_gradient
+from metablocks.estimators.neumann import neumann_series
 from metablocks.laws import gradients
 from metablocks.laws.compare import assert_close
 
@@ -139,6 +140,17 @@ def test_on_quadratics_the_implicit_gradient_has_its_closed_form(seed, proximal,
 
 
 @executors
+def test_both_solvers_give_the_closed_form(executor, place):
+    """With λ above ‖A‖, by as many terms of the Neumann series as leave nothing in float64."""
+    small = problem.quadratic(steps=100, **place)
+    for solver, steps in (("cg", None), ("neumann", 80)):
+        implicit = mb.Implicit(proximal=15.0, solver=solver)
+        reptile_implicit_laws.implicit_quadratic(
+            implicit, small, rate=0.05, solver_steps=steps, executor=executor
+        )
+
+
+@executors
 @problems
 def test_the_implicit_gradient_tends_to_the_plain_one(make, executor, place):
     small = make(**place)
@@ -147,18 +159,22 @@ def test_the_implicit_gradient_tends_to_the_plain_one(make, executor, place):
     )
 
 
-def test_where_the_inner_loop_converges_it_is_the_slope_of_the_loss(device64):
+@pytest.mark.parametrize(
+    "implicit",
+    [
+        mb.Implicit(proximal=0.5, cg_steps=40),
+        mb.Implicit(proximal=3.0, cg_steps=120, tolerance=1e-12, solver="neumann"),
+    ],
+    ids=repr,
+)
+def test_where_the_inner_loop_converges_it_is_the_slope_of_the_loss(implicit, device64):
     """Convex in the head; the body does not adapt, and its gradient is implicit too."""
     small = problem.regression(hidden=(3,), tasks=2, steps=60, device=device64)
-    learner = small.learner(
-        mb.LearningRate(0.5),
-        adapt="head.*",
-        estimator=mb.Implicit(proximal=0.5, cg_steps=40),
-        executor=mb.Vmap(),
-    )
+    rate = mb.LearningRate(0.25 if implicit.solver == "neumann" else 0.5)
+    learner = small.learner(rate, adapt="head.*", estimator=implicit, executor=mb.Vmap())
     gradients.finite_differences(learner, small.tasks)
     metrics = learner.meta_gradient(small.tasks).metrics
-    assert float(metrics["cg_residual"]) < 1e-9
+    assert float(metrics[f"{implicit.solver}_residual"]) < 1e-9
     assert float(metrics["inner_gradient"]) < 1e-8
 
 
@@ -311,6 +327,64 @@ def test_tasks_under_vmap_stop_each_for_itself():
         torch.testing.assert_close(together.vector["x"][row], alone.vector["x"])
 
 
+# ---- the Neumann series
+
+
+@given(seed=st.integers(0, 10_000), size=st.integers(1, 6), norm=st.floats(0.05, 0.7))
+def test_the_neumann_series_is_the_dense_solution_where_it_converges(seed, size, norm):
+    """Of I + M, M symmetric, indefinite, of a norm below 1."""
+    draw = torch.Generator().manual_seed(seed)
+    factor = torch.randn(size, size, generator=draw, dtype=torch.float64)
+    matrix = (factor + factor.T) * (norm / torch.linalg.matrix_norm(factor + factor.T, 2))
+    system = torch.eye(size, dtype=torch.float64) + matrix
+    target = torch.randn(size, generator=draw, dtype=torch.float64)
+
+    def solve(steps):
+        product = lambda x: {"x": system @ x["x"]}  # noqa: E731
+        return neumann_series(product, {"x": target}, steps=steps, tolerance=0.0)
+
+    got, due = solve(100), torch.linalg.solve(system, target)
+    torch.testing.assert_close(got.vector["x"], due, rtol=1e-12, atol=1e-12)
+    assert float(got.growth) <= norm * (1 + 1e-9)
+    assert float(solve(3).residual) <= norm**4 * (1 + 1e-9)
+
+
+def test_a_neumann_series_that_diverges_stops_and_says_so_each_task_for_itself():
+    """M = diag(m, 0.1) from b = (1, 100): the terms grow from the fourth one on where m = 3."""
+    matrices = torch.stack([torch.diag(torch.tensor([m, 0.1])) for m in (3.0, 0.5)]).double()
+    target = torch.tensor([1.0, 100.0], dtype=torch.float64)
+
+    def solve(matrix, steps=40):
+        product = lambda x: {"x": x["x"] + matrix @ x["x"]}  # noqa: E731
+        return neumann_series(product, {"x": target}, steps=steps, tolerance=1e-14)
+
+    got = torch.func.vmap(solve)(matrices)
+    assert got.growth[0] > 1 > got.growth[1]
+    assert got.residual[0] > 1e-2 > 1e-12 > got.residual[1]
+    kept = torch.tensor([1 - 3 + 9.0, 100 - 10 + 1.0], dtype=torch.float64)
+    torch.testing.assert_close(got.vector["x"][0], kept)
+    due = torch.linalg.solve(torch.eye(2).double() + matrices[1], target)
+    torch.testing.assert_close(got.vector["x"][1], due)
+    nothing = neumann_series(lambda x: x, {"x": torch.zeros(2)}, steps=3, tolerance=0.0)
+    assert not nothing.vector["x"].any()
+    assert float(nothing.residual) == 0.0
+
+
+def test_a_learner_reports_that_the_series_diverges(place):
+    small = problem.quadratic(steps=5, **place)
+    metrics = [
+        small.learner(
+            mb.LearningRate(0.02),
+            estimator=mb.Implicit(proximal=proximal, solver="neumann"),
+            executor=mb.Vmap(),
+        )
+        .meta_gradient(small.tasks)
+        .metrics["neumann_growth"]
+        for proximal in (0.1, 30.0)
+    ]
+    assert metrics[0] > 1 > metrics[1]
+
+
 # ---- both
 
 
@@ -348,6 +422,7 @@ def per_step_norms():
         ),
         (lambda: mb.Implicit(cg_steps=0), "Implicit cg_steps is 0; it takes a whole number"),
         (lambda: mb.Implicit(tolerance=-1.0), "Implicit tolerance is -1.0"),
+        (lambda: mb.Implicit(solver="neuman"), "solver is 'neuman'; did you mean \"neumann\"?"),
         (lambda: make(mb.Reptile(), steps=0), "Reptile goes by where the inner loop ends"),
         (lambda: make(mb.Implicit(), steps=0), "Implicit goes by where the inner loop ends"),
         (

@@ -1,23 +1,26 @@
-"""Momentum, Adam, clipping and decay: the steps of `torch.optim`, and finite slopes at zero."""
+"""Optimisers, clipping and decay in a task: the steps of `torch.optim`, finite slopes, learned β."""
 
 import pytest
 import small_problems as problem
 import torch
 
 from metablocks import (
+    Adagrad,
     Adam,
+    Adamax,
     Chain,
     ClipNorm,
     LearningRate,
     Momentum,
     Proximal,
+    RMSprop,
     StepInfo,
     Vmap,
     WeightDecay,
     adapt,
 )
 from metablocks.errors import RuleError
-from metablocks.laws import rules
+from metablocks.laws import gradients, rules
 from metablocks.laws.compare import assert_close
 
 STEPS, RATE = 6, 0.1
@@ -94,13 +97,20 @@ def test_proximal_minimises_the_loss_and_the_distance_to_the_start():
         ([Adam(beta1=0.0)], torch.optim.Adam, {"betas": (0.0, 0.999)}),
         ([Adam(beta1=0.5, beta2=0.9)], torch.optim.Adam, {"betas": (0.5, 0.9)}),
         ([Adam(), WeightDecay(0.3)], torch.optim.AdamW, {"weight_decay": 0.3}),
+        ([Adamax()], torch.optim.Adamax, {}),
+        ([Adamax(beta1=0.5, beta2=0.6)], torch.optim.Adamax, {"betas": (0.5, 0.6)}),
+        ([RMSprop()], torch.optim.RMSprop, {}),
+        ([RMSprop(beta=0.5), Momentum(0.8)], torch.optim.RMSprop, {"alpha": 0.5, "momentum": 0.8}),
+        ([Adagrad()], torch.optim.Adagrad, {}),
+        ([Adagrad(initial=0.3)], torch.optim.Adagrad, {"initial_accumulator_value": 0.3}),
     ],
+    ids=lambda value: repr(value) if isinstance(value, list) else None,
 )
-def test_adam_takes_the_steps_of_torch_where_eps_is_small(rule, optimizer, options):
-    expected = by_torch(lambda params, lr: optimizer(params, lr=lr, eps=1e-10, **options))
-    rule[0].eps = 1e-10
+def test_they_take_the_steps_of_torch_where_eps_is_small(rule, optimizer, options):
+    expected = by_torch(lambda params, lr: optimizer(params, lr=lr, eps=1e-12, **options))
+    rule[0].eps = 1e-12
     for got, due in zip(by_rule(rule), expected, strict=True):
-        assert_close("torch.optim.Adam", got, due, 1e-8)
+        assert_close(optimizer.__name__, got, due, 1e-8)
 
 
 def test_adam_differs_from_torch_by_its_eps_alone():
@@ -125,6 +135,9 @@ STATEFUL = {
     "nesterov": lambda: Momentum(nesterov=True),
     "adam": lambda: Adam(),
     "adam-beta1=0": lambda: Adam(beta1=0.0),
+    "adamax": lambda: Adamax(),
+    "rmsprop": lambda: RMSprop(),
+    "adagrad": lambda: Adagrad(),
     "clip_norm": lambda: ClipNorm(0.1),
     "weight_decay": lambda: WeightDecay(0.1),
     "proximal": lambda: Proximal(0.5),
@@ -164,6 +177,53 @@ def test_a_net_with_a_dead_parameter_has_a_finite_meta_gradient(make, place):
     assert any(bool(grad.any()) for grad in result.grads.values())
 
 
+# ---- learned hyper-parameters
+
+LEARNED = {
+    "momentum": (lambda **o: Momentum(0.8, **o), ["momentum"]),
+    "nesterov": (lambda **o: Momentum(0.8, nesterov=True, **o), ["momentum"]),
+    "adam": (lambda **o: Adam(beta2=0.9, eps=0.1, **o), ["beta1", "beta2"]),
+    "adamax": (lambda **o: Adamax(beta2=0.6, eps=0.1, **o), ["beta1", "beta2"]),
+    "rmsprop": (lambda **o: RMSprop(beta=0.9, eps=0.1, **o), ["beta"]),
+    "weight_decay": (lambda **o: WeightDecay(0.3, **o), ["decay"]),
+}
+
+
+@pytest.mark.parametrize(("make", "names"), LEARNED.values(), ids=LEARNED.keys())
+def test_a_learned_hyper_parameter_begins_as_the_number_and_has_its_slope(make, names, device64):
+    """The trajectory is that of the number; the gradient is the finite differences'."""
+    for got, due in zip(by_rule([make(learn=True)]), by_rule([make()]), strict=True):
+        assert_close("learned at first", got, due, 1e-12)
+    small = problem.regression(tasks=2, steps=3, device=device64)
+    learner = small.learner(Chain(make(learn=True), LearningRate(0.1)))
+    learned = [f"rule.rules.0.{name}" for name in names]
+    assert [name for name, _ in learner.named_parameters() if name.startswith("rule")] == learned
+    assert all(bool(learner.meta_gradient(small.tasks).grads[name]) for name in learned)
+    gradients.finite_differences(learner, small.tasks)
+    rules.one_gradient(lambda: make(learn=True), small)
+
+
+def test_hyper_parameters_learned_in_half_precision_are_kept_in_float32():
+    """0.999 is 1 in bfloat16, from which its logit does not come back."""
+    rule = Adam(learn=True).setup({"w": torch.zeros(2, dtype=torch.bfloat16)}, 1)
+    assert rule.beta2.dtype == torch.float32
+    assert float(rule.beta2.detach().sigmoid()) == pytest.approx(0.999, abs=1e-6)
+    assert repr(rule) == "Adam(beta1=learned, beta2=learned, eps=1e-08, learn=True)"
+
+
+def test_an_outer_step_moves_what_is_learned(place):
+    small = problem.regression(**place)
+    learner = small.learner(Chain(WeightDecay(0.1, learn=True), LearningRate(0.1)))
+    optimizer = torch.optim.SGD(learner.parameters(), lr=1.0)
+    before = learner.meta_gradient(small.tasks).loss
+    learner.backward(small.tasks)
+    optimizer.step()
+    decay = float(learner.rule.rules[0].decay.detach().exp())
+    assert decay > 0
+    assert decay != pytest.approx(0.1)
+    assert learner.meta_gradient(small.tasks).loss < before
+
+
 def test_the_norm_is_of_all_parameters_together():
     gradients = {"a": torch.full((3,), 2.0), "b": torch.full((), 2.0)}
     updates, _ = ClipNorm(1.0)(gradients, (), StepInfo(0, 1, {}))
@@ -199,6 +259,19 @@ def test_at_their_identity_they_are_the_learner_without(make, place):
         ),
         (lambda: Adam(beta2=1), "Adam beta2 is 1;"),
         (lambda: Adam(eps=0.0), "Adam eps is 0.0; it takes a finite number at least 1e-12"),
+        (
+            lambda: Momentum(0.0, learn=True),
+            "Momentum learn is True, but momentum is 0, whose logarithm is not finite",
+        ),
+        (lambda: Adam(beta1=0.0, learn=True), "Adam learn is True, but beta1 is 0"),
+        (lambda: WeightDecay(0.0, learn=True), "WeightDecay learn is True, but decay is 0"),
+        (
+            lambda: RMSprop(learn=True).setup(start(), 1).setup(start(), 1),
+            "this RMSprop is set up already",
+        ),
+        (lambda: RMSprop(beta=1.0), "RMSprop beta is 1.0;"),
+        (lambda: Adagrad(initial=-1.0), "Adagrad initial is -1.0;"),
+        (lambda: Adamax(eps=0.0), "Adamax eps is 0.0; it takes a finite number at least 1e-12"),
         (lambda: ClipNorm(0), "ClipNorm max_norm is 0; it takes a finite number above 0"),
         (lambda: ClipNorm(True), "ClipNorm max_norm is True"),
         (

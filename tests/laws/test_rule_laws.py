@@ -21,10 +21,10 @@ from metablocks import (
     lslr,
     meta_sgd,
 )
-from metablocks.errors import RuleError
+from metablocks.errors import MetablocksError
 from metablocks.functional import FunctionalModule, detach
 from metablocks.inner_loop import adapt
-from metablocks.laws import rules
+from metablocks.laws import gradients, rules
 from metablocks.laws.compare import assert_close, fixed_draws, noise_like
 from metablocks.rules import Granularity
 
@@ -57,10 +57,11 @@ def total(grads):
     return {"rate": torch.stack([g.sum() for g in under(grads, "rule.").values()]).sum()}
 
 
-def equal_rates(small, granularity, *, per_step: bool, rate: float = 0.1) -> None:
+def equal_rates(small, granularity, *, per_step: bool, rate: float = 0.1, init=None) -> None:
     """Law 3: the scalar's query losses and θ-gradient; the rates' gradients sum to the scalar rate's."""
+    init = rate if init is None else init
     fine = small.learner(
-        LearningRate(rate, granularity=granularity, per_step=per_step, learn=True)
+        LearningRate(init, granularity=granularity, per_step=per_step, learn=True)
     ).meta_gradient(small.tasks)
     scalar = small.learner(LearningRate(rate, learn=True)).meta_gradient(small.tasks)
     assert_close("equal rates, loss", {"loss": fine.loss}, {"loss": scalar.loss}, 1e-10)
@@ -80,6 +81,58 @@ def equal_rates(small, granularity, *, per_step: bool, rate: float = 0.1) -> Non
 def test_equal_rates_are_the_scalar_rate(granularity, per_step, rate, steps, seed, place):
     small = problem.regression(seed=seed, steps=steps, **place)
     equal_rates(small, granularity, per_step=per_step, rate=rate)
+
+
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+@pytest.mark.parametrize("init", [[0.2] * 3, {"head.*": 0.2, "*": 0.2}, {"*": 0.2}], ids=str)
+def test_equal_rates_in_a_list_or_in_groups_are_the_scalar_rate(granularity, init, place):
+    small = problem.regression(tasks=2, steps=3, **place)
+    equal_rates(small, granularity, per_step=granularity == "tensor", rate=0.2, init=init)
+
+
+@pytest.mark.parametrize("granularity", ["scalar", "tensor", "parameter"])
+@pytest.mark.parametrize(
+    "init", [[0.3, 0.0, 0.1], {"*.bias": 0.3, "head.*": 0.0, "*": 0.1}], ids=str
+)
+def test_rates_by_step_and_by_group_are_those_of_torch(granularity, init, place):
+    """`torch.optim.SGD` with a rate set before each step, and with parameter groups."""
+    small = problem.regression(tasks=1, steps=3, **place)
+    model, task = small.model(), small.tasks[0]
+    group_of = {"bias": 0.3, "head.weight": 0.0}
+    groups = [
+        {"params": [p], "lr": next((lr for end, lr in group_of.items() if n.endswith(end)), 0.1)}
+        for n, p in model.named_parameters()
+    ]
+    optimizer = torch.optim.SGD(groups, lr=0.1)
+    for index in range(3):
+        if isinstance(init, list):
+            for group in optimizer.param_groups:
+                group["lr"] = init[index]
+        optimizer.zero_grad()
+        small.loss(model(task.support[0]), task.support[1]).backward()
+        optimizer.step()
+    learner = small.learner(LearningRate(init, granularity=granularity))
+    adapted = learner.adapt(task.support)
+    got, due = dict(adapted.named_parameters()), dict(model.named_parameters())
+    assert_close("torch.optim.SGD", detach(got), detach(due), 1e-12)
+
+
+@pytest.mark.parametrize("init", [[0.3, 0.1], {"*.bias": 0.3, "*": 0.1}], ids=str)
+def test_learned_rates_by_step_and_by_group_have_their_slopes(init, device64):
+    small = problem.regression(tasks=2, steps=2, device=device64)
+    learner = small.learner(LearningRate(init, learn=True))
+    named = {n: tuple(p.shape) for n, p in learner.rule.named_parameters()}
+    assert named == ({"rate.*": (2,)} if isinstance(init, list) else {"rate.0": (), "rate.1": ()})
+    gradients.finite_differences(learner, small.tasks)
+    rules.one_gradient(lambda: LearningRate(init, learn=True), small)
+
+
+def test_the_last_rate_of_a_list_goes_on_where_it_is_to(place):
+    small = problem.regression(tasks=1, steps=2, **place)
+    learner = small.learner(LearningRate([0.3, 0.1], beyond="last"))
+    stated = small.with_steps(4).learner(LearningRate([0.3, 0.1, 0.1, 0.1]))
+    got, due = (one.evaluate(small.tasks, steps=4).query_losses for one in (learner, stated))
+    assert torch.equal(got, due)
 
 
 @given(names=st.lists(st.sampled_from(sorted(RULES)), min_size=1, max_size=3))
@@ -197,11 +250,35 @@ def test_fixed_rates_are_buffers_and_move_with_the_module():
             ),
             "set up without a rate for v",
         ),
+        (
+            lambda: LearningRate([0.1, "x"]),
+            "init is [0.1, 'x']; it takes a finite number, a list, each a finite number or a dict",
+        ),
+        (
+            lambda: LearningRate((0.1, 0.2)).setup(params(), 3),
+            "LearningRate init has 2 rates, and the inner loop 3 steps; give one for each",
+        ),
+        (
+            lambda: LearningRate({"body.*": 0.1}).setup(params(), 3),
+            'LearningRate init has no pattern that fits scale; add one for it, or for the rest, "*"',
+        ),
+        (
+            lambda: LearningRate({"bodi.*": 0.1, "*": 0.2}).setup(params(), 3),
+            'LearningRate init does not fit: pattern "bodi.*" matches no parameter; the names are',
+        ),
+        (
+            lambda: LearningRate({"*.bias": 0.1, "*": 0.2}, granularity="layer").setup(params(), 3),
+            "gives body.weight, body.bias 2 rates, but they share one (body.*); take granularity=",
+        ),
+        (
+            lambda: problem.regression().learner(LearningRate([0.1, -0.2, 0.1])),
+            "LearningRate init is -0.2: a negative rate goes up the slope",
+        ),
         (lambda: Chain(), "Chain() has no rule"),
         (lambda: Chain(LearningRate), "Chain rules[0] is the class LearningRate"),
     ],
 )
 def test_misuse_says_what_was_given_and_what_would_work(act, message):
-    with pytest.raises(RuleError) as caught:
+    with pytest.raises(MetablocksError) as caught:
         act()
     assert message in str(caught.value)

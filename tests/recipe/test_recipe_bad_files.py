@@ -294,6 +294,9 @@ TWO_RULES = "inner.rule=[{block: learning_rate, init: -1.0}, {block: meta_sgd, i
             "inner.rule[1]",
         ),  # behind Proximal, which Implicit puts first
         ("imaml_sinusoid", "inner.rule=[{block: meta_sgd, init: 0.02}]", "inner.rule[0]"),
+        ("maml_sinusoid", "inner.rule[0].init=[0.1, 0.1]", "inner.rule[0].init"),
+        ("maml_sinusoid", 'inner.rule[0].init={"heat.*": 0.1}', "inner.rule[0].init"),
+        ("maml_sinusoid", "inner.rule[0].init=fast", "inner.rule[0].init"),
         ("reptile_sinusoid", "inner.adapt=head.*", "inner.adapt"),
         ("reptile_sinusoid", "inner.steps=0", "inner.steps"),
         ("reptile_sinusoid", "outer.step_loss=uniform", "outer.step_loss"),

@@ -31,8 +31,9 @@ RANGES: dict[str, st.SearchStrategy[Any]] = {
     "ways": st.integers(2, 3),
     "size": st.integers(8, 14),
     "memory": st.sampled_from([None, "1GiB", "1KiB", 1]),
+    "compile": st.sampled_from([*[False] * 6, "trace", "auto", True]),
 }
-"""Fields by name of which the first few numbers would say little."""
+"""Fields by name of which the first few values would say little, or most cost seconds."""
 
 _RATES = [*[0.01, 0.001, 0.003, 0.02, 0.037, 0.05, 0.075, 0.1] * 3, 0.0]
 
