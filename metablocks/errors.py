@@ -104,6 +104,10 @@ class RunError(MetablocksError, RuntimeError):
     """A run directory or checkpoint cannot be written, read or resumed."""
 
 
+class DamagedError(RunError):
+    """A checkpoint is absent, or not the whole file that was written."""
+
+
 def suggest(given: str, candidates: Iterable[str]) -> str:
     """A `; did you mean "…"?` clause for the nearest candidate, or nothing.
 

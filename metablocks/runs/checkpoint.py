@@ -1,18 +1,39 @@
-"""Checkpoints: all that training needs to go on, bit for bit, as tensors and plain values."""
+"""Checkpoints: all that training needs to go on, bit for bit, as tensors and plain values.
 
+    <torch.save of the content> <"metablocks checkpoint, sha256 "> <64 hex digits> <newline>
+
+The last line seals the file: a file that was torn, cut short, changed in a single bit or written by
+something else is recognised before anything of it is used. `torch.load` reads the file as it is.
+Format 2, which older versions wrote, has no seal, and the recipe's hash in place of its values.
+"""
+
+import copy
+import hashlib
+import logging
+import os
+import shlex
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
+from pydantic import TypeAdapter, ValidationError
+from torch import nn
 
-from metablocks.errors import RunError
+from metablocks.errors import DamagedError, RunError, first_line
 from metablocks.learner import MetaGradient
-from metablocks.recipe import Experiment
-from metablocks.runs.directory import write_atomically
+from metablocks.recipe import Experiment, Recipe
+from metablocks.recipe.record import shown_value
+from metablocks.runs.directory import RunDirectory, write_atomically
 from metablocks.runs.scores import Scores
 
-FORMAT = 2
+_log = logging.getLogger(__name__)
+
+FORMAT = 3
+_READ = (2, FORMAT)
+_SEAL = b"metablocks checkpoint, sha256 "
+_SEALED = len(_SEAL) + 64 + 1
 
 
 @dataclass
@@ -30,6 +51,8 @@ class TrainingState:
     best_epoch: int | None = None
     ranking: list[tuple[int, float]] = field(default_factory=list)
     """The epochs kept, the best first, each with its validation error (see `Scores.error`)."""
+    kept: list[int] = field(default_factory=list)
+    """The epochs in the ranking, and those that were in it at the checkpoint before."""
     spent: dict[str, float] = field(default_factory=dict)
     """Seconds of the epoch in progress before a stop (see `Meter`)."""
 
@@ -68,71 +91,268 @@ class TrainingState:
         self.best_epoch = self.members[0]
 
 
-def save(path: Path, experiment: Experiment, state: TrainingState) -> None:
-    """Write parameters, optimiser, schedule, random states, counters, choices, in one go."""
-    scheduler = experiment.scheduler
+def save(
+    path: Path, experiment: Experiment, state: TrainingState, *, before: Path | None = None
+) -> None:
+    """Write parameters, optimiser, schedule, random states, counters, choices, in one go.
+
+    The file that is replaced is kept as `before`, if that is given.
+    """
     content = {
         "format": FORMAT,
-        "recipe": experiment.recipe.hash,
-        "learner": experiment.learner.state_dict(),
-        "optimizer": experiment.optimizer.state_dict(),
-        "scheduler": scheduler.state_dict() if scheduler else None,
+        "torch": str(torch.__version__),
+        "recipe": experiment.recipe.values,
         "state": asdict(state),
-        "random": _random_states(experiment.device),
+        **_entries(experiment),
     }
-    write_atomically(path, lambda file: torch.save(content, file))
+    write_atomically(path, lambda file: write_sealed(file, content), before=before)
+
+
+def write_sealed(file: BinaryIO, content: dict[str, Any]) -> None:
+    """Write the content of a checkpoint, and its checksum as the last line."""
+    sealed = _Sealed(file)
+    torch.save(content, sealed)
+    file.write(_SEAL + sealed.digest.hexdigest().encode() + b"\n")
 
 
 def restore(path: Path, experiment: Experiment) -> TrainingState:
     """Put a checkpoint into a freshly built experiment, and the random states back.
 
-    Raises `RunError` for a file that is absent, damaged, of another format or of another recipe.
+    Raises `DamagedError` for a file that is absent or not a whole checkpoint, and `RunError` for one
+    of another format or recipe, and for entries that do not fit the experiment.
     """
-    content = _read(path, experiment)
-    experiment.learner.load_state_dict(content["learner"])
-    experiment.optimizer.load_state_dict(content["optimizer"])
-    if experiment.scheduler:
-        experiment.scheduler.load_state_dict(content["scheduler"])
-    torch.set_rng_state(content["random"]["cpu"])
-    if experiment.device.type != "cpu" and experiment.device.type in content["random"]:
-        module = torch.get_device_module(experiment.device.type)
-        module.set_rng_state(content["random"][experiment.device.type], experiment.device)
-    return TrainingState(**content["state"])
+    content = _read(path, experiment.recipe)
+    _check_entries(path, content, experiment)
+    state = _restore_learner(path, content, experiment)
+    try:
+        experiment.optimizer.load_state_dict(content["optimizer"])
+        if experiment.scheduler:
+            experiment.scheduler.load_state_dict(content["scheduler"])
+        torch.set_rng_state(content["random"]["cpu"])
+        if experiment.device.type != "cpu" and experiment.device.type in content["random"]:
+            module = torch.get_device_module(experiment.device.type)
+            module.set_rng_state(content["random"][experiment.device.type], experiment.device)
+    except Exception as error:
+        raise _unfit(path, first_line(error)) from error
+    return state
 
 
 def restore_learner(path: Path, experiment: Experiment) -> TrainingState:
-    """Put only the learner's parameters back, for evaluation."""
-    content = _read(path, experiment)
-    experiment.learner.load_state_dict(content["learner"])
-    return TrainingState(**content["state"])
+    """Put only the learner's parameters back, for evaluation. Raises as `restore` does."""
+    return _restore_learner(path, _read(path, experiment.recipe), experiment)
 
 
-def other_recipe(path: Path, its: str, given: str) -> str:
-    """The message for a run whose recipe is not the one at hand, by their hashes."""
-    return (
-        f"{path} was written with another recipe (hash {its[:12]}, this one is {given[:12]}); a run "
-        "goes on with the recipe it started with, and no --set"
+def restore_newest(
+    directory: RunDirectory,
+    experiment: Experiment,
+    restore: Callable[[Path, Experiment], TrainingState] = restore,
+) -> tuple[TrainingState, Path]:
+    """Put back the last checkpoint, or if it is damaged the one before, with a message; and its path.
+
+    Raises as `restore` does.
+    """
+    last, previous = directory.checkpoint("last"), directory.checkpoint("previous")
+    try:
+        return restore(last, experiment), last
+    except DamagedError as error:
+        if not previous.is_file():
+            raise
+        try:
+            state = restore(previous, experiment)
+        except DamagedError as other:
+            raise DamagedError(f"{error}; and {other}") from None
+        _log.warning("%s; the checkpoint before it is used: %s", error, previous)
+        return state, previous
+
+
+def restore_best(directory: RunDirectory, experiment: Experiment, state: TrainingState) -> None:
+    """Put back the learner of the best epoch, from whichever whole checkpoint is of that epoch.
+
+    Raises `DamagedError`, naming `best.pt`, if there is none.
+    """
+    best = directory.checkpoint("best")
+    others = [directory.member(state.best_epoch or 0)]
+    others += [directory.checkpoint(which) for which in ("last", "previous")]
+    problem = None
+    for path in (best, *others):
+        try:
+            if restore_learner(path, experiment).epochs == state.best_epoch:
+                if problem:
+                    _log.warning("%s; %s is of the same epoch and is used", problem, path)
+                return
+            problem = problem or f"{path}: not of epoch {state.best_epoch}, the best"
+        except DamagedError as error:
+            problem = problem or str(error)
+    words = shlex.join(["metablocks", "eval", str(directory.path), "--checkpoint", "last"])
+    raise DamagedError(f"{problem}; the last checkpoint is evaluated by {words}")
+
+
+def check_recipe(path: Path, recorded: Any, recipe: Recipe) -> None:
+    """Raise `RunError`, with what differs, unless `recorded` is the recipe: by its values, or hash."""
+    if isinstance(recorded, dict):
+        changes = recipe.changes_of(recorded)
+        if not changes:
+            return
+        what = "; ".join(
+            f"{field}: {shown_value(its)} → {shown_value(given)}" for field, its, given in changes
+        )
+    elif recorded in (recipe.hash, recipe.written_hash):
+        return
+    else:
+        what = f"hash {str(recorded)[:12]} → {recipe.hash[:12]}"
+    raise RunError(
+        f"{path} was written with another recipe ({what}); a run goes on with the recipe it "
+        "started with, and no --set"
     )
 
 
-def _read(path: Path, experiment: Experiment) -> dict[str, Any]:
+class _Sealed:
+    """A file that takes the checksum of what is written to it."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file = file
+        self.digest = hashlib.sha256()
+
+    def write(self, data: Any) -> int:
+        self.digest.update(data)
+        return self.file.write(data)
+
+    def flush(self) -> None:
+        self.file.flush()
+
+
+def _entries(experiment: Experiment) -> dict[str, Any]:
+    """What training changes, besides its counters."""
+    scheduler = experiment.scheduler
+    return {
+        "learner": experiment.learner.state_dict(),
+        "optimizer": experiment.optimizer.state_dict(),
+        "scheduler": scheduler.state_dict() if scheduler else None,
+        "random": _random_states(experiment.device),
+    }
+
+
+def _read(path: Path, recipe: Recipe) -> dict[str, Any]:
+    """The content of a checkpoint of this recipe."""
     if not path.is_file():
-        raise RunError(f"{path}: no such checkpoint; the run stopped before it wrote one")
+        raise DamagedError(f"{path}: no such checkpoint")
     try:
-        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        with path.open("rb") as file:
+            sealed = _is_sealed(file)
+            content: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise RunError(f"{path}: not a readable checkpoint: {error}") from error
+        raise DamagedError(f"{path}: not a readable checkpoint: {first_line(error)}") from error
     if not isinstance(content, dict) or "format" not in content:
-        raise RunError(f"{path}: not a metablocks checkpoint")
-    if content["format"] != FORMAT:
+        raise DamagedError(f"{path}: not a metablocks checkpoint")
+    if not isinstance(content["format"], int) or content["format"] not in _READ:
         raise RunError(
             f"{path}: a checkpoint of format {content['format']}; this version of metablocks reads "
-            f"format {FORMAT}. The version that wrote it is in {path.with_name('run.json')}"
+            f"formats {' and '.join(map(str, _READ))}. The version that wrote it is in "
+            f"{path.with_name('run.json')}"
         )
-    if content["recipe"] != experiment.recipe.hash:
-        raise RunError(other_recipe(path, content["recipe"], experiment.recipe.hash))
-    content["state"].pop("best", None)  # older checkpoints hold the best scores beside their epoch
+    if content["format"] == FORMAT and not sealed:
+        raise DamagedError(f"{path}: not a whole checkpoint: its last line, the checksum, is gone")
+    missing = {"recipe", "state", "learner", "optimizer", "scheduler", "random"} - content.keys()
+    if missing:
+        raise _unfit(path, f"{', '.join(sorted(missing))} missing")
+    check_recipe(path, content["recipe"], recipe)
     return content
+
+
+def _is_sealed(file: BinaryIO) -> bool:
+    """True for a file whose last line is the checksum of all before it; the file is rewound.
+
+    Raises `ValueError` for another checksum.
+    """
+    length = file.seek(0, os.SEEK_END) - _SEALED
+    file.seek(max(length, 0))
+    seal = file.read()
+    file.seek(0)
+    if length < 0 or not seal.startswith(_SEAL):
+        return False
+    digest, left = hashlib.sha256(), length
+    while left and (part := file.read(min(left, 2**20))):
+        digest.update(part)
+        left -= len(part)
+    file.seek(0)
+    if seal != _SEAL + digest.hexdigest().encode() + b"\n":
+        raise ValueError("its checksum is another: the file was changed after it was written")
+    return True
+
+
+def _restore_learner(path: Path, content: dict[str, Any], experiment: Experiment) -> TrainingState:
+    try:
+        state: TrainingState = TypeAdapter(TrainingState).validate_python(content["state"])
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        where = ".".join(map(str, ("state", *wrong["loc"])))
+        raise _unfit(path, f"{where}: {wrong['msg']}") from error
+    expected = experiment.learner.state_dict()
+    _check(path, content["learner"], expected, "learner")
+    for name in content["learner"].keys() - expected.keys():
+        raise _unfit(path, f"learner.{name} has no place in it")
+    experiment.learner.load_state_dict(content["learner"])
+    return state
+
+
+def _check_entries(path: Path, content: dict[str, Any], experiment: Experiment) -> None:
+    """Hold entries to those of the experiment; another torch may have fewer options."""
+    expected = _entries(experiment)
+    same = content.get("torch") == torch.__version__
+    for name in ("optimizer", "scheduler", "random"):
+        _check(path, content[name], expected[name], name, all_keys=same)
+    stepped = _state_after_a_step(experiment.optimizer)
+    for number, entry in content["optimizer"]["state"].items():
+        if number in stepped:
+            _check(path, entry, stepped[number], f"optimizer.state.{number}", all_keys=same)
+
+
+def _state_after_a_step(optimizer: torch.optim.Optimizer) -> dict[int, Any]:
+    """The optimiser's state by parameter as it is in training, without values.
+
+    Nothing if the optimiser takes no step without values.
+    """
+    parameters = [each for group in optimizer.param_groups for each in group["params"]]
+    shapes = {id(each): nn.Parameter(torch.empty_like(each, device="meta")) for each in parameters}
+    try:
+        twin = copy.deepcopy(optimizer, dict(shapes))
+        for each in shapes.values():
+            each.grad = torch.empty_like(each)
+        twin.step()
+        state: dict[int, Any] = twin.state_dict()["state"]
+        return state
+    except Exception:  # of an optimiser of one's own
+        return {}
+
+
+def _check(path: Path, given: Any, expected: Any, name: str, *, all_keys: bool = True) -> None:
+    """Raise `RunError` for an entry that is missing, or has another type, shape or dtype."""
+    if isinstance(expected, dict) and isinstance(given, dict):
+        for key, value in expected.items():
+            if key in given:
+                _check(path, given[key], value, f"{name}.{key}", all_keys=all_keys)
+            elif all_keys:
+                raise _unfit(path, f"{name}.{key} is missing")
+        return
+    if _kind(given) != _kind(expected):
+        raise _unfit(path, f"{name} is {_kind(given)}, expected {_kind(expected)}")
+    if isinstance(expected, list | tuple):
+        for number, pair in enumerate(zip(given, expected, strict=True)):
+            _check(path, *pair, f"{name}.{number}", all_keys=all_keys)
+
+
+def _kind(value: Any) -> str:
+    """The type of a value, in words, with shape and dtype or length."""
+    if isinstance(value, torch.Tensor):
+        return f"a tensor {list(value.shape)} of {value.dtype}"
+    if isinstance(value, list | tuple):
+        return f"{len(value)} values"
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return "a number" if number else f"a {type(value).__name__}"
+
+
+def _unfit(path: Path, reason: str) -> RunError:
+    return RunError(f"{path}: a whole checkpoint, but not one of this run: {reason}")
 
 
 def _random_states(device: torch.device) -> dict[str, torch.Tensor]:

@@ -15,7 +15,7 @@ from metablocks.errors import BlockError, RecipeError, RunError
 from metablocks.memory import keep_freed_memory
 from metablocks.recipe import Experiment, Recipe, build, from_text, load
 from metablocks.runs import checkpoint, plots
-from metablocks.runs.checkpoint import TrainingState
+from metablocks.runs.checkpoint import TrainingState, restore_learner, restore_newest
 from metablocks.runs.deployment import Deployment, deployment
 from metablocks.runs.directory import RunDirectory, create, environment, write_text
 from metablocks.runs.ensemble import ensemble_scores
@@ -97,7 +97,10 @@ def evaluate_run(
             )
             print(f"{recipe.name}\n{report(experiment, ensemble)}")
             return 0
-        state = _restore(directory, checkpoint, experiment)
+        if checkpoint == "last":
+            state, _ = restore_newest(directory, experiment, restore_learner)
+        else:
+            state = restore_learner(directory.checkpoint(checkpoint), experiment)
         scores = final_scores(experiment, split, tasks=tasks, steps=steps)
     except BlockError as error:
         if steps is None:
@@ -197,20 +200,21 @@ def _go_on(
     Raises `RunError`, with nothing deleted, where recipe, data, checkpoint or log do not fit.
     """
     path, last = directory.path, directory.checkpoint("last")
-    if record["recipe"] != experiment.recipe.hash:
-        raise RunError(checkpoint.other_recipe(path, record["recipe"], experiment.recipe.hash))
     known, now = record["data"].get("checksum"), _data_record(experiment).get("checksum")
     if known != now:
         raise RunError(f"{path} was trained on other data: checksum {known}, here {now}")
     state = TrainingState()
-    if last.is_file():
-        state = checkpoint.restore(last, experiment)
+    if directory.has_checkpoint:
+        state, used = checkpoint.restore_newest(directory, experiment)
+        directory.check_log(state.epochs, used)
+        if used != last and last.is_file():
+            last.replace(last.with_suffix(".damaged"))
     else:
+        checkpoint.check_recipe(directory.record, record["recipe"], experiment.recipe)
         checkpoint.save(last, experiment, state)
-    directory.check_log(state.epochs)
     if not directory.tested:
         directory.keep_epochs(state.epochs)
-        directory.keep_members(state.members)
+        directory.keep_members({*state.members, *state.kept})
     _print_head(experiment, directory)
     print(f"going on after meta-step {state.step} of epoch {state.epochs + 1}", flush=True)
     return state
@@ -253,10 +257,6 @@ def _train(
     return 0
 
 
-def _restore(directory: RunDirectory, which: str, experiment: Experiment) -> TrainingState:
-    return checkpoint.restore_learner(directory.checkpoint(which), experiment)
-
-
 def _members(directory: RunDirectory, experiment: Experiment) -> list[int]:
     """The epochs of the ensemble, as the last checkpoint has them."""
     if experiment.evaluation.ensemble == 1:
@@ -264,7 +264,7 @@ def _members(directory: RunDirectory, experiment: Experiment) -> list[int]:
             f"--checkpoint ensemble: {directory.path} kept one checkpoint, the best; to keep more, "
             "train with evaluation.ensemble above 1"
         )
-    members = _restore(directory, "last", experiment).members
+    members = restore_newest(directory, experiment, restore_learner)[0].members
     if not members:
         raise RunError(f"{directory.path}: no epoch was validated yet; take --checkpoint last")
     return members
@@ -274,7 +274,7 @@ def _test(
     experiment: Experiment, directory: RunDirectory, state: TrainingState
 ) -> tuple[Scores, Deployment | None, Scores | None]:
     """Test the best checkpoint, and the best ones together; the last line of the log, once."""
-    _restore(directory, "best", experiment)
+    checkpoint.restore_best(directory, experiment, state)
     scores, ensemble = final_scores(experiment, "test"), None
     row = {"test": scores.as_dict()}
     deployed = deployment(experiment, scores)  # of the best one: the ensemble restores others

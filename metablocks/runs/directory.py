@@ -6,7 +6,8 @@
     metrics.jsonl   one line an epoch, then one for the test, with what is deployed where layers are
                     taken out for that (see `deployment`); nothing here depends on the clock
     times.jsonl     what each epoch cost: seconds, memory (see `usage`)
-    checkpoint.pt   where training stands; best.pt: where validation was best
+    checkpoint.pt   where training stands; previous.pt: the checkpoint before it, in case that one is
+                    damaged; best.pt: where validation was best
     epoch-<n>.pt    the best epochs by validation, where the recipe asks for an ensemble
     *.png           plots, where matplotlib is installed
     .lock           held by the process that trains here
@@ -64,8 +65,13 @@ class RunDirectory:
         return self.path / "times.jsonl"
 
     def checkpoint(self, which: str) -> Path:
-        """`last` is `checkpoint.pt`, `best` is `best.pt`."""
+        """`last` is `checkpoint.pt`, `previous` the one before, `best` is `best.pt`."""
         return self.path / ("checkpoint.pt" if which == "last" else f"{which}.pt")
+
+    @property
+    def has_checkpoint(self) -> bool:
+        """True if training can go on from one, whether or not it is whole."""
+        return any(self.checkpoint(which).is_file() for which in ("last", "previous"))
 
     def member(self, epoch: int) -> Path:
         """The checkpoint of an epoch that is kept for the ensemble."""
@@ -87,25 +93,26 @@ class RunDirectory:
         logs = [path for path in (self.metrics, self.times) if _read_whole_lines(path)]
         files = [self.checkpoint("best"), *self._members(), *sorted(self.path.glob("*.png"))]
         finished = [path.name for path in [*logs, *files] if path.is_file()]
-        if finished and not last.is_file():
+        if finished and not self.has_checkpoint:
             raise RunError(
                 f"{last}: no such checkpoint, but there are {', '.join(finished)}; to go on would be to "
                 f"begin again and write over them. Put {last.name} back; or train anew, in a directory "
                 f"of its own: {self._train_anew()}"
             )
 
-    def check_log(self, epochs: int) -> None:
-        """Raise `RunError` unless the log fits a checkpoint after so many epochs.
+    def check_log(self, epochs: int, used: Path) -> None:
+        """Raise `RunError` unless the log fits the checkpoint `used`, after so many epochs.
 
         It has a line for each of them, and at most one more: of an epoch that was logged when the run
-        was killed, and did not count yet. Going on drops what is beyond.
+        was killed, and did not count yet; and one more if the checkpoint is the one before the last.
+        Going on drops what is beyond.
         """
         logged = [row["epoch"] for row in self.read_metrics() if "epoch" in row]
-        most = epochs if self.tested else epochs + 1
+        most = epochs + (not self.tested) + (used != self.checkpoint("last"))
         if logged != list(range(1, len(logged) + 1)) or not epochs <= len(logged) <= most:
             raise RunError(
                 f"{self.metrics}: {len(logged)} epochs are logged{' and a test' * self.tested}, but "
-                f"{self.checkpoint('last').name} was written after {epochs}; to go on would lose lines. "
+                f"{used.name} was written after {epochs}; to go on would lose lines. "
                 "Put the two files back as they were at one time; or train anew, in a directory of its "
                 f"own: {self._train_anew()}"
             )
@@ -143,6 +150,10 @@ class RunDirectory:
                 yield
             finally:
                 file.truncate(0)
+
+    @property
+    def epochs_logged(self) -> int:
+        return sum("epoch" in row for row in self.read_metrics())
 
     @property
     def tested(self) -> bool:
@@ -201,8 +212,13 @@ def create(out: Path, name: str) -> RunDirectory:
     raise RunError(f"{out} holds too many runs called {stem}-{stamp}; give another --out")
 
 
-def write_atomically(path: Path, write: Callable[[Any], object]) -> None:
-    """Replace a file in one go: whoever reads it sees the old or the new, never a part."""
+def write_atomically(
+    path: Path, write: Callable[[Any], object], *, before: Path | None = None
+) -> None:
+    """Replace a file in one go: whoever reads it sees the old or the new, never a part.
+
+    The old one is kept as `before`, if that is given; for a moment there is none at `path` then.
+    """
     partial = path.with_name(f".{path.name}.partial")
     partial.unlink(
         missing_ok=True
@@ -211,6 +227,8 @@ def write_atomically(path: Path, write: Callable[[Any], object]) -> None:
         write(file)
         file.flush()
         os.fsync(file.fileno())
+    if before and path.exists():
+        path.replace(before)
     partial.replace(path)
 
 

@@ -46,6 +46,7 @@ def train(
     total = experiment.epochs * experiment.steps_per_epoch
     bar = progress_bar(total, initial=state.step, quiet=quiet)
     meter = Meter(experiment.device, state.spent)
+    logged = directory.epochs_logged
     lines = logging_redirect_tqdm([logging.getLogger("metablocks")])  # above the bar
     with bar, lines, _stop_signals() as signals:
         try:
@@ -58,12 +59,12 @@ def train(
                         bar.set_postfix(loss=f"{state.losses[-1]:.3f}", refresh=False)
                         signals.stop_if_wished()
                 scores = _validate(experiment, state, signals)
-                _finish_epoch(experiment, directory, state, scores, meter)
+                _finish_epoch(experiment, directory, state, scores, meter, logged)
                 if scores and not quiet:
                     bar.write(_line(experiment, state, scores), file=sys.stdout)
         except Stopped:
             state.spent = meter.spent()
-            checkpoint.save(directory.checkpoint("last"), experiment, state)
+            _save_last(experiment, directory, state)
             raise
     return state
 
@@ -132,13 +133,15 @@ def _finish_epoch(
     state: TrainingState,
     scores: Scores | None,
     meter: "Meter",
+    logged: int,
 ) -> None:
     """Log and checkpoint the epoch in progress.
 
     The last checkpoint makes the epoch count. The lines of both logs and all else that it needs are
-    written before it; what the checkpoint before it needs is deleted after it.
+    written before it, unless the epoch is among the `logged` of a finished run; what neither it nor
+    the checkpoint before it needs is deleted after it.
     """
-    epoch = state.epochs + 1
+    epoch, before = state.epochs + 1, state.members
     row: dict[str, Any] = {
         "epoch": epoch,
         "step": state.step,
@@ -153,15 +156,24 @@ def _finish_epoch(
         experiment.scheduler.step()
     if scores is not None:
         state.judge(epoch, scores, keep=experiment.evaluation.ensemble)
+    state.kept = sorted({*before, *state.members})
     state.epochs, state.losses, state.metrics, state.spent = epoch, [], {}, {}
-    directory.append(directory.metrics, row)
+    if epoch > logged:
+        directory.append(directory.metrics, row)
     if state.best_epoch == epoch:
         checkpoint.save(directory.checkpoint("best"), experiment, state)
     if experiment.evaluation.ensemble > 1 and epoch in state.members:
         checkpoint.save(directory.member(epoch), experiment, state)
-    directory.append(directory.times, {"epoch": epoch, **meter.lap()})
-    checkpoint.save(directory.checkpoint("last"), experiment, state)
-    directory.keep_members(state.members)
+    cost = {"epoch": epoch, **meter.lap()}
+    if epoch > logged:
+        directory.append(directory.times, cost)
+    _save_last(experiment, directory, state)
+    directory.keep_members(state.kept)
+
+
+def _save_last(experiment: Experiment, directory: RunDirectory, state: TrainingState) -> None:
+    last, previous = directory.checkpoint("last"), directory.checkpoint("previous")
+    checkpoint.save(last, experiment, state, before=previous)
 
 
 def _line(experiment: Experiment, state: TrainingState, scores: Scores) -> str:
