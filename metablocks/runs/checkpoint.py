@@ -111,7 +111,10 @@ def save(
 def write_sealed(file: BinaryIO, content: dict[str, Any]) -> None:
     """Write the content of a checkpoint, and its checksum as the last line."""
     sealed = _Sealed(file)
-    torch.save(content, sealed)
+    try:
+        torch.save(content, sealed)
+    except RuntimeError as error:  # torch's own, about what the failure left
+        raise sealed.failure or error from None
     file.write(_SEAL + sealed.digest.hexdigest().encode() + b"\n")
 
 
@@ -212,10 +215,15 @@ class _Sealed:
     def __init__(self, file: BinaryIO) -> None:
         self.file = file
         self.digest = hashlib.sha256()
+        self.failure: OSError | None = None
 
     def write(self, data: Any) -> int:
         self.digest.update(data)
-        return self.file.write(data)
+        try:
+            return self.file.write(data)
+        except OSError as error:
+            self.failure = error
+            raise
 
     def flush(self) -> None:
         self.file.flush()

@@ -3,6 +3,7 @@
 import json
 import logging
 import shlex
+import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -11,13 +12,13 @@ from typing import Any
 
 import torch
 
-from metablocks.errors import BlockError, RecipeError, RunError
+from metablocks.errors import BlockError, DamagedError, RecipeError, RunError
 from metablocks.memory import keep_freed_memory
 from metablocks.recipe import Experiment, Recipe, build, from_text, load
 from metablocks.runs import checkpoint, plots
 from metablocks.runs.checkpoint import TrainingState, restore_learner, restore_newest
 from metablocks.runs.deployment import Deployment, deployment
-from metablocks.runs.directory import RunDirectory, create, environment, write_text
+from metablocks.runs.directory import RunDirectory, create, environment, write_text, writing
 from metablocks.runs.ensemble import ensemble_scores
 from metablocks.runs.scores import Scores
 from metablocks.runs.tables import facts, place_arguments, report, summary, transductive
@@ -62,9 +63,14 @@ def train_recipe(
     if isinstance(experiment.learner.executor, AutoExecutor):
         recipe, executor = _with_chosen_executor(experiment)
         experiment = _build(recipe, data, device)
+    training_tasks(experiment, 0)  # data that fails leaves no directory behind
     directory = create(out, Path(recipe.source).stem)
     with directory.locked():
-        state = _begin(experiment, directory, argv or [], executor)
+        try:
+            state = _begin(experiment, directory, argv or [], executor)
+        except RunError:
+            shutil.rmtree(directory.path, ignore_errors=True)
+            raise
         return _train(experiment, directory, state, data, device, quiet=quiet)
 
 
@@ -184,8 +190,8 @@ def _begin(
         "transductive": transductive(experiment),
         **environment(experiment.device),
     }
-    write_text(directory.recipe, recipe.to_yaml())
     write_text(directory.record, f"{json.dumps(record, indent=1)}\n")
+    write_text(directory.recipe, recipe.to_yaml())
     state = TrainingState()
     checkpoint.save(directory.checkpoint("last"), experiment, state)
     _print_head(experiment, directory)
@@ -204,12 +210,15 @@ def _go_on(
     if known != now:
         raise RunError(f"{path} was trained on other data: checksum {known}, here {now}")
     state = TrainingState()
-    if directory.has_checkpoint:
+    try:
         state, used = checkpoint.restore_newest(directory, experiment)
         directory.check_log(state.epochs, used)
-        if used != last and last.is_file():
-            last.replace(last.with_suffix(".damaged"))
-    else:
+        if used != last and last.exists():
+            with writing(last):
+                last.replace(last.with_suffix(".damaged"))
+    except DamagedError:
+        if directory.finished:
+            raise
         checkpoint.check_recipe(directory.record, record["recipe"], experiment.recipe)
         checkpoint.save(last, experiment, state)
     if not directory.tested:

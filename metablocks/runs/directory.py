@@ -13,8 +13,9 @@
     .lock           held by the process that trains here
 
 A file is replaced in one go or only appended to, so that a killed run leaves nothing half-written
-but at most the last line of a log, which `--resume` drops. `checkpoint.pt` is there before anything
-else is finished, and what it does not count is at most one epoch.
+but at most the last line of a log, which `--resume` drops, and a hidden `*.partial`, which it clears.
+`checkpoint.pt` is there before anything else is finished, and what it does not count is at most one
+epoch.
 """
 
 import errno
@@ -23,13 +24,14 @@ import logging
 import os
 import platform
 import re
+import secrets
 import shlex
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,6 +42,19 @@ import torch
 from metablocks.errors import RunError
 
 _log = logging.getLogger(__name__)
+
+_PARTIAL = ".partial"
+_WRITABLE = "make the folder writable, or give --out another"
+_REMEDIES = {
+    errno.ENOSPC: "free some space there",
+    errno.EDQUOT: "free some space there: the quota is used up",
+    errno.EFBIG: "raise the limit on the size of files (ulimit -f)",
+    errno.ENAMETOOLONG: "--out takes a folder with a shorter path",
+    errno.ENOENT: "the folder was moved or deleted meanwhile",
+    errno.EROFS: _WRITABLE,
+    errno.EACCES: _WRITABLE,
+    errno.EPERM: _WRITABLE,
+}
 
 
 @dataclass(frozen=True)
@@ -69,9 +84,11 @@ class RunDirectory:
         return self.path / ("checkpoint.pt" if which == "last" else f"{which}.pt")
 
     @property
-    def has_checkpoint(self) -> bool:
-        """True if training can go on from one, whether or not it is whole."""
-        return any(self.checkpoint(which).is_file() for which in ("last", "previous"))
+    def finished(self) -> list[str]:
+        """The names of files that hold what was finished, the checkpoints to go on from aside."""
+        logs = [path for path in (self.metrics, self.times) if _read_whole_lines(path)]
+        files = [self.checkpoint("best"), *self._members(), *sorted(self.path.glob("*.png"))]
+        return [path.name for path in [*logs, *files] if path.is_file()]
 
     def member(self, epoch: int) -> Path:
         """The checkpoint of an epoch that is kept for the ensemble."""
@@ -82,7 +99,8 @@ class RunDirectory:
         kept = {self.member(epoch) for epoch in epochs}
         for path in self._members():
             if path not in kept:
-                path.unlink()
+                with writing(path):
+                    path.unlink()
 
     def check_resumable(self) -> None:
         """Raise `RunError` where the checkpoint is gone and what was finished is not.
@@ -90,12 +108,11 @@ class RunDirectory:
         Going on would begin again, and write over it. A run that has finished nothing may begin again.
         """
         last = self.checkpoint("last")
-        logs = [path for path in (self.metrics, self.times) if _read_whole_lines(path)]
-        files = [self.checkpoint("best"), *self._members(), *sorted(self.path.glob("*.png"))]
-        finished = [path.name for path in [*logs, *files] if path.is_file()]
-        if finished and not self.has_checkpoint:
+        there = any(self.checkpoint(which).is_file() for which in ("last", "previous"))
+        if self.finished and not there:
+            names = ", ".join(self.finished)
             raise RunError(
-                f"{last}: no such checkpoint, but there are {', '.join(finished)}; to go on would be to "
+                f"{last}: no such checkpoint, but there are {names}; to go on would be to "
                 f"begin again and write over them. Put {last.name} back; or train anew, in a directory "
                 f"of its own: {self._train_anew()}"
             )
@@ -143,9 +160,12 @@ class RunDirectory:
                     f"{self.path}: {holder or 'another process'} is training this run, and two at once "
                     "would write over each other's work; wait until it has ended, or stop it first"
                 )
-            file.truncate()
-            file.write(f"process {os.getpid()} on {socket.gethostname()}")
-            file.flush()
+            with writing(path):
+                for partial in self.path.glob(f".*{_PARTIAL}"):  # of a process that was killed
+                    partial.unlink()
+                file.truncate()
+                file.write(f"process {os.getpid()} on {socket.gethostname()}")
+                file.flush()
             try:
                 yield
             finally:
@@ -176,10 +196,14 @@ class RunDirectory:
 
     def append(self, path: Path, row: dict[str, Any]) -> None:
         """Add a line to a log."""
-        with path.open("ab") as file:
-            file.write(_jsonl([row]).encode())
-            file.flush()
-            os.fsync(file.fileno())
+        with writing(path):
+            new = not path.exists()
+            with path.open("ab") as file:
+                file.write(_jsonl([row]).encode())
+                file.flush()
+                os.fsync(file.fileno())
+            if new:
+                _sync_folder(self.path)
 
     def _members(self) -> list[Path]:
         numbered = re.compile(r"epoch-[0-9]+\.pt")  # and not a copy that a user keeps beside them
@@ -200,15 +224,10 @@ def create(out: Path, name: str) -> RunDirectory:
     stamp = time.strftime("%Y%m%d-%H%M%S")
     for attempt in range(1, 1000):
         path = out / (f"{stem}-{stamp}" + (f"-{attempt}" if attempt > 1 else ""))
-        try:
+        with writing(path), suppress(FileExistsError):
             path.mkdir(parents=True)
-        except OSError as error:
-            if path.is_dir():
-                continue
-            raise RunError(
-                f"cannot make {path}: {error.strerror}; --out takes a folder that can be written to"
-            ) from error
-        return RunDirectory(path)
+            _sync_folder(out)
+            return RunDirectory(path)
     raise RunError(f"{out} holds too many runs called {stem}-{stamp}; give another --out")
 
 
@@ -217,19 +236,57 @@ def write_atomically(
 ) -> None:
     """Replace a file in one go: whoever reads it sees the old or the new, never a part.
 
-    The old one is kept as `before`, if that is given; for a moment there is none at `path` then.
+    The old one is kept as `before`, if that is given; for a moment there is none at `path` then. The
+    new one outlives a loss of power once this returns. Raises `RunError` as `writing` does, with the
+    old file as it was.
     """
-    partial = path.with_name(f".{path.name}.partial")
-    partial.unlink(
-        missing_ok=True
-    )  # of a killed process, or a link to where nothing is to be written
-    with partial.open("xb") as file:
-        write(file)
-        file.flush()
-        os.fsync(file.fileno())
-    if before and path.exists():
-        path.replace(before)
-    partial.replace(path)
+    partial = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}{_PARTIAL}")
+    with writing(path):
+        try:
+            with partial.open("xb") as file:
+                write(file)
+                file.flush()
+                os.fsync(file.fileno())
+            if before and path.exists():
+                path.replace(before)
+            partial.replace(path)
+        except BaseException:
+            with suppress(OSError):
+                partial.unlink(missing_ok=True)
+            raise
+        _sync_folder(path.parent)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Name the place and the remedy if a file or folder cannot be written, by `RunError`.
+
+    >>> with writing(Path("runs/a/checkpoint.pt")):
+    ...     raise OSError(errno.ENOSPC, "No space left on device")
+    Traceback (most recent call last):
+    metablocks.errors.RunError: runs/a/checkpoint.pt: cannot be written (No space left on device);
+    free some space there. What was saved before is as it was
+    """
+    try:
+        yield
+    except OSError as error:
+        remedy = _REMEDIES.get(error.errno or 0, "--out takes a folder that can be written to")
+        raise RunError(
+            f"{path}: cannot be written ({error.strerror or error}); {remedy}. What was saved before "
+            "is as it was"
+        ) from error
+
+
+def _sync_folder(folder: Path) -> None:
+    """Let the names in a folder outlive a loss of power, where the system has a call for that."""
+    if sys.platform == "win32":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # of a file system that does not sync folders
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write_text(path: Path, text: str) -> None:
