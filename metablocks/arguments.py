@@ -17,7 +17,9 @@ _RECIPE = "a shipped recipe's name (see: metablocks recipes) or the path of a YA
 _EXAMPLES = {
     "run": "metablocks run maml_sinusoid\n"
     "metablocks run mine.yaml --set inner.steps=3 --set outer.optimizer.lr=5e-4\n"
-    "metablocks run --resume runs/maml_sinusoid-20250101-120000",
+    "metablocks run --resume runs/maml_sinusoid-20250101-120000\n"
+    "metablocks run --resume runs/maml_sinusoid-20250101-120000 --set outer.epochs=90\n"
+    "metablocks run mine.yaml --from runs/maml_sinusoid-20250101-120000",
     "check": "metablocks check maml_omniglot_5w1s\n"
     "metablocks check mine.yaml --set inner.rule[0].init=0.1 --allow my_pkg\n"
     "metablocks check maml_pp_omniglot_5w1s --gradients",
@@ -100,7 +102,19 @@ def parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
         metavar="SIZE",
         help="budget such as 4GiB: measure, and take the fastest executor that keeps to it",
     )
-    run.add_argument("--resume", type=_path, metavar="RUN_DIR", help="go on with a stopped run")
+    run.add_argument(
+        "--resume",
+        type=_path,
+        metavar="RUN_DIR",
+        help="go on with a run: stopped, or finished and given more outer.epochs",
+    )
+    run.add_argument(
+        "--from",
+        dest="start",
+        type=_path,
+        metavar="RUN_DIR",
+        help="begin with the weights of this run's best epoch",
+    )
     run.add_argument("--quiet", action="store_true", help="no progress bar")
 
     check = command(

@@ -109,6 +109,12 @@ def _run(args: argparse.Namespace, argv: list[str]) -> int:
 
     if args.recipe is None and args.resume is None:
         raise RecipeError("metablocks run: no recipe; give one, or --resume RUN_DIR")
+    if args.start is not None:
+        _check_run(args.start)
+        if args.resume is not None:
+            raise RecipeError(
+                "metablocks run: --from is for a new run, --resume for one that is there"
+            )
     if args.memory:
         args.set.append(
             f'hardware.executor={{block: auto, memory: "{args.memory}", compile: false}}'
@@ -126,6 +132,7 @@ def _run(args: argparse.Namespace, argv: list[str]) -> int:
         data=args.data,
         device=args.device,
         resume=args.resume,
+        start=args.start,
         quiet=args.quiet,
         argv=argv,
     )

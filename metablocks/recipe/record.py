@@ -160,6 +160,15 @@ def _digest(values: dict[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def changes_text(changes: Differences) -> str:
+    """What differs, in a line.
+
+    >>> changes_text([("inner.steps", 1, 2), ("outer.clip", None, 10.0)])
+    'inner.steps: 1 → 2; outer.clip: absent → 10.0'
+    """
+    return "; ".join(f"{path}: {shown_value(a)} → {shown_value(b)}" for path, a, b in changes)
+
+
 def shown_value(value: Any) -> str:
     """A leaf's value in a message."""
     return "absent" if value is None else str(value)

@@ -12,6 +12,7 @@ import hashlib
 import logging
 import os
 import shlex
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -24,7 +25,7 @@ from torch import nn
 from metablocks.errors import DamagedError, RunError, first_line
 from metablocks.learner import MetaGradient
 from metablocks.recipe import Experiment, Recipe
-from metablocks.recipe.record import shown_value
+from metablocks.recipe.record import changes_text
 from metablocks.runs.directory import RunDirectory, write_atomically
 from metablocks.runs.scores import Scores
 
@@ -121,6 +122,8 @@ def write_sealed(file: BinaryIO, content: dict[str, Any]) -> None:
 def restore(path: Path, experiment: Experiment) -> TrainingState:
     """Put a checkpoint into a freshly built experiment, and the random states back.
 
+    An experiment of more epochs goes on with the rates of its own, longer schedule.
+
     Raises `DamagedError` for a file that is absent or not a whole checkpoint, and `RunError` for one
     of another format or recipe, and for entries that do not fit the experiment.
     """
@@ -129,7 +132,9 @@ def restore(path: Path, experiment: Experiment) -> TrainingState:
     state = _restore_learner(path, content, experiment)
     try:
         experiment.optimizer.load_state_dict(content["optimizer"])
-        if experiment.scheduler:
+        if experiment.scheduler and _epochs_of(content) not in (None, experiment.epochs):
+            _step_schedule(experiment, state.epochs)
+        elif experiment.scheduler:
             experiment.scheduler.load_state_dict(content["scheduler"])
         torch.set_rng_state(content["random"]["cpu"])
         if experiment.device.type != "cpu" and experiment.device.type in content["random"]:
@@ -190,22 +195,62 @@ def restore_best(directory: RunDirectory, experiment: Experiment, state: Trainin
     raise DamagedError(f"{problem}; the last checkpoint is evaluated by {words}")
 
 
+def start_from(directory: RunDirectory, experiment: Experiment) -> dict[str, Any]:
+    """Put the weights of a run into an experiment, and return which they are, for `run.json`.
+
+    They are the model's at its best epoch (before the first validation, at the last checkpoint); if
+    rule and inner steps of both recipes are equal, what the rule has learned is among them.
+
+    Raises as `restore` does, but for the recipe, which may be another.
+    """
+    path = directory.checkpoint("best")
+    path = path if path.is_file() else directory.checkpoint("last")
+    content = _load(path)
+    its, given = content["recipe"], experiment.recipe.values
+    same_rule = isinstance(its, dict) and all(
+        its["inner"][name] == given["inner"][name] for name in ("rule", "steps")
+    )
+    parts = ("model.", "rule.") if same_rule else ("model.",)
+    weights = {n: tensor for n, tensor in content["learner"].items() if n.startswith(parts)}
+    own = experiment.learner.state_dict()
+    content["learner"] = {**own, **weights}
+    state = _restore_learner(path, content, experiment)
+    for name in own.keys() - weights.keys():
+        if name.startswith(parts):
+            raise _unfit(path, f"learner.{name} is missing")
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return {
+        "checkpoint": str(path.resolve()),
+        "sha256": digest,
+        "epoch": state.epochs,
+        "step": state.step,
+        "weights": [part.removesuffix(".") for part in parts],
+    }
+
+
 def check_recipe(path: Path, recorded: Any, recipe: Recipe) -> None:
-    """Raise `RunError`, with what differs, unless `recorded` is the recipe: by its values, or hash."""
+    """Raise `RunError`, with what differs, unless `recorded` is the recipe: by its values, or hash.
+
+    A recipe of more epochs, and else the same, is the recipe.
+    """
     if isinstance(recorded, dict):
-        changes = recipe.changes_of(recorded)
+        changes = [
+            (field, its, given)
+            for field, its, given in recipe.changes_of(recorded)
+            if not (field == "outer.epochs" and isinstance(its, int) and its < given)
+        ]
         if not changes:
             return
-        what = "; ".join(
-            f"{field}: {shown_value(its)} → {shown_value(given)}" for field, its, given in changes
-        )
+        what = changes_text(changes)
     elif recorded in (recipe.hash, recipe.written_hash):
         return
     else:
         what = f"hash {str(recorded)[:12]} → {recipe.hash[:12]}"
     raise RunError(
         f"{path} was written with another recipe ({what}); a run goes on with the recipe it "
-        "started with, and no --set"
+        "started with, or with more outer.epochs. Weights are taken over into a run of another by "
+        f"metablocks run RECIPE --from {shlex.quote(str(path.parent))}"
     )
 
 
@@ -242,6 +287,13 @@ def _entries(experiment: Experiment) -> dict[str, Any]:
 
 def _read(path: Path, recipe: Recipe) -> dict[str, Any]:
     """The content of a checkpoint of this recipe."""
+    content = _load(path)
+    check_recipe(path, content["recipe"], recipe)
+    return content
+
+
+def _load(path: Path) -> dict[str, Any]:
+    """The content of a whole checkpoint."""
     if not path.is_file():
         raise DamagedError(f"{path}: no such checkpoint")
     try:
@@ -263,8 +315,24 @@ def _read(path: Path, recipe: Recipe) -> dict[str, Any]:
     missing = {"recipe", "state", "learner", "optimizer", "scheduler", "random"} - content.keys()
     if missing:
         raise _unfit(path, f"{', '.join(sorted(missing))} missing")
-    check_recipe(path, content["recipe"], recipe)
     return content
+
+
+def _epochs_of(content: dict[str, Any]) -> int | None:
+    """The epochs of the recipe that a checkpoint was written with, if it states them."""
+    recipe = content["recipe"]
+    return recipe["outer"]["epochs"] if isinstance(recipe, dict) else None
+
+
+def _step_schedule(experiment: Experiment, epochs: int) -> None:
+    """Bring the rates to where a schedule from the beginning has them after so many epochs."""
+    scheduler = experiment.scheduler
+    assert scheduler is not None
+    for group in experiment.optimizer.param_groups:
+        group["lr"] = group["initial_lr"]
+    with warnings.catch_warnings(action="ignore"):  # no optimiser's step is taken between
+        for _ in range(epochs):
+            scheduler.step()
 
 
 def _is_sealed(file: BinaryIO) -> bool:
@@ -360,7 +428,7 @@ def _kind(value: Any) -> str:
 
 
 def _unfit(path: Path, reason: str) -> RunError:
-    return RunError(f"{path}: a whole checkpoint, but not one of this run: {reason}")
+    return RunError(f"{path}: a whole checkpoint that does not fit this recipe: {reason}")
 
 
 def _random_states(device: torch.device) -> dict[str, torch.Tensor]:

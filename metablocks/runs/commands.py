@@ -15,8 +15,9 @@ import torch
 from metablocks.errors import BlockError, DamagedError, RecipeError, RunError
 from metablocks.memory import keep_freed_memory
 from metablocks.recipe import Experiment, Recipe, build, from_text, load
+from metablocks.recipe.record import changes_text, leaves
 from metablocks.runs import checkpoint, plots
-from metablocks.runs.checkpoint import TrainingState, restore_learner, restore_newest
+from metablocks.runs.checkpoint import TrainingState, restore_learner, restore_newest, start_from
 from metablocks.runs.deployment import Deployment, deployment
 from metablocks.runs.directory import RunDirectory, create, environment, write_text, writing
 from metablocks.runs.ensemble import ensemble_scores
@@ -36,10 +37,13 @@ def train_recipe(
     data: Path | None = None,
     device: str | None = None,
     resume: Path | None = None,
+    start: Path | None = None,
     quiet: bool = False,
     argv: list[str] | None = None,
 ) -> int:
     """Train a recipe in a new directory below `out`, or go on with the run in `resume`.
+
+    A new run begins with the weights of the run in `start`, if one is given (see `start_from`).
 
     The process keeps freed memory from then on (see `keep_freed_memory`), for speed. Returns the exit
     status: 0 when trained and tested, 130 when stopped by a signal.
@@ -52,7 +56,7 @@ def train_recipe(
     keep_freed_memory()
     if resume is not None:
         directory = RunDirectory(resume)
-        record = _read_record(directory)
+        record = directory.read_record()
         directory.check_resumable()
         with directory.locked():
             experiment = _build(recipe, data, device)
@@ -63,11 +67,12 @@ def train_recipe(
     if isinstance(experiment.learner.executor, AutoExecutor):
         recipe, executor = _with_chosen_executor(experiment)
         experiment = _build(recipe, data, device)
+    origin = start_from(RunDirectory(start), experiment) if start else None
     training_tasks(experiment, 0)  # data that fails leaves no directory behind
     directory = create(out, Path(recipe.source).stem)
     with directory.locked():
         try:
-            state = _begin(experiment, directory, argv or [], executor)
+            state = _begin(experiment, directory, argv or [], executor, origin)
         except RunError:
             shutil.rmtree(directory.path, ignore_errors=True)
             raise
@@ -92,7 +97,7 @@ def evaluate_run(
     checkpoint that cannot be read.
     """
     directory = RunDirectory(run_dir)
-    record = _read_record(directory)
+    record = directory.read_record()
     recipe = load_recipe(run_dir, allow=allow)
     experiment = build(recipe, device=device, data=data or _data_of(record))
     try:
@@ -140,7 +145,7 @@ def load_recipe(run_dir: Path, overrides: Sequence[str] = (), allow: Sequence[st
 def _recorded_packages(directory: RunDirectory) -> list[str]:
     """The packages that `run.json` lists as allowed, for a message: only possible names of packages."""
     try:
-        names = _read_record(directory).get("allow")
+        names = directory.read_record().get("allow")
     except RunError:
         return []
     return [
@@ -174,7 +179,11 @@ def _with_chosen_executor(experiment: Experiment) -> tuple[Recipe, str]:
 
 
 def _begin(
-    experiment: Experiment, directory: RunDirectory, argv: list[str], executor: str | None
+    experiment: Experiment,
+    directory: RunDirectory,
+    argv: list[str],
+    executor: str | None,
+    origin: dict[str, Any] | None,
 ) -> TrainingState:
     """Write what is known before training, the checkpoint at meta-step 0 included."""
     recipe = experiment.recipe
@@ -185,16 +194,21 @@ def _begin(
         "seed": recipe.values["seed"],
         "argv": argv,
         "executor": executor,
-        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "started": _now(),
         "data": _data_record(experiment),
         "transductive": transductive(experiment),
-        **environment(experiment.device),
+        **_circumstances(experiment),
+        **({"from": origin} if origin else {}),
+        "resumed": [],
     }
-    write_text(directory.record, f"{json.dumps(record, indent=1)}\n")
+    directory.write_record(record)
     write_text(directory.recipe, recipe.to_yaml())
     state = TrainingState()
     checkpoint.save(directory.checkpoint("last"), experiment, state)
     _print_head(experiment, directory)
+    if origin:
+        parts = " and ".join(origin["weights"])
+        print(f"weights of {parts}: {origin['checkpoint']}, epoch {origin['epoch']}", flush=True)
     return state
 
 
@@ -217,16 +231,45 @@ def _go_on(
             with writing(last):
                 last.replace(last.with_suffix(".damaged"))
     except DamagedError:
-        if directory.finished:
+        if directory.finished or "from" in record:
             raise
         checkpoint.check_recipe(directory.record, record["recipe"], experiment.recipe)
         checkpoint.save(last, experiment, state)
-    if not directory.tested:
-        directory.keep_epochs(state.epochs)
-        directory.keep_members({*state.members, *state.kept})
+    directory.keep_epochs(directory.epochs_logged if directory.tested else state.epochs)
+    directory.keep_members({*state.members, *state.kept})
     _print_head(experiment, directory)
-    print(f"going on after meta-step {state.step} of epoch {state.epochs + 1}", flush=True)
+    if state.epochs < experiment.epochs:
+        _note_changes(experiment, directory, record, state)
+        print(f"going on after meta-step {state.step} of epoch {state.epochs + 1}", flush=True)
     return state
+
+
+def _note_changes(
+    experiment: Experiment, directory: RunDirectory, record: dict[str, Any], state: TrainingState
+) -> None:
+    """Note in `run.json` and say once what is not as it was: epochs, code, versions, machine."""
+    recipe, now = experiment.recipe, _circumstances(experiment)
+    before = dict(leaves({key: record[key] for key in now if key in record}))
+    for entry in record["resumed"]:
+        before |= {path: new for path, (_, new) in entry["changed"].items()}
+    changes = [(p, before[p], new) for p, new in leaves(now) if before.get(p, new) != new]
+    if record["recipe"] not in (recipe.hash, recipe.written_hash):
+        write_text(directory.recipe, recipe.to_yaml())
+    if changes:
+        print(f"note: not as before: {changes_text(changes)}", flush=True)
+        changed = {path: [old, new] for path, old, new in changes}
+        entry = {"time": _now(), "step": state.step, "changed": changed}
+        record["resumed"].append(entry)
+        directory.write_record(record | {"recipe": recipe.hash})
+
+
+def _circumstances(experiment: Experiment) -> dict[str, Any]:
+    """The length of a training, and its environment: what may change when it goes on."""
+    return {"epochs": experiment.epochs, **environment(experiment.device)}
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z")
 
 
 def _print_head(experiment: Experiment, directory: RunDirectory) -> None:
@@ -295,20 +338,6 @@ def _test(
     if not directory.tested:  # else it is the same line, unless versions or devices have changed
         directory.append(directory.metrics, row)
     return scores, deployed, ensemble
-
-
-def _read_record(directory: RunDirectory) -> dict[str, Any]:
-    try:
-        record: dict[str, Any] = json.loads(directory.record.read_text())
-    except (OSError, ValueError) as error:
-        raise RunError(
-            f"{directory.record}: not readable as the record of a run: {error}"
-        ) from error
-    if not isinstance(record, dict) or not (
-        isinstance(record.get("recipe"), str) and isinstance(record.get("data"), dict)
-    ):
-        raise RunError(f"{directory.record}: not the record of a run; metablocks run writes one")
-    return record
 
 
 def _data_record(experiment: Experiment) -> dict[str, Any]:

@@ -21,6 +21,7 @@ epoch.
 import errno
 import json
 import logging
+import math
 import os
 import platform
 import re
@@ -34,10 +35,12 @@ from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired
 
 import numpy as np
 import torch
+from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
+from typing_extensions import TypedDict
 
 from metablocks.errors import RunError
 
@@ -55,6 +58,22 @@ _REMEDIES = {
     errno.EACCES: _WRITABLE,
     errno.EPERM: _WRITABLE,
 }
+
+
+class _Resumed(TypedDict):
+    time: str
+    step: int
+    changed: dict[str, tuple[Any, Any]]
+
+
+@with_config(ConfigDict(extra="allow"))
+class _Record(TypedDict):
+    recipe: str
+    data: dict[str, Any]
+    resumed: NotRequired[list[_Resumed]]
+
+
+_RECORD = TypeAdapter(_Record)
 
 
 @dataclass(frozen=True)
@@ -124,15 +143,20 @@ class RunDirectory:
         was killed, and did not count yet; and one more if the checkpoint is the one before the last.
         Going on drops what is beyond.
         """
-        logged = [row["epoch"] for row in self.read_metrics() if "epoch" in row]
+        lines = _read_lines(self.metrics)
+        numbers = _epochs_of(lines)
+        steps = [b - a for a, b in zip([0, *numbers], numbers, strict=False)]
+        logged = self.epochs_logged
         most = epochs + (not self.tested) + (used != self.checkpoint("last"))
-        if logged != list(range(1, len(logged) + 1)) or not epochs <= len(logged) <= most:
+        if not {*steps} <= {0, 1} or not epochs <= logged <= most:
             raise RunError(
-                f"{self.metrics}: {len(logged)} epochs are logged{' and a test' * self.tested}, but "
+                f"{self.metrics}: {logged} epochs are logged{' and a test' * self.tested}, but "
                 f"{used.name} was written after {epochs}; to go on would lose lines. "
                 "Put the two files back as they were at one time; or train anew, in a directory of its "
                 f"own: {self._train_anew()}"
             )
+        if damaged := [str(number) for number, row in enumerate(lines, 1) if row is None]:
+            _log.warning("%s: damaged, and left out: line %s", self.metrics, ", ".join(damaged))
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -173,26 +197,47 @@ class RunDirectory:
 
     @property
     def epochs_logged(self) -> int:
-        return sum("epoch" in row for row in self.read_metrics())
+        """The last epoch in the log, a damaged line being taken for one."""
+        return max(_epochs_of(_read_lines(self.metrics)), default=0)
 
     @property
     def tested(self) -> bool:
         """True once the log is complete: the test is its last line."""
-        return any("test" in row for row in self.read_metrics())
+        return bool(lines := _read_lines(self.metrics)) and "test" in (lines[-1] or {})
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """The complete lines of `metrics.jsonl`."""
-        return _read_lines(self.metrics)
+        """The complete lines of `metrics.jsonl`, except for damaged ones."""
+        return [row for row in _read_lines(self.metrics) if row is not None]
 
     def read_times(self) -> list[dict[str, Any]]:
-        """The complete lines of `times.jsonl`."""
-        return _read_lines(self.times)
+        """The complete lines of `times.jsonl`, except for damaged ones."""
+        return [row for row in _read_lines(self.times) if row is not None]
+
+    def read_record(self) -> dict[str, Any]:
+        """The content of `run.json`. Raises `RunError` if it is none."""
+        try:
+            record: dict[str, Any] = _RECORD.validate_json(self.record.read_bytes())
+        except OSError as error:
+            raise RunError(f"{self.record}: not readable ({error.strerror})") from error
+        except ValidationError as error:
+            wrong = error.errors()[0]
+            place = "".join(f"{part}: " for part in wrong["loc"])
+            raise RunError(
+                f"{self.record}: not the record of a run, as metablocks run writes one ({place}"
+                f"{wrong['msg']})"
+            ) from error
+        return {"resumed": [], **record}
+
+    def write_record(self, record: dict[str, Any]) -> None:
+        """Replace `run.json`."""
+        write_text(self.record, f"{json.dumps(record, indent=1)}\n")
 
     def keep_epochs(self, epochs: int) -> None:
         """Drop log lines beyond a number of epochs: what a killed run did after its checkpoint."""
         for path in (self.metrics, self.times):
-            rows = [row for row in _read_lines(path) if row.get("epoch", epochs + 1) <= epochs]
-            write_text(path, _jsonl(rows))
+            whole = zip(_read_whole_lines(path), _epochs_of(_read_lines(path)), strict=True)
+            kept = [line + b"\n" for line, epoch in whole if epoch <= epochs]
+            write_atomically(path, lambda file, kept=kept: file.writelines(kept))
 
     def append(self, path: Path, row: dict[str, Any]) -> None:
         """Add a line to a log."""
@@ -362,12 +407,40 @@ def _lock(descriptor: int, path: Path) -> bool:
 
 
 def _read_whole_lines(path: Path) -> list[bytes]:
-    return path.read_bytes().rpartition(b"\n")[0].splitlines() if path.exists() else []
+    return path.read_bytes().split(b"\n")[:-1] if path.exists() else []
 
 
-def _read_lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in _read_whole_lines(path)]
+def _read_lines(path: Path) -> list[dict[str, Any] | None]:
+    """The whole lines of a log; None for a damaged one."""
+
+    def read(line: bytes) -> dict[str, Any] | None:
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            return None
+        known = isinstance(row, dict) and (isinstance(row.get("epoch"), int) or "test" in row)
+        return row if known else None
+
+    return [read(line) for line in _read_whole_lines(path)]
+
+
+def _epochs_of(lines: list[dict[str, Any] | None]) -> list[int]:
+    """The epoch of every line of a log; a damaged line is taken for the next one, a test for its last."""
+    epochs: list[int] = []
+    for row in lines:
+        last = epochs[-1] if epochs else 0
+        epochs.append(last + 1 if row is None else row.get("epoch", last))
+    return epochs
 
 
 def _jsonl(rows: list[dict[str, Any]]) -> str:
-    return "".join(f"{json.dumps(row)}\n" for row in rows)
+    return "".join(f"{json.dumps(_finite(row), allow_nan=False)}\n" for row in rows)
+
+
+def _finite(value: Any) -> Any:
+    """The value with null in the place of what JSON has no number for."""
+    if isinstance(value, dict):
+        return {key: _finite(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

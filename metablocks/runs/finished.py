@@ -4,7 +4,7 @@ Reading takes the values of `recipe.yaml` as they stand; it builds no block and 
 the recipe's packages.
 """
 
-import json
+import math
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -97,7 +97,7 @@ def read_run(path: Path) -> FinishedRun:
         return FinishedRun(
             path=path,
             values=_read_values(directory.recipe),
-            record=json.loads(directory.record.read_text()),
+            record=directory.read_record(),
             steps=epochs[-1]["step"],
             training_seconds=training[-1],
             seconds=sum(row["seconds"] for row in times),
@@ -105,22 +105,22 @@ def read_run(path: Path) -> FinishedRun:
             memory_beyond_start=largest(
                 [None if None in (peak, start) else peak - start for peak, start in memory]
             ),
-            train_loss=epochs[-1]["train_loss"],
+            train_loss=_number(epochs[-1]["train_loss"]),
             validations=tuple(
                 Validation(
                     row["step"],
                     spent[row["epoch"]],
-                    *(row["validation"][name][-1] for name in ("mean", "interval")),
+                    *(_number(row["validation"][name][-1]) for name in ("mean", "interval")),
                 )
                 for row in epochs
                 if "validation" in row
             ),
-            test=Scores(**test),
-            ensemble=Scores(**ensemble) if ensemble else None,
+            test=Scores.from_dict(test),
+            ensemble=Scores.from_dict(ensemble) if ensemble else None,
             metrics=metrics,
             times=times,
         )
-    except (KeyError, IndexError, TypeError, OSError, ValueError) as error:
+    except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
         raise RecipeError(
             f"{path}: lacks numbers that are compared ({type(error).__name__}: {error}); "
             "an older or damaged run, to be trained again"
@@ -130,6 +130,11 @@ def read_run(path: Path) -> FinishedRun:
 def largest(values: Sequence[int | None]) -> int | None:
     """The largest known value."""
     return max((value for value in values if value is not None), default=None)
+
+
+def _number(value: Any) -> float:
+    """A number of a log, in which null stands for nan."""
+    return math.nan if value is None else float(value)
 
 
 def _read_values(path: Path) -> dict[str, Any]:

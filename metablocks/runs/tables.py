@@ -1,5 +1,6 @@
 """Text that `run` and `eval` print: scores, the deployed model, commands to try next."""
 
+import math
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -111,10 +112,13 @@ def summary(
     words = ("run", directory.recipe, "--set", f"inner.order.block={order}")
     looks_through = recipe.at("outer.estimator.block") not in ("reptile", "implicit")
     orders = [command(f"{order.replace('_', '-')} gradients", *words)]
+    best = f"best of {state.epochs} epochs by validation: epoch {state.best_epoch}"
+    if not math.isfinite(state.ranking[0][1]):
+        best = f"no epoch of {state.epochs} has a finite score; tested is epoch {state.best_epoch}"
     return "\n".join(
         [
             "",
-            f"best of {state.epochs} epochs by validation: epoch {state.best_epoch}",
+            best,
             report,
             f"run directory: {path}",
             "to try next:",

@@ -6,6 +6,7 @@ One loop serves every recipe. It can stop after any meta-step and go on bit for 
 """
 
 import logging
+import math
 import signal
 import sys
 import threading
@@ -178,7 +179,8 @@ def _save_last(experiment: Experiment, directory: RunDirectory, state: TrainingS
 
 def _line(experiment: Experiment, state: TrainingState, scores: Scores) -> str:
     steps = len(scores.mean) - 1
-    best = " (best)" if state.best_epoch == state.epochs else ""
+    finite = math.isfinite(scores.error)
+    best = " (best)" if finite and state.best_epoch == state.epochs else ""
     return (
         f"epoch {state.epochs}/{experiment.epochs}  validation {scores.measure} "
         f"{scores.text(0)} → {scores.text(steps)} after {steps} steps{best}"

@@ -147,6 +147,7 @@ def test_run_hands_over_the_recipe_and_the_arguments(trainer, tmp_path, capsys):
         "data": None,
         "device": None,
         "resume": None,
+        "start": None,
         "quiet": True,
         "argv": argv,
     }

@@ -172,7 +172,9 @@ def test_an_entry_that_does_not_fit_is_named(change, path, message, small, tmp_p
     before = copy.deepcopy(experiment.learner.state_dict())
     with pytest.raises(RunError) as error:
         checkpoint.restore(other, experiment)
-    assert str(error.value).startswith(f"{other}: a whole checkpoint, but not one of this run: ")
+    assert str(error.value).startswith(
+        f"{other}: a whole checkpoint that does not fit this recipe: "
+    )
     assert message in str(error.value)
     for name, tensor in experiment.learner.state_dict().items():
         assert torch.equal(tensor, before[name])
