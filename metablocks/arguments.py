@@ -28,6 +28,7 @@ _EXAMPLES = {
     "recipes": "metablocks recipes",
     "schema": "metablocks schema > recipe.schema.json",
     "eval": "metablocks eval runs/maml_sinusoid-20250101-120000 --steps 10 --tasks 1000",
+    "replay": "metablocks replay runs/maml_sinusoid-20250101-120000 --step 1234",
     "compare": "metablocks compare maml_sinusoid fomaml_sinusoid --steps 2400\n"
     "metablocks compare maml_omniglot_5w1s mine.yaml --minutes 10 --seeds 3\n"
     "metablocks compare runs/maml_sinusoid-20250101-120000 runs/fomaml_sinusoid-20250101-130000",
@@ -144,6 +145,15 @@ def parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     evaluate.add_argument("--split", choices=("train", "validation", "test"), default="test")
     _add_allow(evaluate)
     _add_place(evaluate)
+
+    about = "repeat one meta-step of a run in float64: what is not finite, and which code makes it"
+    replay = command("replay", about)
+    replay.add_argument("run_dir", type=_path, metavar="RUN_DIR", help="the folder of a run")
+    replay.add_argument(
+        "--step", type=parse_count, required=True, metavar="S", help="the meta-step, from 1"
+    )
+    _add_allow(replay)
+    _add_place(replay)
 
     about = "train recipes under one budget, or read finished runs, and say which to use"
     compare = command("compare", about, _ON_COMPARE)

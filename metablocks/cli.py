@@ -204,6 +204,17 @@ def _eval(args: argparse.Namespace, argv: list[str]) -> int:
     )
 
 
+def _replay(args: argparse.Namespace, argv: list[str]) -> int:
+    from metablocks.runs.replay import replay
+
+    _check_run(args.run_dir)
+    _make_importable(args.allow)
+    where = {"allow": args.allow, "data": args.data, "device": args.device}
+    replayed = replay(args.run_dir, args.step, **where)
+    print(replayed.text)
+    return 0 if replayed.finite else 1
+
+
 def _compare(args: argparse.Namespace, argv: list[str]) -> int:
     from metablocks.compare.commands import compare
     from metablocks.compare.request import Request
@@ -268,6 +279,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace, list[str]], int]] = {
     "recipes": _recipes,
     "schema": _schema,
     "eval": _eval,
+    "replay": _replay,
     "compare": _compare,
     "verify": _verify,
     "laws": _laws,

@@ -46,9 +46,11 @@ class TrainingState:
     epochs: int = 0
     """Epochs finished."""
     losses: list[float] = field(default_factory=list)
-    """Loss of each meta-step of the epoch in progress."""
+    """Loss of each meta-step of the epoch in progress, except for skipped ones."""
     metrics: dict[str, list[float]] = field(default_factory=dict)
     """The estimator's metrics at each of them, by name (`MetaGradient.metrics`)."""
+    skipped: int = 0
+    """Meta-steps of the epoch in progress that were skipped, not being finite."""
     best_epoch: int | None = None
     ranking: list[tuple[int, float]] = field(default_factory=list)
     """The epochs kept, the best first, each with its validation error (see `Scores.error`)."""
@@ -73,6 +75,9 @@ class TrainingState:
         (2, [3.0, 2.0])
         """
         self.step += 1
+        if result.skipped:
+            self.skipped += 1
+            return
         self.losses.append(float(result.loss))
         for name, value in result.metrics.items():
             self.metrics.setdefault(name, []).append(float(value))
@@ -148,6 +153,11 @@ def restore(path: Path, experiment: Experiment) -> TrainingState:
 def restore_learner(path: Path, experiment: Experiment) -> TrainingState:
     """Put only the learner's parameters back, for evaluation. Raises as `restore` does."""
     return _restore_learner(path, _read(path, experiment.recipe), experiment)
+
+
+def read_state(path: Path, recipe: Recipe) -> TrainingState:
+    """The counters and scores of a checkpoint. Raises as `restore` does."""
+    return _state(path, _read(path, recipe))
 
 
 def restore_newest(
@@ -357,17 +367,21 @@ def _is_sealed(file: BinaryIO) -> bool:
 
 
 def _restore_learner(path: Path, content: dict[str, Any], experiment: Experiment) -> TrainingState:
+    state, expected = _state(path, content), experiment.learner.state_dict()
+    _check(path, content["learner"], expected, "learner")
+    for name in content["learner"].keys() - expected.keys():
+        raise _unfit(path, f"learner.{name} has no place in it")
+    experiment.learner.load_state_dict(content["learner"])
+    return state
+
+
+def _state(path: Path, content: dict[str, Any]) -> TrainingState:
     try:
         state: TrainingState = TypeAdapter(TrainingState).validate_python(content["state"])
     except ValidationError as error:
         wrong = error.errors()[0]
         where = ".".join(map(str, ("state", *wrong["loc"])))
         raise _unfit(path, f"{where}: {wrong['msg']}") from error
-    expected = experiment.learner.state_dict()
-    _check(path, content["learner"], expected, "learner")
-    for name in content["learner"].keys() - expected.keys():
-        raise _unfit(path, f"learner.{name} has no place in it")
-    experiment.learner.load_state_dict(content["learner"])
     return state
 
 

@@ -59,14 +59,14 @@ def train_recipe(
         record = directory.read_record()
         directory.check_resumable()
         with directory.locked():
-            experiment = _build(recipe, data, device)
+            experiment = build_seeded(recipe, data, device)
             state = _go_on(experiment, directory, record)
             return _train(experiment, directory, state, data, device, quiet=quiet)
-    experiment = _build(recipe, data, device)
+    experiment = build_seeded(recipe, data, device)
     executor = None
     if isinstance(experiment.learner.executor, AutoExecutor):
         recipe, executor = _with_chosen_executor(experiment)
-        experiment = _build(recipe, data, device)
+        experiment = build_seeded(recipe, data, device)
     origin = start_from(RunDirectory(start), experiment) if start else None
     training_tasks(experiment, 0)  # data that fails leaves no directory behind
     directory = create(out, Path(recipe.source).stem)
@@ -99,7 +99,7 @@ def evaluate_run(
     directory = RunDirectory(run_dir)
     record = directory.read_record()
     recipe = load_recipe(run_dir, allow=allow)
-    experiment = build(recipe, device=device, data=data or _data_of(record))
+    experiment = build(recipe, device=device, data=data or data_of(record))
     try:
         if checkpoint == "ensemble":
             members = _members(directory, experiment)
@@ -155,7 +155,8 @@ def _recorded_packages(directory: RunDirectory) -> list[str]:
     ]
 
 
-def _build(recipe: Recipe, data: Path | None, device: str | None) -> Experiment:
+def build_seeded(recipe: Recipe, data: Path | None, device: str | None) -> Experiment:
+    """The experiment of a recipe, and the random state with which its training begins."""
     experiment = build(recipe, device=device, data=data)
     torch.manual_seed(recipe.values["seed"])
     return experiment
@@ -349,6 +350,7 @@ def _data_record(experiment: Experiment) -> dict[str, Any]:
     return {"checksum": checksum, "folder": str(Path(folder).resolve()) if folder else None}
 
 
-def _data_of(record: dict[str, Any]) -> Path | None:
+def data_of(record: dict[str, Any]) -> Path | None:
+    """The folder of the data that a run was trained on, if it is still there."""
     folder = record["data"].get("folder")
     return Path(folder) if isinstance(folder, str) and Path(folder).is_dir() else None

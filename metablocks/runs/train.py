@@ -20,6 +20,7 @@ import torch
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from metablocks.errors import RunError
 from metablocks.fit import fit
 from metablocks.learner import MetaGradient
 from metablocks.memory import forget_peak, peak_memory
@@ -42,7 +43,8 @@ def train(
     """Train to the end of the recipe from `state`, which is brought up to date and returned.
 
     Raises `Stopped` after the first SIGINT, SIGTERM or SIGHUP, with the checkpoint written, and
-    `RunError` if the loss or the meta-gradient is no longer finite.
+    `RunError` if the loss or the meta-gradient is no longer finite, unless the recipe skips such
+    meta-steps, and some of the epoch are finite.
     """
     total = experiment.epochs * experiment.steps_per_epoch
     bar = progress_bar(total, initial=state.step, quiet=quiet)
@@ -57,8 +59,12 @@ def train(
                     for result in _epoch(experiment, state):
                         state.record(result)
                         bar.update()
-                        bar.set_postfix(loss=f"{state.losses[-1]:.3f}", refresh=False)
+                        bar.set_postfix(loss=f"{float(result.loss):.3f}", refresh=False)
                         signals.stop_if_wished()
+                if not state.losses:
+                    raise RunError(
+                        f"no meta-step of epoch {state.epochs + 1} was taken: all skipped"
+                    )
                 scores = _validate(experiment, state, signals)
                 _finish_epoch(experiment, directory, state, scores, meter, logged)
                 if scores and not quiet:
@@ -102,10 +108,25 @@ def meta_step(experiment: Experiment, number: int, progress: Progress) -> MetaGr
     return next(_fit(experiment, [(training_tasks(experiment, number), progress)], number))
 
 
-def _epoch(experiment: Experiment, state: TrainingState) -> Iterator[MetaGradient]:
-    """Take the meta-steps that are left of the epoch in progress."""
+def advance(experiment: Experiment, state: TrainingState, steps: int) -> None:
+    """Train until so many meta-steps are taken, without validations, logs and checkpoints.
+
+    Law: afterwards parameters, optimiser, schedule and random states are, bit for bit, those of `train`.
+    """
+    while state.step < steps:
+        for result in _epoch(experiment, state, steps):
+            state.record(result)
+        if state.step == (state.epochs + 1) * experiment.steps_per_epoch:
+            _end_epoch(experiment, state)
+
+
+def _epoch(
+    experiment: Experiment, state: TrainingState, steps: int | None = None
+) -> Iterator[MetaGradient]:
+    """Take the meta-steps that are left of the epoch in progress, `steps` in all at most."""
     length = experiment.steps_per_epoch
-    numbers = range(state.step, (state.epochs + 1) * length)
+    end = (state.epochs + 1) * length
+    numbers = range(state.step, end if steps is None else min(end, steps))
     batches = ((training_tasks(experiment, n), Progress(n / length)) for n in numbers)
     return _fit(experiment, batches, state.step)
 
@@ -113,8 +134,16 @@ def _epoch(experiment: Experiment, state: TrainingState) -> Iterator[MetaGradien
 def _fit(
     experiment: Experiment, batches: Iterable[tuple[Tasks, Progress]], first: int
 ) -> Iterator[MetaGradient]:
-    optimizer, clip, precision = experiment.optimizer, experiment.clip, experiment.precision
-    return fit(experiment.learner, optimizer, batches, clip=clip, precision=precision, first=first)
+    return fit(
+        experiment.learner,
+        experiment.optimizer,
+        batches,
+        clip=experiment.clip,
+        precision=experiment.precision,
+        first=first,
+        nonfinite=experiment.nonfinite,
+        indexed=True,
+    )
 
 
 def _validate(
@@ -149,16 +178,16 @@ def _finish_epoch(
         "lr": [group["lr"] for group in experiment.optimizer.param_groups],
         "train_loss": sum(state.losses) / len(state.losses),
     }
+    if state.skipped:
+        row["skipped"] = state.skipped
     if state.metrics:
         row["metrics"] = {name: sum(each) / len(each) for name, each in state.metrics.items()}
     if scores is not None:
         row["validation"] = scores.as_dict()
-    if experiment.scheduler:
-        experiment.scheduler.step()
     if scores is not None:
         state.judge(epoch, scores, keep=experiment.evaluation.ensemble)
     state.kept = sorted({*before, *state.members})
-    state.epochs, state.losses, state.metrics, state.spent = epoch, [], {}, {}
+    _end_epoch(experiment, state)
     if epoch > logged:
         directory.append(directory.metrics, row)
     if state.best_epoch == epoch:
@@ -170,6 +199,14 @@ def _finish_epoch(
         directory.append(directory.times, cost)
     _save_last(experiment, directory, state)
     directory.keep_members(state.kept)
+
+
+def _end_epoch(experiment: Experiment, state: TrainingState) -> None:
+    """Count the epoch in progress, and take the schedule's step."""
+    if experiment.scheduler:
+        experiment.scheduler.step()
+    state.epochs += 1
+    state.losses, state.metrics, state.skipped, state.spent = [], {}, 0, {}
 
 
 def _save_last(experiment: Experiment, directory: RunDirectory, state: TrainingState) -> None:

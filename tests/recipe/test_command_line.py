@@ -25,6 +25,7 @@ COMMANDS = [
     "recipes",
     "schema",
     "eval",
+    "replay",
     "compare",
     "verify",
     "laws",
