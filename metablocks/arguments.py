@@ -116,6 +116,8 @@ def parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
         metavar="RUN_DIR",
         help="begin with the weights of this run's best epoch",
     )
+    every = "checkpoint within an epoch, too, after so many minutes (10)"
+    run.add_argument("--save-every", type=parse_minutes, default=10.0, metavar="M", help=every)
     run.add_argument("--quiet", action="store_true", help="no progress bar")
 
     check = command(

@@ -133,6 +133,7 @@ def _run(args: argparse.Namespace, argv: list[str]) -> int:
         device=args.device,
         resume=args.resume,
         start=args.start,
+        save_every=args.save_every,
         quiet=args.quiet,
         argv=argv,
     )

@@ -39,11 +39,13 @@ def train_recipe(
     resume: Path | None = None,
     start: Path | None = None,
     quiet: bool = False,
+    save_every: float = 10.0,
     argv: list[str] | None = None,
 ) -> int:
     """Train a recipe in a new directory below `out`, or go on with the run in `resume`.
 
     A new run begins with the weights of the run in `start`, if one is given (see `start_from`).
+    `save_every`: minutes between checkpoints within an epoch.
 
     The process keeps freed memory from then on (see `keep_freed_memory`), for speed. Returns the exit
     status: 0 when trained and tested, 130 when stopped by a signal.
@@ -61,7 +63,7 @@ def train_recipe(
         with directory.locked():
             experiment = build_seeded(recipe, data, device)
             state = _go_on(experiment, directory, record)
-            return _train(experiment, directory, state, data, device, quiet=quiet)
+            return _train(experiment, directory, state, data, device, save_every, quiet=quiet)
     experiment = build_seeded(recipe, data, device)
     executor = None
     if isinstance(experiment.learner.executor, AutoExecutor):
@@ -76,7 +78,7 @@ def train_recipe(
         except RunError:
             shutil.rmtree(directory.path, ignore_errors=True)
             raise
-        return _train(experiment, directory, state, data, device, quiet=quiet)
+        return _train(experiment, directory, state, data, device, save_every, quiet=quiet)
 
 
 def evaluate_run(
@@ -284,13 +286,14 @@ def _train(
     state: TrainingState,
     data: Path | None,
     device: str | None,
+    save_every: float,
     *,
     quiet: bool,
 ) -> int:
     """Train to the end, test, draw, print the summary; returns the exit status."""
     recipe = experiment.recipe
     try:
-        train(experiment, directory, state, quiet=quiet)
+        train(experiment, directory, state, quiet=quiet, save_every=save_every)
         scores, deployed, ensemble = _test(experiment, directory, state)
     except (Stopped, KeyboardInterrupt) as stop:
         trained = state.epochs == experiment.epochs

@@ -2,9 +2,11 @@
 
     recipe.yaml     the resolved recipe, runnable as it is
     run.json        where, when and with what: recipe hash, commit, versions, device, argv, data, and
-                    why an executor was chosen, if it was
+                    why an executor was chosen, if it was; the weights that it began with, if it is
+                    from another run; what was not as before when it went on
     metrics.jsonl   one line an epoch, then one for the test, with what is deployed where layers are
-                    taken out for that (see `deployment`); nothing here depends on the clock
+                    taken out for that (see `deployment`); null stands for nan; nothing here depends on
+                    the clock
     times.jsonl     what each epoch cost: seconds, memory (see `usage`)
     checkpoint.pt   where training stands; previous.pt: the checkpoint before it, in case that one is
                     damaged; best.pt: where validation was best
@@ -14,8 +16,8 @@
 
 A file is replaced in one go or only appended to, so that a killed run leaves nothing half-written
 but at most the last line of a log, which `--resume` drops, and a hidden `*.partial`, which it clears.
-`checkpoint.pt` is there before anything else is finished, and what it does not count is at most one
-epoch.
+`checkpoint.pt` is there before anything else is finished; it is written after every epoch, and within
+one after ten minutes, so that what it does not count is at most an epoch, or ten minutes.
 """
 
 import errno

@@ -38,9 +38,16 @@ class Stopped(Exception):  # noqa: N818  (no error: what was asked for)
 
 
 def train(
-    experiment: Experiment, directory: RunDirectory, state: TrainingState, *, quiet: bool = False
+    experiment: Experiment,
+    directory: RunDirectory,
+    state: TrainingState,
+    *,
+    quiet: bool = False,
+    save_every: float = 10.0,
 ) -> TrainingState:
     """Train to the end of the recipe from `state`, which is brought up to date and returned.
+
+    A checkpoint is written after every epoch, and within an epoch after so many minutes.
 
     Raises `Stopped` after the first SIGINT, SIGTERM or SIGHUP, with the checkpoint written, and
     `RunError` if the loss or the meta-gradient is no longer finite, unless the recipe skips such
@@ -51,8 +58,15 @@ def train(
     meter = Meter(experiment.device, state.spent)
     logged = directory.epochs_logged
     lines = logging_redirect_tqdm([logging.getLogger("metablocks")])  # above the bar
+
+    def save() -> float:
+        state.spent = meter.spent()
+        _save_last(experiment, directory, state)
+        return time.monotonic()
+
     with bar, lines, _stop_signals() as signals:
         try:
+            saved = time.monotonic()
             while state.epochs < experiment.epochs:
                 signals.stop_if_wished()
                 with meter.training():
@@ -61,17 +75,20 @@ def train(
                         bar.update()
                         bar.set_postfix(loss=f"{float(result.loss):.3f}", refresh=False)
                         signals.stop_if_wished()
+                        if time.monotonic() - saved > 60 * save_every:
+                            saved = save()
                 if not state.losses:
                     raise RunError(
                         f"no meta-step of epoch {state.epochs + 1} was taken: all skipped"
                     )
                 scores = _validate(experiment, state, signals)
                 _finish_epoch(experiment, directory, state, scores, meter, logged)
+                saved = time.monotonic()
                 if scores and not quiet:
                     bar.write(_line(experiment, state, scores), file=sys.stdout)
+            signals.stop_if_wished()
         except Stopped:
-            state.spent = meter.spent()
-            _save_last(experiment, directory, state)
+            save()
             raise
     return state
 
@@ -243,28 +260,32 @@ class Meter:
         self.memory_at_start = peak_memory(device)
         self._started = time.perf_counter() - spent.get("seconds", 0.0)
         self._training = spent.get("training_seconds", 0.0)
+        self._since: float | None = None
 
     @contextmanager
     def training(self) -> Iterator[None]:
         """Time meta-steps."""
-        started = time.perf_counter()
+        self._since = time.perf_counter()
         try:
             yield
         finally:
-            self._training += time.perf_counter() - started
+            self._training += time.perf_counter() - self._since
+            self._since = None
 
     def spent(self) -> dict[str, float]:
         """The seconds of the epoch in progress so far, as in `lap`."""
-        seconds = time.perf_counter() - self._started
-        return {"seconds": round(seconds, 3), "training_seconds": round(self._training, 3)}
+        now = time.perf_counter()
+        training = self._training + (0.0 if self._since is None else now - self._since)
+        seconds = now - self._started
+        return {"seconds": round(seconds, 3), "training_seconds": round(training, 3)}
 
     def lap(self) -> dict[str, float | int | None]:
         """Cost of the epoch that ends here; the next one begins.
 
         `seconds`: on the clock, everything included. `training_seconds`: of those, what meta-steps
-        took, without validation, logs and checkpoints. `peak_memory`, `memory_at_start`: bytes, by
-        `peak_memory`, now and when the meter was made: reading the data does not count where the
-        peak can be forgotten.
+        took, with checkpoints between them, but without validation and logs. `peak_memory`,
+        `memory_at_start`: bytes, by `peak_memory`, now and when the meter was made: reading the data
+        does not count where the peak can be forgotten.
         """
         memory = {"peak_memory": peak_memory(self.device), "memory_at_start": self.memory_at_start}
         cost = {**self.spent(), **memory}

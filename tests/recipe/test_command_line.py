@@ -149,6 +149,7 @@ def test_run_hands_over_the_recipe_and_the_arguments(trainer, tmp_path, capsys):
         "device": None,
         "resume": None,
         "start": None,
+        "save_every": 10.0,
         "quiet": True,
         "argv": argv,
     }

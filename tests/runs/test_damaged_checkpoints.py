@@ -2,12 +2,10 @@
 
 import copy
 import json
-import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from small_runs import SMALL, only_run
 
 from metablocks.cli import main
 from metablocks.errors import DamagedError, RunError
@@ -18,26 +16,8 @@ from metablocks.runs.train import meta_step
 from metablocks.types import Progress
 from tools.fuzzing.resume_law import same_checkpoint
 
-FEW = [
-    *SMALL,
-    *("--set", "outer.epochs=3"),
-    *("--set", "outer.steps_per_epoch=2"),
-    *("--set", "evaluation.every=1"),
-    "--quiet",
-]
+pytestmark = pytest.mark.usefixtures("without_plots")
 ADAM = ["model.hidden=[2]", "outer.tasks_per_step=1", "hardware.device=cpu"]
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
-    out = tmp_path_factory.mktemp("undisturbed")
-    assert main(["run", *FEW, "--out", str(out)]) == 0
-    return only_run(out)
-
-
-@pytest.fixture
-def run(undisturbed, tmp_path):
-    return Path(shutil.copytree(undisturbed, tmp_path / "run"))
 
 
 @pytest.fixture(scope="module")

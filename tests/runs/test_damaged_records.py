@@ -2,43 +2,22 @@
 
 import json
 import math
-import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from small_runs import SMALL, only_run
+from small_runs import FEW, only_run
 
 from metablocks.cli import main
 from metablocks.runs import Scores, scores
 from metablocks.runs.directory import RunDirectory
 from metablocks.runs.finished import read_run
 
-FEW = [
-    *SMALL,
-    *("--set", "outer.epochs=3"),
-    *("--set", "outer.steps_per_epoch=2"),
-    *("--set", "evaluation.every=1"),
-    "--quiet",
-]
-
 
 @pytest.fixture(autouse=True)
 def without_plots(request, monkeypatch):
     if "plots" not in request.node.name:
         monkeypatch.setattr("metablocks.runs.plots.draw", lambda directory: [])
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
-    out = tmp_path_factory.mktemp("undisturbed")
-    assert main(["run", *FEW, "--out", str(out)]) == 0
-    return only_run(out)
-
-
-@pytest.fixture
-def run(undisturbed, tmp_path):
-    return Path(shutil.copytree(undisturbed, tmp_path / "run"))
 
 
 def resume(run: Path, *arguments: str) -> int:

@@ -6,25 +6,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_runs import SMALL, only_run
+from small_runs import FEW, only_run
 
 from metablocks.cli import main
 from metablocks.recipe import load
 from metablocks.runs import checkpoint, commands
 from tools.fuzzing.resume_law import same_checkpoint
 
-FEW = [
-    *SMALL,
-    *("--set", "outer.epochs=2"),
-    *("--set", "outer.steps_per_epoch=2"),
-    *("--set", "evaluation.every=1"),
-    "--quiet",
-]
+pytestmark = pytest.mark.usefixtures("without_plots")
+TWO = [*FEW, "--set", "outer.epochs=2"]
 CONSTANT = ["--set", "outer.schedule={block: constant}"]
 
 
 def trained(out: Path, *arguments: str) -> Path:
-    assert main(["run", *FEW, *arguments, "--out", str(out)]) == 0
+    assert main(["run", *TWO, *arguments, "--out", str(out)]) == 0
     return only_run(out)
 
 
@@ -38,11 +33,6 @@ def weights(path: Path) -> dict[str, torch.Tensor]:
 
 def resume(run: Path, *arguments: str) -> int:
     return main(["run", "--resume", str(run), "--quiet", *arguments])
-
-
-@pytest.fixture(autouse=True)
-def without_plots(monkeypatch):
-    monkeypatch.setattr("metablocks.runs.plots.draw", lambda directory: [])
 
 
 @pytest.fixture(scope="module")
@@ -143,7 +133,7 @@ def test_a_run_from_another_begins_with_its_weights(finished, tmp_path, capsys):
 
 def test_weights_that_do_not_fit_are_named_and_leave_no_directory(finished, tmp_path, capsys):
     arguments = ["--from", str(finished), "--set", "model.hidden=[40]", "--out", str(tmp_path)]
-    assert main(["run", *FEW, *arguments]) == 1
+    assert main(["run", *TWO, *arguments]) == 1
     message = capsys.readouterr().err
     assert message.startswith(
         f"{finished}/best.pt: a whole checkpoint that does not fit this recipe"

@@ -7,7 +7,7 @@ import math
 
 import pytest
 import torch
-from small_runs import SMALL, only_run
+from small_runs import FEW, only_run
 from torch import nn
 
 import metablocks as mb
@@ -19,19 +19,8 @@ from metablocks.tasks import Sinusoid
 from metablocks.types import Progress, TaskBatch
 from tools.fuzzing.resume_law import same_checkpoint
 
-FEW = [
-    *SMALL,
-    *("--set", "outer.epochs=3"),
-    *("--set", "outer.steps_per_epoch=2"),
-    *("--set", "evaluation.every=1"),
-    "--quiet",
-]
+pytestmark = pytest.mark.usefixtures("without_plots")
 SKIP = ["--set", "outer.nonfinite=skip"]
-
-
-@pytest.fixture(autouse=True)
-def without_plots(monkeypatch):
-    monkeypatch.setattr("metablocks.runs.plots.draw", lambda directory: [])
 
 
 @pytest.fixture

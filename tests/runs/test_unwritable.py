@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_runs import SMALL, only_run
+from small_runs import FEW, only_run
 
 from metablocks.cli import main
 from metablocks.errors import DataError, RunError
@@ -19,20 +19,7 @@ from metablocks.runs.directory import RunDirectory, write_atomically, write_text
 from metablocks.tasks import Sinusoid
 from tools.fuzzing.resume_law import same_checkpoint
 
-FEW = [
-    *SMALL,
-    *("--set", "outer.epochs=3"),
-    *("--set", "outer.steps_per_epoch=2"),
-    *("--set", "evaluation.every=1"),
-    "--quiet",
-]
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
-    out = tmp_path_factory.mktemp("undisturbed")
-    assert main(["run", *FEW, "--out", str(out)]) == 0
-    return only_run(out)
+pytestmark = pytest.mark.usefixtures("without_plots")
 
 
 @contextmanager
@@ -57,14 +44,17 @@ def one_line(capsys):
 
 
 @pytest.mark.parametrize(
-    ("number", "remedy"),
-    [
-        (errno.ENOSPC, "(No space left on device); free some space there. What was saved before"),
-        (errno.EROFS, "(Read-only file system); make the folder writable, or give --out another."),
-        (errno.EIO, "(Input/output error); --out takes a folder that can be written to."),
+    ("after", "number", "remedy"),
+    [  # in the first epoch, between two, in the last
+        (12, errno.ENOSPC, "(No space left on device); free some space there. What was saved"),
+        (
+            17,
+            errno.EROFS,
+            "(Read-only file system); make the folder writable, or give --out another.",
+        ),
+        (21, errno.EIO, "(Input/output error); --out takes a folder that can be written to."),
     ],
 )
-@pytest.mark.parametrize("after", [12, 17, 21])  # in the first epoch, between two, in the last
 def test_a_disk_that_fails_loses_nothing_that_was_saved(
     after, number, remedy, undisturbed, tmp_path, monkeypatch, capsys
 ):
