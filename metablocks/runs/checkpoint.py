@@ -108,15 +108,15 @@ def save(
         "format": FORMAT,
         "torch": str(torch.__version__),
         "recipe": experiment.recipe.values,
-        "state": asdict(state),
         **_entries(experiment),
+        "state": asdict(state),
     }
     write_atomically(path, lambda file: write_sealed(file, content), before=before)
 
 
 def write_sealed(file: BinaryIO, content: dict[str, Any]) -> None:
     """Write the content of a checkpoint, and its checksum as the last line."""
-    sealed = _Sealed(file)
+    sealed: Any = _Sealed(file)
     try:
         torch.save(content, sealed)
     except RuntimeError as error:  # torch's own, about what the failure left

@@ -151,8 +151,9 @@ class RunDirectory:
         logged = self.epochs_logged
         most = epochs + (not self.tested) + (used != self.checkpoint("last"))
         if not {*steps} <= {0, 1} or not epochs <= logged <= most:
+            count = sum(row is None or "epoch" in row for row in lines)
             raise RunError(
-                f"{self.metrics}: {logged} epochs are logged{' and a test' * self.tested}, but "
+                f"{self.metrics}: {count} epochs are logged{' and a test' * self.tested}, but "
                 f"{used.name} was written after {epochs}; to go on would lose lines. "
                 "Put the two files back as they were at one time; or train anew, in a directory of its "
                 f"own: {self._train_anew()}"
@@ -187,8 +188,8 @@ class RunDirectory:
                     "would write over each other's work; wait until it has ended, or stop it first"
                 )
             with writing(path):
-                for partial in self.path.glob(f".*{_PARTIAL}"):  # of a process that was killed
-                    partial.unlink()
+                for leftover in self.path.glob(f".*{_PARTIAL}"):  # of a process that was killed
+                    leftover.unlink()
                 file.truncate()
                 file.write(f"process {os.getpid()} on {socket.gethostname()}")
                 file.flush()
@@ -218,7 +219,7 @@ class RunDirectory:
     def read_record(self) -> dict[str, Any]:
         """The content of `run.json`. Raises `RunError` if it is none."""
         try:
-            record: dict[str, Any] = _RECORD.validate_json(self.record.read_bytes())
+            record = _RECORD.validate_json(self.record.read_bytes())
         except OSError as error:
             raise RunError(f"{self.record}: not readable ({error.strerror})") from error
         except ValidationError as error:
@@ -238,8 +239,8 @@ class RunDirectory:
         """Drop log lines beyond a number of epochs: what a killed run did after its checkpoint."""
         for path in (self.metrics, self.times):
             whole = zip(_read_whole_lines(path), _epochs_of(_read_lines(path)), strict=True)
-            kept = [line + b"\n" for line, epoch in whole if epoch <= epochs]
-            write_atomically(path, lambda file, kept=kept: file.writelines(kept))
+            kept = b"".join(line + b"\n" for line, epoch in whole if epoch <= epochs)
+            _write_bytes(path, kept)
 
     def append(self, path: Path, row: dict[str, Any]) -> None:
         """Add a line to a log."""
@@ -338,7 +339,11 @@ def _sync_folder(folder: Path) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Replace a text file in one go."""
-    write_atomically(path, lambda file: file.write(text.encode()))
+    _write_bytes(path, text.encode())
+
+
+def _write_bytes(path: Path, content: bytes) -> None:
+    write_atomically(path, lambda file: file.write(content))
 
 
 def environment(device: torch.device) -> dict[str, Any]:

@@ -101,10 +101,11 @@ def _restore_before(
     for path in sorted(directory.path.glob("*.pt")):
         with suppress(RunError):
             found.append((checkpoint.read_state(path, experiment.recipe).step, path))
-    taken, path = max(((taken, path) for taken, path in found if taken <= steps), default=(0, None))
-    if path is None:
+    found = [each for each in found if each[0] <= steps]
+    if not found:
         return TrainingState(), None
-    return checkpoint.restore(path, experiment), f"{path.name} (after meta-step {taken})"
+    taken, nearest = max(found)
+    return checkpoint.restore(nearest, experiment), f"{nearest.name} (after meta-step {taken})"
 
 
 def _judge(learner: MetaLearner, task: Tasks, progress: Progress) -> tuple[str, bool]:
