@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from metablocks.errors import RunError
+from metablocks.errors import NonfiniteError
 from metablocks.executors import Loop
 from metablocks.functional import collected_buffers
 from metablocks.learner import MetaGradient, MetaLearner
@@ -42,7 +42,7 @@ def fit(
     the number of the first meta-step, counted from 0, for messages. Gradients are cleared at the end,
     however it comes.
 
-    If the loss or the meta-gradient is not finite, `nonfinite="stop"` raises `RunError` before a
+    If the loss or the meta-gradient is not finite, `nonfinite="stop"` raises `NonfiniteError` before a
     parameter or buffer moves; clipping does not mend that. `"skip"` leaves them as they are, logs the
     same message, and yields the meta-gradient as `skipped`. The message names meta-step, parameters
     and tasks, each taken by itself: by their place in the batch, or if the batches are `indexed`
@@ -78,9 +78,10 @@ def fit(
                 where = _where(result, [start + place for place in places], indexed=indexed)
                 message = f"the {problem} at meta-step {number}, which was not taken ({where})"
                 if nonfinite == "stop":
-                    raise RunError(
+                    raise NonfiniteError(
                         f"{message}: training diverged, or the data is not finite. A lower inner or "
-                        "outer learning rate, or fewer inner steps, usually helps"
+                        "outer learning rate, or fewer inner steps, usually helps",
+                        number,
                     )
                 _log.warning("%s", message)
                 result = result._replace(skipped=True)

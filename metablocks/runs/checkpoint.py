@@ -25,7 +25,7 @@ from torch import nn
 from metablocks.errors import DamagedError, RunError, first_line
 from metablocks.learner import MetaGradient
 from metablocks.recipe import Experiment, Recipe
-from metablocks.recipe.record import changes_text
+from metablocks.recipe.record import changes_text, differing
 from metablocks.runs.directory import RunDirectory, write_atomically
 from metablocks.runs.scores import Scores
 
@@ -216,13 +216,14 @@ def start_from(directory: RunDirectory, experiment: Experiment) -> dict[str, Any
     path = directory.checkpoint("best")
     path = path if path.is_file() else directory.checkpoint("last")
     content = _load(path)
-    its, given = content["recipe"], experiment.recipe.values
-    same_rule = isinstance(its, dict) and all(
-        its["inner"][name] == given["inner"][name] for name in ("rule", "steps")
+    own, recipe = experiment.learner.state_dict(), content["recipe"]
+    _check(path, content["learner"], {}, "learner")
+    same_rule = isinstance(recipe, dict) and not any(
+        field.startswith(("inner.rule", "inner.steps"))
+        for field, *_ in differing(recipe, experiment.recipe.values)
     )
     parts = ("model.", "rule.") if same_rule else ("model.",)
     weights = {n: tensor for n, tensor in content["learner"].items() if n.startswith(parts)}
-    own = experiment.learner.state_dict()
     content["learner"] = {**own, **weights}
     state = _restore_learner(path, content, experiment)
     for name in own.keys() - weights.keys():

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from metablocks.errors import BlockError, DamagedError, RecipeError, RunError
+from metablocks.errors import BlockError, DamagedError, NonfiniteError, RecipeError, RunError
 from metablocks.memory import keep_freed_memory
 from metablocks.recipe import Experiment, Recipe, build, from_text, load
 from metablocks.recipe.record import changes_text, leaves
@@ -258,12 +258,14 @@ def _note_changes(
     changes = [(p, before[p], new) for p, new in leaves(now) if before.get(p, new) != new]
     if record["recipe"] not in (recipe.hash, recipe.written_hash):
         write_text(directory.recipe, recipe.to_yaml())
+        record["recipe"] = recipe.hash
+        directory.write_record(record)
     if changes:
         print(f"note: not as before: {changes_text(changes)}", flush=True)
         changed = {path: [old, new] for path, old, new in changes}
         entry = {"time": _now(), "step": state.step, "changed": changed}
         record["resumed"].append(entry)
-        directory.write_record(record | {"recipe": recipe.hash})
+        directory.write_record(record)
 
 
 def _circumstances(experiment: Experiment) -> dict[str, Any]:
@@ -291,7 +293,11 @@ def _train(
     quiet: bool,
 ) -> int:
     """Train to the end, test, draw, print the summary; returns the exit status."""
-    recipe = experiment.recipe
+
+    def command(*words: object) -> str:
+        where = place_arguments(experiment.recipe.allow, data, device)
+        return shlex.join(["metablocks", *map(str, words), *where])
+
     try:
         train(experiment, directory, state, quiet=quiet, save_every=save_every)
         scores, deployed, ensemble = _test(experiment, directory, state)
@@ -299,13 +305,14 @@ def _train(
         trained = state.epochs == experiment.epochs
         if not trained and not isinstance(stop, Stopped):
             raise
-        words = ["metablocks", "run", "--resume", str(directory.path)]
         print(
             f"stopped {'before the test' if trained else f'after meta-step {state.step}'}; "
-            "everything is saved. To go on: "
-            f"{shlex.join([*words, *place_arguments(recipe.allow, data, device)])}"
+            f"everything is saved. To go on: {command('run', '--resume', directory.path)}"
         )
         return 130
+    except NonfiniteError as error:
+        words = command("replay", directory.path, "--step", error.step)
+        raise RunError(f"{error}. To see where it begins: {words}") from error
     for note in plots.draw(directory):
         print(note)
     text = report(experiment, scores, ensemble, deployed)

@@ -240,7 +240,8 @@ class RunDirectory:
         for path in (self.metrics, self.times):
             whole = zip(_read_whole_lines(path), _epochs_of(_read_lines(path)), strict=True)
             kept = b"".join(line + b"\n" for line, epoch in whole if epoch <= epochs)
-            _write_bytes(path, kept)
+            if path.exists() and path.read_bytes() != kept:
+                _write_bytes(path, kept)
 
     def append(self, path: Path, row: dict[str, Any]) -> None:
         """Add a line to a log."""

@@ -84,7 +84,7 @@ def read_run(path: Path) -> FinishedRun:
     metrics, times = directory.read_metrics(), directory.read_times()
     tests = [row for row in metrics if "test" in row]
     epochs = [row for row in metrics if "epoch" in row]
-    if not tests or not epochs:
+    if not directory.tested or not epochs:
         raise RecipeError(
             f"{path}: this run is not finished; metablocks run --resume {shlex.quote(str(path))} goes "
             "on with it"

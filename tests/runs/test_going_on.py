@@ -9,8 +9,10 @@ import torch
 from small_runs import FEW, only_run
 
 from metablocks.cli import main
+from metablocks.errors import RecipeError
 from metablocks.recipe import load
 from metablocks.runs import checkpoint, commands
+from metablocks.runs.finished import read_run
 from tools.fuzzing.resume_law import same_checkpoint
 
 pytestmark = pytest.mark.usefixtures("without_plots")
@@ -100,6 +102,9 @@ def test_a_finished_run_of_more_epochs_goes_on_as_if_it_had_been_longer(tmp_path
     assert resume(short) == 0  # finished once more
     assert (short / "metrics.jsonl").read_bytes() == done
     assert main(["eval", str(short)]) == 0
+    (short / "metrics.jsonl").write_bytes(done[: done.rindex(b'{"test"')])  # before its second test
+    with pytest.raises(RecipeError, match="this run is not finished"):
+        read_run(short)
 
 
 @pytest.mark.parametrize("kind", ["cosine", "linear"])

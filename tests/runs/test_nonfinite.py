@@ -44,6 +44,7 @@ def test_stop_names_step_tasks_and_parameters_and_keeps_what_was_saved(poisoned,
     assert "the gradient of model.body.linear0.weight, model.body.linear0.bias, " in message
     assert "by itself, too, task 14, by its index in the source" in message
     run = only_run(tmp_path)
+    assert message.endswith(f"To see where it begins: metablocks replay {run} --step 4\n")
     assert torch.load(run / "checkpoint.pt", weights_only=True)["state"]["step"] == 2
 
 
