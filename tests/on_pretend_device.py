@@ -19,7 +19,7 @@ from metablocks.cli import main
 from metablocks.devices import has_float64
 from metablocks.errors import ExecutorError
 from metablocks.recipe import build, load
-from metablocks.runs.checkpoint import TrainingState
+from metablocks.runs.state import TrainingState
 from metablocks.runs.train import meta_step
 
 FEW = [

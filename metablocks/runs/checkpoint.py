@@ -1,100 +1,35 @@
 """Checkpoints: all that training needs to go on, bit for bit, as tensors and plain values.
 
-    <torch.save of the content> <"metablocks checkpoint, sha256 "> <64 hex digits> <newline>
-
-The last line seals the file: a file that was torn, cut short, changed in a single bit or written by
-something else is recognised before anything of it is used. `torch.load` reads the file as it is.
-Format 2, which older versions wrote, has no seal, and the recipe's hash in place of its values.
+A checkpoint is sealed by its checksum (`sealed`), and holds the values of its recipe. Format 2, which
+older versions wrote, is not sealed, and holds the hash of the recipe.
 """
 
 import copy
 import hashlib
 import logging
-import os
 import shlex
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
 from metablocks.errors import DamagedError, RunError, first_line
-from metablocks.learner import MetaGradient
 from metablocks.recipe import Experiment, Recipe
 from metablocks.recipe.record import changes_text, differing
-from metablocks.runs.directory import RunDirectory, write_atomically
-from metablocks.runs.scores import Scores
+from metablocks.runs.directory import RunDirectory
+from metablocks.runs.files import write_atomically
+from metablocks.runs.sealed import read_sealed, write_sealed
+from metablocks.runs.state import TrainingState
 
 _log = logging.getLogger(__name__)
 
 FORMAT = 3
 _READ = (2, FORMAT)
-_SEAL = b"metablocks checkpoint, sha256 "
-_SEALED = len(_SEAL) + 64 + 1
-
-
-@dataclass
-class TrainingState:
-    """Counters and scores of a run. An epoch is finished when its line is in the log."""
-
-    step: int = 0
-    """Meta-steps taken."""
-    epochs: int = 0
-    """Epochs finished."""
-    losses: list[float] = field(default_factory=list)
-    """Loss of each meta-step of the epoch in progress, except for skipped ones."""
-    metrics: dict[str, list[float]] = field(default_factory=dict)
-    """The estimator's metrics at each of them, by name (`MetaGradient.metrics`)."""
-    skipped: int = 0
-    """Meta-steps of the epoch in progress that were skipped, not being finite."""
-    best_epoch: int | None = None
-    ranking: list[tuple[int, float]] = field(default_factory=list)
-    """The epochs kept, the best first, each with its validation error (see `Scores.error`)."""
-    kept: list[int] = field(default_factory=list)
-    """The epochs in the ranking, and those that were in it at the checkpoint before."""
-    spent: dict[str, float] = field(default_factory=dict)
-    """Seconds of the epoch in progress before a stop (see `Meter`)."""
-
-    @property
-    def members(self) -> list[int]:
-        """The epochs in the ranking: the members of the ensemble."""
-        return [epoch for epoch, _ in self.ranking]
-
-    def record(self, result: MetaGradient) -> None:
-        """Take a meta-step in.
-
-        >>> import torch
-        >>> state = TrainingState()
-        >>> for loss in (3.0, 2.0):
-        ...     state.record(MetaGradient(torch.tensor(loss), {}, torch.zeros(1, 1), {}))
-        >>> state.step, state.losses
-        (2, [3.0, 2.0])
-        """
-        self.step += 1
-        if result.skipped:
-            self.skipped += 1
-            return
-        self.losses.append(float(result.loss))
-        for name, value in result.metrics.items():
-            self.metrics.setdefault(name, []).append(float(value))
-
-    def judge(self, epoch: int, scores: Scores, keep: int) -> None:
-        """Take an epoch's validation scores in; of epochs that score alike the earlier is better.
-
-        >>> state = TrainingState()
-        >>> for epoch, mse in enumerate([0.5, 0.2, 0.9, 0.2], 1):
-        ...     scores = Scores("validation", 1, "mse", [mse], [0.0], [0.0], [mse], [mse])
-        ...     state.judge(epoch, scores, keep=3)
-        >>> state.best_epoch, state.members
-        (2, [2, 4, 1])
-        """
-        ranking = [*self.ranking, (epoch, scores.error)]
-        self.ranking = sorted(ranking, key=lambda entry: entry[1])[:keep]
-        self.best_epoch = self.members[0]
 
 
 def save(
@@ -114,16 +49,6 @@ def save(
     write_atomically(path, lambda file: write_sealed(file, content), before=before)
 
 
-def write_sealed(file: BinaryIO, content: dict[str, Any]) -> None:
-    """Write the content of a checkpoint, and its checksum as the last line."""
-    sealed: Any = _Sealed(file)
-    try:
-        torch.save(content, sealed)
-    except RuntimeError as error:  # torch's own, about what the failure left
-        raise sealed.failure or error from None
-    file.write(_SEAL + sealed.digest.hexdigest().encode() + b"\n")
-
-
 def restore(path: Path, experiment: Experiment) -> TrainingState:
     """Put a checkpoint into a freshly built experiment, and the random states back.
 
@@ -134,6 +59,7 @@ def restore(path: Path, experiment: Experiment) -> TrainingState:
     """
     content = _read(path, experiment.recipe)
     _check_entries(path, content, experiment)
+    _set_random_states(path, content["random"], experiment.device)
     state = _restore_learner(path, content, experiment)
     try:
         experiment.optimizer.load_state_dict(content["optimizer"])
@@ -141,10 +67,6 @@ def restore(path: Path, experiment: Experiment) -> TrainingState:
             _step_schedule(experiment, state.epochs)
         elif experiment.scheduler:
             experiment.scheduler.load_state_dict(content["scheduler"])
-        torch.set_rng_state(content["random"]["cpu"])
-        if experiment.device.type != "cpu" and experiment.device.type in content["random"]:
-            module = torch.get_device_module(experiment.device.type)
-            module.set_rng_state(content["random"][experiment.device.type], experiment.device)
     except Exception as error:
         raise _unfit(path, first_line(error)) from error
     return state
@@ -265,26 +187,6 @@ def check_recipe(path: Path, recorded: Any, recipe: Recipe) -> None:
     )
 
 
-class _Sealed:
-    """A file that takes the checksum of what is written to it."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self.file = file
-        self.digest = hashlib.sha256()
-        self.failure: OSError | None = None
-
-    def write(self, data: Any) -> int:
-        self.digest.update(data)
-        try:
-            return self.file.write(data)
-        except OSError as error:
-            self.failure = error
-            raise
-
-    def flush(self) -> None:
-        self.file.flush()
-
-
 def _entries(experiment: Experiment) -> dict[str, Any]:
     """What training changes, besides its counters."""
     scheduler = experiment.scheduler
@@ -305,16 +207,7 @@ def _read(path: Path, recipe: Recipe) -> dict[str, Any]:
 
 def _load(path: Path) -> dict[str, Any]:
     """The content of a whole checkpoint."""
-    if not path.is_file():
-        raise DamagedError(f"{path}: no such checkpoint")
-    try:
-        with path.open("rb") as file:
-            sealed = _is_sealed(file)
-            content: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise DamagedError(f"{path}: not a readable checkpoint: {first_line(error)}") from error
-    if not isinstance(content, dict) or "format" not in content:
-        raise DamagedError(f"{path}: not a metablocks checkpoint")
+    content, sealed = read_sealed(path)
     if not isinstance(content["format"], int) or content["format"] not in _READ:
         raise RunError(
             f"{path}: a checkpoint of format {content['format']}; this version of metablocks reads "
@@ -346,27 +239,6 @@ def _step_schedule(experiment: Experiment, epochs: int) -> None:
             scheduler.step()
 
 
-def _is_sealed(file: BinaryIO) -> bool:
-    """True for a file whose last line is the checksum of all before it; the file is rewound.
-
-    Raises `ValueError` for another checksum.
-    """
-    length = file.seek(0, os.SEEK_END) - _SEALED
-    file.seek(max(length, 0))
-    seal = file.read()
-    file.seek(0)
-    if length < 0 or not seal.startswith(_SEAL):
-        return False
-    digest, left = hashlib.sha256(), length
-    while left and (part := file.read(min(left, 2**20))):
-        digest.update(part)
-        left -= len(part)
-    file.seek(0)
-    if seal != _SEAL + digest.hexdigest().encode() + b"\n":
-        raise ValueError("its checksum is another: the file was changed after it was written")
-    return True
-
-
 def _restore_learner(path: Path, content: dict[str, Any], experiment: Experiment) -> TrainingState:
     state, expected = _state(path, content), experiment.learner.state_dict()
     _check(path, content["learner"], expected, "learner")
@@ -387,11 +259,15 @@ def _state(path: Path, content: dict[str, Any]) -> TrainingState:
 
 
 def _check_entries(path: Path, content: dict[str, Any], experiment: Experiment) -> None:
-    """Hold entries to those of the experiment; another torch may have fewer options."""
+    """Hold entries to those of the experiment.
+
+    Another torch may have fewer options, and another device no random state of this one's.
+    """
     expected = _entries(experiment)
+    _check(path, content["random"], {"cpu": expected["random"].pop("cpu")}, "random")
     same = content.get("torch") == torch.__version__
-    for name in ("optimizer", "scheduler", "random"):
-        _check(path, content[name], expected[name], name, all_keys=same)
+    for name, all_keys in (("optimizer", same), ("scheduler", same), ("random", False)):
+        _check(path, content[name], expected[name], name, all_keys=all_keys)
     stepped = _state_after_a_step(experiment.optimizer)
     for number, entry in content["optimizer"]["state"].items():
         if number in stepped:
@@ -451,3 +327,12 @@ def _random_states(device: torch.device) -> dict[str, torch.Tensor]:
     if device.type != "cpu":
         states[device.type] = torch.get_device_module(device.type).get_rng_state(device)
     return states
+
+
+def _set_random_states(path: Path, states: dict[str, torch.Tensor], device: torch.device) -> None:
+    try:
+        torch.set_rng_state(states["cpu"])
+        if device.type != "cpu" and device.type in states:
+            torch.get_device_module(device.type).set_rng_state(states[device.type], device)
+    except RuntimeError as error:
+        raise _unfit(path, f"random: {first_line(error)}") from error

@@ -17,11 +17,13 @@ from metablocks.memory import keep_freed_memory
 from metablocks.recipe import Experiment, Recipe, build, from_text, load
 from metablocks.recipe.record import changes_text, leaves
 from metablocks.runs import checkpoint, plots
-from metablocks.runs.checkpoint import TrainingState, restore_learner, restore_newest, start_from
+from metablocks.runs.checkpoint import restore_learner, restore_newest, start_from
 from metablocks.runs.deployment import Deployment, deployment
-from metablocks.runs.directory import RunDirectory, create, environment, write_text, writing
+from metablocks.runs.directory import RunDirectory, create, environment
 from metablocks.runs.ensemble import ensemble_scores
+from metablocks.runs.files import write_text, writing
 from metablocks.runs.scores import Scores
+from metablocks.runs.state import TrainingState
 from metablocks.runs.tables import facts, place_arguments, report, summary, transductive
 from metablocks.runs.train import Stopped, final_scores, train, training_tasks
 from metablocks.tasks.base import Split

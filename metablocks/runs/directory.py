@@ -23,17 +23,15 @@ one after ten minutes, so that what it does not count is at most an epoch, or te
 import errno
 import json
 import logging
-import math
 import os
 import platform
 import re
-import secrets
 import shlex
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,21 +43,10 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 from typing_extensions import TypedDict
 
 from metablocks.errors import RunError
+from metablocks.runs.files import PARTIAL, sync_folder, write_bytes, write_text, writing
+from metablocks.runs.logs import epochs_of, json_line, read_rows, whole_lines
 
 _log = logging.getLogger(__name__)
-
-_PARTIAL = ".partial"
-_WRITABLE = "make the folder writable, or give --out another"
-_REMEDIES = {
-    errno.ENOSPC: "free some space there",
-    errno.EDQUOT: "free some space there: the quota is used up",
-    errno.EFBIG: "raise the limit on the size of files (ulimit -f)",
-    errno.ENAMETOOLONG: "--out takes a folder with a shorter path",
-    errno.ENOENT: "the folder was moved or deleted meanwhile",
-    errno.EROFS: _WRITABLE,
-    errno.EACCES: _WRITABLE,
-    errno.EPERM: _WRITABLE,
-}
 
 
 class _Resumed(TypedDict):
@@ -107,7 +94,7 @@ class RunDirectory:
     @property
     def finished(self) -> list[str]:
         """The names of files that hold what was finished, the checkpoints to go on from aside."""
-        logs = [path for path in (self.metrics, self.times) if _read_whole_lines(path)]
+        logs = [path for path in (self.metrics, self.times) if whole_lines(path)]
         files = [self.checkpoint("best"), *self._members(), *sorted(self.path.glob("*.png"))]
         return [path.name for path in [*logs, *files] if path.is_file()]
 
@@ -145,8 +132,8 @@ class RunDirectory:
         was killed, and did not count yet; and one more if the checkpoint is the one before the last.
         Going on drops what is beyond.
         """
-        lines = _read_lines(self.metrics)
-        numbers = _epochs_of(lines)
+        lines = read_rows(self.metrics)
+        numbers = epochs_of(lines)
         steps = [b - a for a, b in zip([0, *numbers], numbers, strict=False)]
         logged = self.epochs_logged
         most = epochs + (not self.tested) + (used != self.checkpoint("last"))
@@ -188,7 +175,7 @@ class RunDirectory:
                     "would write over each other's work; wait until it has ended, or stop it first"
                 )
             with writing(path):
-                for leftover in self.path.glob(f".*{_PARTIAL}"):  # of a process that was killed
+                for leftover in self.path.glob(f".*{PARTIAL}"):  # of a process that was killed
                     leftover.unlink()
                 file.truncate()
                 file.write(f"process {os.getpid()} on {socket.gethostname()}")
@@ -201,20 +188,20 @@ class RunDirectory:
     @property
     def epochs_logged(self) -> int:
         """The last epoch in the log, a damaged line being taken for one."""
-        return max(_epochs_of(_read_lines(self.metrics)), default=0)
+        return max(epochs_of(read_rows(self.metrics)), default=0)
 
     @property
     def tested(self) -> bool:
         """True once the log is complete: the test is its last line."""
-        return bool(lines := _read_lines(self.metrics)) and "test" in (lines[-1] or {})
+        return bool(lines := read_rows(self.metrics)) and "test" in (lines[-1] or {})
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """The complete lines of `metrics.jsonl`, except for damaged ones."""
-        return [row for row in _read_lines(self.metrics) if row is not None]
+        return [row for row in read_rows(self.metrics) if row is not None]
 
     def read_times(self) -> list[dict[str, Any]]:
         """The complete lines of `times.jsonl`, except for damaged ones."""
-        return [row for row in _read_lines(self.times) if row is not None]
+        return [row for row in read_rows(self.times) if row is not None]
 
     def read_record(self) -> dict[str, Any]:
         """The content of `run.json`. Raises `RunError` if it is none."""
@@ -238,21 +225,21 @@ class RunDirectory:
     def keep_epochs(self, epochs: int) -> None:
         """Drop log lines beyond a number of epochs: what a killed run did after its checkpoint."""
         for path in (self.metrics, self.times):
-            whole = zip(_read_whole_lines(path), _epochs_of(_read_lines(path)), strict=True)
+            whole = zip(whole_lines(path), epochs_of(read_rows(path)), strict=True)
             kept = b"".join(line + b"\n" for line, epoch in whole if epoch <= epochs)
             if path.exists() and path.read_bytes() != kept:
-                _write_bytes(path, kept)
+                write_bytes(path, kept)
 
     def append(self, path: Path, row: dict[str, Any]) -> None:
         """Add a line to a log."""
         with writing(path):
             new = not path.exists()
             with path.open("ab") as file:
-                file.write(_jsonl([row]).encode())
+                file.write(json_line(row))
                 file.flush()
                 os.fsync(file.fileno())
             if new:
-                _sync_folder(self.path)
+                sync_folder(self.path)
 
     def _members(self) -> list[Path]:
         numbered = re.compile(r"epoch-[0-9]+\.pt")  # and not a copy that a user keeps beside them
@@ -275,76 +262,9 @@ def create(out: Path, name: str) -> RunDirectory:
         path = out / (f"{stem}-{stamp}" + (f"-{attempt}" if attempt > 1 else ""))
         with writing(path), suppress(FileExistsError):
             path.mkdir(parents=True)
-            _sync_folder(out)
+            sync_folder(out)
             return RunDirectory(path)
     raise RunError(f"{out} holds too many runs called {stem}-{stamp}; give another --out")
-
-
-def write_atomically(
-    path: Path, write: Callable[[Any], object], *, before: Path | None = None
-) -> None:
-    """Replace a file in one go: whoever reads it sees the old or the new, never a part.
-
-    The old one is kept as `before`, if that is given; for a moment there is none at `path` then. The
-    new one outlives a loss of power once this returns. Raises `RunError` as `writing` does, with the
-    old file as it was.
-    """
-    partial = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}{_PARTIAL}")
-    with writing(path):
-        try:
-            with partial.open("xb") as file:
-                write(file)
-                file.flush()
-                os.fsync(file.fileno())
-            if before and path.exists():
-                path.replace(before)
-            partial.replace(path)
-        except BaseException:
-            with suppress(OSError):
-                partial.unlink(missing_ok=True)
-            raise
-        _sync_folder(path.parent)
-
-
-@contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Name the place and the remedy if a file or folder cannot be written, by `RunError`.
-
-    >>> with writing(Path("runs/a/checkpoint.pt")):
-    ...     raise OSError(errno.ENOSPC, "No space left on device")
-    Traceback (most recent call last):
-    metablocks.errors.RunError: runs/a/checkpoint.pt: cannot be written (No space left on device);
-    free some space there. What was saved before is as it was
-    """
-    try:
-        yield
-    except OSError as error:
-        remedy = _REMEDIES.get(error.errno or 0, "--out takes a folder that can be written to")
-        raise RunError(
-            f"{path}: cannot be written ({error.strerror or error}); {remedy}. What was saved before "
-            "is as it was"
-        ) from error
-
-
-def _sync_folder(folder: Path) -> None:
-    """Let the names in a folder outlive a loss of power, where the system has a call for that."""
-    if sys.platform == "win32":
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        with suppress(OSError):  # of a file system that does not sync folders
-            os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Replace a text file in one go."""
-    _write_bytes(path, text.encode())
-
-
-def _write_bytes(path: Path, content: bytes) -> None:
-    write_atomically(path, lambda file: file.write(content))
 
 
 def environment(device: torch.device) -> dict[str, Any]:
@@ -412,43 +332,3 @@ def _lock(descriptor: int, path: Path) -> bool:
             error.strerror,
         )
     return True
-
-
-def _read_whole_lines(path: Path) -> list[bytes]:
-    return path.read_bytes().split(b"\n")[:-1] if path.exists() else []
-
-
-def _read_lines(path: Path) -> list[dict[str, Any] | None]:
-    """The whole lines of a log; None for a damaged one."""
-
-    def read(line: bytes) -> dict[str, Any] | None:
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            return None
-        known = isinstance(row, dict) and (isinstance(row.get("epoch"), int) or "test" in row)
-        return row if known else None
-
-    return [read(line) for line in _read_whole_lines(path)]
-
-
-def _epochs_of(lines: list[dict[str, Any] | None]) -> list[int]:
-    """The epoch of every line of a log; a damaged line is taken for the next one, a test for its last."""
-    epochs: list[int] = []
-    for row in lines:
-        last = epochs[-1] if epochs else 0
-        epochs.append(last + 1 if row is None else row.get("epoch", last))
-    return epochs
-
-
-def _jsonl(rows: list[dict[str, Any]]) -> str:
-    return "".join(f"{json.dumps(_finite(row), allow_nan=False)}\n" for row in rows)
-
-
-def _finite(value: Any) -> Any:
-    """The value with null in the place of what JSON has no number for."""
-    if isinstance(value, dict):
-        return {key: _finite(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(each) for each in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

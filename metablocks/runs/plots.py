@@ -8,7 +8,8 @@ from statistics import fmean
 from typing import Any, NamedTuple, TypeAlias
 
 from metablocks.errors import RecipeError
-from metablocks.runs.directory import RunDirectory, write_atomically
+from metablocks.runs.directory import RunDirectory
+from metablocks.runs.files import write_atomically
 from metablocks.runs.finished import FinishedRun, read_run
 from metablocks.runs.scores import Scores
 

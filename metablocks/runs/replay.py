@@ -23,9 +23,9 @@ from metablocks.fit import nonfinite_names, single
 from metablocks.learner import MetaGradient, MetaLearner
 from metablocks.recipe import Experiment, from_text
 from metablocks.runs import checkpoint
-from metablocks.runs.checkpoint import TrainingState
 from metablocks.runs.commands import build_seeded, data_of, load_recipe
 from metablocks.runs.directory import RunDirectory
+from metablocks.runs.state import TrainingState
 from metablocks.runs.train import advance, training_tasks
 from metablocks.types import Progress, Tasks
 

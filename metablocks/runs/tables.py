@@ -9,10 +9,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from metablocks.models import PerStepBatchNorm
 from metablocks.recipe import Experiment
-from metablocks.runs.checkpoint import TrainingState
 from metablocks.runs.deployment import Deployment
 from metablocks.runs.directory import RunDirectory
 from metablocks.runs.scores import Scores
+from metablocks.runs.state import TrainingState
 
 _DONE = {"fold_tnet": "folded", "collapse_linear": "collapsed"}
 

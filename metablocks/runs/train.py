@@ -26,9 +26,9 @@ from metablocks.learner import MetaGradient
 from metablocks.memory import forget_peak, peak_memory
 from metablocks.recipe import Experiment
 from metablocks.runs import checkpoint
-from metablocks.runs.checkpoint import TrainingState
 from metablocks.runs.directory import RunDirectory
 from metablocks.runs.scores import Scores, score
+from metablocks.runs.state import TrainingState
 from metablocks.tasks.base import Split
 from metablocks.types import Progress, Tasks
 

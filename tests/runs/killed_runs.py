@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from metablocks.cli import main
 from metablocks.learner import MetaLearner
-from metablocks.runs import checkpoint, plots
+from metablocks.runs import plots, sealed
 from metablocks.runs.directory import RunDirectory
 
 RECIPE = [
@@ -34,7 +34,7 @@ RECIPE = [
 EVENTS = {
     "meta-step": (MetaLearner, "backward"),
     "validation": (MetaLearner, "evaluate"),
-    "part of a checkpoint": (checkpoint._Sealed, "write"),
+    "part of a checkpoint": (sealed._Summing, "write"),
     "sync": (os, "fsync"),
     "rename": (os, "replace"),
     "line of a log": (RunDirectory, "append"),

@@ -11,7 +11,8 @@ from metablocks.cli import main
 from metablocks.errors import DamagedError, RunError
 from metablocks.recipe import build, load
 from metablocks.runs import checkpoint
-from metablocks.runs.checkpoint import TrainingState
+from metablocks.runs.sealed import write_sealed
+from metablocks.runs.state import TrainingState
 from metablocks.runs.train import meta_step
 from metablocks.types import Progress
 from tools.fuzzing.resume_law import same_checkpoint
@@ -131,6 +132,7 @@ def changed(value):
         (changed("fast"), ("optimizer", "param_groups", 0, "lr"), "lr is a str, expected a number"),
         (changed([]), ("optimizer", "param_groups"), "param_groups is 0 values, expected 1 values"),
         (changed(torch.zeros(4)), ("random", "cpu"), "random.cpu is a tensor [4]"),
+        (changed(torch.zeros_like(torch.get_rng_state())), ("random", "cpu"), "mt19937 state"),
         (changed("three"), ("state", "step"), "state.step"),
         (missing, ("state", "ranking"), None),  # has a default: older checkpoints lack it
         (changed([[1]]), ("state", "ranking"), "state.ranking.0.1"),
@@ -145,7 +147,7 @@ def test_an_entry_that_does_not_fit_is_named(change, path, message, small, tmp_p
     change(content, *path)
     other = tmp_path / "checkpoint.pt"
     with other.open("wb") as file:
-        checkpoint.write_sealed(file, content)
+        write_sealed(file, content)
     if message is None:
         assert checkpoint.restore(other, experiment).step == 1
         return
@@ -231,7 +233,7 @@ def test_a_best_checkpoint_that_is_nowhere_is_named(run, capsys):
         content = torch.load(run / name, weights_only=True)
         content["state"] |= {"best_epoch": 1, "ranking": [(1, 0.0)]}
         with (run / name).open("wb") as file:
-            checkpoint.write_sealed(file, content)
+            write_sealed(file, content)
     assert main(["run", "--resume", str(run), "--quiet"]) == 1
     (message,) = capsys.readouterr().err.splitlines()
     assert message.startswith(f"{run}/best.pt: not of epoch 1, the best; the last checkpoint is ")

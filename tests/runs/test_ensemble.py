@@ -12,9 +12,9 @@ from small_runs import SMALL, only_run
 from metablocks.cli import main
 from metablocks.recipe import build, load
 from metablocks.runs import Scores, checkpoint
-from metablocks.runs.checkpoint import TrainingState
 from metablocks.runs.directory import RunDirectory
 from metablocks.runs.scores import pool
+from metablocks.runs.state import TrainingState
 from tools.fuzzing.resume_law import same_checkpoint
 
 STROKES = [

@@ -17,7 +17,8 @@ from small_runs import SMALL, finish, only_run
 from metablocks.cli import main
 from metablocks.errors import RunError
 from metablocks.runs import checkpoint
-from metablocks.runs.directory import RunDirectory, write_text
+from metablocks.runs.directory import RunDirectory
+from metablocks.runs.files import write_text
 from tools.fuzzing.resume_law import same_checkpoint
 
 FEW = [

@@ -15,7 +15,9 @@ from small_runs import FEW, only_run
 from metablocks.cli import main
 from metablocks.errors import DataError, RunError
 from metablocks.runs import checkpoint
-from metablocks.runs.directory import RunDirectory, write_atomically, write_text
+from metablocks.runs.directory import RunDirectory
+from metablocks.runs.files import write_atomically, write_text
+from metablocks.runs.sealed import write_sealed
 from metablocks.tasks import Sinusoid
 from tools.fuzzing.resume_law import same_checkpoint
 
@@ -103,7 +105,7 @@ def test_a_limit_on_the_size_of_files_is_named(tmp_path):
     """At whatever byte it strikes: torch has words of its own for what a failed write leaves."""
     path = tmp_path / "checkpoint.pt"
     content = {"format": checkpoint.FORMAT, "weights": [torch.zeros(9) for _ in range(9)]}
-    write_atomically(path, lambda file: checkpoint.write_sealed(file, content))
+    write_atomically(path, lambda file: write_sealed(file, content))
     length = path.stat().st_size
     path.write_text("the one before")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -111,7 +113,7 @@ def test_a_limit_on_the_size_of_files_is_named(tmp_path):
         try:
             resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
             with pytest.raises(RunError, match=r"checkpoint\.pt: cannot be .*\(ulimit -f\)"):
-                write_atomically(path, lambda file: checkpoint.write_sealed(file, content))
+                write_atomically(path, lambda file: write_sealed(file, content))
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         assert [each.name for each in tmp_path.iterdir()] == ["checkpoint.pt"]
