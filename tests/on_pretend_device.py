@@ -67,6 +67,14 @@ def test_it_is_evaluated_resumed_and_compared_in_processes_of_their_own(
     assert json.loads(record.read_text())["device"].startswith("pretend")
 
 
+def test_a_run_of_the_cpu_goes_on_there_which_is_said_and_a_step_is_replayed(runs, capsys):
+    longer = ["--set=outer.epochs=2", "--device=pretend", "--quiet"]
+    assert main(["run", "--resume", str(runs[1]), *longer]) == 0
+    assert "device: cpu → pretend" in capsys.readouterr().out
+    assert main(["replay", str(runs[1]), "--step=3", "--device=pretend"]) == 0
+    assert "every gradient is finite" in capsys.readouterr().out
+
+
 def test_verify_holds_and_gradients_are_checked(capsys):
     assert main(["verify", "learning_rate", "--device", "pretend", "--examples", "3"]) == 0
     assert main(["check", "--gradients", "maml_sinusoid"]) == 0

@@ -7,12 +7,13 @@ the recipe's packages.
 import math
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from metablocks.errors import RecipeError
+from metablocks.recipe.layout import EvaluationSection, OuterSection
 from metablocks.recipe.load import read_text, shown
 from metablocks.recipe.parse import parse, plain
 from metablocks.runs.directory import RunDirectory
@@ -138,8 +139,14 @@ def _number(value: Any) -> float:
 
 
 def _read_values(path: Path) -> dict[str, Any]:
-    """The values of a resolved recipe, without building anything."""
+    """The values of a resolved recipe, without building anything.
+
+    Fields that sections were given since are at their defaults.
+    """
     values = plain(parse(read_text(path), shown(path), []))
     if not isinstance(values, dict):
         raise RecipeError(f"{shown(path)}: not a recipe")
+    for name, section in (("outer", OuterSection), ("evaluation", EvaluationSection)):
+        defaults = {each.name: each.default for each in fields(section)}
+        values[name] = {n: d for n, d in defaults.items() if d is not MISSING} | values[name]
     return values

@@ -72,7 +72,9 @@ def replay(
     device = str(experiment.device) if has_float64(experiment.device) else "cpu"
     exact = ["hardware.precision=float64", "hardware.executor={block: loop}"]
     drawn = torch.get_rng_state()
-    twin = build_seeded(from_text(recipe.to_yaml(), "", exact, recipe.allow), data, device)
+    twin = build_seeded(
+        from_text(recipe.to_yaml(), recipe.source, exact, recipe.allow), data, device
+    )
     twin.learner.load_state_dict(learner.state_dict())
     tasks, first, finite = training_tasks(twin, state.step), state.step * twin.tasks_per_step, True
     lines = [

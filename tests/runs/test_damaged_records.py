@@ -125,6 +125,12 @@ def test_a_log_of_other_types_is_said_in_a_line(change, run, capsys):
     assert message.count("\n") == 1
 
 
+def test_a_run_of_before_a_field_was_there_has_its_default(run, undisturbed):
+    recipe = run / "recipe.yaml"
+    recipe.write_text(recipe.read_text().replace("  nonfinite: stop\n", ""))
+    assert read_run(run).values == read_run(undisturbed).values
+
+
 def strict(text: str) -> object:
     def refuse(name):
         raise AssertionError(f"{name} is not JSON")
