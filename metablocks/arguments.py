@@ -17,7 +17,9 @@ _RECIPE = "a shipped recipe's name (see: metablocks recipes) or the path of a YA
 _EXAMPLES = {
     "run": "metablocks run maml_sinusoid\n"
     "metablocks run mine.yaml --set inner.steps=3 --set outer.optimizer.lr=5e-4\n"
-    "metablocks run --resume runs/maml_sinusoid-20250101-120000",
+    "metablocks run --resume runs/maml_sinusoid-20250101-120000\n"
+    "metablocks run --resume runs/maml_sinusoid-20250101-120000 --set outer.epochs=90\n"
+    "metablocks run mine.yaml --from runs/maml_sinusoid-20250101-120000",
     "check": "metablocks check maml_omniglot_5w1s\n"
     "metablocks check mine.yaml --set inner.rule[0].init=0.1 --allow my_pkg\n"
     "metablocks check maml_pp_omniglot_5w1s --gradients",
@@ -26,6 +28,7 @@ _EXAMPLES = {
     "recipes": "metablocks recipes",
     "schema": "metablocks schema > recipe.schema.json",
     "eval": "metablocks eval runs/maml_sinusoid-20250101-120000 --steps 10 --tasks 1000",
+    "replay": "metablocks replay runs/maml_sinusoid-20250101-120000 --step 1234",
     "compare": "metablocks compare maml_sinusoid fomaml_sinusoid --steps 2400\n"
     "metablocks compare maml_omniglot_5w1s mine.yaml --minutes 10 --seeds 3\n"
     "metablocks compare runs/maml_sinusoid-20250101-120000 runs/fomaml_sinusoid-20250101-130000",
@@ -100,7 +103,21 @@ def parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
         metavar="SIZE",
         help="budget such as 4GiB: measure, and take the fastest executor that keeps to it",
     )
-    run.add_argument("--resume", type=_path, metavar="RUN_DIR", help="go on with a stopped run")
+    run.add_argument(
+        "--resume",
+        type=_path,
+        metavar="RUN_DIR",
+        help="go on with a run: stopped, or finished and given more outer.epochs",
+    )
+    run.add_argument(
+        "--from",
+        dest="start",
+        type=_path,
+        metavar="RUN_DIR",
+        help="begin with the weights of this run's best epoch",
+    )
+    every = "checkpoint within an epoch, too, after so many minutes (10)"
+    run.add_argument("--save-every", type=parse_minutes, default=10.0, metavar="M", help=every)
     run.add_argument("--quiet", action="store_true", help="no progress bar")
 
     check = command(
@@ -130,6 +147,15 @@ def parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     evaluate.add_argument("--split", choices=("train", "validation", "test"), default="test")
     _add_allow(evaluate)
     _add_place(evaluate)
+
+    about = "repeat one meta-step of a run in float64: what is not finite, and which code makes it"
+    replay = command("replay", about)
+    replay.add_argument("run_dir", type=_path, metavar="RUN_DIR", help="the folder of a run")
+    replay.add_argument(
+        "--step", type=parse_count, required=True, metavar="S", help="the meta-step, from 1"
+    )
+    _add_allow(replay)
+    _add_place(replay)
 
     about = "train recipes under one budget, or read finished runs, and say which to use"
     compare = command("compare", about, _ON_COMPARE)

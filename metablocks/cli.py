@@ -109,6 +109,12 @@ def _run(args: argparse.Namespace, argv: list[str]) -> int:
 
     if args.recipe is None and args.resume is None:
         raise RecipeError("metablocks run: no recipe; give one, or --resume RUN_DIR")
+    if args.start is not None:
+        _check_run(args.start)
+        if args.resume is not None:
+            raise RecipeError(
+                "metablocks run: --from is for a new run, --resume for one that is there"
+            )
     if args.memory:
         args.set.append(
             f'hardware.executor={{block: auto, memory: "{args.memory}", compile: false}}'
@@ -126,6 +132,8 @@ def _run(args: argparse.Namespace, argv: list[str]) -> int:
         data=args.data,
         device=args.device,
         resume=args.resume,
+        start=args.start,
+        save_every=args.save_every,
         quiet=args.quiet,
         argv=argv,
     )
@@ -197,6 +205,17 @@ def _eval(args: argparse.Namespace, argv: list[str]) -> int:
     )
 
 
+def _replay(args: argparse.Namespace, argv: list[str]) -> int:
+    from metablocks.runs.replay import replay
+
+    _check_run(args.run_dir)
+    _make_importable(args.allow)
+    where = {"allow": args.allow, "data": args.data, "device": args.device}
+    replayed = replay(args.run_dir, args.step, **where)
+    print(replayed.text)
+    return 0 if replayed.finite else 1
+
+
 def _compare(args: argparse.Namespace, argv: list[str]) -> int:
     from metablocks.compare.commands import compare
     from metablocks.compare.request import Request
@@ -261,6 +280,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace, list[str]], int]] = {
     "recipes": _recipes,
     "schema": _schema,
     "eval": _eval,
+    "replay": _replay,
     "compare": _compare,
     "verify": _verify,
     "laws": _laws,

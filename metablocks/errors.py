@@ -104,6 +104,18 @@ class RunError(MetablocksError, RuntimeError):
     """A run directory or checkpoint cannot be written, read or resumed."""
 
 
+class NonfiniteError(RunError):
+    """A loss or meta-gradient is not finite. `step` is the meta-step, counted from 1."""
+
+    def __init__(self, message: str, step: int) -> None:
+        super().__init__(message)
+        self.step = step
+
+
+class DamagedError(RunError):
+    """A checkpoint is absent, or not the whole file that was written."""
+
+
 def suggest(given: str, candidates: Iterable[str]) -> str:
     """A `; did you mean "…"?` clause for the nearest candidate, or nothing.
 

@@ -5,15 +5,23 @@
 `metablocks run` and `train_maml` train by it.
 """
 
+import logging
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from metablocks.errors import RunError
+from metablocks.errors import NonfiniteError
+from metablocks.executors import Loop
+from metablocks.functional import collected_buffers
 from metablocks.learner import MetaGradient, MetaLearner
-from metablocks.types import Progress, Tasks
+from metablocks.types import Progress, Task, TaskBatch, Tasks
+
+Nonfinite = Literal["stop", "skip"]
+
+_log = logging.getLogger(__name__)
 
 
 def fit(
@@ -24,6 +32,8 @@ def fit(
     clip: Callable[[], object] | None = None,
     precision: Callable[[], AbstractContextManager[object]] = nullcontext,
     first: int = 0,
+    nonfinite: Nonfinite = "stop",
+    indexed: bool = False,
 ) -> Iterator[MetaGradient]:
     """Take a meta-step for each of `batches`, and yield its meta-gradient once it is taken.
 
@@ -32,8 +42,11 @@ def fit(
     the number of the first meta-step, counted from 0, for messages. Gradients are cleared at the end,
     however it comes.
 
-    Raises `RunError`, before a parameter moves, if the loss or the meta-gradient is not finite;
-    clipping does not mend that.
+    If the loss or the meta-gradient is not finite, `nonfinite="stop"` raises `NonfiniteError` before a
+    parameter or buffer moves; clipping does not mend that. `"skip"` leaves them as they are, logs the
+    same message, and yields the meta-gradient as `skipped`. The message names meta-step, parameters
+    and tasks, each taken by itself: by their place in the batch, or if the batches are `indexed`
+    by their index in a source, of which meta-step n takes the next.
 
     Law: the hand-written loop of `learner.backward`, `optimizer.step()` and `optimizer.zero_grad()`,
     bit for bit.
@@ -52,21 +65,83 @@ def fit(
     optimizer.zero_grad()
     try:
         for number, (tasks, progress) in enumerate(batches, first + 1):
+            model = learner.model
+            collected = {n: model.get_buffer(n).clone() for n in collected_buffers(model)}
             with precision():
                 result = learner.backward(tasks, progress=progress)
-            if result.nonfinite:
-                raise RunError(
-                    f"the {result.nonfinite} at meta-step {number}, which was not taken: training "
-                    "diverged, or the data is not finite. A lower inner or outer learning rate, or "
-                    "fewer inner steps, usually helps"
-                )
-            if clip:
-                clip()
-            optimizer.step()
+            if problem := result.nonfinite:
+                for name, before in collected.items():
+                    model.get_buffer(name).copy_(before)
+                with precision():
+                    places = alone_nonfinite(learner, tasks, progress)
+                start = (number - 1) * len(tasks) if indexed else 0
+                where = _where(result, [start + place for place in places], indexed=indexed)
+                message = f"the {problem} at meta-step {number}, which was not taken ({where})"
+                if nonfinite == "stop":
+                    raise NonfiniteError(
+                        f"{message}: training diverged, or the data is not finite. A lower inner or "
+                        "outer learning rate, or fewer inner steps, usually helps",
+                        number,
+                    )
+                _log.warning("%s", message)
+                result = result._replace(skipped=True)
+            else:
+                if clip:
+                    clip()
+                optimizer.step()
             optimizer.zero_grad()
             yield result
     finally:
         optimizer.zero_grad()
+
+
+def alone_nonfinite(learner: MetaLearner, tasks: Tasks, progress: Progress) -> list[int]:
+    """The places of tasks whose loss or meta-gradient is not finite if each is taken by itself.
+
+    A model that draws at random draws anew for each.
+    """
+    executor = learner.executor
+    learner.executor = Loop()
+    try:
+        return [
+            place
+            for place in range(len(tasks))
+            if learner.meta_gradient(single(tasks, place), progress=progress).nonfinite
+        ]
+    finally:
+        learner.executor = executor
+
+
+def single(tasks: Tasks, place: int) -> Tasks:
+    """One task of a batch, as a batch.
+
+    >>> x = torch.zeros(3, 5, 1)
+    >>> len(single(TaskBatch((x, x), (x, x)), 2))
+    1
+    """
+    task: Task = tasks[place]
+    return TaskBatch.stack([task]) if isinstance(tasks, TaskBatch) else [task]
+
+
+def nonfinite_names(result: MetaGradient) -> str:
+    """The parameters whose meta-gradient is not finite: the first three, and how many more."""
+    return _some(
+        [name for name, g in result.grads.items() if not nn.utils.get_total_norm([g]).isfinite()]
+    )
+
+
+def _where(result: MetaGradient, tasks: list[int], *, indexed: bool) -> str:
+    names = nonfinite_names(result)
+    gradients = f"not finite: the gradient of {names}" if names else "every gradient is finite"
+    place = "by its index in the source" if indexed else "by its place in the batch"
+    if not tasks:
+        return f"{gradients}; each task by itself is finite"
+    return f"{gradients}; by itself, too, task {_some(tasks)}, {place}"
+
+
+def _some(items: list[str] | list[int]) -> str:
+    shown = ", ".join(map(str, items[:3]))
+    return shown + f" and {len(items) - 3} more" * (len(items) > 3)
 
 
 def accuracy(prediction: Tensor, target: Tensor) -> Tensor:

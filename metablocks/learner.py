@@ -95,6 +95,8 @@ class MetaGradient(NamedTuple):
     """Mean over tasks of what the estimator says of its own work: scalars by name."""
     scores: Tensor | None = None
     """`[tasks, steps + 1]`: the metric, if one was given; nan where no query pass was made."""
+    skipped: bool = False
+    """True if `fit` took no step by it, because it is not finite."""
 
     @property
     def nonfinite(self) -> str | None:

@@ -25,7 +25,7 @@ from metablocks.checks import UNCHECKED, Count, Positive, checked
 from metablocks.devices import find_device
 from metablocks.errors import BlockError, ExecutorError, TaskError
 from metablocks.executors import Executor, Loop, TaskFunction, TaskWork, Vmap
-from metablocks.fit import accuracy, fit
+from metablocks.fit import Nonfinite, accuracy, fit
 from metablocks.generators import set_states
 from metablocks.learner import MetaLearner
 from metablocks.models import norm_patterns, per_step_batch_norm
@@ -44,7 +44,7 @@ class History:
     """Losses, rates and times of a training."""
 
     losses: list[float] = field(default_factory=list)
-    """Per meta-step: the mean over tasks of the weighted query loss."""
+    """Per meta-step, a skipped one too: the mean over tasks of the weighted query loss."""
     outer_lrs: list[float] = field(default_factory=list)
     """Per meta-step: the rate of the outer optimiser."""
     validation_losses: list[float] = field(default_factory=list)
@@ -79,6 +79,7 @@ def train_maml(
     tasks_per_step: Count = 25,
     validation: Annotated[TaskSource | Iterable[Any] | None, UNCHECKED] = None,
     executor: Executor | None = None,
+    nonfinite: Nonfinite = "stop",
     device: torch.device | str | None = None,
     progress: bool = True,
 ) -> TrainedMAML:
@@ -99,6 +100,8 @@ def train_maml(
     - `validation`: as `tasks`, evaluated after each epoch (the first 100 validation tasks of a source).
     - `executor`: by default `Vmap()`, and `Loop()` for tasks of unequal size and for a model or loss
       that vmap cannot run (which is logged once).
+    - `nonfinite`: `"stop"` raises if the loss or the meta-gradient is not finite, `"skip"` leaves such
+      a meta-step out, with a warning in the log.
     - `device`: where to train; the model is moved there. `progress`: show a bar.
 
     MAML++ is made of learned rates per tensor and step that start at `inner_lr` (`lslr`), step losses
@@ -134,7 +137,8 @@ def train_maml(
 
     Raises `BlockError` for a value out of range, `TaskError` for tasks of another structure (with the
     number of the batch), for none, and for a generator that is used up, `RunError` if the loss or
-    the meta-gradient is no longer finite (before it is applied), and what `MetaLearner` raises.
+    the meta-gradient is no longer finite (before it is applied), naming meta-step, tasks and
+    parameters, and what `MetaLearner` raises.
     """
     check_tasks(tasks, "train", epochs=epochs, iterations=iterations)
     if validation is not None:
@@ -179,7 +183,15 @@ def train_maml(
         with tqdm(total=total, desc="meta-training", unit="step", disable=not progress) as bar:
             for epoch in range(epochs):
                 started, first = time.perf_counter(), len(history.losses)
-                for result in fit(learner, optimizer, batches_at(epoch), first=first):
+                steps = fit(
+                    learner,
+                    optimizer,
+                    batches_at(epoch),
+                    first=first,
+                    nonfinite=nonfinite,
+                    indexed=isinstance(tasks, TaskSource),
+                )
+                for result in steps:
                     history.losses.append(float(result.loss))
                     history.outer_lrs.append(float(optimizer.param_groups[0]["lr"]))
                     bar.update()

@@ -19,7 +19,7 @@ from metablocks.cli import main
 from metablocks.devices import has_float64
 from metablocks.errors import ExecutorError
 from metablocks.recipe import build, load
-from metablocks.runs.checkpoint import TrainingState
+from metablocks.runs.state import TrainingState
 from metablocks.runs.train import meta_step
 
 FEW = [
@@ -65,6 +65,14 @@ def test_it_is_evaluated_resumed_and_compared_in_processes_of_their_own(
     assert main(["compare", str(runs[0]), "fomaml_sinusoid", *FEW, *arguments]) == 0
     (record,) = Path(tmp_path).glob("comparisons/*/runs/*/run.json")
     assert json.loads(record.read_text())["device"].startswith("pretend")
+
+
+def test_a_run_of_the_cpu_goes_on_there_which_is_said_and_a_step_is_replayed(runs, capsys):
+    longer = ["--set=outer.epochs=2", "--device=pretend", "--quiet"]
+    assert main(["run", "--resume", str(runs[1]), *longer]) == 0
+    assert "device: cpu → pretend" in capsys.readouterr().out
+    assert main(["replay", str(runs[1]), "--step=3", "--device=pretend"]) == 0
+    assert "every gradient is finite" in capsys.readouterr().out
 
 
 def test_verify_holds_and_gradients_are_checked(capsys):

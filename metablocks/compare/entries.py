@@ -15,11 +15,8 @@ from typing import Any
 from metablocks.errors import RecipeError, suggest
 from metablocks.recipe import Recipe, load
 from metablocks.recipe.load import find_recipe, from_text, recipe_files
-from metablocks.recipe.record import leaves
+from metablocks.recipe.record import Differences, differing, shown_value
 from metablocks.runs.finished import FinishedRun, is_run, read_run
-
-Differences = list[tuple[str, Any, Any]]
-"""Paths of leaves, each with its two values."""
 
 
 @dataclass(frozen=True)
@@ -123,20 +120,6 @@ def check_same_problem(entries: Sequence[Entry], checksums: Mapping[str, str]) -
             )
 
 
-def differing(one: dict[str, Any], other: dict[str, Any]) -> Differences:
-    """The leaves in which two values differ, with both values; None for a leaf that one lacks.
-
-    >>> differing({"tasks": {"ways": 5, "shots": 1}}, {"tasks": {"ways": 20, "shots": 1}})
-    [('tasks.ways', 5, 20)]
-    """
-    left, right = dict(leaves(one)), dict(leaves(other))
-    return [
-        (path, left.get(path), right.get(path))
-        for path in dict.fromkeys([*left, *right])
-        if left.get(path) != right.get(path)
-    ]
-
-
 def labelled(entries: Sequence[Entry]) -> list[Entry]:
     """The entries with different labels: those that share a stem name the values they differ in."""
     result: list[Entry] = []
@@ -150,7 +133,7 @@ def labelled(entries: Sequence[Entry]) -> list[Entry]:
                 for path, value, _ in differing(entry.settings, twin.settings)
                 if path not in ("name", "cite")
             ]
-            words = [f"{path}={_shown(value)}" for path, value in dict(differences).items()]
+            words = [f"{path}={shown_value(value)}" for path, value in dict(differences).items()]
             devices = sorted({str(run.record.get("device")) for run in entry.finished})
             label = " ".join([label, *(words[:2] or devices)])
         while label in (each.label for each in result):
@@ -203,7 +186,7 @@ def _problem(entry: Entry) -> dict[str, Any]:
 
 def _refusal(first: Entry, other: Entry, differences: Differences) -> str:
     message = "; ".join(
-        f"{path} is {_shown(one)} in {first.label}, {_shown(two)} in {other.label}"
+        f"{path} is {shown_value(one)} in {first.label}, {shown_value(two)} in {other.label}"
         for path, one, two in differences[:3]
     )
     more = f"; and {len(differences) - 3} more" if len(differences) > 3 else ""
@@ -212,7 +195,3 @@ def _refusal(first: Entry, other: Entry, differences: Differences) -> str:
         f"compare: {message}{more}. --set PATH=VALUE sets a field of all recipes; finished runs stay "
         "as they are"
     )
-
-
-def _shown(value: Any) -> str:
-    return "absent" if value is None else str(value)

@@ -22,6 +22,7 @@ from metablocks.compare.entries import Entry
 from metablocks.compare.request import Request
 from metablocks.compare.table import MEASURES, seconds_text
 from metablocks.runs.directory import RunDirectory
+from metablocks.runs.files import write_text, writing
 from metablocks.runs.finished import is_run, read_run
 from metablocks.runs.tables import place_arguments
 from metablocks.runs.train import on_stop_signals, progress_bar
@@ -112,7 +113,8 @@ def plan_runs(
     Writes the recipes to `folder/recipes/`.
     """
     recipes, runs = folder / "recipes", folder / "runs"
-    recipes.mkdir(parents=True, exist_ok=True)
+    with writing(recipes):
+        recipes.mkdir(parents=True, exist_ok=True)
     files = {}
     for entry in entries:
         if entry.recipe:
@@ -120,7 +122,7 @@ def plan_runs(
             while file.exists():
                 number += 1
                 file = recipes / f"{entry.stem}-{number}.yaml"
-            file.write_text(entry.recipe.to_yaml(), encoding="utf-8")
+            write_text(file, entry.recipe.to_yaml())
             files[entry.label] = file
     jobs = []
     for seed in seeds:
@@ -268,8 +270,10 @@ def _load() -> float | None:
 
 
 def _start(job: Job, environment: dict[str, str]) -> "subprocess.Popen[bytes]":
-    job.log.parent.mkdir(parents=True, exist_ok=True)
-    with job.output.open("wb") as out, job.errors.open("wb") as err:
+    with writing(job.log):
+        job.log.parent.mkdir(parents=True, exist_ok=True)
+        out, err = job.output.open("wb"), job.errors.open("wb")
+    with out, err:
         return subprocess.Popen(
             job.command,
             stdin=subprocess.DEVNULL,

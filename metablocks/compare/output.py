@@ -13,7 +13,7 @@ from metablocks.compare import table
 from metablocks.compare.jobs import Job
 from metablocks.compare.recommend import Advice
 from metablocks.compare.request import Request
-from metablocks.runs.directory import write_text
+from metablocks.runs.files import write_text
 from metablocks.runs.finished import FinishedRun
 from metablocks.runs.scores import plain
 

@@ -26,6 +26,7 @@ from metablocks.errors import (
     first_line,
 )
 from metablocks.executors import Vmap
+from metablocks.fit import Nonfinite
 from metablocks.learner import MetaLearner
 from metablocks.recipe.assemble import NEED_THE_LEARNER, assemble, block_paths, construct
 from metablocks.recipe.layout import EvaluationSection
@@ -72,6 +73,8 @@ class Experiment:
     tasks_per_step: int
     steps_per_epoch: int
     epochs: int
+    nonfinite: Nonfinite
+    """`stop` or `skip` (see `fit`)."""
     evaluation: EvaluationSection
     device: torch.device
     dtype: torch.dtype
@@ -139,6 +142,7 @@ def build(
         tasks_per_step=recipe.at("outer.tasks_per_step"),
         steps_per_epoch=recipe.at("outer.steps_per_epoch"),
         epochs=recipe.at("outer.epochs"),
+        nonfinite=recipe.at("outer.nonfinite"),
         evaluation=plan,
         device=placed_on,
         dtype=dtype,

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, get_args, get_type_hints
 from annotated_types import Ge, Le
 
 from metablocks.checks import Blocks, Count, CountFrom0
+from metablocks.fit import Nonfinite
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,8 @@ class OuterSection:
     tasks_per_step: Count
     steps_per_epoch: Count
     epochs: Count
+    nonfinite: Nonfinite = "stop"
+    """What a loss or meta-gradient that is not finite does: end the run, or skip the meta-step."""
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,9 @@ import yaml
 from metablocks.recipe.parse import Place, Problem, join, nodes, parse, scalar
 from metablocks.recipe.resolve import DEFAULT
 
+Differences = list[tuple[str, Any, Any]]
+"""Paths of leaves, each with its two values."""
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -38,8 +41,15 @@ class Recipe:
     @property
     def hash(self) -> str:
         """SHA-256, in hex, of the canonical JSON of the resolved values."""
-        text = json.dumps(self.values, sort_keys=True, separators=(",", ":"), allow_nan=False)
-        return hashlib.sha256(text.encode()).hexdigest()
+        return _digest(self.values)
+
+    @property
+    def written_hash(self) -> str:
+        """The hash without the fields that were left out in the file.
+
+        Law: it is the hash of a run's recipe, whatever fields recipes have been given since.
+        """
+        return _digest(self._written(self.values, ""))
 
     @property
     def origins(self) -> dict[str, str]:
@@ -67,6 +77,31 @@ class Recipe:
     def at(self, path: str) -> Any:
         """The value at a path such as `inner.rule[0].init`, None if there is none."""
         return dict(_nodes(self.values, "")).get(path)
+
+    def changes_of(self, values: dict[str, Any]) -> Differences:
+        """The leaves in which it differs from the values of a run, with theirs and its own.
+
+        A field that they lack, and that is at its default here, is newer than the run.
+        """
+        return [
+            (path, its, own)
+            for path, its, own in differing(values, self.values)
+            if its is not None or not self._is_default(path)
+        ]
+
+    def _is_default(self, path: str) -> bool:
+        return self.place(path).source.startswith(DEFAULT)
+
+    def _written(self, value: Any, path: str) -> Any:
+        if isinstance(value, dict):
+            return {
+                key: self._written(child, join(path, key))
+                for key, child in value.items()
+                if not self._is_default(join(path, key))
+            }
+        if isinstance(value, list):
+            return [self._written(child, join(path, i)) for i, child in enumerate(value)]
+        return value
 
     def to_yaml(self, *, origins: bool = False) -> str:
         """YAML text that loads to the same recipe; with `origins`, each in a comment."""
@@ -104,6 +139,39 @@ def leaves(values: Any, path: str = "") -> Iterator[tuple[str, Any]]:
     for here, value in _nodes(values, path):
         if _is_leaf(value) and here:
             yield here, value
+
+
+def differing(one: dict[str, Any], other: dict[str, Any]) -> Differences:
+    """The leaves in which two values differ, with both values; None for a leaf that one lacks.
+
+    >>> differing({"tasks": {"ways": 5, "shots": 1}}, {"tasks": {"ways": 20, "shots": 1}})
+    [('tasks.ways', 5, 20)]
+    """
+    left, right = dict(leaves(one)), dict(leaves(other))
+    return [
+        (path, left.get(path), right.get(path))
+        for path in dict.fromkeys([*left, *right])
+        if left.get(path) != right.get(path)
+    ]
+
+
+def _digest(values: dict[str, Any]) -> str:
+    text = json.dumps(values, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def changes_text(changes: Differences) -> str:
+    """What differs, in a line.
+
+    >>> changes_text([("inner.steps", 1, 2), ("outer.clip", None, 10.0)])
+    'inner.steps: 1 → 2; outer.clip: absent → 10.0'
+    """
+    return "; ".join(f"{path}: {shown_value(a)} → {shown_value(b)}" for path, a, b in changes)
+
+
+def shown_value(value: Any) -> str:
+    """A leaf's value in a message."""
+    return "absent" if value is None else str(value)
 
 
 def _nodes(value: Any, path: str) -> Iterator[tuple[str, Any]]:

@@ -1,138 +1,325 @@
-"""Checkpoints: all that training needs to go on, bit for bit, as tensors and plain values."""
+"""Checkpoints: all that training needs to go on, bit for bit, as tensors and plain values.
 
-from dataclasses import asdict, dataclass, field
+A checkpoint is sealed by its checksum (`sealed`), and holds the values of its recipe. Format 2, which
+older versions wrote, is not sealed, and holds the hash of the recipe.
+"""
+
+import copy
+import hashlib
+import logging
+import shlex
+import warnings
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter, ValidationError
+from torch import nn
 
-from metablocks.errors import RunError
-from metablocks.learner import MetaGradient
-from metablocks.recipe import Experiment
-from metablocks.runs.directory import write_atomically
-from metablocks.runs.scores import Scores
+from metablocks.errors import DamagedError, RunError, first_line
+from metablocks.recipe import Experiment, Recipe
+from metablocks.recipe.record import changes_text, differing
+from metablocks.runs.directory import RunDirectory
+from metablocks.runs.files import write_atomically
+from metablocks.runs.sealed import read_sealed, write_sealed
+from metablocks.runs.state import TrainingState
 
-FORMAT = 2
+_log = logging.getLogger(__name__)
 
-
-@dataclass
-class TrainingState:
-    """Counters and scores of a run. An epoch is finished when its line is in the log."""
-
-    step: int = 0
-    """Meta-steps taken."""
-    epochs: int = 0
-    """Epochs finished."""
-    losses: list[float] = field(default_factory=list)
-    """Loss of each meta-step of the epoch in progress."""
-    metrics: dict[str, list[float]] = field(default_factory=dict)
-    """The estimator's metrics at each of them, by name (`MetaGradient.metrics`)."""
-    best_epoch: int | None = None
-    ranking: list[tuple[int, float]] = field(default_factory=list)
-    """The epochs kept, the best first, each with its validation error (see `Scores.error`)."""
-    spent: dict[str, float] = field(default_factory=dict)
-    """Seconds of the epoch in progress before a stop (see `Meter`)."""
-
-    @property
-    def members(self) -> list[int]:
-        """The epochs in the ranking: the members of the ensemble."""
-        return [epoch for epoch, _ in self.ranking]
-
-    def record(self, result: MetaGradient) -> None:
-        """Take a meta-step in.
-
-        >>> import torch
-        >>> state = TrainingState()
-        >>> for loss in (3.0, 2.0):
-        ...     state.record(MetaGradient(torch.tensor(loss), {}, torch.zeros(1, 1), {}))
-        >>> state.step, state.losses
-        (2, [3.0, 2.0])
-        """
-        self.step += 1
-        self.losses.append(float(result.loss))
-        for name, value in result.metrics.items():
-            self.metrics.setdefault(name, []).append(float(value))
-
-    def judge(self, epoch: int, scores: Scores, keep: int) -> None:
-        """Take an epoch's validation scores in; of epochs that score alike the earlier is better.
-
-        >>> state = TrainingState()
-        >>> for epoch, mse in enumerate([0.5, 0.2, 0.9, 0.2], 1):
-        ...     scores = Scores("validation", 1, "mse", [mse], [0.0], [0.0], [mse], [mse])
-        ...     state.judge(epoch, scores, keep=3)
-        >>> state.best_epoch, state.members
-        (2, [2, 4, 1])
-        """
-        ranking = [*self.ranking, (epoch, scores.error)]
-        self.ranking = sorted(ranking, key=lambda entry: entry[1])[:keep]
-        self.best_epoch = self.members[0]
+FORMAT = 3
+_READ = (2, FORMAT)
 
 
-def save(path: Path, experiment: Experiment, state: TrainingState) -> None:
-    """Write parameters, optimiser, schedule, random states, counters, choices, in one go."""
-    scheduler = experiment.scheduler
+def save(
+    path: Path, experiment: Experiment, state: TrainingState, *, before: Path | None = None
+) -> None:
+    """Write parameters, optimiser, schedule, random states, counters, choices, in one go.
+
+    The file that is replaced is kept as `before`, if that is given.
+    """
     content = {
         "format": FORMAT,
-        "recipe": experiment.recipe.hash,
-        "learner": experiment.learner.state_dict(),
-        "optimizer": experiment.optimizer.state_dict(),
-        "scheduler": scheduler.state_dict() if scheduler else None,
+        "torch": str(torch.__version__),
+        "recipe": experiment.recipe.values,
+        **_entries(experiment),
         "state": asdict(state),
-        "random": _random_states(experiment.device),
     }
-    write_atomically(path, lambda file: torch.save(content, file))
+    write_atomically(path, lambda file: write_sealed(file, content), before=before)
 
 
 def restore(path: Path, experiment: Experiment) -> TrainingState:
     """Put a checkpoint into a freshly built experiment, and the random states back.
 
-    Raises `RunError` for a file that is absent, damaged, of another format or of another recipe.
+    An experiment of more epochs goes on with the rates of its own, longer schedule.
+
+    Raises `DamagedError` for a file that is absent or not a whole checkpoint, and `RunError` for one
+    of another format or recipe, and for entries that do not fit the experiment.
     """
-    content = _read(path, experiment)
-    experiment.learner.load_state_dict(content["learner"])
-    experiment.optimizer.load_state_dict(content["optimizer"])
-    if experiment.scheduler:
-        experiment.scheduler.load_state_dict(content["scheduler"])
-    torch.set_rng_state(content["random"]["cpu"])
-    if experiment.device.type != "cpu" and experiment.device.type in content["random"]:
-        module = torch.get_device_module(experiment.device.type)
-        module.set_rng_state(content["random"][experiment.device.type], experiment.device)
-    return TrainingState(**content["state"])
+    content = _read(path, experiment.recipe)
+    _check_entries(path, content, experiment)
+    _set_random_states(path, content["random"], experiment.device)
+    state = _restore_learner(path, content, experiment)
+    try:
+        experiment.optimizer.load_state_dict(content["optimizer"])
+        if experiment.scheduler and _epochs_of(content) not in (None, experiment.epochs):
+            _step_schedule(experiment, state.epochs)
+        elif experiment.scheduler:
+            experiment.scheduler.load_state_dict(content["scheduler"])
+    except Exception as error:
+        raise _unfit(path, first_line(error)) from error
+    return state
 
 
 def restore_learner(path: Path, experiment: Experiment) -> TrainingState:
-    """Put only the learner's parameters back, for evaluation."""
-    content = _read(path, experiment)
-    experiment.learner.load_state_dict(content["learner"])
-    return TrainingState(**content["state"])
+    """Put only the learner's parameters back, for evaluation. Raises as `restore` does."""
+    return _restore_learner(path, _read(path, experiment.recipe), experiment)
 
 
-def other_recipe(path: Path, its: str, given: str) -> str:
-    """The message for a run whose recipe is not the one at hand, by their hashes."""
-    return (
-        f"{path} was written with another recipe (hash {its[:12]}, this one is {given[:12]}); a run "
-        "goes on with the recipe it started with, and no --set"
+def read_state(path: Path, recipe: Recipe) -> TrainingState:
+    """The counters and scores of a checkpoint. Raises as `restore` does."""
+    return _state(path, _read(path, recipe))
+
+
+def restore_newest(
+    directory: RunDirectory,
+    experiment: Experiment,
+    restore: Callable[[Path, Experiment], TrainingState] = restore,
+) -> tuple[TrainingState, Path]:
+    """Put back the last checkpoint, or if it is damaged the one before, with a message; and its path.
+
+    Raises as `restore` does.
+    """
+    last, previous = directory.checkpoint("last"), directory.checkpoint("previous")
+    try:
+        return restore(last, experiment), last
+    except DamagedError as error:
+        if not previous.is_file():
+            raise
+        try:
+            state = restore(previous, experiment)
+        except DamagedError as other:
+            raise DamagedError(f"{error}; and {other}") from None
+        _log.warning("%s; the checkpoint before it is used: %s", error, previous)
+        return state, previous
+
+
+def restore_best(directory: RunDirectory, experiment: Experiment, state: TrainingState) -> None:
+    """Put back the learner of the best epoch, from whichever whole checkpoint is of that epoch.
+
+    Raises `DamagedError`, naming `best.pt`, if there is none.
+    """
+    best = directory.checkpoint("best")
+    others = [directory.member(state.best_epoch or 0)]
+    others += [directory.checkpoint(which) for which in ("last", "previous")]
+    problem = None
+    for path in (best, *others):
+        try:
+            if restore_learner(path, experiment).epochs == state.best_epoch:
+                if problem:
+                    _log.warning("%s; %s is of the same epoch and is used", problem, path)
+                return
+            problem = problem or f"{path}: not of epoch {state.best_epoch}, the best"
+        except DamagedError as error:
+            problem = problem or str(error)
+    words = shlex.join(["metablocks", "eval", str(directory.path), "--checkpoint", "last"])
+    raise DamagedError(f"{problem}; the last checkpoint is evaluated by {words}")
+
+
+def start_from(directory: RunDirectory, experiment: Experiment) -> dict[str, Any]:
+    """Put the weights of a run into an experiment, and return which they are, for `run.json`.
+
+    They are the model's at its best epoch (before the first validation, at the last checkpoint); if
+    rule and inner steps of both recipes are equal, what the rule has learned is among them.
+
+    Raises as `restore` does, but for the recipe, which may be another.
+    """
+    path = directory.checkpoint("best")
+    path = path if path.is_file() else directory.checkpoint("last")
+    content = _load(path)
+    own, recipe = experiment.learner.state_dict(), content["recipe"]
+    _check(path, content["learner"], {}, "learner")
+    same_rule = isinstance(recipe, dict) and not any(
+        field.startswith(("inner.rule", "inner.steps"))
+        for field, *_ in differing(recipe, experiment.recipe.values)
+    )
+    parts = ("model.", "rule.") if same_rule else ("model.",)
+    weights = {n: tensor for n, tensor in content["learner"].items() if n.startswith(parts)}
+    content["learner"] = {**own, **weights}
+    state = _restore_learner(path, content, experiment)
+    for name in own.keys() - weights.keys():
+        if name.startswith(parts):
+            raise _unfit(path, f"learner.{name} is missing")
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return {
+        "checkpoint": str(path.resolve()),
+        "sha256": digest,
+        "epoch": state.epochs,
+        "step": state.step,
+        "weights": [part.removesuffix(".") for part in parts],
+    }
+
+
+def check_recipe(path: Path, recorded: Any, recipe: Recipe) -> None:
+    """Raise `RunError`, with what differs, unless `recorded` is the recipe: by its values, or hash.
+
+    A recipe of more epochs, and else the same, is the recipe.
+    """
+    if isinstance(recorded, dict):
+        changes = [
+            (field, its, given)
+            for field, its, given in recipe.changes_of(recorded)
+            if not (field == "outer.epochs" and isinstance(its, int) and its < given)
+        ]
+        if not changes:
+            return
+        what = changes_text(changes)
+    elif recorded in (recipe.hash, recipe.written_hash):
+        return
+    else:
+        what = f"hash {str(recorded)[:12]} → {recipe.hash[:12]}"
+    raise RunError(
+        f"{path} was written with another recipe ({what}); a run goes on with the recipe it "
+        "started with, or with more outer.epochs. Weights are taken over into a run of another by "
+        f"metablocks run RECIPE --from {shlex.quote(str(path.parent))}"
     )
 
 
-def _read(path: Path, experiment: Experiment) -> dict[str, Any]:
-    if not path.is_file():
-        raise RunError(f"{path}: no such checkpoint; the run stopped before it wrote one")
-    try:
-        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise RunError(f"{path}: not a readable checkpoint: {error}") from error
-    if not isinstance(content, dict) or "format" not in content:
-        raise RunError(f"{path}: not a metablocks checkpoint")
-    if content["format"] != FORMAT:
+def _entries(experiment: Experiment) -> dict[str, Any]:
+    """What training changes, besides its counters."""
+    scheduler = experiment.scheduler
+    return {
+        "learner": experiment.learner.state_dict(),
+        "optimizer": experiment.optimizer.state_dict(),
+        "scheduler": scheduler.state_dict() if scheduler else None,
+        "random": _random_states(experiment.device),
+    }
+
+
+def _read(path: Path, recipe: Recipe) -> dict[str, Any]:
+    """The content of a checkpoint of this recipe."""
+    content = _load(path)
+    check_recipe(path, content["recipe"], recipe)
+    return content
+
+
+def _load(path: Path) -> dict[str, Any]:
+    """The content of a whole checkpoint."""
+    content, sealed = read_sealed(path)
+    if not isinstance(content["format"], int) or content["format"] not in _READ:
         raise RunError(
             f"{path}: a checkpoint of format {content['format']}; this version of metablocks reads "
-            f"format {FORMAT}. The version that wrote it is in {path.with_name('run.json')}"
+            f"formats {' and '.join(map(str, _READ))}. The version that wrote it is in "
+            f"{path.with_name('run.json')}"
         )
-    if content["recipe"] != experiment.recipe.hash:
-        raise RunError(other_recipe(path, content["recipe"], experiment.recipe.hash))
-    content["state"].pop("best", None)  # older checkpoints hold the best scores beside their epoch
+    if content["format"] == FORMAT and not sealed:
+        raise DamagedError(f"{path}: not a whole checkpoint: its last line, the checksum, is gone")
+    missing = {"recipe", "state", "learner", "optimizer", "scheduler", "random"} - content.keys()
+    if missing:
+        raise _unfit(path, f"{', '.join(sorted(missing))} missing")
     return content
+
+
+def _epochs_of(content: dict[str, Any]) -> int | None:
+    """The epochs of the recipe that a checkpoint was written with, if it states them."""
+    recipe = content["recipe"]
+    return recipe["outer"]["epochs"] if isinstance(recipe, dict) else None
+
+
+def _step_schedule(experiment: Experiment, epochs: int) -> None:
+    """Bring the rates to where a schedule from the beginning has them after so many epochs."""
+    scheduler = experiment.scheduler
+    assert scheduler is not None
+    for group in experiment.optimizer.param_groups:
+        group["lr"] = group["initial_lr"]
+    with warnings.catch_warnings(action="ignore"):  # no optimiser's step is taken between
+        for _ in range(epochs):
+            scheduler.step()
+
+
+def _restore_learner(path: Path, content: dict[str, Any], experiment: Experiment) -> TrainingState:
+    state, expected = _state(path, content), experiment.learner.state_dict()
+    _check(path, content["learner"], expected, "learner")
+    for name in content["learner"].keys() - expected.keys():
+        raise _unfit(path, f"learner.{name} has no place in it")
+    experiment.learner.load_state_dict(content["learner"])
+    return state
+
+
+def _state(path: Path, content: dict[str, Any]) -> TrainingState:
+    try:
+        state: TrainingState = TypeAdapter(TrainingState).validate_python(content["state"])
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        where = ".".join(map(str, ("state", *wrong["loc"])))
+        raise _unfit(path, f"{where}: {wrong['msg']}") from error
+    return state
+
+
+def _check_entries(path: Path, content: dict[str, Any], experiment: Experiment) -> None:
+    """Hold entries to those of the experiment.
+
+    Another torch may have fewer options, and another device no random state of this one's.
+    """
+    expected = _entries(experiment)
+    _check(path, content["random"], {"cpu": expected["random"].pop("cpu")}, "random")
+    same = content.get("torch") == torch.__version__
+    for name, all_keys in (("optimizer", same), ("scheduler", same), ("random", False)):
+        _check(path, content[name], expected[name], name, all_keys=all_keys)
+    stepped = _state_after_a_step(experiment.optimizer)
+    for number, entry in content["optimizer"]["state"].items():
+        if number in stepped:
+            _check(path, entry, stepped[number], f"optimizer.state.{number}", all_keys=same)
+
+
+def _state_after_a_step(optimizer: torch.optim.Optimizer) -> dict[int, Any]:
+    """The optimiser's state by parameter as it is in training, without values.
+
+    Nothing if the optimiser takes no step without values.
+    """
+    parameters = [each for group in optimizer.param_groups for each in group["params"]]
+    shapes = {id(each): nn.Parameter(torch.empty_like(each, device="meta")) for each in parameters}
+    try:
+        twin = copy.deepcopy(optimizer, dict(shapes))
+        for each in shapes.values():
+            each.grad = torch.empty_like(each)
+        twin.step()
+        state: dict[int, Any] = twin.state_dict()["state"]
+        return state
+    except Exception:  # of an optimiser of one's own
+        return {}
+
+
+def _check(path: Path, given: Any, expected: Any, name: str, *, all_keys: bool = True) -> None:
+    """Raise `RunError` for an entry that is missing, or has another type, shape or dtype."""
+    if isinstance(expected, dict) and isinstance(given, dict):
+        for key, value in expected.items():
+            if key in given:
+                _check(path, given[key], value, f"{name}.{key}", all_keys=all_keys)
+            elif all_keys:
+                raise _unfit(path, f"{name}.{key} is missing")
+        return
+    if _kind(given) != _kind(expected):
+        raise _unfit(path, f"{name} is {_kind(given)}, expected {_kind(expected)}")
+    if isinstance(expected, list | tuple):
+        for number, pair in enumerate(zip(given, expected, strict=True)):
+            _check(path, *pair, f"{name}.{number}", all_keys=all_keys)
+
+
+def _kind(value: Any) -> str:
+    """The type of a value, in words, with shape and dtype or length."""
+    if isinstance(value, torch.Tensor):
+        return f"a tensor {list(value.shape)} of {value.dtype}"
+    if isinstance(value, list | tuple):
+        return f"{len(value)} values"
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return "a number" if number else f"a {type(value).__name__}"
+
+
+def _unfit(path: Path, reason: str) -> RunError:
+    return RunError(f"{path}: a whole checkpoint that does not fit this recipe: {reason}")
 
 
 def _random_states(device: torch.device) -> dict[str, torch.Tensor]:
@@ -140,3 +327,12 @@ def _random_states(device: torch.device) -> dict[str, torch.Tensor]:
     if device.type != "cpu":
         states[device.type] = torch.get_device_module(device.type).get_rng_state(device)
     return states
+
+
+def _set_random_states(path: Path, states: dict[str, torch.Tensor], device: torch.device) -> None:
+    try:
+        torch.set_rng_state(states["cpu"])
+        if device.type != "cpu" and device.type in states:
+            torch.get_device_module(device.type).set_rng_state(states[device.type], device)
+    except RuntimeError as error:
+        raise _unfit(path, f"random: {first_line(error)}") from error

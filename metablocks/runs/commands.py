@@ -3,6 +3,7 @@
 import json
 import logging
 import shlex
+import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -11,15 +12,18 @@ from typing import Any
 
 import torch
 
-from metablocks.errors import BlockError, RecipeError, RunError
+from metablocks.errors import BlockError, DamagedError, NonfiniteError, RecipeError, RunError
 from metablocks.memory import keep_freed_memory
 from metablocks.recipe import Experiment, Recipe, build, from_text, load
+from metablocks.recipe.record import changes_text, leaves
 from metablocks.runs import checkpoint, plots
-from metablocks.runs.checkpoint import TrainingState
+from metablocks.runs.checkpoint import restore_learner, restore_newest, start_from
 from metablocks.runs.deployment import Deployment, deployment
-from metablocks.runs.directory import RunDirectory, create, environment, write_text
+from metablocks.runs.directory import RunDirectory, create, environment
 from metablocks.runs.ensemble import ensemble_scores
+from metablocks.runs.files import write_text, writing
 from metablocks.runs.scores import Scores
+from metablocks.runs.state import TrainingState
 from metablocks.runs.tables import facts, place_arguments, report, summary, transductive
 from metablocks.runs.train import Stopped, final_scores, train, training_tasks
 from metablocks.tasks.base import Split
@@ -35,10 +39,15 @@ def train_recipe(
     data: Path | None = None,
     device: str | None = None,
     resume: Path | None = None,
+    start: Path | None = None,
     quiet: bool = False,
+    save_every: float = 10.0,
     argv: list[str] | None = None,
 ) -> int:
     """Train a recipe in a new directory below `out`, or go on with the run in `resume`.
+
+    A new run begins with the weights of the run in `start`, if one is given (see `start_from`).
+    `save_every`: minutes between checkpoints within an epoch.
 
     The process keeps freed memory from then on (see `keep_freed_memory`), for speed. Returns the exit
     status: 0 when trained and tested, 130 when stopped by a signal.
@@ -51,21 +60,27 @@ def train_recipe(
     keep_freed_memory()
     if resume is not None:
         directory = RunDirectory(resume)
-        record = _read_record(directory)
+        record = directory.read_record()
         directory.check_resumable()
         with directory.locked():
-            experiment = _build(recipe, data, device)
+            experiment = build_seeded(recipe, data, device)
             state = _go_on(experiment, directory, record)
-            return _train(experiment, directory, state, data, device, quiet=quiet)
-    experiment = _build(recipe, data, device)
+            return _train(experiment, directory, state, data, device, save_every, quiet=quiet)
+    experiment = build_seeded(recipe, data, device)
     executor = None
     if isinstance(experiment.learner.executor, AutoExecutor):
         recipe, executor = _with_chosen_executor(experiment)
-        experiment = _build(recipe, data, device)
+        experiment = build_seeded(recipe, data, device)
+    origin = start_from(RunDirectory(start), experiment) if start else None
+    training_tasks(experiment, 0)  # data that fails leaves no directory behind
     directory = create(out, Path(recipe.source).stem)
     with directory.locked():
-        state = _begin(experiment, directory, argv or [], executor)
-        return _train(experiment, directory, state, data, device, quiet=quiet)
+        try:
+            state = _begin(experiment, directory, argv or [], executor, origin)
+        except RunError:
+            shutil.rmtree(directory.path, ignore_errors=True)
+            raise
+        return _train(experiment, directory, state, data, device, save_every, quiet=quiet)
 
 
 def evaluate_run(
@@ -86,9 +101,9 @@ def evaluate_run(
     checkpoint that cannot be read.
     """
     directory = RunDirectory(run_dir)
-    record = _read_record(directory)
+    record = directory.read_record()
     recipe = load_recipe(run_dir, allow=allow)
-    experiment = build(recipe, device=device, data=data or _data_of(record))
+    experiment = build(recipe, device=device, data=data or data_of(record))
     try:
         if checkpoint == "ensemble":
             members = _members(directory, experiment)
@@ -97,7 +112,10 @@ def evaluate_run(
             )
             print(f"{recipe.name}\n{report(experiment, ensemble)}")
             return 0
-        state = _restore(directory, checkpoint, experiment)
+        if checkpoint == "last":
+            state, _ = restore_newest(directory, experiment, restore_learner)
+        else:
+            state = restore_learner(directory.checkpoint(checkpoint), experiment)
         scores = final_scores(experiment, split, tasks=tasks, steps=steps)
     except BlockError as error:
         if steps is None:
@@ -131,7 +149,7 @@ def load_recipe(run_dir: Path, overrides: Sequence[str] = (), allow: Sequence[st
 def _recorded_packages(directory: RunDirectory) -> list[str]:
     """The packages that `run.json` lists as allowed, for a message: only possible names of packages."""
     try:
-        names = _read_record(directory).get("allow")
+        names = directory.read_record().get("allow")
     except RunError:
         return []
     return [
@@ -141,7 +159,8 @@ def _recorded_packages(directory: RunDirectory) -> list[str]:
     ]
 
 
-def _build(recipe: Recipe, data: Path | None, device: str | None) -> Experiment:
+def build_seeded(recipe: Recipe, data: Path | None, device: str | None) -> Experiment:
+    """The experiment of a recipe, and the random state with which its training begins."""
     experiment = build(recipe, device=device, data=data)
     torch.manual_seed(recipe.values["seed"])
     return experiment
@@ -165,7 +184,11 @@ def _with_chosen_executor(experiment: Experiment) -> tuple[Recipe, str]:
 
 
 def _begin(
-    experiment: Experiment, directory: RunDirectory, argv: list[str], executor: str | None
+    experiment: Experiment,
+    directory: RunDirectory,
+    argv: list[str],
+    executor: str | None,
+    origin: dict[str, Any] | None,
 ) -> TrainingState:
     """Write what is known before training, the checkpoint at meta-step 0 included."""
     recipe = experiment.recipe
@@ -176,16 +199,21 @@ def _begin(
         "seed": recipe.values["seed"],
         "argv": argv,
         "executor": executor,
-        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "started": _now(),
         "data": _data_record(experiment),
         "transductive": transductive(experiment),
-        **environment(experiment.device),
+        **_circumstances(experiment),
+        **({"from": origin} if origin else {}),
+        "resumed": [],
     }
+    directory.write_record(record)
     write_text(directory.recipe, recipe.to_yaml())
-    write_text(directory.record, f"{json.dumps(record, indent=1)}\n")
     state = TrainingState()
     checkpoint.save(directory.checkpoint("last"), experiment, state)
     _print_head(experiment, directory)
+    if origin:
+        parts = " and ".join(origin["weights"])
+        print(f"weights of {parts}: {origin['checkpoint']}, epoch {origin['epoch']}", flush=True)
     return state
 
 
@@ -197,23 +225,58 @@ def _go_on(
     Raises `RunError`, with nothing deleted, where recipe, data, checkpoint or log do not fit.
     """
     path, last = directory.path, directory.checkpoint("last")
-    if record["recipe"] != experiment.recipe.hash:
-        raise RunError(checkpoint.other_recipe(path, record["recipe"], experiment.recipe.hash))
     known, now = record["data"].get("checksum"), _data_record(experiment).get("checksum")
     if known != now:
         raise RunError(f"{path} was trained on other data: checksum {known}, here {now}")
     state = TrainingState()
-    if last.is_file():
-        state = checkpoint.restore(last, experiment)
-    else:
+    try:
+        state, used = checkpoint.restore_newest(directory, experiment)
+        directory.check_log(state.epochs, used)
+        if used != last and last.exists():
+            with writing(last):
+                last.replace(last.with_suffix(".damaged"))
+    except DamagedError:
+        if directory.finished or "from" in record:
+            raise
+        checkpoint.check_recipe(directory.record, record["recipe"], experiment.recipe)
         checkpoint.save(last, experiment, state)
-    directory.check_log(state.epochs)
-    if not directory.tested:
-        directory.keep_epochs(state.epochs)
-        directory.keep_members(state.members)
+    directory.keep_epochs(directory.epochs_logged if directory.tested else state.epochs)
+    directory.keep_members({*state.members, *state.kept})
     _print_head(experiment, directory)
-    print(f"going on after meta-step {state.step} of epoch {state.epochs + 1}", flush=True)
+    if state.epochs < experiment.epochs:
+        _note_changes(experiment, directory, record, state)
+        print(f"going on after meta-step {state.step} of epoch {state.epochs + 1}", flush=True)
     return state
+
+
+def _note_changes(
+    experiment: Experiment, directory: RunDirectory, record: dict[str, Any], state: TrainingState
+) -> None:
+    """Note in `run.json` and say once what is not as it was: epochs, code, versions, machine."""
+    recipe, now = experiment.recipe, _circumstances(experiment)
+    before = dict(leaves({key: record[key] for key in now if key in record}))
+    for entry in record["resumed"]:
+        before |= {path: new for path, (_, new) in entry["changed"].items()}
+    changes = [(p, before[p], new) for p, new in leaves(now) if before.get(p, new) != new]
+    if record["recipe"] not in (recipe.hash, recipe.written_hash):
+        write_text(directory.recipe, recipe.to_yaml())
+        record["recipe"] = recipe.hash
+        directory.write_record(record)
+    if changes:
+        print(f"note: not as before: {changes_text(changes)}", flush=True)
+        changed = {path: [old, new] for path, old, new in changes}
+        entry = {"time": _now(), "step": state.step, "changed": changed}
+        record["resumed"].append(entry)
+        directory.write_record(record)
+
+
+def _circumstances(experiment: Experiment) -> dict[str, Any]:
+    """The length of a training, and its environment: what may change when it goes on."""
+    return {"epochs": experiment.epochs, **environment(experiment.device)}
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z")
 
 
 def _print_head(experiment: Experiment, directory: RunDirectory) -> None:
@@ -227,34 +290,36 @@ def _train(
     state: TrainingState,
     data: Path | None,
     device: str | None,
+    save_every: float,
     *,
     quiet: bool,
 ) -> int:
     """Train to the end, test, draw, print the summary; returns the exit status."""
-    recipe = experiment.recipe
+
+    def command(*words: object) -> str:
+        where = place_arguments(experiment.recipe.allow, data, device)
+        return shlex.join(["metablocks", *map(str, words), *where])
+
     try:
-        train(experiment, directory, state, quiet=quiet)
+        train(experiment, directory, state, quiet=quiet, save_every=save_every)
         scores, deployed, ensemble = _test(experiment, directory, state)
     except (Stopped, KeyboardInterrupt) as stop:
         trained = state.epochs == experiment.epochs
         if not trained and not isinstance(stop, Stopped):
             raise
-        words = ["metablocks", "run", "--resume", str(directory.path)]
         print(
             f"stopped {'before the test' if trained else f'after meta-step {state.step}'}; "
-            "everything is saved. To go on: "
-            f"{shlex.join([*words, *place_arguments(recipe.allow, data, device)])}"
+            f"everything is saved. To go on: {command('run', '--resume', directory.path)}"
         )
         return 130
+    except NonfiniteError as error:
+        words = command("replay", directory.path, "--step", error.step)
+        raise RunError(f"{error}. To see where it begins: {words}") from error
     for note in plots.draw(directory):
         print(note)
     text = report(experiment, scores, ensemble, deployed)
     print(summary(experiment, directory, state, text, data, device))
     return 0
-
-
-def _restore(directory: RunDirectory, which: str, experiment: Experiment) -> TrainingState:
-    return checkpoint.restore_learner(directory.checkpoint(which), experiment)
 
 
 def _members(directory: RunDirectory, experiment: Experiment) -> list[int]:
@@ -264,7 +329,7 @@ def _members(directory: RunDirectory, experiment: Experiment) -> list[int]:
             f"--checkpoint ensemble: {directory.path} kept one checkpoint, the best; to keep more, "
             "train with evaluation.ensemble above 1"
         )
-    members = _restore(directory, "last", experiment).members
+    members = restore_newest(directory, experiment, restore_learner)[0].members
     if not members:
         raise RunError(f"{directory.path}: no epoch was validated yet; take --checkpoint last")
     return members
@@ -274,7 +339,7 @@ def _test(
     experiment: Experiment, directory: RunDirectory, state: TrainingState
 ) -> tuple[Scores, Deployment | None, Scores | None]:
     """Test the best checkpoint, and the best ones together; the last line of the log, once."""
-    _restore(directory, "best", experiment)
+    checkpoint.restore_best(directory, experiment, state)
     scores, ensemble = final_scores(experiment, "test"), None
     row = {"test": scores.as_dict()}
     deployed = deployment(experiment, scores)  # of the best one: the ensemble restores others
@@ -288,20 +353,6 @@ def _test(
     return scores, deployed, ensemble
 
 
-def _read_record(directory: RunDirectory) -> dict[str, Any]:
-    try:
-        record: dict[str, Any] = json.loads(directory.record.read_text())
-    except (OSError, ValueError) as error:
-        raise RunError(
-            f"{directory.record}: not readable as the record of a run: {error}"
-        ) from error
-    if not isinstance(record, dict) or not (
-        isinstance(record.get("recipe"), str) and isinstance(record.get("data"), dict)
-    ):
-        raise RunError(f"{directory.record}: not the record of a run; metablocks run writes one")
-    return record
-
-
 def _data_record(experiment: Experiment) -> dict[str, Any]:
     """Checksum and folder of the data that tasks are made of; nothing if they are not of files."""
     checksum = getattr(experiment.source, "checksum", None)
@@ -311,6 +362,7 @@ def _data_record(experiment: Experiment) -> dict[str, Any]:
     return {"checksum": checksum, "folder": str(Path(folder).resolve()) if folder else None}
 
 
-def _data_of(record: dict[str, Any]) -> Path | None:
+def data_of(record: dict[str, Any]) -> Path | None:
+    """The folder of the data that a run was trained on, if it is still there."""
     folder = record["data"].get("folder")
     return Path(folder) if isinstance(folder, str) and Path(folder).is_dir() else None

@@ -2,18 +2,22 @@
 
     recipe.yaml     the resolved recipe, runnable as it is
     run.json        where, when and with what: recipe hash, commit, versions, device, argv, data, and
-                    why an executor was chosen, if it was
+                    why an executor was chosen, if it was; the weights that it began with, if it is
+                    from another run; what was not as before when it went on
     metrics.jsonl   one line an epoch, then one for the test, with what is deployed where layers are
-                    taken out for that (see `deployment`); nothing here depends on the clock
+                    taken out for that (see `deployment`); null stands for nan; nothing here depends on
+                    the clock
     times.jsonl     what each epoch cost: seconds, memory (see `usage`)
-    checkpoint.pt   where training stands; best.pt: where validation was best
+    checkpoint.pt   where training stands; previous.pt: the checkpoint before it, in case that one is
+                    damaged; best.pt: where validation was best
     epoch-<n>.pt    the best epochs by validation, where the recipe asks for an ensemble
     *.png           plots, where matplotlib is installed
     .lock           held by the process that trains here
 
 A file is replaced in one go or only appended to, so that a killed run leaves nothing half-written
-but at most the last line of a log, which `--resume` drops. `checkpoint.pt` is there before anything
-else is finished, and what it does not count is at most one epoch.
+but at most the last line of a log, which `--resume` drops, and a hidden `*.partial`, which it clears.
+`checkpoint.pt` is there before anything else is finished; it is written after every epoch, and within
+one after ten minutes, so that what it does not count is at most an epoch, or ten minutes.
 """
 
 import errno
@@ -27,18 +31,38 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired
 
 import numpy as np
 import torch
+from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
+from typing_extensions import TypedDict
 
 from metablocks.errors import RunError
+from metablocks.runs.files import PARTIAL, sync_folder, write_bytes, write_text, writing
+from metablocks.runs.logs import epochs_of, json_line, read_rows, whole_lines
 
 _log = logging.getLogger(__name__)
+
+
+class _Resumed(TypedDict):
+    time: str
+    step: int
+    changed: dict[str, tuple[Any, Any]]
+
+
+@with_config(ConfigDict(extra="allow"))
+class _Record(TypedDict):
+    recipe: str
+    data: dict[str, Any]
+    resumed: NotRequired[list[_Resumed]]
+
+
+_RECORD = TypeAdapter(_Record)
 
 
 @dataclass(frozen=True)
@@ -64,8 +88,15 @@ class RunDirectory:
         return self.path / "times.jsonl"
 
     def checkpoint(self, which: str) -> Path:
-        """`last` is `checkpoint.pt`, `best` is `best.pt`."""
+        """`last` is `checkpoint.pt`, `previous` the one before, `best` is `best.pt`."""
         return self.path / ("checkpoint.pt" if which == "last" else f"{which}.pt")
+
+    @property
+    def finished(self) -> list[str]:
+        """The names of files that hold what was finished, the checkpoints to go on from aside."""
+        logs = [path for path in (self.metrics, self.times) if whole_lines(path)]
+        files = [self.checkpoint("best"), *self._members(), *sorted(self.path.glob("*.png"))]
+        return [path.name for path in [*logs, *files] if path.is_file()]
 
     def member(self, epoch: int) -> Path:
         """The checkpoint of an epoch that is kept for the ensemble."""
@@ -76,7 +107,8 @@ class RunDirectory:
         kept = {self.member(epoch) for epoch in epochs}
         for path in self._members():
             if path not in kept:
-                path.unlink()
+                with writing(path):
+                    path.unlink()
 
     def check_resumable(self) -> None:
         """Raise `RunError` where the checkpoint is gone and what was finished is not.
@@ -84,31 +116,37 @@ class RunDirectory:
         Going on would begin again, and write over it. A run that has finished nothing may begin again.
         """
         last = self.checkpoint("last")
-        logs = [path for path in (self.metrics, self.times) if _read_whole_lines(path)]
-        files = [self.checkpoint("best"), *self._members(), *sorted(self.path.glob("*.png"))]
-        finished = [path.name for path in [*logs, *files] if path.is_file()]
-        if finished and not last.is_file():
+        there = any(self.checkpoint(which).is_file() for which in ("last", "previous"))
+        if self.finished and not there:
+            names = ", ".join(self.finished)
             raise RunError(
-                f"{last}: no such checkpoint, but there are {', '.join(finished)}; to go on would be to "
+                f"{last}: no such checkpoint, but there are {names}; to go on would be to "
                 f"begin again and write over them. Put {last.name} back; or train anew, in a directory "
                 f"of its own: {self._train_anew()}"
             )
 
-    def check_log(self, epochs: int) -> None:
-        """Raise `RunError` unless the log fits a checkpoint after so many epochs.
+    def check_log(self, epochs: int, used: Path) -> None:
+        """Raise `RunError` unless the log fits the checkpoint `used`, after so many epochs.
 
         It has a line for each of them, and at most one more: of an epoch that was logged when the run
-        was killed, and did not count yet. Going on drops what is beyond.
+        was killed, and did not count yet; and one more if the checkpoint is the one before the last.
+        Going on drops what is beyond.
         """
-        logged = [row["epoch"] for row in self.read_metrics() if "epoch" in row]
-        most = epochs if self.tested else epochs + 1
-        if logged != list(range(1, len(logged) + 1)) or not epochs <= len(logged) <= most:
+        lines = read_rows(self.metrics)
+        numbers = epochs_of(lines)
+        steps = [b - a for a, b in zip([0, *numbers], numbers, strict=False)]
+        logged = self.epochs_logged
+        most = epochs + (not self.tested) + (used != self.checkpoint("last"))
+        if not {*steps} <= {0, 1} or not epochs <= logged <= most:
+            count = sum(row is None or "epoch" in row for row in lines)
             raise RunError(
-                f"{self.metrics}: {len(logged)} epochs are logged{' and a test' * self.tested}, but "
-                f"{self.checkpoint('last').name} was written after {epochs}; to go on would lose lines. "
+                f"{self.metrics}: {count} epochs are logged{' and a test' * self.tested}, but "
+                f"{used.name} was written after {epochs}; to go on would lose lines. "
                 "Put the two files back as they were at one time; or train anew, in a directory of its "
                 f"own: {self._train_anew()}"
             )
+        if damaged := [str(number) for number, row in enumerate(lines, 1) if row is None]:
+            _log.warning("%s: damaged, and left out: line %s", self.metrics, ", ".join(damaged))
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -136,39 +174,72 @@ class RunDirectory:
                     f"{self.path}: {holder or 'another process'} is training this run, and two at once "
                     "would write over each other's work; wait until it has ended, or stop it first"
                 )
-            file.truncate()
-            file.write(f"process {os.getpid()} on {socket.gethostname()}")
-            file.flush()
+            with writing(path):
+                for leftover in self.path.glob(f".*{PARTIAL}"):  # of a process that was killed
+                    leftover.unlink()
+                file.truncate()
+                file.write(f"process {os.getpid()} on {socket.gethostname()}")
+                file.flush()
             try:
                 yield
             finally:
                 file.truncate(0)
 
     @property
+    def epochs_logged(self) -> int:
+        """The last epoch in the log, a damaged line being taken for one."""
+        return max(epochs_of(read_rows(self.metrics)), default=0)
+
+    @property
     def tested(self) -> bool:
         """True once the log is complete: the test is its last line."""
-        return any("test" in row for row in self.read_metrics())
+        return bool(lines := read_rows(self.metrics)) and "test" in (lines[-1] or {})
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """The complete lines of `metrics.jsonl`."""
-        return _read_lines(self.metrics)
+        """The complete lines of `metrics.jsonl`, except for damaged ones."""
+        return [row for row in read_rows(self.metrics) if row is not None]
 
     def read_times(self) -> list[dict[str, Any]]:
-        """The complete lines of `times.jsonl`."""
-        return _read_lines(self.times)
+        """The complete lines of `times.jsonl`, except for damaged ones."""
+        return [row for row in read_rows(self.times) if row is not None]
+
+    def read_record(self) -> dict[str, Any]:
+        """The content of `run.json`. Raises `RunError` if it is none."""
+        try:
+            record = _RECORD.validate_json(self.record.read_bytes())
+        except OSError as error:
+            raise RunError(f"{self.record}: not readable ({error.strerror})") from error
+        except ValidationError as error:
+            wrong = error.errors()[0]
+            place = "".join(f"{part}: " for part in wrong["loc"])
+            raise RunError(
+                f"{self.record}: not the record of a run, as metablocks run writes one ({place}"
+                f"{wrong['msg']})"
+            ) from error
+        return {"resumed": [], **record}
+
+    def write_record(self, record: dict[str, Any]) -> None:
+        """Replace `run.json`."""
+        write_text(self.record, f"{json.dumps(record, indent=1)}\n")
 
     def keep_epochs(self, epochs: int) -> None:
         """Drop log lines beyond a number of epochs: what a killed run did after its checkpoint."""
         for path in (self.metrics, self.times):
-            rows = [row for row in _read_lines(path) if row.get("epoch", epochs + 1) <= epochs]
-            write_text(path, _jsonl(rows))
+            whole = zip(whole_lines(path), epochs_of(read_rows(path)), strict=True)
+            kept = b"".join(line + b"\n" for line, epoch in whole if epoch <= epochs)
+            if path.exists() and path.read_bytes() != kept:
+                write_bytes(path, kept)
 
     def append(self, path: Path, row: dict[str, Any]) -> None:
         """Add a line to a log."""
-        with path.open("ab") as file:
-            file.write(_jsonl([row]).encode())
-            file.flush()
-            os.fsync(file.fileno())
+        with writing(path):
+            new = not path.exists()
+            with path.open("ab") as file:
+                file.write(json_line(row))
+                file.flush()
+                os.fsync(file.fileno())
+            if new:
+                sync_folder(self.path)
 
     def _members(self) -> list[Path]:
         numbered = re.compile(r"epoch-[0-9]+\.pt")  # and not a copy that a user keeps beside them
@@ -189,34 +260,11 @@ def create(out: Path, name: str) -> RunDirectory:
     stamp = time.strftime("%Y%m%d-%H%M%S")
     for attempt in range(1, 1000):
         path = out / (f"{stem}-{stamp}" + (f"-{attempt}" if attempt > 1 else ""))
-        try:
+        with writing(path), suppress(FileExistsError):
             path.mkdir(parents=True)
-        except OSError as error:
-            if path.is_dir():
-                continue
-            raise RunError(
-                f"cannot make {path}: {error.strerror}; --out takes a folder that can be written to"
-            ) from error
-        return RunDirectory(path)
+            sync_folder(out)
+            return RunDirectory(path)
     raise RunError(f"{out} holds too many runs called {stem}-{stamp}; give another --out")
-
-
-def write_atomically(path: Path, write: Callable[[Any], object]) -> None:
-    """Replace a file in one go: whoever reads it sees the old or the new, never a part."""
-    partial = path.with_name(f".{path.name}.partial")
-    partial.unlink(
-        missing_ok=True
-    )  # of a killed process, or a link to where nothing is to be written
-    with partial.open("xb") as file:
-        write(file)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Replace a text file in one go."""
-    write_atomically(path, lambda file: file.write(text.encode()))
 
 
 def environment(device: torch.device) -> dict[str, Any]:
@@ -284,15 +332,3 @@ def _lock(descriptor: int, path: Path) -> bool:
             error.strerror,
         )
     return True
-
-
-def _read_whole_lines(path: Path) -> list[bytes]:
-    return path.read_bytes().rpartition(b"\n")[0].splitlines() if path.exists() else []
-
-
-def _read_lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in _read_whole_lines(path)]
-
-
-def _jsonl(rows: list[dict[str, Any]]) -> str:
-    return "".join(f"{json.dumps(row)}\n" for row in rows)

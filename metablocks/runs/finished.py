@@ -4,15 +4,16 @@ Reading takes the values of `recipe.yaml` as they stand; it builds no block and 
 the recipe's packages.
 """
 
-import json
+import math
 import shlex
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from metablocks.errors import RecipeError
+from metablocks.recipe.layout import EvaluationSection, OuterSection
 from metablocks.recipe.load import read_text, shown
 from metablocks.recipe.parse import parse, plain
 from metablocks.runs.directory import RunDirectory
@@ -84,7 +85,7 @@ def read_run(path: Path) -> FinishedRun:
     metrics, times = directory.read_metrics(), directory.read_times()
     tests = [row for row in metrics if "test" in row]
     epochs = [row for row in metrics if "epoch" in row]
-    if not tests or not epochs:
+    if not directory.tested or not epochs:
         raise RecipeError(
             f"{path}: this run is not finished; metablocks run --resume {shlex.quote(str(path))} goes "
             "on with it"
@@ -97,7 +98,7 @@ def read_run(path: Path) -> FinishedRun:
         return FinishedRun(
             path=path,
             values=_read_values(directory.recipe),
-            record=json.loads(directory.record.read_text()),
+            record=directory.read_record(),
             steps=epochs[-1]["step"],
             training_seconds=training[-1],
             seconds=sum(row["seconds"] for row in times),
@@ -105,22 +106,22 @@ def read_run(path: Path) -> FinishedRun:
             memory_beyond_start=largest(
                 [None if None in (peak, start) else peak - start for peak, start in memory]
             ),
-            train_loss=epochs[-1]["train_loss"],
+            train_loss=_number(epochs[-1]["train_loss"]),
             validations=tuple(
                 Validation(
                     row["step"],
                     spent[row["epoch"]],
-                    *(row["validation"][name][-1] for name in ("mean", "interval")),
+                    *(_number(row["validation"][name][-1]) for name in ("mean", "interval")),
                 )
                 for row in epochs
                 if "validation" in row
             ),
-            test=Scores(**test),
-            ensemble=Scores(**ensemble) if ensemble else None,
+            test=Scores.from_dict(test),
+            ensemble=Scores.from_dict(ensemble) if ensemble else None,
             metrics=metrics,
             times=times,
         )
-    except (KeyError, IndexError, TypeError, OSError, ValueError) as error:
+    except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
         raise RecipeError(
             f"{path}: lacks numbers that are compared ({type(error).__name__}: {error}); "
             "an older or damaged run, to be trained again"
@@ -132,9 +133,20 @@ def largest(values: Sequence[int | None]) -> int | None:
     return max((value for value in values if value is not None), default=None)
 
 
+def _number(value: Any) -> float:
+    """A number of a log, in which null stands for nan."""
+    return math.nan if value is None else float(value)
+
+
 def _read_values(path: Path) -> dict[str, Any]:
-    """The values of a resolved recipe, without building anything."""
+    """The values of a resolved recipe, without building anything.
+
+    Fields that sections were given since are at their defaults.
+    """
     values = plain(parse(read_text(path), shown(path), []))
     if not isinstance(values, dict):
         raise RecipeError(f"{shown(path)}: not a recipe")
+    for name, section in (("outer", OuterSection), ("evaluation", EvaluationSection)):
+        defaults = {each.name: each.default for each in fields(section)}
+        values[name] = {n: d for n, d in defaults.items() if d is not MISSING} | values[name]
     return values

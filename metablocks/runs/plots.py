@@ -7,7 +7,9 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple, TypeAlias
 
-from metablocks.runs.directory import RunDirectory, write_atomically
+from metablocks.errors import RecipeError
+from metablocks.runs.directory import RunDirectory
+from metablocks.runs.files import write_atomically
 from metablocks.runs.finished import FinishedRun, read_run
 from metablocks.runs.scores import Scores
 
@@ -37,7 +39,10 @@ def draw(directory: RunDirectory) -> list[str]:
     """
     if notes := _missing():
         return notes
-    run = read_run(directory.path)
+    try:
+        run = read_run(directory.path)
+    except RecipeError as error:
+        return [f"no plots: {error}"]
     runs = {str(run.values["name"]): [run]}
     _curves(directory.path / "training.png", runs, [_training(), _validation(runs)])
     _adaptation(directory.path / "adaptation.png", run)

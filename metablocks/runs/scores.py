@@ -87,6 +87,19 @@ class Scores:
         """Plain values, for JSON and checkpoints; what only some scores have, only of those."""
         return plain(self)
 
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "Scores":
+        """The scores that a log has, in which null stands for nan.
+
+        Raises `KeyError`, `TypeError` or `ValueError` for values that are none.
+        """
+        names = ("mean", "interval", "std", "worst_decile", "loss")
+        lists = {
+            name: [math.nan if value is None else float(value) for value in values[name]]
+            for name in names
+        }
+        return cls(**{**values, **lists})
+
 
 def plain(record: Any) -> dict[str, Any]:
     """A dataclass as plain values, its `Scores` too: without their scores by task."""

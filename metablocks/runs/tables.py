@@ -1,5 +1,6 @@
 """Text that `run` and `eval` print: scores, the deployed model, commands to try next."""
 
+import math
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,10 +9,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from metablocks.models import PerStepBatchNorm
 from metablocks.recipe import Experiment
-from metablocks.runs.checkpoint import TrainingState
 from metablocks.runs.deployment import Deployment
 from metablocks.runs.directory import RunDirectory
 from metablocks.runs.scores import Scores
+from metablocks.runs.state import TrainingState
 
 _DONE = {"fold_tnet": "folded", "collapse_linear": "collapsed"}
 
@@ -111,10 +112,13 @@ def summary(
     words = ("run", directory.recipe, "--set", f"inner.order.block={order}")
     looks_through = recipe.at("outer.estimator.block") not in ("reptile", "implicit")
     orders = [command(f"{order.replace('_', '-')} gradients", *words)]
+    best = f"best of {state.epochs} epochs by validation: epoch {state.best_epoch}"
+    if not math.isfinite(state.ranking[0][1]):
+        best = f"no epoch of {state.epochs} has a finite score; tested is epoch {state.best_epoch}"
     return "\n".join(
         [
             "",
-            f"best of {state.epochs} epochs by validation: epoch {state.best_epoch}",
+            best,
             report,
             f"run directory: {path}",
             "to try next:",

@@ -6,6 +6,7 @@ One loop serves every recipe. It can stop after any meta-step and go on bit for 
 """
 
 import logging
+import math
 import signal
 import sys
 import threading
@@ -19,14 +20,15 @@ import torch
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from metablocks.errors import RunError
 from metablocks.fit import fit
 from metablocks.learner import MetaGradient
 from metablocks.memory import forget_peak, peak_memory
 from metablocks.recipe import Experiment
 from metablocks.runs import checkpoint
-from metablocks.runs.checkpoint import TrainingState
 from metablocks.runs.directory import RunDirectory
 from metablocks.runs.scores import Scores, score
+from metablocks.runs.state import TrainingState
 from metablocks.tasks.base import Split
 from metablocks.types import Progress, Tasks
 
@@ -36,34 +38,57 @@ class Stopped(Exception):  # noqa: N818  (no error: what was asked for)
 
 
 def train(
-    experiment: Experiment, directory: RunDirectory, state: TrainingState, *, quiet: bool = False
+    experiment: Experiment,
+    directory: RunDirectory,
+    state: TrainingState,
+    *,
+    quiet: bool = False,
+    save_every: float = 10.0,
 ) -> TrainingState:
     """Train to the end of the recipe from `state`, which is brought up to date and returned.
 
+    A checkpoint is written after every epoch, and within an epoch after so many minutes.
+
     Raises `Stopped` after the first SIGINT, SIGTERM or SIGHUP, with the checkpoint written, and
-    `RunError` if the loss or the meta-gradient is no longer finite.
+    `RunError` if the loss or the meta-gradient is no longer finite, unless the recipe skips such
+    meta-steps, and some of the epoch are finite.
     """
     total = experiment.epochs * experiment.steps_per_epoch
     bar = progress_bar(total, initial=state.step, quiet=quiet)
     meter = Meter(experiment.device, state.spent)
+    logged = directory.epochs_logged
     lines = logging_redirect_tqdm([logging.getLogger("metablocks")])  # above the bar
+
+    def save() -> float:
+        state.spent = meter.spent()
+        _save_last(experiment, directory, state)
+        return time.monotonic()
+
     with bar, lines, _stop_signals() as signals:
         try:
+            saved = time.monotonic()
             while state.epochs < experiment.epochs:
                 signals.stop_if_wished()
                 with meter.training():
                     for result in _epoch(experiment, state):
                         state.record(result)
                         bar.update()
-                        bar.set_postfix(loss=f"{state.losses[-1]:.3f}", refresh=False)
+                        bar.set_postfix(loss=f"{float(result.loss):.3f}", refresh=False)
                         signals.stop_if_wished()
+                        if time.monotonic() - saved > 60 * save_every:
+                            saved = save()
+                if not state.losses:
+                    raise RunError(
+                        f"no meta-step of epoch {state.epochs + 1} was taken: all skipped"
+                    )
                 scores = _validate(experiment, state, signals)
-                _finish_epoch(experiment, directory, state, scores, meter)
+                _finish_epoch(experiment, directory, state, scores, meter, logged)
+                saved = time.monotonic()
                 if scores and not quiet:
                     bar.write(_line(experiment, state, scores), file=sys.stdout)
+            signals.stop_if_wished()
         except Stopped:
-            state.spent = meter.spent()
-            checkpoint.save(directory.checkpoint("last"), experiment, state)
+            save()
             raise
     return state
 
@@ -100,10 +125,25 @@ def meta_step(experiment: Experiment, number: int, progress: Progress) -> MetaGr
     return next(_fit(experiment, [(training_tasks(experiment, number), progress)], number))
 
 
-def _epoch(experiment: Experiment, state: TrainingState) -> Iterator[MetaGradient]:
-    """Take the meta-steps that are left of the epoch in progress."""
+def advance(experiment: Experiment, state: TrainingState, steps: int) -> None:
+    """Train until so many meta-steps are taken, without validations, logs and checkpoints.
+
+    Law: afterwards parameters, optimiser, schedule and random states are, bit for bit, those of `train`.
+    """
+    while state.step < steps:
+        for result in _epoch(experiment, state, steps):
+            state.record(result)
+        if state.step == (state.epochs + 1) * experiment.steps_per_epoch:
+            _end_epoch(experiment, state)
+
+
+def _epoch(
+    experiment: Experiment, state: TrainingState, steps: int | None = None
+) -> Iterator[MetaGradient]:
+    """Take the meta-steps that are left of the epoch in progress, `steps` in all at most."""
     length = experiment.steps_per_epoch
-    numbers = range(state.step, (state.epochs + 1) * length)
+    end = (state.epochs + 1) * length
+    numbers = range(state.step, end if steps is None else min(end, steps))
     batches = ((training_tasks(experiment, n), Progress(n / length)) for n in numbers)
     return _fit(experiment, batches, state.step)
 
@@ -111,8 +151,16 @@ def _epoch(experiment: Experiment, state: TrainingState) -> Iterator[MetaGradien
 def _fit(
     experiment: Experiment, batches: Iterable[tuple[Tasks, Progress]], first: int
 ) -> Iterator[MetaGradient]:
-    optimizer, clip, precision = experiment.optimizer, experiment.clip, experiment.precision
-    return fit(experiment.learner, optimizer, batches, clip=clip, precision=precision, first=first)
+    return fit(
+        experiment.learner,
+        experiment.optimizer,
+        batches,
+        clip=experiment.clip,
+        precision=experiment.precision,
+        first=first,
+        nonfinite=experiment.nonfinite,
+        indexed=True,
+    )
 
 
 def _validate(
@@ -132,41 +180,61 @@ def _finish_epoch(
     state: TrainingState,
     scores: Scores | None,
     meter: "Meter",
+    logged: int,
 ) -> None:
     """Log and checkpoint the epoch in progress.
 
     The last checkpoint makes the epoch count. The lines of both logs and all else that it needs are
-    written before it; what the checkpoint before it needs is deleted after it.
+    written before it, unless the epoch is among the `logged` of a finished run; what neither it nor
+    the checkpoint before it needs is deleted after it.
     """
-    epoch = state.epochs + 1
+    epoch, before = state.epochs + 1, state.members
     row: dict[str, Any] = {
         "epoch": epoch,
         "step": state.step,
         "lr": [group["lr"] for group in experiment.optimizer.param_groups],
         "train_loss": sum(state.losses) / len(state.losses),
     }
+    if state.skipped:
+        row["skipped"] = state.skipped
     if state.metrics:
         row["metrics"] = {name: sum(each) / len(each) for name, each in state.metrics.items()}
     if scores is not None:
         row["validation"] = scores.as_dict()
-    if experiment.scheduler:
-        experiment.scheduler.step()
     if scores is not None:
         state.judge(epoch, scores, keep=experiment.evaluation.ensemble)
-    state.epochs, state.losses, state.metrics, state.spent = epoch, [], {}, {}
-    directory.append(directory.metrics, row)
+    state.kept = sorted({*before, *state.members})
+    _end_epoch(experiment, state)
+    if epoch > logged:
+        directory.append(directory.metrics, row)
     if state.best_epoch == epoch:
         checkpoint.save(directory.checkpoint("best"), experiment, state)
     if experiment.evaluation.ensemble > 1 and epoch in state.members:
         checkpoint.save(directory.member(epoch), experiment, state)
-    directory.append(directory.times, {"epoch": epoch, **meter.lap()})
-    checkpoint.save(directory.checkpoint("last"), experiment, state)
-    directory.keep_members(state.members)
+    cost = {"epoch": epoch, **meter.lap()}
+    if epoch > logged:
+        directory.append(directory.times, cost)
+    _save_last(experiment, directory, state)
+    directory.keep_members(state.kept)
+
+
+def _end_epoch(experiment: Experiment, state: TrainingState) -> None:
+    """Count the epoch in progress, and take the schedule's step."""
+    if experiment.scheduler:
+        experiment.scheduler.step()
+    state.epochs += 1
+    state.losses, state.metrics, state.skipped, state.spent = [], {}, 0, {}
+
+
+def _save_last(experiment: Experiment, directory: RunDirectory, state: TrainingState) -> None:
+    last, previous = directory.checkpoint("last"), directory.checkpoint("previous")
+    checkpoint.save(last, experiment, state, before=previous)
 
 
 def _line(experiment: Experiment, state: TrainingState, scores: Scores) -> str:
     steps = len(scores.mean) - 1
-    best = " (best)" if state.best_epoch == state.epochs else ""
+    finite = math.isfinite(scores.error)
+    best = " (best)" if finite and state.best_epoch == state.epochs else ""
     return (
         f"epoch {state.epochs}/{experiment.epochs}  validation {scores.measure} "
         f"{scores.text(0)} → {scores.text(steps)} after {steps} steps{best}"
@@ -192,28 +260,32 @@ class Meter:
         self.memory_at_start = peak_memory(device)
         self._started = time.perf_counter() - spent.get("seconds", 0.0)
         self._training = spent.get("training_seconds", 0.0)
+        self._since: float | None = None
 
     @contextmanager
     def training(self) -> Iterator[None]:
         """Time meta-steps."""
-        started = time.perf_counter()
+        self._since = time.perf_counter()
         try:
             yield
         finally:
-            self._training += time.perf_counter() - started
+            self._training += time.perf_counter() - self._since
+            self._since = None
 
     def spent(self) -> dict[str, float]:
         """The seconds of the epoch in progress so far, as in `lap`."""
-        seconds = time.perf_counter() - self._started
-        return {"seconds": round(seconds, 3), "training_seconds": round(self._training, 3)}
+        now = time.perf_counter()
+        training = self._training + (0.0 if self._since is None else now - self._since)
+        seconds = now - self._started
+        return {"seconds": round(seconds, 3), "training_seconds": round(training, 3)}
 
     def lap(self) -> dict[str, float | int | None]:
         """Cost of the epoch that ends here; the next one begins.
 
         `seconds`: on the clock, everything included. `training_seconds`: of those, what meta-steps
-        took, without validation, logs and checkpoints. `peak_memory`, `memory_at_start`: bytes, by
-        `peak_memory`, now and when the meter was made: reading the data does not count where the
-        peak can be forgotten.
+        took, with checkpoints between them, but without validation and logs. `peak_memory`,
+        `memory_at_start`: bytes, by `peak_memory`, now and when the meter was made: reading the data
+        does not count where the peak can be forgotten.
         """
         memory = {"peak_memory": peak_memory(self.device), "memory_at_start": self.memory_at_start}
         cost = {**self.spent(), **memory}

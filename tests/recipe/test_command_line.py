@@ -25,6 +25,7 @@ COMMANDS = [
     "recipes",
     "schema",
     "eval",
+    "replay",
     "compare",
     "verify",
     "laws",
@@ -147,6 +148,8 @@ def test_run_hands_over_the_recipe_and_the_arguments(trainer, tmp_path, capsys):
         "data": None,
         "device": None,
         "resume": None,
+        "start": None,
+        "save_every": 10.0,
         "quiet": True,
         "argv": argv,
     }

@@ -3,6 +3,7 @@
 import pytest
 
 from metablocks.errors import RecipeError
+from metablocks.gradcheck.shrink import shrink
 from metablocks.recipe import build, load
 from metablocks.recipe.listing import json_schema
 from metablocks.recipe.load import from_text
@@ -60,6 +61,8 @@ def test_tasks_of_unequal_size_run_in_the_loop_and_vmap_names_it(tmp_path):
     )
     text = try_out(load("maml_strokes", [tasks, "hardware.executor={block: loop}", *SMALL]))
     assert "a meta-step on 2 tasks" in text
+    small, _ = shrink(load("maml_strokes", [tasks]))  # as for check --gradients
+    assert [small.at(f"tasks.{name}") for name in ("ways", "shots", "queries")] == [2, 1, 2]
     with pytest.raises(RecipeError, match=r"unequal size cannot be stacked.*executor=Loop\(\)"):
         try_out(load("maml_strokes", [tasks, *SMALL]))
 

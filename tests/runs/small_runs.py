@@ -16,6 +16,13 @@ SMALL = [  # seconds of work: 8 epochs of 20 meta-steps
     *("--set", "hardware.device=cpu"),
     *("--set", "outer.schedule={block: cosine, final: 1e-4}"),
 ]
+FEW = [  # less of it: 3 epochs of 2 meta-steps, each validated
+    *SMALL,
+    *("--set", "outer.epochs=3"),
+    *("--set", "outer.steps_per_epoch=2"),
+    *("--set", "evaluation.every=1"),
+    "--quiet",
+]
 
 
 def only_run(out: Path) -> Path:

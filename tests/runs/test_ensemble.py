@@ -12,9 +12,9 @@ from small_runs import SMALL, only_run
 from metablocks.cli import main
 from metablocks.recipe import build, load
 from metablocks.runs import Scores, checkpoint
-from metablocks.runs.checkpoint import TrainingState
 from metablocks.runs.directory import RunDirectory
 from metablocks.runs.scores import pool
+from metablocks.runs.state import TrainingState
 from tools.fuzzing.resume_law import same_checkpoint
 
 STROKES = [
@@ -78,7 +78,9 @@ def mean_prediction(run: Path, members: list[int], steps: int):
 def test_an_ensemble_of_classifiers_is_the_mean_of_its_members_logits(strokes):
     test = rows(strokes)[-1]["ensemble"]
     assert test["members"] == best_three(strokes)
-    assert members_of(strokes) == sorted(f"epoch-{epoch}.pt" for epoch in test["members"])
+    before = torch.load(strokes / "previous.pt", weights_only=True)["state"]["ranking"]
+    kept = {*test["members"], *(epoch for epoch, _ in before)}  # of both checkpoints
+    assert members_of(strokes) == sorted(f"epoch-{epoch}.pt" for epoch in kept)
     assert test["inner_steps"] == 2
     logits, targets = mean_prediction(strokes, test["members"], steps=2)
     hits = (logits.argmax(-1) == targets).double().mean(1)
@@ -171,10 +173,10 @@ def test_a_kill_at_the_worst_moment_loses_no_member(place, epoch, sinusoid, tmp_
     mse = [row["validation"]["mean"][-1] for row in rows(sinusoid)[:-1]]
     assert mse[0] > max(mse[1:4])
 
-    def save_or_die(path, experiment, state):
+    def save_or_die(path, experiment, state, **options):
         if path.name == "checkpoint.pt" and state.epochs == epoch:
             raise Killed
-        save(path, experiment, state)
+        save(path, experiment, state, **options)
 
     def keep_or_die(directory, epochs):
         if f'"epoch": {epoch},' in directory.metrics.read_text():

@@ -17,7 +17,8 @@ from small_runs import SMALL, finish, only_run
 from metablocks.cli import main
 from metablocks.errors import RunError
 from metablocks.runs import checkpoint
-from metablocks.runs.directory import RunDirectory, write_text
+from metablocks.runs.directory import RunDirectory
+from metablocks.runs.files import write_text
 from tools.fuzzing.resume_law import same_checkpoint
 
 FEW = [
@@ -94,7 +95,8 @@ def only(run: Path, *names: str) -> None:
 )
 def test_without_its_checkpoint_what_is_finished_stays_as_it_is(left, run, capsys):
     if left == "all":
-        (run / "checkpoint.pt").unlink()
+        for name in ("checkpoint.pt", "previous.pt"):
+            (run / name).unlink()
     else:
         only(run, *(path.name for path in run.glob(left)))
     before = contents(run)
@@ -119,10 +121,10 @@ def test_a_run_killed_before_its_first_epoch_counts_goes_on(undisturbed, tmp_pat
     """Its log has a line then, and it has a best checkpoint."""
     save = checkpoint.save
 
-    def save_or_die(path, experiment, state):
+    def save_or_die(path, experiment, state, **options):
         if path.name == "checkpoint.pt" and state.epochs == 1:
             raise KeyboardInterrupt
-        save(path, experiment, state)
+        save(path, experiment, state, **options)
 
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "save", save_or_die)

@@ -213,12 +213,20 @@ def test_the_saved_recipe_runs_as_it_is(undisturbed, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [
-        (["run", "--resume", "{run}", "--set", "inner.steps=2"], 1, "with another recipe (hash"),
+        (
+            ["run", "--resume", "{run}", "--set", "inner.steps=2"],
+            1,
+            "with another recipe (inner.steps: 1 → 2)",
+        ),
         (["run", "--resume", "{nowhere}"], 2, "no such folder"),
         (["eval", "{nowhere}"], 2, "no such folder"),
         (["eval", "{damaged}"], 1, "best.pt: not a readable checkpoint"),
         (["eval", "{damaged}", "--checkpoint", "last"], 1, "no such checkpoint"),
-        (["eval", "{old}"], 1, "a checkpoint of format 1; this version of metablocks reads"),
+        (
+            ["eval", "{old}"],
+            1,
+            "a checkpoint of format 1; this version of metablocks reads formats 2",
+        ),
         (
             ["run", "maml_sinusoid", *TINY, "--out", "{file}"],
             1,

@@ -11,8 +11,8 @@ import torch
 from metablocks.memory import forget_peak, peak_memory
 from metablocks.recipe import build, load
 from metablocks.runs import Scores, accuracy, score
-from metablocks.runs.checkpoint import TrainingState
 from metablocks.runs.scores import pool
+from metablocks.runs.state import TrainingState
 from metablocks.runs.train import Meter, Stopped
 
 

@@ -12,7 +12,7 @@ from metablocks.errors import LawError
 from metablocks.laws.compare import fixed_draws
 from metablocks.recipe import Experiment
 from metablocks.runs import checkpoint
-from metablocks.runs.checkpoint import TrainingState
+from metablocks.runs.state import TrainingState
 from metablocks.runs.train import meta_step
 from metablocks.types import Progress
 

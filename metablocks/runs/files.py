@@ -1,0 +1,95 @@
+"""Files written whole or not at all; what cannot be written ends in one line, by `RunError`."""
+
+import errno
+import os
+import secrets
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from metablocks.errors import RunError
+
+PARTIAL = ".partial"
+"""How the names of temporary files end; those of dead processes may be deleted."""
+
+_WRITABLE = "make the folder writable, or give --out another"
+_REMEDIES = {
+    errno.ENOSPC: "free some space there",
+    errno.EDQUOT: "free some space there: the quota is used up",
+    errno.EFBIG: "raise the limit on the size of files (ulimit -f)",
+    errno.ENAMETOOLONG: "--out takes a folder with a shorter path",
+    errno.ENOENT: "the folder was moved or deleted meanwhile",
+    errno.EROFS: _WRITABLE,
+    errno.EACCES: _WRITABLE,
+    errno.EPERM: _WRITABLE,
+}
+
+
+def write_atomically(
+    path: Path, write: Callable[[Any], object], *, before: Path | None = None
+) -> None:
+    """Replace a file in one go: whoever reads it sees the old or the new, never a part.
+
+    The old one is kept as `before`, if that is given; for a moment there is none at `path` then. The
+    new one outlives a loss of power once this returns. Raises `RunError` as `writing` does, with the
+    old file as it was, or as `before`.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}{PARTIAL}")
+    with writing(path):
+        try:
+            with partial.open("xb") as file:
+                write(file)
+                file.flush()
+                os.fsync(file.fileno())
+            if before and path.exists():
+                path.replace(before)
+            partial.replace(path)
+        except BaseException:
+            with suppress(OSError):
+                partial.unlink(missing_ok=True)
+            raise
+        sync_folder(path.parent)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Name the place and the remedy if a file or folder cannot be written, by `RunError`.
+
+    >>> with writing(Path("runs/a/checkpoint.pt")):
+    ...     raise OSError(errno.ENOSPC, "No space left on device")
+    Traceback (most recent call last):
+    metablocks.errors.RunError: runs/a/checkpoint.pt: cannot be written (No space left on device);
+    free some space there. What was saved before is as it was
+    """
+    try:
+        yield
+    except OSError as error:
+        remedy = _REMEDIES.get(error.errno or 0, "--out takes a folder that can be written to")
+        raise RunError(
+            f"{path}: cannot be written ({error.strerror or error}); {remedy}. What was saved before "
+            "is as it was"
+        ) from error
+
+
+def sync_folder(folder: Path) -> None:
+    """Let the names in a folder outlive a loss of power, where the system has a call for that."""
+    if sys.platform == "win32":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # of a file system that does not sync folders
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replace a text file in one go."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Replace a file in one go."""
+    write_atomically(path, lambda file: file.write(content))
