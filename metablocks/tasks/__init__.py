@@ -3,7 +3,6 @@
 from metablocks.tasks.base import Split, TaskSource
 from metablocks.tasks.cifar_fs import CifarFS
 from metablocks.tasks.classes import Classes
-from metablocks.tasks.episode_sampling import ClassBank
 from metablocks.tasks.episodes import Episodes
 from metablocks.tasks.folders import Folders
 from metablocks.tasks.linear import Linear
@@ -17,7 +16,6 @@ from metablocks.tasks.strokes import Strokes
 __all__ = [
     "BySplit",
     "CifarFS",
-    "ClassBank",
     "Classes",
     "Episodes",
     "Folders",

@@ -9,7 +9,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Annotated, Any, ClassVar, Protocol
+from typing import Annotated, Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
@@ -32,22 +32,47 @@ Shares = Annotated[
 
 
 _ORDERED = Such(lambda pair: pair[0] <= pair[1], "a range [low, high] of whole numbers")
+_Key = TypeVar("_Key")
 _SIZES = 3  # last counter of the generator of a task's ways and shots
 
 
-class Pool(Protocol):
-    """The examples of a split by class, class after class."""
+@dataclass(frozen=True)
+class Pool:
+    """The examples of a split by class, class after class: numbers `rows` of what `read` gives.
 
-    @property
-    def names(self) -> Sequence[str]:
-        """The names of the classes."""
+    `counts`: the number of examples of each class. `read(rows)` gives examples `[rows, ...]`.
+    """
 
-    @property
-    def counts(self) -> Ints:
-        """The number of examples of each class."""
+    names: tuple[str, ...]
+    counts: Ints
+    rows: Ints
+    read: Callable[[Ints], Tensor]
+
+    @classmethod
+    def of(cls, classes: Mapping[str, Ints], read: Callable[[Ints], Tensor]) -> "Pool":
+        """The pool of classes, each with the numbers of its examples."""
+        rows = list(classes.values())
+        counts = np.array([len(of_class) for of_class in rows], dtype=np.int64)
+        return cls(tuple(classes), counts, np.concatenate(rows), read)
 
     def take(self, rows: Ints) -> Tensor:
         """The examples of the numbers `rows`, which count through all classes: `[rows, ...]`."""
+        return self.read(self.rows[rows])
+
+
+def numbered(counts: Mapping[_Key, int]) -> dict[_Key, Ints]:
+    """The numbers of each class's examples, which come class after class.
+
+    >>> numbered({"ant": 2, "bee": 3})
+    {'ant': array([0, 1]), 'bee': array([2, 3, 4])}
+    """
+    ends = np.cumsum([0, *counts.values()])
+    return {key: np.arange(ends[number], ends[number + 1]) for number, key in enumerate(counts)}
+
+
+def rows_of(examples: Tensor) -> Callable[[Ints], Tensor]:
+    """A pool's `read` of examples in one tensor."""
+    return lambda rows: examples.index_select(0, torch.from_numpy(rows).to(examples.device))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,25 +224,40 @@ class ClassTasks(ABC):
             split: int(pool.counts.sum()) if self.unlabelled else len(pool.counts)
             for split, pool in pools.items()
         }
-        if _range(self.ways)[0] > classes[split]:
-            there_are = ", ".join(f"{split} {count}" for split, count in classes.items())
-            raise TaskError(
-                f"{name}: ways={self.ways}, and the classes of its splits are {there_are}; ways is "
-                f"at most {min(classes.values())}",
-                block=name,
-                field="ways",
-            )
-        needed, fewest = _range(self.shots)[1] + self.queries, int(pool.counts.min())
-        if needed > fewest and not self.unlabelled:
-            fewest_of = pool.names[int(pool.counts.argmin())]
-            raise TaskError(
-                f"{name}: shots={self.shots} and queries={self.queries} need {needed} examples of "
-                f"every class, and {fewest_of} of {split} has {fewest}; shots + queries is at most "
-                f"{fewest}, or add examples",
-                block=name,
-                field="shots",
-            )
+        check_ways(name, self.ways, classes, split)
+        if not self.unlabelled:
+            least = int(pool.counts.argmin())
+            of = f"{pool.names[least]} of {split}"
+            check_examples(name, self.shots, self.queries, int(pool.counts[least]), of)
         return pool
+
+
+def check_ways(
+    block: str, ways: int | tuple[int, int], classes: Mapping[Split, int], split: Split
+) -> None:
+    """Raise `TaskError` for more ways than a split has of `classes`, whose numbers these are."""
+    if _range(ways)[0] > classes[split]:
+        there_are = ", ".join(f"{split} {count}" for split, count in classes.items())
+        raise TaskError(
+            f"{block}: ways={ways}, and the classes of its splits are {there_are}; ways is at most "
+            f"{min(classes.values())}",
+            block=block,
+            field="ways",
+        )
+
+
+def check_examples(
+    block: str, shots: int | tuple[int, int], queries: int, examples: int, of: str
+) -> None:
+    """Raise `TaskError` for more shots and queries than a class, `of`, has examples."""
+    needed = _range(shots)[1] + queries
+    if needed > examples:
+        raise TaskError(
+            f"{block}: shots={shots} and queries={queries} need {needed} examples of every class, and "
+            f"{of} has {examples}; shots + queries is at most {examples}, or add examples",
+            block=block,
+            field="shots",
+        )
 
 
 def _range(value: int | tuple[int, int]) -> tuple[int, int]:

@@ -5,33 +5,25 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Annotated
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from metablocks.checks import Such, checked
 from metablocks.errors import TaskError
 from metablocks.tasks.base import SPLITS, Split
-from metablocks.tasks.class_tasks import ClassTasks, check_apart, digest_of
-from metablocks.tasks.episode_sampling import Ints
+from metablocks.tasks.class_tasks import (
+    ClassTasks,
+    Pool,
+    check_apart,
+    digest_of,
+    numbered,
+    rows_of,
+)
 
 ClassTensors = Annotated[
     Mapping[Split, Mapping[str, Tensor]],
     Such(len, "a dict {split: {class: tensor}}, its splits of train, validation, test"),
 ]
-
-
-@dataclass(frozen=True)
-class TensorPool:
-    """Examples by class in one tensor, class after class."""
-
-    names: tuple[str, ...]
-    counts: Ints
-    examples: Tensor
-
-    def take(self, rows: Ints) -> Tensor:
-        """The examples of the numbers `rows`."""
-        return self.examples.index_select(0, torch.from_numpy(rows).to(self.examples.device))
 
 
 @checked(TaskError)
@@ -96,17 +88,16 @@ class Classes(ClassTasks):
         return tuple(self._first.shape[1:])
 
     @cached_property
-    def pools(self) -> dict[Split, TensorPool]:
+    def pools(self) -> dict[Split, Pool]:
         """The examples of each split, on the device."""
-        pools = {}
-        for split in SPLITS:
-            ours = [(name, t) for here, name, t in self._in_order() if here == split]
-            if ours:
-                names, tensors = zip(*ours, strict=True)
-                counts = np.array([len(tensor) for tensor in tensors], dtype=np.int64)
-                examples = torch.cat([tensor.detach().to(self.device) for tensor in tensors])
-                pools[split] = TensorPool(names, counts, examples)
-        return pools
+        tensors = {(split, name): tensor for split, name, tensor in self._in_order()}
+        rows = numbered({place: len(tensor) for place, tensor in tensors.items()})
+        read = rows_of(torch.cat([t.detach().to(self.device) for t in tensors.values()]))
+        return {
+            split: Pool.of({n: of for (s, n), of in rows.items() if s == split}, read)
+            for split in SPLITS
+            if split in self.classes
+        }
 
     @property
     def _first(self) -> Tensor:

@@ -15,9 +15,9 @@ from metablocks.checks import Count, CountFrom0, Such, checked, shown
 from metablocks.errors import TaskError, suggest
 from metablocks.generators import seeded
 from metablocks.tasks.base import SPLITS, Split
-from metablocks.tasks.class_tasks import ClassTasks, Shares, check_apart, deal, digest_of
+from metablocks.tasks.class_tasks import ClassTasks, Pool, Shares, check_apart, deal, digest_of
 from metablocks.tasks.episode_sampling import Ints
-from metablocks.tasks.image_files import Cached, CachedPool, pixels
+from metablocks.tasks.image_files import Cached, pixels
 
 _LABELS = ("targets", "labels", "_labels")  # attributes in which torchvision's data sets keep them
 
@@ -95,18 +95,16 @@ class Episodes(ClassTasks):
         return tuple(next(iter(self._parts.values()))[1].take(np.array([0])).shape[1:])
 
     @cached_property
-    def pools(self) -> dict[Split, CachedPool]:
+    def pools(self) -> dict[Split, Pool]:
         """The examples of each split, read when they are drawn."""
         pools = {}
         for split, (by_label, examples, names) in self._parts.items():
             labels = (
                 by_label.keys() if self.splits is None else self._labels(split, by_label, names)
             )
-            rows = [by_label[label] for label in labels]
+            rows = {names[label]: by_label[label] for label in labels}
             if rows:
-                counts = np.array([len(of_class) for of_class in rows], dtype=np.int64)
-                of_split = tuple(names[label] for label in labels)
-                pools[split] = CachedPool(of_split, counts, np.concatenate(rows), examples)
+                pools[split] = Pool.of(rows, examples.take)
         named = {split: pool.names for split, pool in pools.items()}
         if self.splits is not None or all(_class_names(d) for d in self.datasets.values()):
             check_apart("Episodes", named)
