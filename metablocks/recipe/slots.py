@@ -34,6 +34,7 @@ from metablocks.recipe.outer import (
 from metablocks.rules import RULES, UpdateRule
 from metablocks.step_loss import AnnealedStepLoss, FinalStepLoss, StepLoss, UniformStepLoss
 from metablocks.tasks import (
+    CUB,
     BySplit,
     CifarFS,
     Folders,
@@ -44,6 +45,7 @@ from metablocks.tasks import (
     Omniglot,
     Sinusoid,
     Strokes,
+    TieredImagenet,
 )
 from metablocks.tasks.base import TaskSource
 from metablocks.tuning import AutoExecutor
@@ -73,7 +75,9 @@ TASKS = Slot(
         "strokes": Strokes,
         "omniglot": Omniglot,
         "mini_imagenet": MiniImagenet,
+        "tiered_imagenet": TieredImagenet,
         "cifar_fs": CifarFS,
+        "cub": CUB,
         "folders": Folders,
         "mix": Mix,
         "by_split": BySplit,

@@ -4,6 +4,7 @@ from metablocks.tasks.base import Split, TaskSource
 from metablocks.tasks.cifar_fs import CifarFS
 from metablocks.tasks.classes import Classes
 from metablocks.tasks.episodes import Episodes
+from metablocks.tasks.file_sets import CUB, TieredImagenet
 from metablocks.tasks.folders import Folders
 from metablocks.tasks.linear import Linear
 from metablocks.tasks.logistic import Logistic
@@ -14,6 +15,7 @@ from metablocks.tasks.sinusoid import Sinusoid
 from metablocks.tasks.strokes import Strokes
 
 __all__ = [
+    "CUB",
     "BySplit",
     "CifarFS",
     "Classes",
@@ -28,4 +30,5 @@ __all__ = [
     "Split",
     "Strokes",
     "TaskSource",
+    "TieredImagenet",
 ]

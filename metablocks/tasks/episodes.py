@@ -17,7 +17,7 @@ from metablocks.generators import seeded
 from metablocks.tasks.base import SPLITS, Split
 from metablocks.tasks.class_tasks import ClassTasks, Pool, Shares, check_apart, deal, digest_of
 from metablocks.tasks.episode_sampling import Ints
-from metablocks.tasks.image_files import Cached, pixels
+from metablocks.tasks.image_files import Cached, pixels, sides
 
 _LABELS = ("targets", "labels", "_labels")  # attributes in which torchvision's data sets keep them
 
@@ -142,7 +142,9 @@ class Episodes(ClassTasks):
         known = _class_names(dataset)
         numbered = all(isinstance(label, int) and 0 <= label < len(known) for label in order)
         names = {label: known[label] if numbered else str(label) for label in order}
-        size = (self.size, self.size) if isinstance(self.size, int) else self.size
+        if len(set(names.values())) < len(names):  # 1 and "1"
+            names = {label: repr(label) for label in order}
+        size = None if self.size is None else sides(self.size)
         examples = Cached(_Reader(dataset, size), len(dataset), self.cache * 2**20)
         return {label: np.array(rows[label]) for label in order}, examples, names
 

@@ -13,7 +13,13 @@ from metablocks.checks import Count, CountFrom0, check, checked
 from metablocks.errors import DataError, MetablocksError, TaskError, suggest
 from metablocks.tasks.base import SPLITS, Split
 from metablocks.tasks.class_tasks import ClassTasks, Pool, Shares, check_apart, deal
-from metablocks.tasks.image_files import Files, checksum_of_files, classes_below, pools_of_files
+from metablocks.tasks.image_files import (
+    Files,
+    checksum_of_files,
+    classes_below,
+    pools_of_files,
+    sides,
+)
 from metablocks.tasks.storage import read_file
 
 ClassNames = Mapping[Split, Sequence[str]]
@@ -81,13 +87,13 @@ class Folders(ClassTasks):
 
     @property
     def input_shape(self) -> tuple[int, int, int]:
-        return (1 if self.grey else 3, *self._size)
+        return (1 if self.grey else 3, *sides(self.size))
 
     @cached_property
     def classes(self) -> dict[Split, Files]:
         """The image files of the classes of each split that there is."""
         if self.splits is None:
-            classes = _by_folder(self._root)
+            classes = by_folder(self._root)
         else:
             everything = classes_below(self._root)
             check_apart("Folders", {"train": everything})
@@ -113,10 +119,6 @@ class Folders(ClassTasks):
     @property
     def _root(self) -> Path:
         return Path(os.path.expanduser(self.root))
-
-    @property
-    def _size(self) -> tuple[int, int]:
-        return self.size if isinstance(self.size, tuple) else (self.size, self.size)
 
     def _names(self, present: Files) -> dict[Split, list[str]]:
         """The names of each split's classes, as `splits` has them."""
@@ -153,7 +155,8 @@ def read_splits(path: str | Path) -> ClassNames:
     return names
 
 
-def _by_folder(root: Path) -> dict[Split, Files]:
+def by_folder(root: Path) -> dict[Split, Files]:
+    """The image files of the classes in a folder for each split."""
     places = {
         split: [root / name for name in names if (root / name).is_dir()]
         for split, names in FOLDERS.items()

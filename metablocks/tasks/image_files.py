@@ -75,7 +75,7 @@ def _visit(folder: Path, name: str, above: tuple[Any, ...]) -> Iterator[tuple[st
             f"{folder}: holds an image, {files[0].name}, {where}; each class is one folder of images"
         )
     if not files and not folders:
-        raise DataError(f"{folder}: holds no image; images end in {', '.join(SUFFIXES)}")
+        raise _without_images(folder)
     if files:
         yield name, files
     for below in folders:
@@ -95,6 +95,18 @@ def entries_of(folder: Path) -> tuple[list[str], list[Path]]:
             raise DataError(f"{link}: is a link that leads nowhere; take it away")
     images = (entry.name for entry in visible if entry.name.lower().endswith(SUFFIXES))
     return folders, [folder / name for name in images if name not in folders]
+
+
+def images_of(folder: Path) -> list[Path]:
+    """The image files in the folder of one class, sorted; raises `DataError` if there is none."""
+    _, files = entries_of(folder)
+    if not files:
+        raise _without_images(folder)
+    return files
+
+
+def _without_images(folder: Path) -> DataError:
+    return DataError(f"{folder}: holds no image; images end in {', '.join(SUFFIXES)}")
 
 
 def pillow() -> Any:
@@ -131,6 +143,11 @@ def opened(path: Path | str, content: bytes | None = None) -> Iterator[Any]:
                     f"it is {image.width}×{image.height}, and at most {PIXELS:,} pixels are read"
                 )
             yield image
+
+
+def sides(size: int | tuple[int, int]) -> tuple[int, int]:
+    """Height and width of a size, which may be one side of a square."""
+    return size if isinstance(size, tuple) else (size, size)
 
 
 def decode(path: Path, size: tuple[int, int], channels: int) -> Tensor:

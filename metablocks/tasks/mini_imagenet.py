@@ -33,7 +33,7 @@ from metablocks.errors import DataError, TaskError
 from metablocks.tasks.base import Split
 from metablocks.tasks.class_splits import MINI_IMAGENET, ClassSplits, SplitSet, class_names
 from metablocks.tasks.class_tasks import numbered
-from metablocks.tasks.image_files import SUFFIXES, Files, entries_of, in_threads, opened, pixels
+from metablocks.tasks.image_files import Files, images_of, in_threads, opened, pixels
 from metablocks.tasks.image_sets import Bank, cached, check_present
 from metablocks.tasks.storage import Storage, fingerprint, read_file
 
@@ -129,10 +129,7 @@ def listing(root: Path) -> Files:
     else:
         place, near = str(root), [path.name for path in _folders(root)]
         for folder in _class_folders(root):
-            _, files = entries_of(folder)
-            if not files:
-                raise DataError(f"{folder}: holds no image; images end in {', '.join(SUFFIXES)}")
-            images.setdefault(folder.name, []).extend(files)
+            images.setdefault(folder.name, []).extend(images_of(folder))
     # A folder that is named as another class is not a misprint of the missing one.
     near = [name for name in near if not re.fullmatch(r"n\d{8}", name)]
     check_present(place, MINI_IMAGENET, images, near)

@@ -39,7 +39,10 @@ def test_a_mix_and_a_source_for_each_split_are_built_with_seed_and_device():
             f"{{block: mix, sources: [{STROKES[:-1]}, pens: 1}}]}}",
             r"sources\[0\].pens: unknown field",
         ),
-        (f"{{block: mix, sources: [{STROKES}, sinusoid]}}", r"tasks.sources: Mix: kind of sources\[0\] is"),
+        (
+            f"{{block: mix, sources: [{STROKES}, sinusoid]}}",
+            r"tasks.sources: Mix: kind of sources\[0\] is",
+        ),
         (f"{{block: mix, sources: [{STROKES.replace('8', '4')}]}}", r"sources\[0\].size: takes"),
         ("{block: mix, sources: ['os:getcwd']}", r"sources\[0\].block: .*--allow os"),
         (

@@ -53,7 +53,10 @@ def test_a_source_for_each_split():
         (lambda: Mix([strokes()], weights=[1, 2]), "a number for each of the 1 sources"),
         (lambda: Mix([strokes()], weights=[0]), "not all 0"),
         (lambda: Mix([strokes()], weights=[-1]), "Mix weights is"),
-        (lambda: Mix([strokes(), strokes(ways=4)]), r"outputs of sources\[0\] is 3 and of sources\[1\] 4; one"),
+        (
+            lambda: Mix([strokes(), strokes(ways=4)]),
+            r"outputs of sources\[0\] is 3 and of sources\[1\] 4; one",
+        ),
         (
             lambda: Mix([strokes(), Linear(shots=1, queries=1)]),
             r"kind of sources\[0\] is classification and of sources\[1\] regression",

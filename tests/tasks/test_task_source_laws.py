@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 from metablocks.errors import TaskError
 from metablocks.laws import sources
 from metablocks.tasks import (
+    CUB,
     CifarFS,
     Classes,
     Episodes,
@@ -30,6 +31,7 @@ from metablocks.tasks import (
     Sinusoid,
     Strokes,
     TaskSource,
+    TieredImagenet,
 )
 from metablocks.tasks.base import SPLITS, Split
 from metablocks.types import TaskBatch
@@ -71,6 +73,12 @@ MAKERS = {
     ),
     "cifar_fs": lambda seed, device, data: CifarFS(
         ways=3, shots=1, queries=2, seed=seed, device=device, data=data
+    ),
+    "tiered_imagenet": lambda seed, device, data: TieredImagenet(
+        ways=3, shots=1, queries=2, size=8, seed=seed, device=device, data=data
+    ),
+    "cub": lambda seed, device, data: CUB(
+        ways=3, shots=1, queries=2, size=8, seed=seed, device=device, data=data
     ),
     "classes": lambda seed, device, data: Classes(
         bytes_by_class(), ways=3, shots=1, queries=2, rotate=True, seed=seed, device=device

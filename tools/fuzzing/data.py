@@ -6,7 +6,13 @@ from pathlib import Path
 from hypothesis import strategies as st
 from PIL import Image
 
-from tools.fuzzing.small_images import cifar_parts, draw_mini_imagenet, write_cifar
+from tools.fuzzing.small_images import (
+    cifar_parts,
+    draw_birds,
+    draw_mini_imagenet,
+    draw_tiered_imagenet,
+    write_cifar,
+)
 from tools.fuzzing.small_omniglot import draw_omniglot
 from tools.fuzzing.values import RANGES
 
@@ -17,6 +23,7 @@ def draw_data_sets(parent: Path) -> Path:
     draw_omniglot(parent, {"images_background": {"A": 12, "B": 12}, "images_evaluation": {"C": 8}})
     draw_folders(parent / "folders")
     RANGES["root"] = st.just(str(parent / "folders"))
+    draw_tiered_imagenet(draw_birds(parent, images=6), images=6)
     return write_cifar(draw_mini_imagenet(parent, images=6), cifar_parts(images=6))
 
 
