@@ -37,6 +37,8 @@ from metablocks.tasks import (
     CUB,
     BySplit,
     CifarFS,
+    Classes,
+    Episodes,
     Folders,
     Linear,
     Logistic,
@@ -48,6 +50,9 @@ from metablocks.tasks import (
     TieredImagenet,
 )
 from metablocks.tasks.base import TaskSource
+from metablocks.tasks.episodes import MapDataset
+from metablocks.tasks.torchvision_sets import DATASETS
+from metablocks.tasks.transforms import TRANSFORMS
 from metablocks.tuning import AutoExecutor
 
 
@@ -79,11 +84,26 @@ TASKS = Slot(
         "cifar_fs": CifarFS,
         "cub": CUB,
         "folders": Folders,
+        "classes": Classes,
+        "episodes": Episodes,
         "mix": Mix,
         "by_split": BySplit,
     },
     TaskSource,
-    ("seed", "device", "data", "support_transform", "query_transform"),
+    ("seed", "device", "data"),
+)
+TRANSFORM = Slot(
+    "transform",
+    "how inputs of support or query are changed when they are drawn",
+    TRANSFORMS,
+    Callable,
+)
+DATASET = Slot(
+    "dataset",
+    "where the source episodes has its inputs and labels from",
+    DATASETS,
+    MapDataset,
+    ("data",),
 )
 MODEL = Slot(
     "model", "what is learned", {"conv4": Conv4, "mlp": MLP}, nn.Module, ("input_shape", "outputs")
@@ -155,6 +175,8 @@ SLOTS: dict[str, Slot] = {
     slot.name: slot
     for slot in (
         TASKS,
+        TRANSFORM,
+        DATASET,
         MODEL,
         SURGERY,
         RULE,

@@ -9,13 +9,14 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import reduce
 from typing import Annotated, Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from metablocks.checks import Count, CountFrom0, Device, Such
+from metablocks.checks import Blocks, Count, CountFrom0, Device, Such
 from metablocks.errors import TaskError
 from metablocks.generators import seeded
 from metablocks.tasks.base import SPLITS, Kind, Split, check_split, generator, task_numbers
@@ -29,8 +30,10 @@ Shares = Annotated[
         "three shares (train, validation, test) that add up to 1",
     ),
 ]
-
-
+Transforms = Annotated[
+    Callable[[Tensor], Tensor] | Sequence[Callable[[Tensor], Tensor]],
+    Blocks("transform", at_least=0),
+]
 _ORDERED = Such(lambda pair: pair[0] <= pair[1], "a range [low, high] of whole numbers")
 _Key = TypeVar("_Key")
 _SIZES = 3  # last counter of the generator of a task's ways and shots
@@ -86,8 +89,9 @@ class ClassTasks(ABC):
     query examples. `unlabelled` tasks make a class of each example, whatever its label: support and
     query are copies of it, told apart by the transforms.
 
-    `support_transform` and `query_transform` are called on each input alone, as the model would get it,
-    and give one of the same shape for all, `input_shape`. What they draw is seeded by the task.
+    `support_transform` and `query_transform`, a function each or several that follow one another, are
+    called on each input alone, as the model would get it, and give one of the same shape for all,
+    `input_shape`. What they draw is seeded by the task.
     """
 
     kind: ClassVar[Kind] = "classification"
@@ -98,10 +102,24 @@ class ClassTasks(ABC):
     balanced: bool = True
     rotate: bool = False
     unlabelled: bool = False
-    support_transform: Callable[[Tensor], Tensor] | None = None
-    query_transform: Callable[[Tensor], Tensor] | None = None
+    support_transform: Transforms = ()
+    query_transform: Transforms = ()
     seed: CountFrom0 = 0
     device: Device = "cpu"
+
+    def __post_init__(self) -> None:
+        for name in ("support_transform", "query_transform"):
+            functions = getattr(self, name)
+            chain = (functions,) if callable(functions) else tuple(functions)
+            object.__setattr__(self, name, chain)
+        if self.unlabelled and not (self.support_transform or self.query_transform):
+            name = type(self).__name__
+            raise TaskError(
+                f"{name}: unlabelled=True makes support and query of copies of one example; give a "
+                "support_transform or a query_transform, which tells them apart",
+                block=name,
+                field="unlabelled",
+            )
 
     @property
     @abstractmethod
@@ -137,7 +155,7 @@ class ClassTasks(ABC):
             sizes = [self._sizes(split, index, len(pool.counts))[None] for index in numbers]
             alone = zip(numbers, sizes, strict=True)
             batch = TaskList([self._drawn(pool, split, [n], shots)[0] for n, shots in alone])
-        if self.support_transform is None and self.query_transform is None:
+        if not (self.support_transform or self.query_transform):
             return batch
         return TaskList.gather(
             [self._transformed(split, index, batch[row]) for row, index in enumerate(numbers)]
@@ -185,8 +203,9 @@ class ClassTasks(ABC):
         return TaskBatch((inputs, targets), batch.query)
 
     def _transformed(self, split: Split, index: int, task: Task) -> Task:
-        def side(function: Callable[[Tensor], Tensor] | None, inputs: Tensor) -> Tensor:
-            return inputs if function is None else torch.stack([function(x) for x in inputs])
+        def side(functions: Any, inputs: Tensor) -> Tensor:
+            changed = (reduce(lambda x, function: function(x), functions, x) for x in inputs)
+            return torch.stack([*changed]) if functions else inputs
 
         with seeded(self.seed, SPLITS.index(split), index):
             support = side(self.support_transform, task.support[0])
@@ -213,13 +232,6 @@ class ClassTasks(ABC):
                 field="split",
             )
         pool = pools[split]
-        if self.unlabelled and self.support_transform is self.query_transform is None:
-            raise TaskError(
-                f"{name}: unlabelled=True makes support and query of copies of one example; give a "
-                "support_transform or a query_transform, which tells them apart",
-                block=name,
-                field="unlabelled",
-            )
         classes = {
             split: int(pool.counts.sum()) if self.unlabelled else len(pool.counts)
             for split, pool in pools.items()

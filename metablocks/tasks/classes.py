@@ -1,15 +1,17 @@
 """Tasks of tensors of one's own, by split and class."""
 
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
-from metablocks.checks import Such, checked
-from metablocks.errors import TaskError
+from metablocks.checks import IN_CODE, Such, check, checked
+from metablocks.errors import MetablocksError, TaskError
 from metablocks.tasks.base import SPLITS, Split
 from metablocks.tasks.class_tasks import (
     ClassTasks,
@@ -19,6 +21,7 @@ from metablocks.tasks.class_tasks import (
     numbered,
     rows_of,
 )
+from metablocks.tasks.storage import reading
 
 ClassTensors = Annotated[
     Mapping[Split, Mapping[str, Tensor]],
@@ -30,6 +33,8 @@ ClassTensors = Annotated[
 @dataclass(frozen=True)
 class Classes(ClassTasks):
     """Tasks of tensors: `classes[split][name]` is `[examples, ...]`, one tensor a class.
+
+    The dict may also come from a `file` of `torch.save`, which is read without running code.
 
     `sample` returns inputs `[tasks, ways * examples, ...]`, uint8 as float32 in [0, 1] and other
     numbers as they are, and targets int64 `[tasks, ways * examples]`, class-major. Obeys the law of
@@ -48,11 +53,20 @@ class Classes(ClassTasks):
     torch.Size([3, 8, 1, 5, 5])
     """
 
-    classes: ClassTensors = field(compare=False, repr=False)
+    classes: Annotated[ClassTensors | None, IN_CODE] = field(
+        default=None, compare=False, repr=False
+    )
+    file: str | Path | None = field(default=None, compare=False)
+    _tensors: ClassTensors = field(init=False, compare=False, repr=False)
     _checksum: str = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        for split, tensors in self.classes.items():
+        super().__post_init__()
+        if (self.classes is None) == (self.file is None):
+            raise self._error("it takes a dict of tensors, or else the file of one")
+        tensors = self.classes if self.file is None else _loaded(self.file)
+        object.__setattr__(self, "_tensors", tensors)
+        for split, tensors in self._tensors.items():
             if not tensors:
                 raise self._error(f"{split} holds no class")
             for name, tensor in tensors.items():
@@ -67,7 +81,7 @@ class Classes(ClassTasks):
                         f"class {list(self._first.shape)} of {self._first.dtype}; examples have one "
                         "shape and dtype"
                     )
-        check_apart("Classes", self.classes)
+        check_apart("Classes", self._tensors)
         described = [
             [split, name, list(tensor.shape), str(tensor.dtype)]
             for split, name, tensor in self._in_order()
@@ -96,17 +110,30 @@ class Classes(ClassTasks):
         return {
             split: Pool.of({n: of for (s, n), of in rows.items() if s == split}, read)
             for split in SPLITS
-            if split in self.classes
+            if split in self._tensors
         }
 
     @property
     def _first(self) -> Tensor:
-        return next(iter(next(iter(self.classes.values())).values()))
+        return next(iter(next(iter(self._tensors.values())).values()))
 
     def _in_order(self) -> Iterator[tuple[Split, str, Tensor]]:
         for split in SPLITS:
-            for name in sorted(self.classes.get(split, ())):
-                yield split, name, self.classes[split][name]
+            for name in sorted(self._tensors.get(split, ())):
+                yield split, name, self._tensors[split][name]
 
     def _error(self, message: str) -> TaskError:
         return TaskError(f"Classes classes: {message}", block="Classes", field="classes")
+
+
+def _loaded(file: str | Path) -> Any:
+    """The dict of tensors of a file; raises `DataError` for one that holds something else."""
+    path, kind = Path(os.path.expanduser(file)), "torch.save's file of {split: {class: tensor}}"
+    with reading(path, kind):
+        if path.exists() and not path.is_file():
+            raise ValueError("it is a folder, pipe or device, not a file")
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        try:
+            return check("Classes", "file", loaded, ClassTensors)
+        except MetablocksError as error:
+            raise ValueError(str(error)) from None

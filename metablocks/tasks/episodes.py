@@ -4,14 +4,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain
-from typing import Annotated, Any
+from typing import Annotated, Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import ConcatDataset, Subset, TensorDataset
 
-from metablocks.checks import Count, CountFrom0, Such, checked, shown
+from metablocks.checks import Blocks, Count, CountFrom0, Such, checked, shown
 from metablocks.errors import TaskError, suggest
 from metablocks.generators import seeded
 from metablocks.tasks.base import SPLITS, Split
@@ -22,10 +22,17 @@ from metablocks.tasks.image_files import Cached, pixels, sides
 _LABELS = ("targets", "labels", "_labels")  # attributes in which torchvision's data sets keep them
 
 
+@runtime_checkable
+class MapDataset(Protocol):
+    """A map-style data set of pairs (input, label)."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, row: int, /) -> Any: ...
+
+
 def _is_map(value: Any) -> bool:
-    return (
-        hasattr(value, "__getitem__") and hasattr(value, "__len__") and not isinstance(value, str)
-    )
+    return isinstance(value, MapDataset) and not isinstance(value, str)
 
 
 DataSets = Annotated[
@@ -34,6 +41,7 @@ DataSets = Annotated[
         lambda given: all(map(_is_map, given.values() if isinstance(given, Mapping) else [given])),
         "a data set with len(…) and […] of (input, label), or a dict {split: data set}",
     ),
+    Blocks("dataset"),
 ]
 
 
@@ -76,6 +84,7 @@ class Episodes(ClassTasks):
     cache: CountFrom0 = 1024
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         apart = isinstance(self.datasets, Mapping)
         if apart and not (self.datasets and set(self.datasets) <= set(SPLITS)):
             raise self._error(

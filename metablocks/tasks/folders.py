@@ -75,6 +75,7 @@ class Folders(ClassTasks):
     cache: CountFrom0 = 1024
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self._root.is_dir():
             raise TaskError(
                 f"Folders root is {str(self.root)!r}, and there is no such folder; root holds a folder "

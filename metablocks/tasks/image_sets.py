@@ -63,6 +63,7 @@ class ImageSet(ClassTasks):
     data: str | Path | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         block = type(self).__name__
         if self.examples is not None:
             check_examples(block, self.shots, self.queries, self.examples, "a class")
