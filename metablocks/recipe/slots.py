@@ -103,7 +103,6 @@ DATASET = Slot(
     "where the source episodes has its inputs and labels from",
     DATASETS,
     MapDataset,
-    ("data",),
 )
 MODEL = Slot(
     "model", "what is learned", {"conv4": Conv4, "mlp": MLP}, nn.Module, ("input_shape", "outputs")

@@ -76,6 +76,20 @@ def _draw_class(folder: Path, number: int, images: int) -> None:
         Image.new("RGB", (2, 2), color).save(folder / f"{image}.png", compress_level=1)
 
 
+def draw_emnist(parent: Path, images: int = 36, classes: int = 9) -> Path:
+    """Write torchvision's `EMNIST` of letters, `images` in each half, in a shade for each class."""
+    folder = parent / "EMNIST" / "raw"
+    folder.mkdir(parents=True)
+    labels = np.arange(images) % classes + 1
+    shades = np.broadcast_to(labels[:, None, None], (images, 28, 28))
+    for part in ("train", "test"):
+        for kind, array in (("images-idx3", shades), ("labels-idx1", labels)):
+            head = bytes([0, 0, 8, array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape)
+            content = head + array.astype(np.uint8).tobytes()
+            (folder / f"emnist-letters-{part}-{kind}-ubyte").write_bytes(content)
+    return parent
+
+
 def cifar_parts(images: int | None = None) -> dict[str, dict[str, object]]:
     """The three pickles of a small CIFAR-100: three images a class in `train`, the rest in `test`."""
     order = class_names(CIFAR_FS)
