@@ -92,18 +92,6 @@ TASKS = Slot(
     TaskSource,
     ("seed", "device", "data"),
 )
-TRANSFORM = Slot(
-    "transform",
-    "how inputs of support or query are changed when they are drawn",
-    TRANSFORMS,
-    Callable,
-)
-DATASET = Slot(
-    "dataset",
-    "where the source episodes has its inputs and labels from",
-    DATASETS,
-    MapDataset,
-)
 MODEL = Slot(
     "model", "what is learned", {"conv4": Conv4, "mlp": MLP}, nn.Module, ("input_shape", "outputs")
 )
@@ -170,12 +158,23 @@ EXECUTOR = Slot(
     Executor,
 )
 
+TRANSFORM = Slot(
+    "transform",
+    "how inputs of support or query are changed when they are drawn",
+    TRANSFORMS,
+    Callable,
+)
+DATASET = Slot(
+    "dataset",
+    "where the source episodes has its inputs and labels from",
+    DATASETS,
+    MapDataset,
+)
+
 SLOTS: dict[str, Slot] = {
     slot.name: slot
     for slot in (
         TASKS,
-        TRANSFORM,
-        DATASET,
         MODEL,
         SURGERY,
         RULE,
@@ -186,6 +185,8 @@ SLOTS: dict[str, Slot] = {
         OPTIMIZER,
         SCHEDULE,
         EXECUTOR,
+        TRANSFORM,
+        DATASET,
     )
 }
 

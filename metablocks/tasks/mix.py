@@ -30,7 +30,7 @@ Sources = Annotated[
 Source = Annotated[TaskSource, Such(lambda _: True, "a task source"), Blocks("tasks")]
 
 
-def check_alike(block: str, sources: Mapping[str, TaskSource], *names: str) -> None:
+def check_alike(block: str, sources: Mapping[Any, TaskSource], *names: str) -> None:
     """Raise `TaskError` for sources, by the fields that hold them, that differ in an attribute."""
     (first, model), *others = sources.items()
     for name in names:
@@ -143,7 +143,7 @@ class BySplit(_Made):
     test: Source
 
     def __post_init__(self) -> None:
-        named = {split: getattr(self, split) for split in SPLITS}
+        named = dict(zip(SPLITS, self.sources, strict=True))
         check_alike("BySplit", named, "kind", "input_shape")
 
     @property

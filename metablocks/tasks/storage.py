@@ -97,6 +97,7 @@ def unzipped(path: Path, limit: int = FILE_LIMIT) -> Iterator[dict[str, Callable
             return archive.read(info)
 
     with contextlib.ExitStack() as stack:
+        members: dict[str, Callable[[], bytes]]
         with reading(path, "a zip archive"):
             archive = stack.enter_context(zipfile.ZipFile(path))
             members = {info.filename: partial(read, info) for info in archive.infolist()}

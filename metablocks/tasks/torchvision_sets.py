@@ -58,7 +58,7 @@ def cifar100(*, folder: str | Path) -> Examples:
 @checked(TaskError)
 def omniglot_characters(*, folder: str | Path) -> Examples:
     """Drawn characters, 105×105, of both halves. Source: Lake, Salakhutdinov, Tenenbaum 2015."""
-    halves = [
+    halves: list[dict[str, Any]] = [
         {"background": True},
         {"background": False, "target_transform": lambda label: _EVALUATED + label},
     ]
