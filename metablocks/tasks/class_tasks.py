@@ -1,4 +1,4 @@
-"""The base of sources over data of one's own: N-way K-shot tasks of examples by class.
+"""The base of sources of examples by class, of one's own or published: N-way K-shot tasks.
 
 A source gives a `Pool` of examples for each split; which classes and examples a task takes is drawn
 by `episode_sampling.draw_episodes`, from (seed, split, index) and the numbers of examples alone.

@@ -27,7 +27,10 @@ _EVALUATED = 964  # the number of the first character of Omniglot's second half
 def emnist(
     *, folder: str | Path, split: Literal["letters", "balanced", "byclass", "digits"] = "letters"
 ) -> Examples:
-    """Handwritten letters or digits, grey, 28×28. Source: Cohen, Afshar, Tapson, van Schaik 2017."""
+    """Handwritten letters or digits, grey, 28×28.
+
+    Source: Cohen, Afshar, Tapson, van Schaik 2017.
+    """
     halves = [{"split": split, "train": train} for train in (True, False)]
     return _together("EMNIST", "EMNIST", folder, halves)
 
@@ -36,28 +39,40 @@ def emnist(
 def fgvc_aircraft(
     *, folder: str | Path, level: Literal["variant", "family", "manufacturer"] = "variant"
 ) -> Examples:
-    """Photographs of aircraft, of any size. Source: Maji, Rahtu, Kannala, Blaschko, Vedaldi 2013."""
+    """Photographs of aircraft, of any size.
+
+    Source: Maji, Rahtu, Kannala, Blaschko, Vedaldi 2013.
+    """
     halves = [{"split": split, "annotation_level": level} for split in ("trainval", "test")]
     return _together("FGVCAircraft", "fgvc-aircraft-2013b", folder, halves)
 
 
 @checked(TaskError)
 def flowers102(*, folder: str | Path) -> Examples:
-    """Photographs of flowers, of any size, 102 kinds. Source: Nilsback, Zisserman 2008."""
+    """Photographs of flowers, of any size, 102 kinds.
+
+    Source: Nilsback, Zisserman 2008.
+    """
     halves = [{"split": split} for split in ("train", "val", "test")]
     return _together("Flowers102", "flowers-102", folder, halves)
 
 
 @checked(TaskError)
 def cifar100(*, folder: str | Path) -> Examples:
-    """Photographs, 32×32, of 100 kinds. Source: Krizhevsky 2009."""
+    """Photographs, 32×32, of 100 kinds.
+
+    Source: Krizhevsky 2009.
+    """
     halves = [{"train": train} for train in (True, False)]
     return _together("CIFAR100", "cifar-100-python", folder, halves)
 
 
 @checked(TaskError)
 def omniglot_characters(*, folder: str | Path) -> Examples:
-    """Drawn characters, 105×105, of both halves. Source: Lake, Salakhutdinov, Tenenbaum 2015."""
+    """Drawn characters, 105×105, of both halves.
+
+    Source: Lake, Salakhutdinov, Tenenbaum 2015.
+    """
     halves: list[dict[str, Any]] = [
         {"background": True},
         {"background": False, "target_transform": lambda label: _EVALUATED + label},
