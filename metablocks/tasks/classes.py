@@ -21,7 +21,7 @@ from metablocks.tasks.class_tasks import (
     numbered,
     rows_of,
 )
-from metablocks.tasks.storage import reading
+from metablocks.tasks.storage import check_file, reading
 
 ClassTensors = Annotated[
     Mapping[Split, Mapping[str, Tensor]],
@@ -34,7 +34,8 @@ ClassTensors = Annotated[
 class Classes(ClassTasks):
     """Tasks of tensors: `classes[split][name]` is `[examples, ...]`, one tensor a class.
 
-    The dict may also come from a `file` of `torch.save`, which is read without running code.
+    `classes` is that dict, or `file` the path of one that `torch.save` wrote (it is read without
+    running code).
 
     `sample` returns inputs `[tasks, ways * examples, ...]`, uint8 as float32 in [0, 1] and other
     numbers as they are, and targets int64 `[tasks, ways * examples]`, class-major. Obeys the law of
@@ -44,8 +45,9 @@ class Classes(ClassTasks):
     copied, to `device`, at the first use.
 
     Raises, when built, `TaskError` for fields out of range, tensors of different shapes or dtypes and a
-    class in two splits; at first use `TaskError` for a split that is not there or has fewer than
-    `ways` classes, and for a class with fewer than shots + queries examples.
+    class in two splits, and `DataError` for a file that cannot be read; at first use `TaskError` for a
+    split that is not there or has fewer than `ways` classes, and for a class with fewer than
+    shots + queries examples.
 
     >>> digits = {"train": {"zero": torch.zeros(8, 1, 5, 5), "one": torch.ones(6, 1, 5, 5)}}
     >>> source = Classes(digits, ways=2, shots=1, queries=4)
@@ -130,8 +132,7 @@ def _loaded(file: str | Path) -> Any:
     """The dict of tensors of a file; raises `DataError` for one that holds something else."""
     path, kind = Path(os.path.expanduser(file)), "torch.save's file of {split: {class: tensor}}"
     with reading(path, kind):
-        if path.exists() and not path.is_file():
-            raise ValueError("it is a folder, pipe or device, not a file")
+        check_file(path)
         loaded = torch.load(path, map_location="cpu", weights_only=True)
         try:
             return check("Classes", "file", loaded, ClassTensors)

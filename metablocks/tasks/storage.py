@@ -68,13 +68,16 @@ def read_file(path: Path | str, kind: str, limit: int = FILE_LIMIT) -> bytes:
     Raises `DataError`; `kind` says there what the file should be.
     """
     with reading(path, kind):
-        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
-        with open(handle, "rb") as file:
-            state = os.fstat(handle)
-            if not stat.S_ISREG(state.st_mode):
-                raise ValueError("it is a folder, pipe or device, not a file")
-            check_size(state.st_size, limit)
-            return file.read(limit)
+        check_size(check_file(path), limit)
+        return Path(path).read_bytes()
+
+
+def check_file(path: Path | str) -> int:
+    """The size of a file; raises `ValueError` for what is none, and may keep a reader waiting."""
+    state = os.stat(path)
+    if not stat.S_ISREG(state.st_mode):
+        raise ValueError("it is a folder, pipe or device, not a file")
+    return state.st_size
 
 
 def check_size(size: int, limit: int) -> None:
