@@ -12,8 +12,8 @@ second class trains, and the others validate and test by turns.
 tieredImageNet: 608 classes of ImageNet, 779 165 photographs (Ren, Triantafillou, Ravi, Snell, Swersky,
 Tenenbaum, Larochelle, Zemel, "Meta-Learning for Semi-Supervised Few-Shot Classification", ICLR 2018).
 The classes of a split are those of its folder or of its list: train.csv, val.csv and test.csv of
-github.com/renmengye/few-shot-ssl-public, whose rows begin with a WordNet id. The photographs come
-under ImageNet's terms.
+github.com/renmengye/few-shot-ssl-public, l2kl/data/tiered_imagenet_split, whose rows begin with a
+WordNet id. The photographs are those of ImageNet's training set, and come under its terms.
 """
 
 import csv
@@ -96,10 +96,13 @@ def _birds(folder: Path) -> Path | None:
 
 def _tiered(folder: Path) -> Path | None:
     for place in (folder / "tiered_imagenet", folder / "tieredImageNet", folder):
-        lists = all((place / name).is_file() for name in _LISTS.values())
-        if lists or all((place / name).is_dir() for name in ("train", "val", "test")):
+        if _has_folders(place) or all((place / name).is_file() for name in _LISTS.values()):
             return place
     return None
+
+
+def _has_folders(root: Path) -> bool:
+    return all((root / name).is_dir() for name in ("train", "val", "test"))
 
 
 @checked(TaskError)
@@ -141,8 +144,8 @@ class TieredImagenet(FileSet):
     """Tasks of tieredImageNet, photographs, of the published 351 / 97 / 160 classes.
 
     RGB, `size`; `data` holds `tiered_imagenet`, with a folder of images for each class in `train/`,
-    `val/` and `test/`, or with the published lists `train.csv`, `val.csv`, `test.csv` and ImageNet's
-    folders of classes in `images/`. Fields, shapes and errors: `metablocks.tasks.image_sets.ImageSet`.
+    `val/` and `test/`, or else with the published lists `train.csv`, `val.csv`, `test.csv` and
+    ImageNet's folders of classes in `images/`, which may be a link. Fields, shapes and errors: `metablocks.tasks.image_sets.ImageSet`.
 
     Source: Ren et al. 2018.
 
@@ -163,13 +166,13 @@ class TieredImagenet(FileSet):
 
     def listing(self, root: Path) -> dict[Split, Files]:
         """The image files of each split's classes, by folder or by list."""
-        if not (root / "train.csv").is_file():
+        if _has_folders(root):
             return by_folder(root)
         names = {split: _first_column(root / file) for split, file in _LISTS.items()}
-        present, _ = entries_of(root / "images")
-        check_present(str(root / "images"), names, present)
+        folder = root / "images"
+        check_present(str(folder), names, entries_of(folder)[0])
         return {
-            split: {name: images_of(root / "images" / name) for name in sorted(listed)}
+            split: {name: images_of(folder / name) for name in sorted(listed)}
             for split, listed in names.items()
         }
 
