@@ -145,7 +145,8 @@ class TieredImagenet(FileSet):
 
     RGB, `size`; `data` holds `tiered_imagenet`, with a folder of images for each class in `train/`,
     `val/` and `test/`, or else with the published lists `train.csv`, `val.csv`, `test.csv` and
-    ImageNet's folders of classes in `images/`, which may be a link. Fields, shapes and errors: `metablocks.tasks.image_sets.ImageSet`.
+    ImageNet's folders of classes in `images/`, which may be a link. Fields, shapes and errors:
+    `metablocks.tasks.image_sets.ImageSet`.
 
     Source: Ren et al. 2018.
 

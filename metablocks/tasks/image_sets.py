@@ -65,9 +65,9 @@ class ImageSet(ClassTasks):
     def __post_init__(self) -> None:
         super().__post_init__()
         block = type(self).__name__
-        if self.examples is not None:
+        if self.examples is not None and not self.unlabelled:
             check_examples(block, self.shots, self.queries, self.examples, "a class")
-        for split in SPLITS:
+        for split in () if self.unlabelled else SPLITS:
             check_ways(block, self.ways, self.sizes, split)
         if self.data is not None:
             self.storage.find(self.data)

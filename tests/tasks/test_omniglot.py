@@ -149,6 +149,15 @@ def test_more_ways_than_a_small_data_set_has_is_an_error_at_first_use(small_zipp
         _ = source.checksum
 
 
+def test_unlabelled_tasks_take_more_ways_and_shots_than_there_are_classes_and_drawings(
+    small_zipped: Path,
+) -> None:
+    fields = {"ways": 60, "shots": 15, "queries": 9, "unlabelled": True, "query_transform": abs}
+    task = Omniglot(**fields, data=small_zipped).sample("validation", [0])
+    assert task.support[0].shape[1] == 60 * 15
+    assert task.query[1][0].bincount().tolist() == [9] * 60
+
+
 # --- splits and rotation
 
 
