@@ -24,7 +24,14 @@ from metablocks.errors import DataError, MissingError
 from metablocks.tasks.base import Split
 from metablocks.tasks.class_tasks import Pool, digest_of, numbered
 from metablocks.tasks.episode_sampling import Ints
-from metablocks.tasks.storage import cache_folder, fingerprint, read_file, reading
+from metablocks.tasks.storage import (
+    cache_folder,
+    check_file,
+    fingerprint,
+    read_file,
+    reading,
+    replacing,
+)
 
 FORMATS = {
     "BMP": (".bmp",),
@@ -140,7 +147,8 @@ def opened(path: Path | str, content: bytes | None = None) -> Iterator[Any]:
         with image:
             if image.width * image.height > PIXELS:
                 raise ValueError(
-                    f"it is {image.width}×{image.height}, and at most {PIXELS:,} pixels are read"
+                    f"it is {image.width}×{image.height}, and images of at most {PIXELS:,} pixels are "
+                    "read: make it smaller"
                 )
             yield image
 
@@ -288,12 +296,14 @@ def checksum_of_files(root: Path, classes: Mapping[Split, Files]) -> str:
     files = [file for of_class in listed.values() for file in of_class]
     state = fingerprint(root, [str(described), *files])
     remembered = cache_folder() / f"folders-{state[:40]}.sha256"
-    with contextlib.suppress(OSError):
-        return remembered.read_text().strip()
+    with contextlib.suppress(OSError, ValueError):  # damaged, or not there
+        check_file(remembered)
+        known, its_own = remembered.read_text().split()
+        if its_own == digest_of(known, []):
+            return known
     checksum = digest_of(described, in_threads(content_of, files))
-    with contextlib.suppress(OSError):
-        remembered.parent.mkdir(parents=True, exist_ok=True)
-        remembered.write_text(checksum)
+    with contextlib.suppress(OSError), replacing(remembered) as file:
+        file.write(f"{checksum} {digest_of(checksum, [])}".encode())
     return checksum
 
 

@@ -5,8 +5,6 @@ they are drawn (`metablocks.tasks.file_sets`).
 """
 
 import contextlib
-import os
-import tempfile
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -29,7 +27,7 @@ from metablocks.tasks.class_tasks import (
     numbered,
     rows_of,
 )
-from metablocks.tasks.storage import Storage, cache_folder
+from metablocks.tasks.storage import Storage, cache_folder, check_file, replacing
 
 ClassNames: TypeAlias = Mapping[Split, Iterable[str]]
 """The names of the classes of each split."""
@@ -167,12 +165,12 @@ def cached(name: str, read: Callable[[], Bank]) -> Bank:
         return _load(path)
     bank = read()
     with contextlib.suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
         _save(path, bank)
     return bank
 
 
 def _load(path: Path) -> Bank:
+    check_file(path)
     with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
         names, counts = stored["names"].tolist(), stored["counts"].tolist()
         bank = Bank(dict(zip(names, counts, strict=True)), torch.from_numpy(stored["images"]))
@@ -182,17 +180,11 @@ def _load(path: Path) -> Bank:
 
 
 def _save(path: Path, bank: Bank) -> None:
-    handle, scratch = tempfile.mkstemp(prefix=path.stem, suffix=".part", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            np.savez(
-                file,
-                images=bank.images.numpy(),
-                names=np.array(list(bank.counts)),
-                counts=np.array(list(bank.counts.values()), dtype=np.int64),
-                checksum=np.array(bank.checksum),
-            )
-        os.replace(scratch, path)
-    except BaseException:
-        os.unlink(scratch)
-        raise
+    with replacing(path) as file:
+        np.savez(
+            file,
+            images=bank.images.numpy(),
+            names=np.array(list(bank.counts)),
+            counts=np.array(list(bank.counts.values()), dtype=np.int64),
+            checksum=np.array(bank.checksum),
+        )

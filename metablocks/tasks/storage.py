@@ -11,12 +11,14 @@ import http.client
 import os
 import shutil
 import stat
+import tempfile
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import BinaryIO
 
 from metablocks.errors import DataError, MetablocksError, first_line
 
@@ -198,6 +200,20 @@ class Storage:
             f"({reason}). {advice} --data FOLDER or set METABLOCKS_DATA=FOLDER to {self.layout}, "
             "or its parent"
         )
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A new file in the folder of `path`, which takes its place when it is whole, or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, scratch = tempfile.mkstemp(prefix=path.stem, suffix=".part", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            yield file
+        os.replace(scratch, path)
+    except BaseException:
+        os.unlink(scratch)
+        raise
 
 
 def fingerprint(root: Path, items: Iterable[str | Path]) -> str:

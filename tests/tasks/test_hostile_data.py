@@ -53,7 +53,10 @@ def bomb(side: int) -> bytes:
 
 IMAGES = {
     "a bomb of 400 megapixels": (bomb(20_000), "exceeds limit"),
-    "81 megapixels": (bomb(9_000), "it is 9000×9000, and at most 67,108,864 pixels are read"),
+    "81 megapixels": (
+        bomb(9_000),
+        "it is 9000×9000, and images of at most 67,108,864 pixels are read: make it smaller",
+    ),
     "no image": (b"a text", "its content is none of these"),
     "nothing": (b"", "its content is none of these"),
     "a header alone": (bomb(8)[:33], "cannot be read as an image"),
@@ -211,6 +214,19 @@ def test_any_bit_of_a_cached_bank_is_whole_or_read_anew(cache: Path) -> None:
             got = cached("bank", lambda: bank)
         assert got.counts == bank.counts
         assert torch.equal(got.images, bank.images)
+
+
+def test_what_is_remembered_is_checked_before_it_is_believed(hostile: Path, cache: Path) -> None:
+    checksum = Folders(hostile / "folders", size=4, **FIELDS).checksum
+    (remembered,) = cache.glob("*.sha256")
+    whole = remembered.read_bytes()
+    for content in (b"", whole[:40], whole[:64], b"0" + whole[1:], b"\xff" * 64, None):
+        put(remembered, content)
+        if content is None:
+            cached("bank", lambda: Bank({"a": 1}, torch.zeros(1, 1, 4, 4, dtype=torch.uint8)))
+            put(cache / f"bank-{FORMAT}.npz", None)
+            assert cached("bank", lambda: Bank({"b": 1}, torch.ones(1, 1, 4, 4))).counts == {"b": 1}
+        assert Folders(hostile / "folders", size=4, **FIELDS).checksum == checksum
 
 
 # --- others
