@@ -71,6 +71,9 @@ Device = Annotated[torch.device | str, Such(_is_device, 'a device, such as "cpu"
 UNCHECKED = "unchecked"
 """Mark of an annotation whose values are checked further in."""
 
+IN_CODE = "in code"
+"""Mark of an annotation whose values no recipe can state: its parameter is no field of one."""
+
 Block = TypeVar("Block", bound=Callable[..., Any])
 
 _BOUNDS = {Ge: "at least", Gt: "above", Le: "at most", Lt: "below"}

@@ -35,7 +35,7 @@ FIELDS: dict[str, dict[str, Any]] = {
     "logistic": {"shots": 2, "queries": 3, "dim": 2},
     **{
         name: {"ways": 3, "shots": 1, "queries": 2}
-        for name in ("strokes", "omniglot", "mini_imagenet", "cifar_fs")
+        for name in ("strokes", "omniglot", "mini_imagenet", "tiered_imagenet", "cifar_fs", "cub")
     },
 }
 """Values for the required fields of shipped blocks, if none are given."""

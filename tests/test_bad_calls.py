@@ -34,9 +34,18 @@ from metablocks.errors import (
     TaskError,
 )
 from metablocks.models import MLP, Conv4
-from metablocks.recipe import load
+from metablocks.recipe import load, schema
 from metablocks.recipe.slots import SLOTS
 from metablocks.tasks.base import SPLITS
+from metablocks.tasks.torchvision_sets import DATASETS
+from metablocks.tasks.transforms import (
+    center_crop,
+    normalize,
+    random_crop,
+    random_resized_crop,
+    random_rotation,
+    resize,
+)
 
 NAN = math.nan
 WEIGHTS = {"w": torch.ones(2)}
@@ -63,6 +72,18 @@ def tasks(support=None, query=None):
     return mb.TaskBatch(support or half(3), query or half(3))
 
 
+class Emnist:
+    """A data set, as a recipe writes it a block with a folder."""
+
+    fields: typing.ClassVar = {"folder": "."}
+
+    def __len__(self):
+        return 1
+
+    def __getitem__(self, row):
+        return torch.zeros(1), 0
+
+
 EPISODES = {"ways": 5, "shots": 1, "queries": 2}
 IMAGES = {"input_shape": (1, 8, 8), "outputs": 2, "layers": 2}
 PARAMETERS = {"parameters": [("w", nn.Parameter(torch.ones(1)))]}
@@ -84,6 +105,10 @@ NEEDED: dict[Any, dict[str, Any]] = {
     mb.tasks.Omniglot: EPISODES,
     mb.tasks.MiniImagenet: EPISODES,
     mb.tasks.CifarFS: EPISODES,
+    mb.tasks.TieredImagenet: EPISODES,
+    mb.tasks.CUB: EPISODES,
+    mb.tasks.Classes: {**EPISODES, "classes": {"train": {"a": torch.zeros(3, 1)}}},
+    mb.tasks.Episodes: {**EPISODES, "datasets": Emnist(), "splits": (1, 0, 0)},
     mb.tasks.Mix: {"sources": [mb.tasks.Sinusoid()]},
     mb.tasks.BySplit: dict.fromkeys(SPLITS, mb.tasks.Sinusoid()),
     mb.tasks.Folders: {**EPISODES, "root": ".", "size": 28},
@@ -119,6 +144,11 @@ NEEDED: dict[Any, dict[str, Any]] = {
         SLOTS["optimizer"].blocks[name]: {**PARAMETERS, "lr": 0.1}
         for name in ("adam", "adamw", "sgd")
     },
+    random_rotation: {"degrees": 10},
+    **{block: {"size": 8} for block in (random_crop, random_resized_crop, center_crop)},
+    resize: {"size": (8, 8)},
+    normalize: {"mean": [0.5], "std": [0.2]},
+    **{block: {"folder": "."} for block in DATASETS.values()},
     **{block: {**PARAMETERS, "maximum": 1.0} for block in SLOTS["clip"].blocks.values()},
     **{
         SLOTS["schedule"].blocks[name]: {"optimizer": optimizer(), "final": 0.1, "epochs": 2}
@@ -198,7 +228,10 @@ def misfits(annotation):
 def test_every_public_name_and_every_block_of_a_recipe_is_in_the_table():
     assert set(mb.__all__) >= NOT_CALLED
     for block, name in UNIQUE.items():
-        block(**NEEDED.get(block, {})) if block is not mb.Chain else block(mb.LearningRate(0.1))
+        if block is mb.Chain:
+            block(mb.LearningRate(0.1))
+        elif block not in DATASETS.values():  # which need their data
+            block(**NEEDED.get(block, {}))
         for field, annotation in fields(block).items():
             assert annotation is not inspect.Parameter.empty, (name, field)
 
@@ -245,6 +278,12 @@ PLACES = {
     "rule": "inner.rule[0]",
     "order": "inner.order",
     "executor": "hardware.executor",
+    "transform": "tasks.support_transform[0]",
+    "dataset": "tasks.datasets",
+}
+HOLDERS = {  # of blocks that are held by others
+    "transform": "tasks={block: cifar_fs, ways: 5, shots: 1, queries: 2, support_transform: [IT]}",
+    "dataset": "tasks={block: episodes, splits: [1, 0, 0], ways: 5, shots: 1, queries: 2, datasets: IT}",
 }
 
 
@@ -263,7 +302,7 @@ def plain_misfits(annotation):
 
 def as_block(source):
     """A block that another one holds, as a recipe writes it."""
-    return {"block": type(source).__name__.lower()}
+    return {"block": type(source).__name__.lower(), **getattr(source, "fields", {})}
 
 
 @pytest.mark.parametrize(
@@ -272,15 +311,16 @@ def as_block(source):
 )
 def test_a_field_of_a_recipe_takes_nothing_but_what_its_signature_says(slot, name):
     block, place = slot.blocks[name], PLACES.get(slot.name, f"outer.{slot.name}")
-    needed = {k: v for k, v in NEEDED.get(block, {}).items() if k not in slot.context}
-    for field, annotation in fields(block).items():
-        for value in plain_misfits(annotation) if field not in slot.context else ():
+    known = schema.fields(block, slot.context)
+    needed = {k: v for k, v in NEEDED.get(block, {}).items() if k in known}
+    plain = f"{place.removesuffix('[0]')}={'[IT]' if '[0]' in place else 'IT'}"
+    for field in known:
+        for value in plain_misfits(known[field].annotation):
             given = {k: json.dumps(v, default=as_block) for k, v in needed.items()}
             entry = {**given, field: value}
             written = ", ".join(f"{k}: {v}" for k, v in {"block": name, **entry}.items())
-            text = f"[{{{written}}}]" if "[0]" in place else f"{{{written}}}"
             with pytest.raises(RecipeError) as caught:
-                load(RECIPE, [f"{place.removesuffix('[0]')}={text}"])
+                load(RECIPE, [HOLDERS.get(slot.name, plain).replace("IT", f"{{{written}}}")])
             assert f"{place}.{field}" in str(caught.value)
 
 

@@ -21,6 +21,7 @@ from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 from typing_extensions import TypedDict, is_typeddict
 
+from metablocks.checks import IN_CODE
 from metablocks.errors import RecipeError, suggest, suggest_then
 from metablocks.recipe.layout import slot_of
 from metablocks.recipe.outer import GroupOptions
@@ -59,7 +60,7 @@ class Field:
 
 
 def fields(target: Callable[..., Any], context: Collection[str] = ()) -> dict[str, Field]:
-    """The fields of a block: its parameters in order, without what the builder supplies.
+    """The fields of a block: its parameters in order, without those of code and of the builder.
 
     Raises `RecipeError` for a signature that cannot be read.
 
@@ -77,7 +78,9 @@ def fields(target: Callable[..., Any], context: Collection[str] = ()) -> dict[st
     return {
         p.name: Field(p.name, hints.get(p.name, Any), _default(target, p))
         for p in parameters
-        if p.kind not in variable and p.name not in context
+        if p.kind not in variable
+        and p.name not in context
+        and IN_CODE not in getattr(hints.get(p.name), "__metadata__", ())
     }
 
 

@@ -34,8 +34,11 @@ from metablocks.recipe.outer import (
 from metablocks.rules import RULES, UpdateRule
 from metablocks.step_loss import AnnealedStepLoss, FinalStepLoss, StepLoss, UniformStepLoss
 from metablocks.tasks import (
+    CUB,
     BySplit,
     CifarFS,
+    Classes,
+    Episodes,
     Folders,
     Linear,
     Logistic,
@@ -44,8 +47,12 @@ from metablocks.tasks import (
     Omniglot,
     Sinusoid,
     Strokes,
+    TieredImagenet,
 )
 from metablocks.tasks.base import TaskSource
+from metablocks.tasks.episodes import MapDataset
+from metablocks.tasks.torchvision_sets import DATASETS
+from metablocks.tasks.transforms import TRANSFORMS
 from metablocks.tuning import AutoExecutor
 
 
@@ -73,13 +80,17 @@ TASKS = Slot(
         "strokes": Strokes,
         "omniglot": Omniglot,
         "mini_imagenet": MiniImagenet,
+        "tiered_imagenet": TieredImagenet,
         "cifar_fs": CifarFS,
+        "cub": CUB,
         "folders": Folders,
+        "classes": Classes,
+        "episodes": Episodes,
         "mix": Mix,
         "by_split": BySplit,
     },
     TaskSource,
-    ("seed", "device", "data", "support_transform", "query_transform"),
+    ("seed", "device", "data"),
 )
 MODEL = Slot(
     "model", "what is learned", {"conv4": Conv4, "mlp": MLP}, nn.Module, ("input_shape", "outputs")
@@ -147,6 +158,19 @@ EXECUTOR = Slot(
     Executor,
 )
 
+TRANSFORM = Slot(
+    "transform",
+    "how inputs of support or query are changed when they are drawn",
+    TRANSFORMS,
+    Callable,
+)
+DATASET = Slot(
+    "dataset",
+    "where the source episodes has its inputs and labels from",
+    DATASETS,
+    MapDataset,
+)
+
 SLOTS: dict[str, Slot] = {
     slot.name: slot
     for slot in (
@@ -161,6 +185,8 @@ SLOTS: dict[str, Slot] = {
         OPTIMIZER,
         SCHEDULE,
         EXECUTOR,
+        TRANSFORM,
+        DATASET,
     )
 }
 

@@ -12,7 +12,7 @@ from metablocks.gradcheck.shrink import MadeUp, shrink_steps
 from metablocks.recipe import Experiment, Recipe, build
 from metablocks.runs.train import final_scores, meta_step
 from metablocks.tasks.base import TaskSource
-from metablocks.tasks.image_tasks import ImageTasks
+from metablocks.tasks.image_sets import ImageSet
 from metablocks.types import Progress
 
 _TASKS = 2
@@ -82,7 +82,7 @@ def _brief(recipe: Recipe, device: str | None, data: Path | None) -> Experiment:
 
 def _has_data(source: TaskSource, recipe: Recipe) -> bool:
     """True if it gives a task; an image set is not asked, which may download."""
-    if isinstance(source, ImageTasks):
+    if isinstance(source, ImageSet):
         return False
     try:
         source.sample("train", [0])

@@ -3,8 +3,8 @@
 from metablocks.tasks.base import Split, TaskSource
 from metablocks.tasks.cifar_fs import CifarFS
 from metablocks.tasks.classes import Classes
-from metablocks.tasks.episode_sampling import ClassBank
 from metablocks.tasks.episodes import Episodes
+from metablocks.tasks.file_sets import CUB, TieredImagenet
 from metablocks.tasks.folders import Folders
 from metablocks.tasks.linear import Linear
 from metablocks.tasks.logistic import Logistic
@@ -15,9 +15,9 @@ from metablocks.tasks.sinusoid import Sinusoid
 from metablocks.tasks.strokes import Strokes
 
 __all__ = [
+    "CUB",
     "BySplit",
     "CifarFS",
-    "ClassBank",
     "Classes",
     "Episodes",
     "Folders",
@@ -30,4 +30,5 @@ __all__ = [
     "Split",
     "Strokes",
     "TaskSource",
+    "TieredImagenet",
 ]

@@ -20,19 +20,13 @@ from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar
 
 import numpy as np
+import torch
 
 from metablocks.checks import checked
-from metablocks.errors import DataError, TaskError
-from metablocks.tasks.class_splits import (
-    CIFAR_FS,
-    ClassSplits,
-    SplitClasses,
-    check_present,
-    class_names,
-)
-from metablocks.tasks.episode_sampling import ClassBank
-from metablocks.tasks.image_tasks import stack_classes
-from metablocks.tasks.storage import Storage
+from metablocks.errors import TaskError
+from metablocks.tasks.class_splits import CIFAR_FS, ClassSplits, SplitSet, class_names
+from metablocks.tasks.image_sets import Bank, check_present
+from metablocks.tasks.storage import FILE_LIMIT, Storage, check_size, read_file, reading
 from metablocks.torchvision_import import torchvision_module
 
 FOLDER = "cifar-100-python"
@@ -57,28 +51,17 @@ def _fetch(folder: Path) -> None:
 
 @checked(TaskError)
 @dataclass(frozen=True, kw_only=True)
-class CifarFS(SplitClasses):
+class CifarFS(SplitSet):
     """Tasks of CIFAR-FS: photographs of CIFAR-100, of the published 64 / 16 / 20 classes.
 
-    `sample` returns inputs float32 in [0, 1], RGB, `[tasks, ways * examples, 3, 32, 32]`, and
-    targets int64 `[tasks, ways * examples]`, class-major. Obeys the law of `TaskSource`. In a
-    smaller copy, classes may hold unequal numbers of images; each draws among its own.
-
-    The images are loaded at the first use of `sample`, `bank` or `checksum`, so that a source can be
-    described and checked without data. `data` is the folder that holds `cifar-100-python` or
-    `cifar-100-python.tar.gz`, or that folder; without it `$METABLOCKS_DATA` and the cache folder are
-    searched, then torchvision downloads.
-
-    Raises, when built, `TaskError` for fields out of range (`ways` is at most 16, the classes of
-    the validation split; shots + queries at most 600) and `DataError` for a `data` without
-    CIFAR-100. Raises, at first use, `DataError` if the data is absent, incomplete or unreadable, and
-    `TaskError` if a class has fewer than shots + queries images.
+    RGB, 32×32; `data` holds `cifar-100-python` or `cifar-100-python.tar.gz`, which torchvision
+    downloads. Fields, shapes and errors: `metablocks.tasks.image_sets.ImageSet`.
 
     Source: Krizhevsky 2009 (the images); Bertinetto et al. 2019 (the split).
 
     >>> source = CifarFS(ways=5, shots=1, queries=15)
-    >>> source.input_shape, source.outputs, [len(source.classes[s]) for s in source.classes]
-    ((3, 32, 32), 5, [64, 16, 20])
+    >>> source.input_shape, source.outputs, source.sizes
+    ((3, 32, 32), 5, {'train': 64, 'validation': 16, 'test': 20})
     >>> CifarFS(ways=20, shots=1, queries=15)
     Traceback (most recent call last):
     metablocks.errors.TaskError: CifarFS: ways=20, and the classes of its splits are train 64,
@@ -95,22 +78,21 @@ class CifarFS(SplitClasses):
         keep=(ARCHIVE,),
     )
 
-    def load(self) -> ClassBank:
-        """The bank of all 100 classes, uint8 `[100, images, 3, 32, 32]`, RGB, on the CPU.
+    def load(self) -> Bank:
+        """The bank of all 100 classes in the order train, validation, test.
 
-        Classes stand in the order train, validation, test; the images of a class in the order of
-        the files, those of `train` before those of `test`.
+        The images of a class come in the order of the files, those of `train` before those of `test`.
         """
         with self.storage.located(self.data) as place:
             return read(place)
 
 
-def read(place: Path) -> ClassBank:
+def read(place: Path) -> Bank:
     """The bank of the folder or archive `place`.
 
     Raises `DataError`, naming it, if a file is missing, damaged or not CIFAR-100's.
     """
-    try:
+    with reading(place, "CIFAR-100"):
         files = _contents(place)
         values = {
             file: _Unpickler(io.BytesIO(files[file]), encoding="latin1").load() for file in FILES
@@ -122,23 +104,21 @@ def read(place: Path) -> ClassBank:
         counts = dict(zip(names, np.bincount(labels, minlength=len(names)).tolist(), strict=True))
         if images.dtype != np.uint8 or len(images) != len(labels):
             raise ValueError(f"{len(labels)} labels for images of {images.dtype} {images.shape}")
-    except Exception as error:  # a damaged pickle raises whatever its bytes happen to mean
-        message = f"{place}: cannot be read as CIFAR-100 ({type(error).__name__}: {error})"
-        raise DataError(message) from error
     order = class_names(CIFAR_FS)
     near = [name for name in names if name not in order]
     check_present(str(place), CIFAR_FS, (name for name in names if counts[name]), near)
-    classes = (images[labels == names.index(name)] for name in order)
-    return stack_classes(order, [counts[name] for name in order], classes)
+    rows = np.concatenate([np.flatnonzero(labels == names.index(name)) for name in order])
+    return Bank({name: counts[name] for name in order}, torch.from_numpy(images[rows]))
 
 
 def _contents(place: Path) -> dict[str, bytes]:
     """{file: its content} of the folder or archive."""
     if place.is_dir():
-        return {file: (place / file).read_bytes() for file in FILES}
+        return {file: read_file(place / file, "CIFAR-100") for file in FILES}
     files: dict[str, bytes] = {}
     with tarfile.open(place) as archive:
         for member in archive:
+            check_size(member.size, FILE_LIMIT)  # also of one that would only be passed over
             *above, file = PurePosixPath("/", member.name).parts
             content = archive.extractfile(member)  # None for members that are not files
             if content and file in FILES and above[-1] == FOLDER:

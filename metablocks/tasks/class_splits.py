@@ -10,20 +10,13 @@ of Vinyals et al. 2016).
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cached_property
 from typing import ClassVar, TypeAlias
 
-import numpy as np
-
-from metablocks.errors import DataError, suggest
 from metablocks.tasks.base import SPLITS, Split
-from metablocks.tasks.episode_sampling import Ints
-from metablocks.tasks.image_tasks import ImageTasks
+from metablocks.tasks.image_sets import DecodedSet
 
 ClassSplits: TypeAlias = dict[Split, tuple[str, ...]]
 """The names of the classes of each split."""
-
-_LISTED = 5  # classes that an error lists before it counts the rest
 
 
 def _words(text: str) -> tuple[str, ...]:
@@ -73,58 +66,20 @@ MINI_IMAGENET: ClassSplits = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class SplitClasses(ImageTasks):
-    """Tasks of a data set with published splits of its classes, of 600 images each."""
+class SplitSet(DecodedSet):
+    """A set of 600 images a class with a published list of the classes of each split."""
 
     examples: ClassVar[int | None] = 600
     splits: ClassVar[ClassSplits]
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.check_ways({split: len(names) for split, names in self.splits.items()})
+    @property
+    def sizes(self) -> dict[Split, int]:
+        return {split: len(names) for split, names in self.splits.items()}
 
-    @cached_property
-    def classes(self) -> dict[Split, Ints]:
-        """The classes of each split: numbers of classes of `bank`, ascending."""
-        return class_numbers(self.splits)
+    def split_names(self, names: Iterable[str]) -> ClassSplits:
+        return self.splits
 
 
 def class_names(splits: ClassSplits) -> tuple[str, ...]:
     """The classes of a bank: those of train, then of validation, then of test."""
     return tuple(name for split in SPLITS for name in splits[split])
-
-
-def class_numbers(splits: ClassSplits) -> dict[Split, Ints]:
-    """The classes of each split: their positions in `class_names(splits)`, ascending.
-
-    >>> class_numbers({"train": ("ant", "cat"), "validation": ("bee",), "test": ("dog",)})
-    {'train': array([0, 1]), 'validation': array([2]), 'test': array([3])}
-    """
-    ends = np.cumsum([len(splits[split]) for split in SPLITS])
-    parts = np.split(np.arange(ends[-1], dtype=np.int64), ends[:-1])
-    return dict(zip(SPLITS, parts, strict=True))
-
-
-def check_present(
-    place: str, splits: ClassSplits, present: Iterable[str], near: Iterable[str] = ()
-) -> None:
-    """Raise `DataError` for the first split that lacks classes in `place`.
-
-    `near`: other names that are there, one of which may be a class mistyped.
-
-    >>> splits = {"train": ("ant", "cat"), "validation": ("bee",), "test": ("dog",)}
-    >>> check_present("/data", splits, ["ant", "bee", "dog"], near=["cats"])
-    Traceback (most recent call last):
-    metablocks.errors.DataError: /data: holds 1 of the 2 classes of train; missing: cat; did you
-    mean "cats"?
-    """
-    present = set(present)
-    for split in SPLITS:
-        missing = [name for name in splits[split] if name not in present]
-        if missing:
-            more = f" and {len(missing) - _LISTED} more" if len(missing) > _LISTED else ""
-            raise DataError(
-                f"{place}: holds {len(splits[split]) - len(missing)} of the "
-                f"{len(splits[split])} classes of {split}; missing: "
-                f"{', '.join(missing[:_LISTED])}{more}{suggest(missing[0], near)}"
-            )

@@ -1,4 +1,4 @@
-"""The base of sources over data of one's own: N-way K-shot tasks of examples by class.
+"""The base of sources of examples by class, of one's own or published: N-way K-shot tasks.
 
 A source gives a `Pool` of examples for each split; which classes and examples a task takes is drawn
 by `episode_sampling.draw_episodes`, from (seed, split, index) and the numbers of examples alone.
@@ -9,13 +9,14 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Annotated, Any, ClassVar, Protocol
+from functools import reduce
+from typing import Annotated, Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from metablocks.checks import Count, CountFrom0, Device, Such
+from metablocks.checks import Blocks, Count, CountFrom0, Device, Such
 from metablocks.errors import TaskError
 from metablocks.generators import seeded
 from metablocks.tasks.base import SPLITS, Kind, Split, check_split, generator, task_numbers
@@ -29,25 +30,52 @@ Shares = Annotated[
         "three shares (train, validation, test) that add up to 1",
     ),
 ]
-
-
+Transforms = Annotated[
+    Callable[[Tensor], Tensor] | Sequence[Callable[[Tensor], Tensor]],
+    Blocks("transform", at_least=0),
+]
 _ORDERED = Such(lambda pair: pair[0] <= pair[1], "a range [low, high] of whole numbers")
+_Key = TypeVar("_Key")
 _SIZES = 3  # last counter of the generator of a task's ways and shots
 
 
-class Pool(Protocol):
-    """The examples of a split by class, class after class."""
+@dataclass(frozen=True)
+class Pool:
+    """The examples of a split by class, class after class: numbers `rows` of what `read` gives.
 
-    @property
-    def names(self) -> Sequence[str]:
-        """The names of the classes."""
+    `counts`: the number of examples of each class. `read(rows)` gives examples `[rows, ...]`.
+    """
 
-    @property
-    def counts(self) -> Ints:
-        """The number of examples of each class."""
+    names: tuple[str, ...]
+    counts: Ints
+    rows: Ints
+    read: Callable[[Ints], Tensor]
+
+    @classmethod
+    def of(cls, classes: Mapping[str, Ints], read: Callable[[Ints], Tensor]) -> "Pool":
+        """The pool of classes, each with the numbers of its examples."""
+        rows = list(classes.values())
+        counts = np.array([len(of_class) for of_class in rows], dtype=np.int64)
+        return cls(tuple(classes), counts, np.concatenate(rows), read)
 
     def take(self, rows: Ints) -> Tensor:
         """The examples of the numbers `rows`, which count through all classes: `[rows, ...]`."""
+        return self.read(self.rows[rows])
+
+
+def numbered(counts: Mapping[_Key, int]) -> dict[_Key, Ints]:
+    """The numbers of each class's examples, which come class after class.
+
+    >>> numbered({"ant": 2, "bee": 3})
+    {'ant': array([0, 1]), 'bee': array([2, 3, 4])}
+    """
+    ends = np.cumsum([0, *counts.values()])
+    return {key: np.arange(ends[number], ends[number + 1]) for number, key in enumerate(counts)}
+
+
+def rows_of(examples: Tensor) -> Callable[[Ints], Tensor]:
+    """A pool's `read` of examples in one tensor."""
+    return lambda rows: examples.index_select(0, torch.from_numpy(rows).to(examples.device))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,8 +89,9 @@ class ClassTasks(ABC):
     query examples. `unlabelled` tasks make a class of each example, whatever its label: support and
     query are copies of it, told apart by the transforms.
 
-    `support_transform` and `query_transform` are called on each input alone, as the model would get it,
-    and give one of the same shape for all, `input_shape`. What they draw is seeded by the task.
+    `support_transform` and `query_transform`, a function each or several that follow one another, are
+    called on each input alone, as the model would get it, and give one of the same shape for all,
+    `input_shape`. What they draw is seeded by the task.
     """
 
     kind: ClassVar[Kind] = "classification"
@@ -73,10 +102,24 @@ class ClassTasks(ABC):
     balanced: bool = True
     rotate: bool = False
     unlabelled: bool = False
-    support_transform: Callable[[Tensor], Tensor] | None = None
-    query_transform: Callable[[Tensor], Tensor] | None = None
+    support_transform: Transforms = ()
+    query_transform: Transforms = ()
     seed: CountFrom0 = 0
     device: Device = "cpu"
+
+    def __post_init__(self) -> None:
+        for name in ("support_transform", "query_transform"):
+            functions = getattr(self, name)
+            chain = (functions,) if callable(functions) else tuple(functions)
+            object.__setattr__(self, name, chain)
+        if self.unlabelled and not (self.support_transform or self.query_transform):
+            name = type(self).__name__
+            raise TaskError(
+                f"{name}: unlabelled=True makes support and query of copies of one example; give a "
+                "support_transform or a query_transform, which tells them apart",
+                block=name,
+                field="unlabelled",
+            )
 
     @property
     @abstractmethod
@@ -112,7 +155,7 @@ class ClassTasks(ABC):
             sizes = [self._sizes(split, index, len(pool.counts))[None] for index in numbers]
             alone = zip(numbers, sizes, strict=True)
             batch = TaskList([self._drawn(pool, split, [n], shots)[0] for n, shots in alone])
-        if self.support_transform is None and self.query_transform is None:
+        if not (self.support_transform or self.query_transform):
             return batch
         return TaskList.gather(
             [self._transformed(split, index, batch[row]) for row, index in enumerate(numbers)]
@@ -160,8 +203,9 @@ class ClassTasks(ABC):
         return TaskBatch((inputs, targets), batch.query)
 
     def _transformed(self, split: Split, index: int, task: Task) -> Task:
-        def side(function: Callable[[Tensor], Tensor] | None, inputs: Tensor) -> Tensor:
-            return inputs if function is None else torch.stack([function(x) for x in inputs])
+        def side(functions: Any, inputs: Tensor) -> Tensor:
+            changed = (reduce(lambda x, function: function(x), functions, x) for x in inputs)
+            return torch.stack([*changed]) if functions else inputs
 
         with seeded(self.seed, SPLITS.index(split), index):
             support = side(self.support_transform, task.support[0])
@@ -188,36 +232,44 @@ class ClassTasks(ABC):
                 field="split",
             )
         pool = pools[split]
-        if self.unlabelled and self.support_transform is self.query_transform is None:
-            raise TaskError(
-                f"{name}: unlabelled=True makes support and query of copies of one example; give a "
-                "support_transform or a query_transform, which tells them apart",
-                block=name,
-                field="unlabelled",
-            )
         classes = {
             split: int(pool.counts.sum()) if self.unlabelled else len(pool.counts)
             for split, pool in pools.items()
         }
-        if _range(self.ways)[0] > classes[split]:
-            there_are = ", ".join(f"{split} {count}" for split, count in classes.items())
-            raise TaskError(
-                f"{name}: ways={self.ways}, and the classes of its splits are {there_are}; ways is "
-                f"at most {min(classes.values())}",
-                block=name,
-                field="ways",
-            )
-        needed, fewest = _range(self.shots)[1] + self.queries, int(pool.counts.min())
-        if needed > fewest and not self.unlabelled:
-            fewest_of = pool.names[int(pool.counts.argmin())]
-            raise TaskError(
-                f"{name}: shots={self.shots} and queries={self.queries} need {needed} examples of "
-                f"every class, and {fewest_of} of {split} has {fewest}; shots + queries is at most "
-                f"{fewest}, or add examples",
-                block=name,
-                field="shots",
-            )
+        check_ways(name, self.ways, classes, split)
+        if not self.unlabelled:
+            least = int(pool.counts.argmin())
+            of = f"{pool.names[least]} of {split}"
+            check_examples(name, self.shots, self.queries, int(pool.counts[least]), of)
         return pool
+
+
+def check_ways(
+    block: str, ways: int | tuple[int, int], classes: Mapping[Split, int], split: Split
+) -> None:
+    """Raise `TaskError` for more ways than a split has of `classes`, whose numbers these are."""
+    if _range(ways)[0] > classes[split]:
+        there_are = ", ".join(f"{split} {count}" for split, count in classes.items())
+        raise TaskError(
+            f"{block}: ways={ways}, and the classes of its splits are {there_are}; ways is at most "
+            f"{min(classes.values())}",
+            block=block,
+            field="ways",
+        )
+
+
+def check_examples(
+    block: str, shots: int | tuple[int, int], queries: int, examples: int, of: str
+) -> None:
+    """Raise `TaskError` for more shots and queries than a class, `of`, has examples."""
+    needed = _range(shots)[1] + queries
+    if needed > examples:
+        raise TaskError(
+            f"{block}: shots={shots} and queries={queries} need {needed} examples of every class, and "
+            f"{of} has {examples}; shots + queries is at most {examples}, or add examples",
+            block=block,
+            field="shots",
+        )
 
 
 def _range(value: int | tuple[int, int]) -> tuple[int, int]:

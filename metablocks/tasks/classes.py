@@ -1,19 +1,27 @@
 """Tasks of tensors of one's own, by split and class."""
 
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from metablocks.checks import Such, checked
-from metablocks.errors import TaskError
+from metablocks.checks import IN_CODE, Such, check, checked
+from metablocks.errors import MetablocksError, TaskError
 from metablocks.tasks.base import SPLITS, Split
-from metablocks.tasks.class_tasks import ClassTasks, check_apart, digest_of
-from metablocks.tasks.episode_sampling import Ints
+from metablocks.tasks.class_tasks import (
+    ClassTasks,
+    Pool,
+    check_apart,
+    digest_of,
+    numbered,
+    rows_of,
+)
+from metablocks.tasks.storage import check_file, reading
 
 ClassTensors = Annotated[
     Mapping[Split, Mapping[str, Tensor]],
@@ -21,23 +29,13 @@ ClassTensors = Annotated[
 ]
 
 
-@dataclass(frozen=True)
-class TensorPool:
-    """Examples by class in one tensor, class after class."""
-
-    names: tuple[str, ...]
-    counts: Ints
-    examples: Tensor
-
-    def take(self, rows: Ints) -> Tensor:
-        """The examples of the numbers `rows`."""
-        return self.examples.index_select(0, torch.from_numpy(rows).to(self.examples.device))
-
-
 @checked(TaskError)
 @dataclass(frozen=True)
 class Classes(ClassTasks):
     """Tasks of tensors: `classes[split][name]` is `[examples, ...]`, one tensor a class.
+
+    `classes` is that dict, or `file` the path of one that `torch.save` wrote (it is read without
+    running code).
 
     `sample` returns inputs `[tasks, ways * examples, ...]`, uint8 as float32 in [0, 1] and other
     numbers as they are, and targets int64 `[tasks, ways * examples]`, class-major. Obeys the law of
@@ -47,8 +45,9 @@ class Classes(ClassTasks):
     copied, to `device`, at the first use.
 
     Raises, when built, `TaskError` for fields out of range, tensors of different shapes or dtypes and a
-    class in two splits; at first use `TaskError` for a split that is not there or has fewer than
-    `ways` classes, and for a class with fewer than shots + queries examples.
+    class in two splits, and `DataError` for a file that cannot be read; at first use `TaskError` for a
+    split that is not there or has fewer than `ways` classes, and for a class with fewer than
+    shots + queries examples.
 
     >>> digits = {"train": {"zero": torch.zeros(8, 1, 5, 5), "one": torch.ones(6, 1, 5, 5)}}
     >>> source = Classes(digits, ways=2, shots=1, queries=4)
@@ -56,11 +55,20 @@ class Classes(ClassTasks):
     torch.Size([3, 8, 1, 5, 5])
     """
 
-    classes: ClassTensors = field(compare=False, repr=False)
+    classes: Annotated[ClassTensors | None, IN_CODE] = field(
+        default=None, compare=False, repr=False
+    )
+    file: str | Path | None = field(default=None, compare=False)
+    _tensors: ClassTensors = field(init=False, compare=False, repr=False)
     _checksum: str = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        for split, tensors in self.classes.items():
+        super().__post_init__()
+        if (self.classes is None) == (self.file is None):
+            raise self._error("it takes a dict of tensors, or else the file of one")
+        tensors = self.classes if self.file is None else _loaded(self.file)
+        object.__setattr__(self, "_tensors", tensors)
+        for split, tensors in self._tensors.items():
             if not tensors:
                 raise self._error(f"{split} holds no class")
             for name, tensor in tensors.items():
@@ -75,7 +83,7 @@ class Classes(ClassTasks):
                         f"class {list(self._first.shape)} of {self._first.dtype}; examples have one "
                         "shape and dtype"
                     )
-        check_apart("Classes", self.classes)
+        check_apart("Classes", self._tensors)
         described = [
             [split, name, list(tensor.shape), str(tensor.dtype)]
             for split, name, tensor in self._in_order()
@@ -96,26 +104,37 @@ class Classes(ClassTasks):
         return tuple(self._first.shape[1:])
 
     @cached_property
-    def pools(self) -> dict[Split, TensorPool]:
+    def pools(self) -> dict[Split, Pool]:
         """The examples of each split, on the device."""
-        pools = {}
-        for split in SPLITS:
-            ours = [(name, t) for here, name, t in self._in_order() if here == split]
-            if ours:
-                names, tensors = zip(*ours, strict=True)
-                counts = np.array([len(tensor) for tensor in tensors], dtype=np.int64)
-                examples = torch.cat([tensor.detach().to(self.device) for tensor in tensors])
-                pools[split] = TensorPool(names, counts, examples)
-        return pools
+        tensors = {(split, name): tensor for split, name, tensor in self._in_order()}
+        rows = numbered({place: len(tensor) for place, tensor in tensors.items()})
+        read = rows_of(torch.cat([t.detach().to(self.device) for t in tensors.values()]))
+        return {
+            split: Pool.of({n: of for (s, n), of in rows.items() if s == split}, read)
+            for split in SPLITS
+            if split in self._tensors
+        }
 
     @property
     def _first(self) -> Tensor:
-        return next(iter(next(iter(self.classes.values())).values()))
+        return next(iter(next(iter(self._tensors.values())).values()))
 
     def _in_order(self) -> Iterator[tuple[Split, str, Tensor]]:
         for split in SPLITS:
-            for name in sorted(self.classes.get(split, ())):
-                yield split, name, self.classes[split][name]
+            for name in sorted(self._tensors.get(split, ())):
+                yield split, name, self._tensors[split][name]
 
     def _error(self, message: str) -> TaskError:
         return TaskError(f"Classes classes: {message}", block="Classes", field="classes")
+
+
+def _loaded(file: str | Path) -> Any:
+    """The dict of tensors of a file; raises `DataError` for one that holds something else."""
+    path, kind = Path(os.path.expanduser(file)), "torch.save's file of {split: {class: tensor}}"
+    with reading(path, kind):
+        check_file(path)
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        try:
+            return check("Classes", "file", loaded, ClassTensors)
+        except MetablocksError as error:
+            raise ValueError(str(error)) from None

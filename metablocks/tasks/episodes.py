@@ -4,28 +4,35 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain
-from typing import Annotated, Any
+from typing import Annotated, Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import ConcatDataset, Subset, TensorDataset
 
-from metablocks.checks import Count, CountFrom0, Such, checked, shown
+from metablocks.checks import Blocks, Count, CountFrom0, Such, checked, shown
 from metablocks.errors import TaskError, suggest
 from metablocks.generators import seeded
 from metablocks.tasks.base import SPLITS, Split
-from metablocks.tasks.class_tasks import ClassTasks, Shares, check_apart, deal, digest_of
+from metablocks.tasks.class_tasks import ClassTasks, Pool, Shares, check_apart, deal, digest_of
 from metablocks.tasks.episode_sampling import Ints
-from metablocks.tasks.image_files import Cached, CachedPool, pixels
+from metablocks.tasks.image_files import Cached, pixels, sides
 
 _LABELS = ("targets", "labels", "_labels")  # attributes in which torchvision's data sets keep them
 
 
+@runtime_checkable
+class MapDataset(Protocol):
+    """A map-style data set of pairs (input, label)."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, row: int, /) -> Any: ...
+
+
 def _is_map(value: Any) -> bool:
-    return (
-        hasattr(value, "__getitem__") and hasattr(value, "__len__") and not isinstance(value, str)
-    )
+    return isinstance(value, MapDataset) and not isinstance(value, str)
 
 
 DataSets = Annotated[
@@ -34,6 +41,7 @@ DataSets = Annotated[
         lambda given: all(map(_is_map, given.values() if isinstance(given, Mapping) else [given])),
         "a data set with len(…) and […] of (input, label), or a dict {split: data set}",
     ),
+    Blocks("dataset"),
 ]
 
 
@@ -76,6 +84,7 @@ class Episodes(ClassTasks):
     cache: CountFrom0 = 1024
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         apart = isinstance(self.datasets, Mapping)
         if apart and not (self.datasets and set(self.datasets) <= set(SPLITS)):
             raise self._error(
@@ -95,18 +104,16 @@ class Episodes(ClassTasks):
         return tuple(next(iter(self._parts.values()))[1].take(np.array([0])).shape[1:])
 
     @cached_property
-    def pools(self) -> dict[Split, CachedPool]:
+    def pools(self) -> dict[Split, Pool]:
         """The examples of each split, read when they are drawn."""
         pools = {}
         for split, (by_label, examples, names) in self._parts.items():
             labels = (
                 by_label.keys() if self.splits is None else self._labels(split, by_label, names)
             )
-            rows = [by_label[label] for label in labels]
+            rows = {names[label]: by_label[label] for label in labels}
             if rows:
-                counts = np.array([len(of_class) for of_class in rows], dtype=np.int64)
-                of_split = tuple(names[label] for label in labels)
-                pools[split] = CachedPool(of_split, counts, np.concatenate(rows), examples)
+                pools[split] = Pool.of(rows, examples.take)
         named = {split: pool.names for split, pool in pools.items()}
         if self.splits is not None or all(_class_names(d) for d in self.datasets.values()):
             check_apart("Episodes", named)
@@ -144,7 +151,9 @@ class Episodes(ClassTasks):
         known = _class_names(dataset)
         numbered = all(isinstance(label, int) and 0 <= label < len(known) for label in order)
         names = {label: known[label] if numbered else str(label) for label in order}
-        size = (self.size, self.size) if isinstance(self.size, int) else self.size
+        if len(set(names.values())) < len(names):  # 1 and "1"
+            names = {label: repr(label) for label in order}
+        size = None if self.size is None else sides(self.size)
         examples = Cached(_Reader(dataset, size), len(dataset), self.cache * 2**20)
         return {label: np.array(rows[label]) for label in order}, examples, names
 

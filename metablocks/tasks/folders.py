@@ -1,33 +1,27 @@
 """Tasks of image files of one's own, in a folder for each class."""
 
-import contextlib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
-import numpy as np
 import yaml
-from torch import Tensor
 
 from metablocks.checks import Count, CountFrom0, check, checked
 from metablocks.errors import DataError, MetablocksError, TaskError, suggest
 from metablocks.tasks.base import SPLITS, Split
-from metablocks.tasks.class_tasks import ClassTasks, Shares, check_apart, deal, digest_of
+from metablocks.tasks.class_tasks import ClassTasks, Pool, Shares, check_apart, deal
 from metablocks.tasks.image_files import (
-    Cached,
-    CachedPool,
+    Files,
+    checksum_of_files,
     classes_below,
-    content_of,
-    decode,
-    in_threads,
+    pools_of_files,
+    sides,
 )
-from metablocks.tasks.storage import cache_folder, fingerprint
+from metablocks.tasks.storage import read_file
 
-Files: TypeAlias = dict[str, list[Path]]
-"""The image files of each class, sorted."""
 ClassNames = Mapping[Split, Sequence[str]]
 FOLDERS: dict[Split, tuple[str, ...]] = {
     "train": ("train", "training"),
@@ -81,6 +75,7 @@ class Folders(ClassTasks):
     cache: CountFrom0 = 1024
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self._root.is_dir():
             raise TaskError(
                 f"Folders root is {str(self.root)!r}, and there is no such folder; root holds a folder "
@@ -92,14 +87,14 @@ class Folders(ClassTasks):
             read_splits(self.splits)
 
     @property
-    def input_shape(self) -> tuple[int, ...]:
-        return (1 if self.grey else 3, *self._size)
+    def input_shape(self) -> tuple[int, int, int]:
+        return (1 if self.grey else 3, *sides(self.size))
 
     @cached_property
     def classes(self) -> dict[Split, Files]:
         """The image files of the classes of each split that there is."""
         if self.splits is None:
-            classes = _by_folder(self._root)
+            classes = by_folder(self._root)
         else:
             everything = classes_below(self._root)
             check_apart("Folders", {"train": everything})
@@ -111,54 +106,20 @@ class Folders(ClassTasks):
         return classes
 
     @cached_property
-    def pools(self) -> dict[Split, CachedPool]:
+    def pools(self) -> dict[Split, Pool]:
         """The images of each split, read when they are drawn."""
-        files = [file for _, _, listed in self._in_order() for file in listed]
-        channels, *size = self.input_shape
-
-        def read(rows: Sequence[int]) -> list[Tensor]:
-            return in_threads(lambda row: decode(files[row], (size[0], size[1]), channels), rows)
-
-        images, pools, first = Cached(read, len(files), self.cache * 2**20), {}, 0
-        for split, classes in self.classes.items():
-            counts = np.array([len(listed) for listed in classes.values()], dtype=np.int64)
-            rows = np.arange(first, first + int(counts.sum()))
-            pools[split] = CachedPool(tuple(classes), counts, rows, images)
-            first += len(rows)
-        return pools
+        return pools_of_files(self.classes, self.input_shape, self.cache)
 
     @cached_property
     def checksum(self) -> str:
         """SHA-256, in hex, of splits, names of classes and the files' contents."""
         for split in self.pools:
             self._pool(split)
-        listed = list(self._in_order())
-        described = [[split, name, len(files)] for split, name, files in listed]
-        files = [file for _, _, files in listed for file in files]
-        state = fingerprint(self._root, [str(described), *files])
-        remembered = cache_folder() / f"folders-{state[:40]}.sha256"
-        with contextlib.suppress(OSError):
-            return remembered.read_text().strip()
-        checksum = digest_of(described, in_threads(content_of, files))
-        with contextlib.suppress(OSError):
-            remembered.parent.mkdir(parents=True, exist_ok=True)
-            remembered.write_text(checksum)
-        return checksum
+        return checksum_of_files(self._root, self.classes)
 
     @property
     def _root(self) -> Path:
         return Path(os.path.expanduser(self.root))
-
-    @property
-    def _size(self) -> tuple[int, int]:
-        return self.size if isinstance(self.size, tuple) else (self.size, self.size)
-
-    def _in_order(self) -> list[tuple[Split, str, list[Path]]]:
-        return [
-            (split, name, files)
-            for split, classes in self.classes.items()
-            for name, files in classes.items()
-        ]
 
     def _names(self, present: Files) -> dict[Split, list[str]]:
         """The names of each split's classes, as `splits` has them."""
@@ -183,7 +144,7 @@ def read_splits(path: str | Path) -> ClassNames:
     Raises `TaskError` for a file that cannot be read or says something else.
     """
     try:
-        content = yaml.safe_load(Path(os.path.expanduser(path)).read_text(encoding="utf-8"))
+        content = yaml.safe_load(read_file(Path(os.path.expanduser(path)), "a text").decode())
         names: ClassNames = check("Folders", "splits", content, ClassNames, TaskError)
     except (OSError, ValueError, yaml.YAMLError, MetablocksError) as error:
         raise TaskError(
@@ -195,7 +156,8 @@ def read_splits(path: str | Path) -> ClassNames:
     return names
 
 
-def _by_folder(root: Path) -> dict[Split, Files]:
+def by_folder(root: Path) -> dict[Split, Files]:
+    """The image files of the classes in a folder for each split."""
     places = {
         split: [root / name for name in names if (root / name).is_dir()]
         for split, names in FOLDERS.items()

@@ -5,23 +5,33 @@ are followed. Files and folders whose names begin with a dot, and files that are
 suffix, are not looked at. Every order is that of names, so that it is the same on every machine.
 """
 
+import contextlib
 import hashlib
 import io
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from metablocks.errors import DataError, first_line
+from metablocks.errors import DataError, MissingError
+from metablocks.tasks.base import Split
+from metablocks.tasks.class_tasks import Pool, digest_of, numbered
 from metablocks.tasks.episode_sampling import Ints
-from metablocks.tasks.storage import pillow
+from metablocks.tasks.storage import (
+    cache_folder,
+    check_file,
+    fingerprint,
+    read_file,
+    reading,
+    replacing,
+)
 
 FORMATS = {
     "BMP": (".bmp",),
@@ -31,19 +41,25 @@ FORMATS = {
     "PPM": (".pgm", ".ppm"),
     "WEBP": (".webp",),
 }
+PIXELS = 2**26
+"""The most pixels of an image, 8192×8192 say: more take a gigabyte or more to decode."""
 SUFFIXES = tuple(suffix for suffixes in FORMATS.values() for suffix in suffixes)
 
+Files: TypeAlias = dict[str, list[Path]]
+"""The image files of each class, sorted."""
+
+_KIND = f"an image, one of {', '.join(FORMATS)}"
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
 
-def classes_below(folder: Path) -> dict[str, list[Path]]:
+def classes_below(folder: Path) -> Files:
     """The image files of every class below a folder, sorted by name.
 
     Raises `DataError`, naming the place, for a folder without images, for one that holds images and
     folders, for a link that leads nowhere or into a folder above it, and for what cannot be read.
     """
-    found: dict[str, list[Path]] = {}
+    found: Files = {}
     try:
         for name, files in _visit(folder, "", ()):
             found[name] = files
@@ -59,28 +75,87 @@ def _visit(folder: Path, name: str, above: tuple[Any, ...]) -> Iterator[tuple[st
     here = (state.st_dev, state.st_ino)
     if here in above:
         raise DataError(f"{folder}: is reached by a link from inside itself; take the link away")
-    with os.scandir(folder) as entries:
-        visible = sorted((e for e in entries if not e.name.startswith(".")), key=lambda e: e.name)
-    folders = [entry.name for entry in visible if entry.is_dir()]
-    files = [
-        folder / entry.name
-        for entry in visible
-        if entry.name.lower().endswith(SUFFIXES) and entry.name not in folders
-    ]
-    for link in (folder / entry.name for entry in visible if entry.is_symlink()):
-        if not link.exists():
-            raise DataError(f"{link}: is a link that leads nowhere; take it away")
+    folders, files = entries_of(folder)
     if files and (folders or not name):
         where = f"beside the folder {folders[0]}" if folders else "and in no folder of a class"
         raise DataError(
             f"{folder}: holds an image, {files[0].name}, {where}; each class is one folder of images"
         )
     if not files and not folders:
-        raise DataError(f"{folder}: holds no image; images end in {', '.join(SUFFIXES)}")
+        raise _without_images(folder)
     if files:
         yield name, files
     for below in folders:
         yield from _visit(folder / below, f"{name}/{below}".lstrip("/"), (*above, here))
+
+
+def entries_of(folder: Path) -> tuple[list[str], list[Path]]:
+    """The names of the folders in a folder, and its image files, both sorted.
+
+    Raises `DataError` for a link that leads nowhere.
+    """
+    with os.scandir(folder) as entries:
+        visible = sorted((e for e in entries if not e.name.startswith(".")), key=lambda e: e.name)
+    folders = [entry.name for entry in visible if entry.is_dir()]
+    for link in (folder / entry.name for entry in visible if entry.is_symlink()):
+        if not link.exists():
+            raise DataError(f"{link}: is a link that leads nowhere; take it away")
+    images = (entry.name for entry in visible if entry.name.lower().endswith(SUFFIXES))
+    return folders, [folder / name for name in images if name not in folders]
+
+
+def images_of(folder: Path) -> list[Path]:
+    """The image files in the folder of one class, sorted; raises `DataError` if there is none."""
+    _, files = entries_of(folder)
+    if not files:
+        raise _without_images(folder)
+    return files
+
+
+def _without_images(folder: Path) -> DataError:
+    return DataError(f"{folder}: holds no image; images end in {', '.join(SUFFIXES)}")
+
+
+def pillow() -> Any:
+    """Pillow's module `Image`.
+
+    Raises `MissingError` if Pillow is not installed.
+    """
+    try:
+        from PIL import Image
+    except ImportError as error:
+        raise MissingError(
+            "image files are read with Pillow, which is not installed: pip install 'metablocks[images]'"
+        ) from error
+    return Image
+
+
+@contextmanager
+def opened(path: Path | str, content: bytes | None = None) -> Iterator[Any]:
+    """A file, or its `content`, as an image of Pillow's; what fails in the context is a `DataError`.
+
+    Raises it for a file that is not an image of one of the `FORMATS`, is damaged, or has more than
+    `PIXELS` pixels, which are not decoded.
+    """
+    Image = pillow()  # noqa: N806
+    content = read_file(path, _KIND) if content is None else content
+    with reading(path, _KIND):
+        try:
+            image = Image.open(io.BytesIO(content), formats=tuple(FORMATS))
+        except Image.UnidentifiedImageError:  # names an object in memory
+            raise ValueError("its content is none of these") from None
+        with image:
+            if image.width * image.height > PIXELS:
+                raise ValueError(
+                    f"it is {image.width}×{image.height}, and images of at most {PIXELS:,} pixels are "
+                    "read: make it smaller"
+                )
+            yield image
+
+
+def sides(size: int | tuple[int, int]) -> tuple[int, int]:
+    """Height and width of a size, which may be one side of a square."""
+    return size if isinstance(size, tuple) else (size, size)
 
 
 def decode(path: Path, size: tuple[int, int], channels: int) -> Tensor:
@@ -90,17 +165,13 @@ def decode(path: Path, size: tuple[int, int], channels: int) -> Tensor:
     photograph is turned as its EXIF data say; what is transparent is put on white; 16-bit grey keeps
     its upper 8 bits.
 
-    Raises `DataError` for a file that is not an image of one of the `FORMATS`.
+    Raises `DataError` for a file that cannot be read as an image; see `opened`.
     """
-    Image = pillow()  # noqa: N806
-    from PIL import ImageOps
+    with opened(path) as image:
+        from PIL import ImageOps
 
-    try:
-        with Image.open(path, formats=list(FORMATS)) as image:
-            image.draft(None, (2 * size[1], 2 * size[0]))  # a large JPEG is decoded smaller
-            return pixels(ImageOps.exif_transpose(image), size, channels)
-    except Exception as error:  # a damaged image raises whatever its bytes happen to mean
-        raise _unreadable(path, error) from error
+        image.draft(None, (2 * size[1], 2 * size[0]))  # a large JPEG is decoded smaller
+        return pixels(ImageOps.exif_transpose(image), size, channels)
 
 
 def pixels(image: Any, size: tuple[int, int] | None, channels: int) -> Tensor:
@@ -124,26 +195,14 @@ def content_of(path: Path) -> bytes:
 
     Raises `DataError` for a file that is damaged or no image.
     """
-    Image = pillow()  # noqa: N806
-
-    try:
-        content = path.read_bytes()
-        with Image.open(io.BytesIO(content), formats=list(FORMATS)) as image:
-            if image.format == "PNG":
-                image.verify()
-            else:
-                image.draft("L", (1, 1))
-                image.load()
-    except Exception as error:  # a damaged image raises whatever its bytes happen to mean
-        raise _unreadable(path, error) from error
+    content = read_file(path, _KIND)
+    with opened(path, content) as image:
+        if image.format == "PNG":
+            image.verify()
+        else:
+            image.draft("L", (1, 1))
+            image.load()
     return hashlib.sha256(content).digest()
-
-
-def _unreadable(path: Path, error: Exception) -> DataError:
-    # "cannot identify" names an object in memory, and says no more than the sentence itself.
-    why = "" if type(error).__name__ == "UnidentifiedImageError" else f" ({first_line(error)})"
-    kinds = ", ".join(FORMATS)
-    return DataError(f"{path}: cannot be read as an image, one of {kinds}{why}")
 
 
 def in_threads(function: Callable[[_Item], _Result], items: Sequence[_Item]) -> list[_Result]:
@@ -208,15 +267,47 @@ class Cached:
         self._next = int(places[-1] + 1) % len(self._owner)
 
 
-@dataclass(frozen=True)
-class CachedPool:
-    """The examples of a split: `rows`, class after class, of what is read through a cache."""
+def pools_of_files(
+    classes: Mapping[Split, Files], shape: tuple[int, int, int], cache: int
+) -> dict[Split, Pool]:
+    """The images of each split, decoded to `shape` when they are drawn; `cache` MiB are kept."""
+    channels, *size = shape
+    files = [file for listed in _in_order(classes).values() for file in listed]
 
-    names: tuple[str, ...]
-    counts: Ints
-    rows: Ints
-    examples: Cached
+    def read(rows: Sequence[int]) -> list[Tensor]:
+        return in_threads(lambda row: decode(files[row], (size[0], size[1]), channels), rows)
 
-    def take(self, rows: Ints) -> Tensor:
-        """The examples of the numbers `rows`."""
-        return self.examples.take(self.rows[rows])
+    images = Cached(read, len(files), cache * 2**20)
+    rows = numbered({place: len(listed) for place, listed in _in_order(classes).items()})
+    return {
+        split: Pool.of({name: rows[split, name] for name in named}, images.take)
+        for split, named in classes.items()
+    }
+
+
+def checksum_of_files(root: Path, classes: Mapping[Split, Files]) -> str:
+    """SHA-256, in hex, of splits, names of classes and the files' contents, which are all below `root`.
+
+    Every file is read once and looked through for damage. The sum is remembered in the cache folder
+    for as long as no file changes its name, size or time of change.
+    """
+    listed = _in_order(classes)
+    described = [[split, name, len(files)] for (split, name), files in listed.items()]
+    files = [file for of_class in listed.values() for file in of_class]
+    state = fingerprint(root, [str(described), *files])
+    remembered = cache_folder() / f"folders-{state[:40]}.sha256"
+    with contextlib.suppress(OSError, ValueError):  # damaged, or not there
+        check_file(remembered)
+        known, its_own = remembered.read_text().split()
+        if its_own == digest_of(known, []):
+            return known
+    checksum = digest_of(described, in_threads(content_of, files))
+    with contextlib.suppress(OSError), replacing(remembered) as file:
+        file.write(f"{checksum} {digest_of(checksum, [])}".encode())
+    return checksum
+
+
+def _in_order(classes: Mapping[Split, Files]) -> dict[tuple[Split, str], list[Path]]:
+    return {
+        (split, name): files for split, named in classes.items() for name, files in named.items()
+    }

@@ -1,7 +1,7 @@
 """Sources made of sources: several domains in one, and another one for each split."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -30,17 +30,18 @@ Sources = Annotated[
 Source = Annotated[TaskSource, Such(lambda _: True, "a task source"), Blocks("tasks")]
 
 
-def check_alike(block: str, sources: Sequence[TaskSource]) -> None:
-    """Raise `TaskError` for sources of different kinds, inputs or outputs."""
-    for name in ("kind", "input_shape", "outputs"):
-        values = [getattr(source, name) for source in sources]
-        for source, value in zip(sources, values, strict=True):
-            if value != values[0]:
+def check_alike(block: str, sources: Mapping[Any, TaskSource], *names: str) -> None:
+    """Raise `TaskError` for sources, by the fields that hold them, that differ in an attribute."""
+    (first, model), *others = sources.items()
+    for name in names:
+        for field, source in others:
+            here, there = getattr(model, name), getattr(source, name)
+            if here != there:
                 raise TaskError(
-                    f"{block}: {name} of {type(sources[0]).__name__} is {values[0]} and that of "
-                    f"{type(source).__name__} is {value}; one model takes the tasks of all",
+                    f"{block}: {name} of {first} is {here} and of {field} {there}; one model takes the "
+                    "tasks of all",
                     block=block,
-                    field="sources",
+                    field=field.partition("[")[0],
                 )
 
 
@@ -92,7 +93,8 @@ class Mix(_Made):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "sources", tuple(self.sources))
-        check_alike("Mix", self.sources)
+        named = {f"sources[{number}]": source for number, source in enumerate(self.sources)}
+        check_alike("Mix", named, "kind", "input_shape", "outputs")
         weights = self.weights
         if weights is not None and (len(weights) != len(self.sources) or not sum(weights)):
             raise TaskError(
@@ -141,16 +143,8 @@ class BySplit(_Made):
     test: Source
 
     def __post_init__(self) -> None:
-        for name in ("kind", "input_shape"):
-            of_each = {split: getattr(getattr(self, split), name) for split in SPLITS}
-            for split, value in of_each.items():
-                if value != of_each["train"]:
-                    raise TaskError(
-                        f"BySplit: {name} is {of_each['train']} for train and {value} for {split}; one "
-                        "model takes the tasks of all",
-                        block="BySplit",
-                        field=split,
-                    )
+        named = dict(zip(SPLITS, self.sources, strict=True))
+        check_alike("BySplit", named, "kind", "input_shape")
 
     @property
     def sources(self) -> tuple[TaskSource, ...]:  # type: ignore[override]

@@ -13,9 +13,8 @@ on (`original`) or of all (`shuffled`), rounded down, if that is less than 50.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import ClassVar, Literal, TypeAlias
 
@@ -24,8 +23,8 @@ import numpy as np
 from metablocks.checks import checked
 from metablocks.errors import TaskError
 from metablocks.tasks.base import SPLITS, Split
-from metablocks.tasks.episode_sampling import ClassBank, Ints
-from metablocks.tasks.image_tasks import ImageTasks
+from metablocks.tasks.episode_sampling import Ints
+from metablocks.tasks.image_sets import Bank, DecodedSet, cached
 from metablocks.tasks.omniglot_drawings import (
     DRAWERS,
     FOLDER,
@@ -36,7 +35,7 @@ from metablocks.tasks.omniglot_drawings import (
     files,
     read,
 )
-from metablocks.tasks.storage import Storage, cached, fingerprint
+from metablocks.tasks.storage import Storage, fingerprint
 from metablocks.torchvision_import import torchvision_module
 
 Division: TypeAlias = Literal["shuffled", "original"]
@@ -46,8 +45,6 @@ SPLIT_SEED = 20150
 
 CHECKSUM = "04cd7906e1f18236643d3644f929fcdade6bbb9ad5bf1beec96d31b362ce6918"
 """Checksum of the bank of the whole data set."""
-
-FORMAT = 1  # of the cached bank: raise it when the images or their order change
 
 SIZES: dict[Division, dict[Split, int]] = {
     "shuffled": {"train": 1150, "validation": 50, "test": 423},
@@ -70,32 +67,22 @@ def _fetch(folder: Path) -> None:
 
 @checked(TaskError)
 @dataclass(frozen=True, kw_only=True)
-class Omniglot(ImageTasks):
+class Omniglot(DecodedSet):
     """Tasks of Omniglot characters.
 
-    `sample` returns inputs float32 in [0, 1], ink 1, `[tasks, ways * examples, 1, 28, 28]`, and
-    targets int64 `[tasks, ways * examples]`, class-major. With `rotate`, every class of a training
-    task turns by a multiple of 90°, drawn anew in every task, the same for its support and query
-    images (Santoro et al. 2016); validation and test never turn. Obeys the law of `TaskSource`;
-    the draws do not depend on `rotate`.
-
-    The images are loaded at the first use of `sample`, `bank` or `checksum`, so that a source can be
-    described and checked without data. `data` is the folder that holds `omniglot-py`, or
-    that folder; without it `$METABLOCKS_DATA` and the cache folder are searched, then torchvision
-    downloads. The decoded images are cached.
-
-    Raises, when built, `TaskError` for fields out of range (`ways` is at most 50, the characters
-    of the validation split; shots + queries at most 20) and `DataError` for a `data` without
-    Omniglot. Raises, at first use, `DataError` if the data is absent, incomplete or unreadable,
-    and `TaskError` if a smaller data set has fewer than `ways` characters in a split.
+    Ink is 1, paper 0, 28×28. With `rotate`, every class of a training task turns by a multiple of 90°,
+    drawn anew in every task, the same for its support and query images (Santoro et al. 2016);
+    validation and test never turn, and the draws do not depend on `rotate`. `data` holds
+    `omniglot-py`, which torchvision downloads; the decoded images are cached. Fields, shapes and
+    errors: `metablocks.tasks.image_sets.ImageSet`.
 
     >>> source = Omniglot(ways=5, shots=1, queries=15)
     >>> source.input_shape, source.outputs
     ((1, 28, 28), 5)
     >>> Omniglot(ways=5, shots=10, queries=15)
     Traceback (most recent call last):
-    metablocks.errors.TaskError: Omniglot: shots=10 and queries=15 need 25 images of every class,
-    and a class has 20; shots + queries is at most 20
+    metablocks.errors.TaskError: Omniglot: shots=10 and queries=15 need 25 examples of every class,
+    and a class has 20; shots + queries is at most 20, or add examples
     """
 
     input_shape: ClassVar[tuple[int, ...]] = (1, SIZE, SIZE)
@@ -107,23 +94,16 @@ class Omniglot(ImageTasks):
     rotate: bool = True
     split: Division = "shuffled"
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.check_ways(SIZES[self.split])
+    @property
+    def sizes(self) -> dict[Split, int]:
+        return SIZES[self.split]
 
-    @cached_property
-    def classes(self) -> dict[Split, Ints]:
-        """The characters of each split: numbers of classes of `bank`, ascending."""
-        assert self.bank.names is not None
-        classes = divide(self.bank.names, self.split)
-        self.check_ways({split: len(numbers) for split, numbers in classes.items()})
-        return classes
+    def split_names(self, names: Iterable[str]) -> dict[Split, list[str]]:
+        listed = list(names)
+        return {s: [listed[n] for n in of] for s, of in divide(listed, self.split).items()}
 
-    def rotates(self, split: Split) -> bool:
-        return self.rotate and split == "train"
-
-    def load(self) -> ClassBank:
-        """The bank of all characters, uint8 `[characters, 20, 28, 28]`, ink 255, on the CPU.
+    def load(self) -> Bank:
+        """The bank of all characters, ink 255.
 
         Characters come in the order background, evaluation; in each by alphabet, then by character
         name; drawers 01 to 20. Names are `images_background/Greek/character01`. The bank is cached
@@ -131,7 +111,7 @@ class Omniglot(ImageTasks):
         """
         with self.storage.located(self.data) as root:
             state = fingerprint(root, (file for half in HALVES for file in files(root, half)))
-            return cached(f"omniglot-{FORMAT}-{state[:20]}", lambda: read(root))
+            return cached(f"omniglot-{state[:20]}", lambda: read(root))
 
 
 def divide(names: Sequence[str], division: Division) -> dict[Split, Ints]:

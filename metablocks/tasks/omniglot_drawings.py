@@ -14,8 +14,6 @@ Source: Lake, Salakhutdinov, Tenenbaum, "Human-level concept learning through pr
 induction", Science 2015; github.com/brendenlake/omniglot (MIT licence).
 """
 
-import io
-import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from functools import partial
@@ -25,11 +23,14 @@ from typing import TypeAlias
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from metablocks.errors import DataError
-from metablocks.tasks.episode_sampling import ClassBank
-from metablocks.tasks.image_tasks import Bytes
-from metablocks.tasks.storage import pillow
+from metablocks.tasks.image_files import opened, pixels
+from metablocks.tasks.image_sets import Bank
+from metablocks.tasks.storage import read_file, unzipped
+
+Bytes = NDArray[np.uint8]
 
 FOLDER = "omniglot-py"
 HALVES = ("images_background", "images_evaluation")
@@ -57,50 +58,46 @@ def files(root: Path, half: str) -> list[Path]:
     return sorted(path for path in (root / half).glob("*/*/*.png") if _is_drawing(path.name))
 
 
-def read(root: Path) -> ClassBank:
-    """The bank of the data in the folder `root`, uint8 `[characters, 20, 28, 28]`, ink 255.
+def read(root: Path) -> Bank:
+    """The bank of the data in the folder `root`, ink 255.
 
     Raises `DataError` naming the archive, character or drawing that is missing or damaged.
     """
-    names: list[str] = []
-    images: list[Bytes] = []
-    for half in HALVES:
-        for name, inks in _characters(root, half):
-            names.append(name)
-            images.append(_reduce(np.stack(inks)))
-    return ClassBank(torch.from_numpy(np.stack(images)), tuple(names))
+    inks = {name: inks for half in HALVES for name, inks in _characters(root, half)}
+    images = np.concatenate([_reduce(np.stack(of_class)) for of_class in inks.values()])
+    return Bank(dict.fromkeys(inks, DRAWERS), torch.from_numpy(images[:, None]))
 
 
 def _characters(root: Path, half: str) -> Iterator[tuple[str, list[Bytes]]]:
     """`(half/alphabet/character, its 20 drawings)` in order."""
     packed = archive(root, half)
-    try:
-        with zipfile.ZipFile(packed) if packed.is_file() else nullcontext() as opened:
-            drawings = _in_archive(opened, half) if opened else _in_folder(root, half)
-            if not drawings:
-                raise DataError(f"{root / half}: holds no drawing; Omniglot is {LAYOUT}")
-            for character, paths in groupby(sorted(drawings), lambda path: path[:3]):
-                name, files = "/".join(character), list(paths)
-                drawers = [Path(file[3]).stem.rpartition("_")[2] for file in files]
-                if drawers != [f"{drawer:02d}" for drawer in range(1, DRAWERS + 1)]:
-                    raise DataError(
-                        f"{root}: {name} has drawings by {', '.join(drawers)}; Omniglot has one of "
-                        f"every character by each of the drawers 01 to {DRAWERS}"
-                    )
-                yield name, [_decode(root, file, drawings[file]) for file in files]
-    except zipfile.BadZipFile as error:
-        raise DataError(f"{packed}: cannot be read as a zip archive ({error})") from error
+    with unzipped(packed) if packed.is_file() else nullcontext() as members:
+        drawings = _in_folder(root, half) if members is None else _in_archive(members, half)
+        if not drawings:
+            raise DataError(f"{root / half}: holds no drawing; Omniglot is {LAYOUT}")
+        for character, paths in groupby(sorted(drawings), lambda path: path[:3]):
+            name, files = "/".join(character), list(paths)
+            drawers = [Path(file[3]).stem.rpartition("_")[2] for file in files]
+            if drawers != [f"{drawer:02d}" for drawer in range(1, DRAWERS + 1)]:
+                raise DataError(
+                    f"{root}: {name} has drawings by {', '.join(drawers)}; Omniglot has one of "
+                    f"every character by each of the drawers 01 to {DRAWERS}"
+                )
+            yield name, [_decode(f"{root}/{'/'.join(file)}", drawings[file]()) for file in files]
 
 
 def _in_folder(root: Path, half: str) -> Drawings:
-    return {path.relative_to(root).parts: path.read_bytes for path in files(root, half)}
-
-
-def _in_archive(opened: zipfile.ZipFile, half: str) -> Drawings:
-    paths = [tuple(name.split("/")) for name in opened.namelist()]
     return {
-        path: partial(opened.read, "/".join(path))
-        for path in paths
+        path.relative_to(root).parts: partial(read_file, path, "a drawing")
+        for path in files(root, half)
+    }
+
+
+def _in_archive(members: dict[str, Callable[[], bytes]], half: str) -> Drawings:
+    paths = {tuple(name.split("/")): member for name, member in members.items()}
+    return {
+        path: member
+        for path, member in paths.items()
         if len(path) == 4 and path[0] == half and _is_drawing(path[3])
     }
 
@@ -109,18 +106,12 @@ def _is_drawing(name: str) -> bool:
     return name.endswith(".png") and not name.startswith(".")
 
 
-def _decode(root: Path, path: tuple[str, ...], read: Callable[[], bytes]) -> Bytes:
+def _decode(path: str, content: bytes) -> Bytes:
     """Ink, 0 or 1, `[105, 105]`."""
-    Image = pillow()  # noqa: N806
-
-    try:
-        with Image.open(io.BytesIO(read()), formats=["PNG"]) as image:
-            grey = np.asarray(image.convert("L"))
-            if grey.shape != (SIDE, SIDE):
-                raise ValueError(f"it is {image.width}×{image.height}, not {SIDE}×{SIDE}")
-    except Exception as error:  # a damaged image raises whatever its bytes happen to mean
-        message = f"{root.joinpath(*path)}: cannot be read as a drawing, a PNG image ({error})"
-        raise DataError(message) from error
+    with opened(path, content) as image:
+        if image.size != (SIDE, SIDE):
+            raise ValueError(f"it is {image.width}×{image.height}, not {SIDE}×{SIDE}")
+        grey = pixels(image, None, 1)[0].numpy()
     ink: Bytes = (grey < 128).astype(np.uint8)
     return ink
 

@@ -1,4 +1,4 @@
-"""Storage of data sets: search in folders, download, and a cache of decoded images.
+"""Storage of data sets: search in folders, download, and files that are read with care.
 
 A data set is looked for in the folder a caller names, else in `$METABLOCKS_DATA` and the cache
 folder, and is downloaded last. A download goes to a folder of its own, so that a broken one leaves
@@ -10,19 +10,20 @@ import hashlib
 import http.client
 import os
 import shutil
+import stat
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import BinaryIO
 
-import numpy as np
-import torch
+from metablocks.errors import DataError, MetablocksError, first_line
 
-from metablocks.errors import DataError, MissingError
-from metablocks.tasks.episode_sampling import ClassBank
+FILE_LIMIT = 2**28
+"""The most bytes of a file or an archive's member: the largest of the data sets is 155 MB."""
 
 _NO_DOWNLOAD = (OSError, RuntimeError, EOFError, zipfile.BadZipFile, http.client.HTTPException)
 
@@ -39,18 +40,73 @@ def search_path() -> list[Path]:
     return [*([Path(os.path.expanduser(folder))] if folder else []), cache_folder()]
 
 
-def pillow() -> Any:
-    """Pillow's module `Image`; needed only if there is no cached bank.
+@contextlib.contextmanager
+def reading(path: object, kind: str) -> Iterator[None]:
+    """Turn whatever a damaged or foreign file raises into one `DataError`: the file, why, the remedy.
 
-    Raises `MissingError` if Pillow is not installed.
+    >>> with reading("a.zip", "a zip archive"):
+    ...     raise zipfile.BadZipFile("File is not a zip file")
+    Traceback (most recent call last):
+    metablocks.errors.DataError: a.zip: cannot be read as a zip archive (BadZipFile: File is not a zip
+    file); it is damaged or of another kind: get it anew, or take it away
     """
     try:
-        from PIL import Image
-    except ImportError as error:
-        raise MissingError(
-            "image files are read with Pillow, which is not installed: pip install 'metablocks[images]'"
+        yield
+    except MetablocksError:
+        raise
+    except Exception as error:  # damaged bytes raise whatever they happen to mean
+        plain = isinstance(error, OSError | ValueError)  # whose words say enough
+        words = " ".join(first_line(error).split())
+        why = words if plain else f"{type(error).__name__}: {words}"
+        raise DataError(
+            f"{path}: cannot be read as {kind} ({why}); it is damaged or of another kind: get it anew, "
+            "or take it away"
         ) from error
-    return Image
+
+
+def read_file(path: Path | str, kind: str, limit: int = FILE_LIMIT) -> bytes:
+    """The bytes of a file, at most `limit`: its size is looked at first, and a pipe is not waited for.
+
+    Raises `DataError`; `kind` says there what the file should be.
+    """
+    with reading(path, kind):
+        check_size(check_file(path), limit)
+        return Path(path).read_bytes()
+
+
+def check_file(path: Path | str) -> int:
+    """The size of a file; raises `ValueError` for what is none, and may keep a reader waiting."""
+    state = os.stat(path)
+    if not stat.S_ISREG(state.st_mode):
+        raise ValueError("it is a folder, pipe or device, not a file")
+    return state.st_size
+
+
+def check_size(size: int, limit: int) -> None:
+    """Raise `ValueError` for what is larger than its kind ever is."""
+    if size > limit:
+        raise ValueError(f"it holds {size:,} bytes, and at most {limit:,} are read")
+
+
+@contextlib.contextmanager
+def unzipped(path: Path, limit: int = FILE_LIMIT) -> Iterator[dict[str, Callable[[], bytes]]]:
+    """The members of a zip archive by name: functions that give their bytes, at most `limit`.
+
+    Raises `DataError` for an archive that cannot be read, and, by such a function, for a member that
+    cannot: too large, damaged, encrypted, packed by an unknown method.
+    """
+
+    def read(info: zipfile.ZipInfo) -> bytes:
+        with reading(f"{path}: {info.filename}", "a member of a zip archive"):
+            check_size(info.file_size, limit)
+            return archive.read(info)
+
+    with contextlib.ExitStack() as stack:
+        members: dict[str, Callable[[], bytes]]
+        with reading(path, "a zip archive"):
+            archive = stack.enter_context(zipfile.ZipFile(path))
+            members = {info.filename: partial(read, info) for info in archive.infolist()}
+        yield members
 
 
 @dataclass(frozen=True)
@@ -146,20 +202,18 @@ class Storage:
         )
 
 
-def cached(name: str, read: Callable[[], ClassBank]) -> ClassBank:
-    """The bank `name` of the cache folder; else `read()`, written there if the folder can be written.
-
-    A bank is written whole or not at all, and checked against its checksum when it is loaded; one
-    that is damaged is read anew. `name` holds a `fingerprint` of the data.
-    """
-    path = cache_folder() / f"{name}.npz"
-    with contextlib.suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        return _load(path)
-    bank = read()
-    with contextlib.suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _save(path, bank)
-    return bank
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A new file in the folder of `path`, which takes its place when it is whole, or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, scratch = tempfile.mkstemp(prefix=path.stem, suffix=".part", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            yield file
+        os.replace(scratch, path)
+    except BaseException:
+        os.unlink(scratch)
+        raise
 
 
 def fingerprint(root: Path, items: Iterable[str | Path]) -> str:
@@ -173,36 +227,9 @@ def fingerprint(root: Path, items: Iterable[str | Path]) -> str:
         if isinstance(item, str):
             digest.update(item.encode())
         elif item.suffix == ".zip":
-            digest.update(hashlib.sha256(item.read_bytes()).digest())
+            digest.update(hashlib.sha256(read_file(item, "a zip archive")).digest())
         else:
             state = item.stat()
             name = item.relative_to(root)
             digest.update(f"{name}\0{state.st_size}\0{state.st_mtime_ns}\n".encode())
     return digest.hexdigest()
-
-
-def _load(path: Path) -> ClassBank:
-    with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
-        names = tuple(str(name) for name in stored["names"])
-        counts = tuple(int(count) for count in stored["counts"]) if "counts" in stored else ()
-        bank = ClassBank(torch.from_numpy(stored["images"]), names, counts or None)
-        if str(stored["checksum"]) != bank.checksum:
-            raise ValueError("the checksum written with the bank is not the bank's")
-    return bank
-
-
-def _save(path: Path, bank: ClassBank) -> None:
-    handle, scratch = tempfile.mkstemp(prefix=path.stem, suffix=".part", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            np.savez(
-                file,
-                images=bank.images.numpy(),
-                names=np.array(bank.names),
-                counts=np.array(bank.counts or (), dtype=np.int64),  # empty if all are equal
-                checksum=np.array(bank.checksum),
-            )
-        os.replace(scratch, path)
-    except BaseException:
-        os.unlink(scratch)
-        raise

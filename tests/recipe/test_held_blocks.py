@@ -1,6 +1,7 @@
 """Blocks that hold blocks, and sources of tasks of unequal size, in recipes."""
 
 import pytest
+import torch
 
 from metablocks.errors import RecipeError
 from metablocks.gradcheck.shrink import shrink
@@ -8,8 +9,9 @@ from metablocks.recipe import build, load
 from metablocks.recipe.listing import json_schema
 from metablocks.recipe.load import from_text
 from metablocks.runs.trial import try_out
-from metablocks.tasks import BySplit, Mix
-from tools.fuzzing.data import draw_folders
+from metablocks.tasks import BySplit, Classes, Episodes, Mix
+from tools.fuzzing.data import draw_folders, draw_tensors
+from tools.fuzzing.small_images import draw_emnist
 
 STROKES = "{block: strokes, ways: 3, shots: 1, queries: 2, size: 8}"
 SMALL = ["model.layers=1", "inner.steps=1", "evaluation.inner_steps=1", "hardware.device=cpu"]
@@ -40,7 +42,10 @@ def test_a_mix_and_a_source_for_each_split_are_built_with_seed_and_device():
             f"{{block: mix, sources: [{STROKES[:-1]}, pens: 1}}]}}",
             r"sources\[0\].pens: unknown field",
         ),
-        (f"{{block: mix, sources: [{STROKES}, sinusoid]}}", "tasks.sources: Mix: kind of Strokes"),
+        (
+            f"{{block: mix, sources: [{STROKES}, sinusoid]}}",
+            r"tasks.sources: Mix: kind of sources\[0\] is",
+        ),
         (f"{{block: mix, sources: [{STROKES.replace('8', '4')}]}}", r"sources\[0\].size: takes"),
         ("{block: mix, sources: ['os:getcwd']}", r"sources\[0\].block: .*--allow os"),
         (
@@ -65,6 +70,58 @@ def test_tasks_of_unequal_size_run_in_the_loop_and_vmap_names_it(tmp_path):
     assert [small.at(f"tasks.{name}") for name in ("ways", "shots", "queries")] == [2, 1, 2]
     with pytest.raises(RecipeError, match=r"unequal size cannot be stacked.*executor=Loop\(\)"):
         try_out(load("maml_strokes", [tasks, *SMALL]))
+
+
+def test_transforms_are_blocks_that_follow_one_another(tmp_path):
+    root = draw_folders(tmp_path / "root")
+    changed = (
+        "support_transform: [{block: random_crop, size: 8, padding: 2}, random_horizontal_flip]"
+    )
+    tasks = f"{{block: folders, root: {root}, size: 8, ways: 3, shots: 1, queries: 2, {changed}}}"
+    recipe = load("maml_strokes", [f"tasks={tasks}", *SMALL])
+    assert from_text(recipe.to_yaml()).hash == recipe.hash
+    crop, flip = build(recipe).source.support_transform
+    assert (type(crop).__name__, crop.padding, flip.p) == ("RandomCrop", [2] * 4, 0.5)
+    assert "a meta-step on 2 tasks" in try_out(recipe)
+
+
+def test_data_sets_of_torchvision_and_files_of_tensors_are_sources(tmp_path):
+    episodes = (
+        f"{{block: episodes, datasets: {{block: emnist, folder: {draw_emnist(tmp_path)}}}, "
+        "splits: [0.34, 0.33, 0.33], size: 8, ways: 3, shots: 1, queries: 2}"
+    )
+    torch.save(draw_tensors(), tmp_path / "tensors.pt")
+    classes = f"{{block: classes, file: {tmp_path}/tensors.pt, ways: 3, shots: 1, queries: 2}}"
+    for tasks, kind in ((episodes, Episodes), (classes, Classes)):
+        recipe = load("maml_strokes", [f"tasks={tasks}", *SMALL])
+        assert from_text(recipe.to_yaml()).hash == recipe.hash
+        assert isinstance(build(recipe).source, kind)
+        assert "a meta-step on 2 tasks" in try_out(recipe)
+
+
+OWN = "{block: folders, root: ROOT, size: 8, ways: 3, shots: 1, queries: 2"
+
+
+@pytest.mark.parametrize(
+    ("tasks", "message"),
+    [
+        (f"{OWN}, unlabelled: true}}", "tasks.unlabelled: Folders: .*give a support_transform"),
+        (f"{OWN}, query_transform: [crop]}}", r"query_transform\[0\].block: no transform block"),
+        (f"{OWN}, query_transform: random_crop}}", "takes a list of blocks"),
+        (f"{OWN}, query_transform: [random_crop]}}", r"transform\[0\].size: missing"),
+        (f"{OWN}, query_transform: [{{block: random_grayscale, p: 2}}]}}", r"\[0\].p: takes"),
+        (f"{OWN}, query_transform: ['os:getcwd']}}", r"query_transform\[0\].block: .*--allow os"),
+        (
+            "{block: episodes, datasets: {block: emnist, folder: /no}, ways: 2, shots: 1, queries: 1}",
+            r"tasks.datasets.folder: EMNIST: .*has no folder EMNIST; torchvision.datasets.EMNIST",
+        ),
+        ("{block: classes, ways: 2, shots: 1, queries: 1}", "or else the file of one"),
+    ],
+)
+def test_what_is_wrong_with_ones_own_data_has_its_place(tasks, message, tmp_path):
+    root = draw_folders(tmp_path / "root")
+    with pytest.raises(RecipeError, match=message):
+        load("maml_strokes", [f"tasks={tasks.replace('ROOT', str(root))}"])
 
 
 def test_editors_know_what_a_held_block_is():

@@ -7,7 +7,12 @@ from pathlib import Path
 import pytest
 
 from tools.fuzzing.data import draw_folders
-from tools.fuzzing.small_images import draw_mini_imagenet, write_cifar
+from tools.fuzzing.small_images import (
+    draw_birds,
+    draw_mini_imagenet,
+    draw_tiered_imagenet,
+    write_cifar,
+)
 from tools.fuzzing.small_omniglot import draw_omniglot
 
 SMALL = {
@@ -31,6 +36,7 @@ def small_data(
     parent = tmp_path_factory.mktemp("every-kind")
     shutil.copytree(small_folders, parent / "folders")
     shutil.copytree(small_unpacked, parent, dirs_exist_ok=True)
+    draw_tiered_imagenet(draw_birds(parent))
     return write_cifar(draw_mini_imagenet(parent))
 
 

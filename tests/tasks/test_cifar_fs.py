@@ -15,6 +15,7 @@ from metablocks.errors import DataError, TaskError
 from metablocks.tasks import CifarFS
 from metablocks.tasks.cifar_fs import _Unpickler
 from metablocks.tasks.class_splits import CIFAR_FS, class_names
+from metablocks.tasks.class_tasks import numbered
 from tools.fuzzing.small_images import (
     STEP,
     cifar_parts,
@@ -45,14 +46,13 @@ def packed(unpacked: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_every_image_stands_in_its_class_and_place(unpacked: Path) -> None:
     bank = CifarFS(**FIELDS, data=unpacked).bank
-    assert bank.names == class_names(CIFAR_FS)
-    assert bank.images.shape == (100, 6, 3, 32, 32)
+    assert bank.counts == {name: counted(name) for name in class_names(CIFAR_FS)}
+    assert list(bank.counts) == list(class_names(CIFAR_FS))
+    assert bank.images.shape == (sum(bank.counts.values()), 3, 32, 32)
     assert bank.images.dtype == torch.uint8
-    assert bank.counts == tuple(counted(name) for name in bank.names)
-    for number, count in enumerate(bank.counts):
-        images = bank.images[number, :count]
+    for number, images in enumerate(bank.images.split(list(bank.counts.values()))):
         assert (images[:, 0] == 2 * number).all()
-        for position in range(count):
+        for position in range(len(images)):
             assert (images[position, 1] == STEP * position).all()
             assert (images[position, 2] == (7 if position < 3 else 9)).all()  # train, then test
 
@@ -85,7 +85,7 @@ def test_planes_are_red_green_blue_and_rows_are_rows(tmp_path: Path) -> None:
     parts["train"]["data"][0] = image.reshape(-1)  # channel by channel, row by row
     name = parts["meta"]["fine_label_names"][parts["train"]["fine_labels"][0]]
     bank = CifarFS(**FIELDS, data=write_cifar(tmp_path, parts)).bank
-    assert np.array_equal(bank.images[bank.names.index(name), 0].numpy(), image)
+    assert np.array_equal(bank.images[numbered(bank.counts)[name][0]].numpy(), image)
 
 
 def test_what_else_lies_in_an_archive_is_not_looked_at(unpacked: Path, tmp_path: Path) -> None:
@@ -100,11 +100,14 @@ def test_tasks_hold_the_classes_of_their_split_and_no_other(
     unpacked: Path, device: torch.device
 ) -> None:
     source = CifarFS(**FIELDS, data=unpacked, device=device)
-    for split, classes in source.classes.items():
+    names = class_names(CIFAR_FS)
+    for split, pool in source.pools.items():
         inputs, _ = source.sample(split, range(120)).query
         assert inputs.shape == (120, 15, 3, 32, 32)
         codes = (inputs[:, :, 0, 0, 0] * 255).round().long() // 2
-        assert set(codes.flatten().tolist()) == set(classes.tolist())  # 600 draws miss no class
+        assert set(codes.flatten().tolist()) == {
+            names.index(name) for name in pool.names
+        }  # 600 draws miss no class
 
 
 # --- pickles
@@ -222,7 +225,7 @@ def test_an_archive_without_a_file_is_an_error_that_names_it(tmp_path: Path) -> 
     [
         ({"ways": 1}, "CifarFS ways is 1; it takes a whole number, 2 or more"),
         ({"ways": 17}, "ways=17, .*train 64, validation 16, test 20; ways is at most 16"),
-        ({"queries": 600}, "need 601 images of every class, and a class has 600"),
+        ({"queries": 600}, "need 601 examples of every class, and a class has 600"),
         ({"seed": -1}, "seed is -1"),
     ],
 )
@@ -234,6 +237,6 @@ def test_a_bad_field_is_an_error_when_the_source_is_built(change: dict, message:
 def test_a_class_with_too_few_images_is_named_at_first_use(unpacked: Path) -> None:
     source = CifarFS(ways=5, shots=1, queries=5, data=unpacked)
     small = next(name for name in class_names(CIFAR_FS) if counted(name) == 5)
-    message = rf"need 6 images of every class, and {small} has 5; .* is at most 5"
+    message = rf"need 6 examples of every class, and {small} of train has 5; .* at most 5"
     with pytest.raises(TaskError, match=message):
-        source.sample("test", [0])
+        _ = source.checksum

@@ -4,20 +4,12 @@ import json
 import re
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from metablocks.errors import DataError
-from metablocks.tasks import CifarFS, MiniImagenet
 from metablocks.tasks.base import SPLITS
-from metablocks.tasks.class_splits import (
-    CIFAR_FS,
-    MINI_IMAGENET,
-    ClassSplits,
-    check_present,
-    class_names,
-    class_numbers,
-)
+from metablocks.tasks.class_splits import CIFAR_FS, MINI_IMAGENET, ClassSplits, class_names
+from metablocks.tasks.image_sets import check_present
 
 LISTS = Path(__file__).parents[2].parent / "shared" / "data" / "splits.json"
 BOTH = pytest.mark.parametrize("splits", [CIFAR_FS, MINI_IMAGENET], ids=["cifar_fs", "mini"])
@@ -39,19 +31,6 @@ def test_the_lists_are_the_published_ones() -> None:
     published = json.loads(LISTS.read_text())
     for name, splits in (("cifar_fs", CIFAR_FS), ("mini_imagenet", MINI_IMAGENET)):
         assert {split: list(names) for split, names in splits.items()} == published[name]
-
-
-@BOTH
-def test_numbers_are_positions_in_the_bank(splits: ClassSplits) -> None:
-    names, numbers = class_names(splits), class_numbers(splits)
-    for split in SPLITS:
-        assert tuple(names[number] for number in numbers[split]) == splits[split]
-
-
-def test_every_seed_has_the_same_splits() -> None:
-    for block in (CifarFS, MiniImagenet):
-        one, two = (block(ways=5, shots=1, queries=15, seed=seed).classes for seed in (0, 1))
-        assert all(np.array_equal(one[split], two[split]) for split in SPLITS)
 
 
 def test_missing_classes_are_listed_to_five_and_counted_beyond() -> None:

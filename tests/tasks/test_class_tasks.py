@@ -5,9 +5,11 @@ import torch
 
 import metablocks as mb
 from metablocks.errors import TaskError
+from metablocks.generators import seeded
 from metablocks.laws import sources
 from metablocks.tasks import Classes, Episodes
 from metablocks.tasks.base import SPLITS
+from metablocks.tasks.transforms import TRANSFORMS
 from metablocks.torchvision_import import torchvision_module
 from metablocks.types import TaskList
 
@@ -83,6 +85,41 @@ def test_support_and_query_have_transforms_of_their_own():
     assert 0 < difference.max() <= 0.1001
     assert len(difference.unique(dim=0)) == len(difference)  # each input has a draw of its own
     hold_all(flipped)
+
+
+OF_TORCHVISION = {
+    "random_rotation": {"degrees": 30},
+    "random_crop": {"size": 6, "padding": 1, "padding_mode": "reflect"},
+    "random_resized_crop": {"size": (6, 6), "scale": (0.5, 1)},
+    "center_crop": {"size": 6},
+    "resize": {"size": (6, 6)},
+    "color_jitter": {"brightness": 0.4},
+    "normalize": {"mean": [0.5], "std": [0.2]},
+}
+
+
+@pytest.mark.parametrize("name", TRANSFORMS)
+def test_a_transform_of_recipes_is_that_of_torchvision_with_its_arguments(name):
+    options = OF_TORCHVISION.get(name, {"p": 1})
+    ours = TRANSFORMS[name](**options)
+    theirs = getattr(torchvision_module("transforms.v2"), name.title().replace("_", ""))(**options)
+    assert (type(ours), vars(ours).keys()) == (type(theirs), vars(theirs).keys())
+    image = torch.rand(1 if name != "random_grayscale" else 3, 6, 6)
+    with seeded(1):
+        one = ours(image)
+    with seeded(1):
+        assert torch.equal(one, theirs(image))
+    assert one.shape == image.shape
+    assert (name in ("center_crop", "resize")) == torch.equal(one, image)
+
+
+def test_several_transforms_follow_one_another():
+    flip, double = TRANSFORMS["random_horizontal_flip"](p=1), lambda x: 2 * x
+    plain = Classes(data(), **EPISODES).sample("train", [3])
+    source = Classes(data(), **EPISODES, query_transform=[flip, double])
+    tasks = source.sample("train", [3])
+    assert torch.equal(tasks.query[0], 2 * plain.query[0].flip(-1))
+    assert torch.equal(tasks.support[0], plain.support[0])
 
 
 def test_unlabelled_tasks_make_a_class_of_each_example():

@@ -52,6 +52,14 @@ def test_the_order_of_the_dicts_does_not_matter_and_the_checksum_tells_data_apar
     assert Classes(data, **EPISODES) != source
 
 
+def test_a_file_of_tensors_is_as_good_as_the_tensors(tmp_path):
+    torch.save(numbered(), tmp_path / "tensors.pt")
+    source = Classes(file=str(tmp_path / "tensors.pt"), **EPISODES)
+    assert source == Classes(numbered(), **EPISODES)
+    with pytest.raises(TaskError, match="a dict of tensors, or else the file of one"):
+        Classes(numbered(), file=tmp_path / "tensors.pt", **EPISODES)
+
+
 def test_only_training_tasks_rotate_and_support_and_query_alike():
     corner = torch.zeros(4, 1, 3, 3)
     corner[:, 0, 0, 0] = 1

@@ -11,12 +11,14 @@ import torch
 from PIL import Image
 from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
 
-from metablocks.errors import TaskError
+from metablocks.errors import DataError, TaskError
 from metablocks.laws import sources
 from metablocks.tasks import Episodes
 from metablocks.tasks.base import SPLITS
 from metablocks.tasks.episodes import labels_of
+from metablocks.tasks.torchvision_sets import DATASETS
 from metablocks.torchvision_import import torchvision_module
+from tools.fuzzing.small_images import draw_emnist
 
 EPISODES = {"ways": 2, "shots": 1, "queries": 2}
 SHARES = (0.34, 0.33, 0.33)
@@ -26,88 +28,88 @@ def image_of(number, mode="RGB", size=(6, 5)):
     return Image.new(mode, size, (number,) * 3 if mode == "RGB" else number)
 
 
-def idx(array):
-    """MNIST's file format."""
-    head = bytes([0, 0, 8, array.ndim]) + b"".join(n.to_bytes(4, "big") for n in array.shape)
-    return head + array.astype(np.uint8).tobytes()
+def emnist(root, monkeypatch):
+    draw_emnist(root)
 
 
-def emnist(datasets, root, monkeypatch):
-    folder = root / "EMNIST" / "raw"
-    folder.mkdir(parents=True)
-    labels = np.arange(36) % 9 + 1
-    images = np.broadcast_to(labels[:, None, None], (36, 28, 28))
-    for part in ("train", "test"):
-        (folder / f"emnist-letters-{part}-images-idx3-ubyte").write_bytes(idx(images))
-        (folder / f"emnist-letters-{part}-labels-idx1-ubyte").write_bytes(idx(labels))
-    return datasets.EMNIST(str(root), split="letters")
-
-
-def aircraft(datasets, root, monkeypatch):
+def fgvc_aircraft(root, monkeypatch):
     data = root / "fgvc-aircraft-2013b" / "data"
     (data / "images").mkdir(parents=True)
     (data / "variants.txt").write_text("".join(f"kind {n}\n" for n in range(9)))
     rows = [f"{n:07d} kind {n % 9}\n" for n in range(36)]
-    (data / "images_variant_trainval.txt").write_text("".join(rows))
+    (data / "images_variant_trainval.txt").write_text("".join(rows[:18]))
+    (data / "images_variant_test.txt").write_text("".join(rows[18:]))
     for n in range(36):
         image_of(n % 9, size=(6 + n % 3, 5)).save(data / "images" / f"{n:07d}.jpg")
-    return datasets.FGVCAircraft(str(root))
 
 
-def flowers(datasets, root, monkeypatch):
+def flowers102(root, monkeypatch):
     folder = root / "flowers-102"
     (folder / "jpg").mkdir(parents=True)
-    values = {"labels": np.arange(36) % 9 + 1, "trnid": np.arange(1, 37)}
+    ids = {"trnid": np.arange(1, 19), "valid": np.arange(19, 28), "tstid": np.arange(28, 37)}
+    values = {"labels": np.arange(36) % 9 + 1, **ids}
     for name in ("scipy", "scipy.io"):  # which reads MATLAB's files, and need not be installed
         monkeypatch.setitem(
             sys.modules, name, types.SimpleNamespace(loadmat=lambda *_, **__: values)
         )
     for n in range(36):
         image_of(n % 9, size=(6 + n % 3, 5)).save(folder / "jpg" / f"image_{n + 1:05d}.jpg")
-    monkeypatch.setattr(datasets.Flowers102, "_check_integrity", lambda self: True)
-    return datasets.Flowers102(str(root))
+    monkeypatch.setattr(
+        torchvision_module("datasets").Flowers102, "_check_integrity", lambda self: True
+    )
 
 
-def cifar(datasets, root, monkeypatch):
+def cifar100(root, monkeypatch):
     folder = root / "cifar-100-python"
     folder.mkdir()
-    labels = [n % 9 for n in range(36)]
+    labels = [n % 9 for n in range(18)]
     data = np.repeat(np.array(labels, np.uint8)[:, None], 3072, axis=1)
-    (folder / "train").write_bytes(pickle.dumps({"data": data, "fine_labels": labels}))
+    for half in ("train", "test"):
+        (folder / half).write_bytes(pickle.dumps({"data": data, "fine_labels": labels}))
     (folder / "meta").write_bytes(
         pickle.dumps({"fine_label_names": [f"kind {n}" for n in range(9)]})
     )
-    monkeypatch.setattr(datasets.cifar, "check_integrity", lambda *_: True)
-    return datasets.CIFAR100(str(root))
+    monkeypatch.setattr(torchvision_module("datasets").cifar, "check_integrity", lambda *_: True)
 
 
-def omniglot(datasets, root, monkeypatch):
+def omniglot_characters(root, monkeypatch):
     for n in range(9):
-        folder = root / "omniglot-py" / "images_background" / "Greek" / f"character{n:02d}"
+        half = "images_background" if n < 5 else "images_evaluation"
+        folder = root / "omniglot-py" / half / "Greek" / f"character{n:02d}"
         folder.mkdir(parents=True)
         for drawer in range(4):
             image_of(n, "L").save(folder / f"{n:04d}_{drawer:02d}.png")
-    monkeypatch.setattr(datasets.Omniglot, "_check_integrity", lambda self: True)
-    return datasets.Omniglot(str(root))
-
-
-@pytest.mark.parametrize("make", [emnist, aircraft, flowers, cifar, omniglot])
-def test_data_sets_of_torchvision(make, tmp_path, monkeypatch):
-    dataset = make(torchvision_module("datasets"), tmp_path, monkeypatch)
-    asked, original = [], type(dataset).__getitem__
     monkeypatch.setattr(
-        type(dataset), "__getitem__", lambda self, row: asked.append(row) or original(self, row)
+        torchvision_module("datasets").Omniglot, "_check_integrity", lambda self: True
+    )
+
+
+@pytest.mark.parametrize("name", DATASETS)
+def test_data_sets_of_torchvision(name, tmp_path, monkeypatch):
+    globals()[name](tmp_path, monkeypatch)
+    dataset = DATASETS[name](folder=tmp_path)
+    kind = type(dataset.datasets[0])
+    asked, original = [], kind.__getitem__
+    monkeypatch.setattr(
+        kind, "__getitem__", lambda self, row: asked.append(row) or original(self, row)
     )
     source = Episodes(dataset, splits=SHARES, size=6, **EPISODES)
-    assert source.input_shape == (1 if make in (emnist, omniglot) else 3, 6, 6)
-    assert len(source.pools["train"].counts) == 3
-    assert len(set(asked)) < 5  # labels are taken from where the data set keeps them
+    assert source.input_shape == (1 if name in ("emnist", "omniglot_characters") else 3, 6, 6)
+    assert [len(source.pools[split].counts) for split in SPLITS] == [3, 3, 3]
+    assert len(asked) < 9  # labels are taken from where the data set keeps them
     for split in SPLITS:
         batch = source.sample(split, range(2))
         drawn = (batch.query[0].mean((2, 3, 4)) * 255).round().view(2, 2, 2)
         assert bool((drawn[..., :1] == drawn).all())  # one class is one shade
         assert bool((drawn[:, 0] != drawn[:, 1]).all())
     sources.splits_are_apart(source)
+
+
+def test_a_data_set_that_is_damaged_is_one_line_that_names_it(tmp_path):
+    raw = draw_emnist(tmp_path) / "EMNIST" / "raw"
+    (raw / "emnist-letters-train-labels-idx1-ubyte").write_bytes(b"no labels")
+    with pytest.raises(DataError, match="EMNIST: cannot be read as torchvision's EMNIST"):
+        DATASETS["emnist"](folder=tmp_path)
 
 
 class Listed(Dataset):

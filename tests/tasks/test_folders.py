@@ -77,8 +77,7 @@ def test_the_same_contents_have_one_checksum_and_give_the_same_tasks(small_folde
 def test_the_checksum_is_remembered_until_a_file_changes(root, monkeypatch):
     checksum = Folders(root, **EPISODES).checksum
     with monkeypatch.context() as patch:
-        patch.setattr(image_files, "content_of", None)
-        patch.setattr("metablocks.tasks.folders.content_of", None)  # no file is read again
+        patch.setattr(image_files, "content_of", None)  # no file is read again
         assert Folders(root, **EPISODES).checksum == checksum
     Image.new("RGB", (9, 9)).save(root / "train" / "train ant" / "0.png")
     assert Folders(root, **EPISODES).checksum != checksum

@@ -41,14 +41,14 @@ def folders_copy(folders: Path, tmp_path: Path) -> Path:
 def test_every_image_stands_in_its_class_and_place(drawn: Path, folders: Path) -> None:
     source = MiniImagenet(**FIELDS, data=drawn)
     bank = source.bank
-    assert bank.names == class_names(MINI_IMAGENET)
-    assert bank.images.shape == (100, 6, 3, 84, 84)
+    assert bank.counts == {name: counted(name) for name in class_names(MINI_IMAGENET)}
+    assert list(bank.counts) == list(class_names(MINI_IMAGENET))
+    assert bank.images.shape == (sum(bank.counts.values()), 3, 84, 84)
     assert bank.images.dtype == torch.uint8
-    assert bank.counts == tuple(counted(name) for name in bank.names)
-    for number, count in enumerate(bank.counts):
-        for position in range(count):
+    for number, images in enumerate(bank.images.split(list(bank.counts.values()))):
+        for position, image in enumerate(images):
             color = torch.tensor([2 * number, STEP * position, 7], dtype=torch.uint8)
-            assert (bank.images[number, position] == color[:, None, None]).all()
+            assert (image == color[:, None, None]).all()
     assert source.checksum == MiniImagenet(**FIELDS, data=folders).checksum
 
 
@@ -56,11 +56,14 @@ def test_tasks_hold_the_classes_of_their_split_and_no_other(
     folders: Path, device: torch.device
 ) -> None:
     source = MiniImagenet(**FIELDS, data=folders, device=device)
-    for split, classes in source.classes.items():
+    names = class_names(MINI_IMAGENET)
+    for split, pool in source.pools.items():
         inputs, _ = source.sample(split, range(120)).query
         assert inputs.shape == (120, 15, 3, 84, 84)
         codes = (inputs[:, :, 0, 0, 0] * 255).round().long() // 2
-        assert set(codes.flatten().tolist()) == set(classes.tolist())  # 600 draws miss no class
+        assert set(codes.flatten().tolist()) == {
+            names.index(name) for name in pool.names
+        }  # 600 draws miss no class
 
 
 def test_the_name_of_a_class_decides_its_split_and_not_the_folder_above(
@@ -93,14 +96,13 @@ def test_images_of_other_sizes_and_kinds_are_made_rgb_84_by_84(folders_copy: Pat
     wide.convert("L").save(folder / "c.jpg")
     Image.new("RGBA", (84, 84), (10, 20, 30, 255)).save(folder / "d.png")
     bank = MiniImagenet(**FIELDS, data=folders_copy).bank
-    assert bank.counts is not None
-    assert bank.counts[0] == 4
+    assert bank.counts[FIRST] == 4
     expected = np.asarray(wide.resize((84, 84), Image.Resampling.LANCZOS)).transpose(2, 0, 1)
-    assert np.array_equal(bank.images[0, 0].numpy(), expected)
+    assert np.array_equal(bank.images[0].numpy(), expected)
     jpeg = np.asarray(wide.resize((84, 84))).transpose(2, 0, 1).astype(float)
-    assert np.abs(bank.images[0, 1].numpy() - jpeg).mean() < 40  # noise is what JPEG loses most of
-    assert (bank.images[0, 2, 0] == bank.images[0, 2, 1]).all()
-    assert bank.images[0, 3, :, 40, 40].tolist() == [10, 20, 30]
+    assert np.abs(bank.images[1].numpy() - jpeg).mean() < 40  # noise is what JPEG loses most of
+    assert (bank.images[2, 0] == bank.images[2, 1]).all()
+    assert bank.images[3, :, 40, 40].tolist() == [10, 20, 30]
 
 
 def test_a_changed_image_and_a_moved_one_are_another_bank(folders_copy: Path) -> None:
@@ -134,17 +136,9 @@ def with_an_empty_class(root: Path) -> None:
         path.unlink()
 
 
-def with_an_unreadable_image(root: Path) -> None:
-    (root / FIRST / f"{FIRST}00000003.png").write_bytes(b"no image")
-
-
 def with_a_truncated_image(root: Path) -> None:
     path = root / FIRST / f"{FIRST}00000003.png"
     path.write_bytes(path.read_bytes()[:60])
-
-
-def with_an_image_of_another_format(root: Path) -> None:
-    Image.new("RGB", (84, 84)).save(root / FIRST / f"{FIRST}00000003.png", format="GIF")
 
 
 @pytest.mark.parametrize(
@@ -153,10 +147,8 @@ def with_an_image_of_another_format(root: Path) -> None:
         (without_classes, "14 of the 16 classes of validation; missing: n01855672, n02091244$"),
         (with_a_class_misnamed, '63 of the 64 .* missing: n13133613; did you mean "n1313361"'),
         (with_a_class_twice, "an image of n01532829 is there or listed twice"),
-        (with_an_empty_class, "n01532829: holds no image; images end in .jpg, .jpeg, .png"),
-        (with_an_unreadable_image, r"00000003\.png: cannot be read as a JPEG or PNG image"),
-        (with_a_truncated_image, r"00000003\.png: cannot be read as a JPEG or PNG image"),
-        (with_an_image_of_another_format, r"00000003\.png: cannot be read as a JPEG or PNG image"),
+        (with_an_empty_class, "n01532829: holds no image; images end in .bmp"),
+        (with_a_truncated_image, r"00000003\.png: cannot be read as an image"),
     ],
 )
 def test_what_is_wrong_with_folders_is_an_error_that_names_it(
@@ -228,7 +220,7 @@ def test_what_is_wrong_with_tables_is_an_error_that_names_the_line(
     [
         ({"ways": 1}, "MiniImagenet ways is 1; it takes a whole number, 2 or more"),
         ({"ways": 17}, "ways=17, .*train 64, validation 16, test 20; ways is at most 16"),
-        ({"queries": 600}, "need 601 images of every class, and a class has 600"),
+        ({"queries": 600}, "need 601 examples of every class, and a class has 600"),
         ({"seed": -1}, "seed is -1"),
     ],
 )
@@ -243,6 +235,8 @@ def test_a_class_with_too_few_images_is_named_at_first_use(tmp_path: Path) -> No
         (tmp_path / "mini_imagenet/n01930112" / f"n01930112{number:08d}.png").unlink()
     left = counted("n01930112") - 3
     source = MiniImagenet(**FIELDS, data=tmp_path)
-    message = rf"need 4 images of every class, and n01930112 has {left}; .* at most {left}"
+    message = (
+        rf"need 4 examples of every class, and n01930112 of test has {left}; .* at most {left}"
+    )
     with pytest.raises(TaskError, match=message):
-        source.sample("train", [0])
+        _ = source.checksum

@@ -53,14 +53,17 @@ def test_a_source_for_each_split():
         (lambda: Mix([strokes()], weights=[1, 2]), "a number for each of the 1 sources"),
         (lambda: Mix([strokes()], weights=[0]), "not all 0"),
         (lambda: Mix([strokes()], weights=[-1]), "Mix weights is"),
-        (lambda: Mix([strokes(), strokes(ways=4)]), "outputs of Strokes is 3 .* is 4"),
+        (
+            lambda: Mix([strokes(), strokes(ways=4)]),
+            r"outputs of sources\[0\] is 3 and of sources\[1\] 4; one",
+        ),
         (
             lambda: Mix([strokes(), Linear(shots=1, queries=1)]),
-            "kind of Strokes is classification and that of Linear is regression",
+            r"kind of sources\[0\] is classification and of sources\[1\] regression",
         ),
         (
             lambda: BySplit(train=strokes(), validation=strokes(size=9), test=strokes()),
-            "input_shape is .* for train and .* for validation",
+            r"input_shape of train is \(1, 8, 8\) and of validation \(1, 9, 9\)",
         ),
         (lambda: Mix([strokes()]).sample("val", [0]), "unknown split 'val'"),
     ],

@@ -11,13 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch.utils import _pytree as pytree
 
 from metablocks.errors import TaskError
-from metablocks.laws import sources
 from metablocks.tasks import (
+    CUB,
     CifarFS,
     Classes,
     Episodes,
@@ -30,9 +28,11 @@ from metablocks.tasks import (
     Sinusoid,
     Strokes,
     TaskSource,
+    TieredImagenet,
 )
 from metablocks.tasks.base import SPLITS, Split
 from metablocks.types import TaskBatch
+from metablocks.verify import verify
 
 
 def bytes_by_class() -> dict[Split, dict[str, torch.Tensor]]:
@@ -72,6 +72,12 @@ MAKERS = {
     "cifar_fs": lambda seed, device, data: CifarFS(
         ways=3, shots=1, queries=2, seed=seed, device=device, data=data
     ),
+    "tiered_imagenet": lambda seed, device, data: TieredImagenet(
+        ways=3, shots=1, queries=2, size=8, seed=seed, device=device, data=data
+    ),
+    "cub": lambda seed, device, data: CUB(
+        ways=3, shots=1, queries=2, size=8, seed=seed, device=device, data=data
+    ),
     "classes": lambda seed, device, data: Classes(
         bytes_by_class(), ways=3, shots=1, queries=2, rotate=True, seed=seed, device=device
     ),
@@ -110,11 +116,11 @@ def digest(batch: TaskBatch) -> str:
     ).hexdigest()
 
 
-@given(
-    indices=st.lists(st.integers(0, 10**6), min_size=1, max_size=4), split=st.sampled_from(SPLITS)
-)
-def test_a_task_is_a_function_of_its_index(make: Make, indices: list[int], split: Split) -> None:
-    sources.is_a_function_of_the_index(make(3), [*indices, indices[0]], [split])
+@pytest.mark.parametrize("name", MAKERS)
+def test_the_laws_of_sources_hold(name: str, device: torch.device, small_data: Path) -> None:
+    report = verify(lambda: MAKERS[name](3, device, small_data), protocol="tasks", examples=6)
+    assert [row.law for row in report.rows if row.verdict != "holds"] == [], str(report)
+    assert len(report.rows) == 4
 
 
 def test_a_task_is_the_same_in_another_process_with_another_number_of_threads(
@@ -155,18 +161,9 @@ def test_seeds_splits_and_indices_give_different_tasks(make: Make) -> None:
     assert len(drawn) == 5
 
 
-def test_sampling_touches_no_global_random_state(make: Make) -> None:
-    source = make(0)
-    before = torch.get_rng_state().clone(), np.random.get_state()[1].copy()
-    source.sample("train", [0])
-    assert torch.equal(before[0], torch.get_rng_state())
-    assert np.array_equal(before[1], np.random.get_state()[1])
-
-
 def test_a_source_says_what_its_tasks_are(make: Make, device: torch.device) -> None:
     source = make(0)
     assert isinstance(source, TaskSource)
-    sources.fits_its_description(source)
     batch = source.sample("train", [0, 4, 2])
     assert len(batch) == 3
     for inputs, target in (batch.support, batch.query):

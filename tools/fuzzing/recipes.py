@@ -21,7 +21,7 @@ from metablocks.recipe.layout import RecipeLayout, slot_of, slot_paths
 from metablocks.recipe.parse import join
 from metablocks.recipe.slots import MODEL, RULE, SLOTS, SURGERY, TASKS, Slot
 from metablocks.rules import StepInfo
-from tools.fuzzing.values import JUNK, PATTERNS, big_by_default, value
+from tools.fuzzing.values import JUNK, PATTERNS, STATED, big_by_default, value
 
 WIDEST = 1024
 """The most inputs or outputs of a layer: a KFO keeps a square of them."""
@@ -87,7 +87,7 @@ def _block(draw: Draw, slot: Slot, varied: bool, wanted: tuple[Any, Any]) -> Ent
 def _entry(draw: Draw, slot: Slot, name: str, varied: bool) -> Entry:
     """The block with its required fields and, where it is varied, some of the others."""
     known = schema.fields(slot.blocks[name], slot.context).values()
-    some = {f.name for f in known if f.required or big_by_default(f)}
+    some = {f.name for f in known if f.required or f.name in STATED or big_by_default(f)}
     if varied and (optional := [f.name for f in known if f.name not in some]):
         some |= draw(st.sets(st.sampled_from(optional), max_size=3))
     return {"block": name} | {
@@ -175,14 +175,17 @@ def _descends(name: str) -> bool:
 
 
 def _make(slot: Slot, entry: Entry, **context: Any) -> Any:
-    def made(value: Any) -> Any:
-        if isinstance(value, list):
-            return [made(item) for item in value]
-        return _make(slot, value) if isinstance(value, dict) and "block" in value else value
+    target = slot.blocks[entry["block"]]
+    known = schema.fields(target, slot.context)
 
-    return slot.blocks[entry["block"]](
-        **{name: made(v) for name, v in entry.items() if name != "block"}, **context
-    )
+    def made(name: str, value: Any) -> Any:
+        mark = slot_of(known[name].annotation) if name in known else None
+        if mark is None:
+            return value
+        held = SLOTS[mark.slot]
+        return [_make(held, e) for e in value] if isinstance(value, list) else _make(held, value)
+
+    return target(**{n: made(n, v) for n, v in entry.items() if n != "block"}, **context)
 
 
 def _spoil(draw: Draw, values: Entry) -> None:

@@ -47,6 +47,49 @@ def draw_mini_imagenet(parent: Path, layout: str = "folders", images: int | None
     return parent
 
 
+def draw_birds(parent: Path, images: int = 4) -> Path:
+    """Write a `CUB_200_2011`, in a shade for each class."""
+    names = ["001.Black_footed_Albatross", *(f"{number:03d}.Bird" for number in range(2, 201))]
+    for number, name in enumerate(names):
+        _draw_class(parent / "CUB_200_2011" / "images" / name, number, images)
+    return parent
+
+
+def draw_tiered_imagenet(parent: Path, images: int = 4, lists: bool = False) -> Path:
+    """Write a `tiered_imagenet`, in a shade for each class, a folder a split or with `lists`."""
+    root, number = parent / "tiered_imagenet", 0
+    for below, count in (("train", 351), ("val", 97), ("test", 160)):
+        names = [f"n{number + place:08d}" for place in range(count)]
+        for name in names:
+            folder = root / ("images" if lists else below) / name
+            _draw_class(folder, number, images)
+            number += 1
+        if lists:
+            (root / f"{below}.csv").write_text("".join(f"{name},n00000000\n" for name in names))
+    return parent
+
+
+def _draw_class(folder: Path, number: int, images: int) -> None:
+    folder.mkdir(parents=True)
+    for image in range(images):
+        color = (number % 256, 64 * (number // 256) + image, 7)
+        Image.new("RGB", (2, 2), color).save(folder / f"{image}.png", compress_level=1)
+
+
+def draw_emnist(parent: Path, images: int = 36, classes: int = 9) -> Path:
+    """Write torchvision's `EMNIST` of letters, `images` in each half, in a shade for each class."""
+    folder = parent / "EMNIST" / "raw"
+    folder.mkdir(parents=True)
+    labels = np.arange(images) % classes + 1
+    shades = np.broadcast_to(labels[:, None, None], (images, 28, 28))
+    for part in ("train", "test"):
+        for kind, array in (("images-idx3", shades), ("labels-idx1", labels)):
+            head = bytes([0, 0, 8, array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape)
+            content = head + array.astype(np.uint8).tobytes()
+            (folder / f"emnist-letters-{part}-{kind}-ubyte").write_bytes(content)
+    return parent
+
+
 def cifar_parts(images: int | None = None) -> dict[str, dict[str, object]]:
     """The three pickles of a small CIFAR-100: three images a class in `train`, the rest in `test`."""
     order = class_names(CIFAR_FS)

@@ -29,11 +29,16 @@ RANGES: dict[str, st.SearchStrategy[Any]] = {
     "seed": st.integers(0, 3),
     "steps": st.sampled_from([1, 2, 3, 0]),
     "ways": st.integers(2, 3),
+    "shots": st.integers(1, 3),  # ranges make tasks of unequal size, which only Loop takes
+    "splits": st.just([0.34, 0.33, 0.33]),
     "size": st.integers(8, 14),
     "memory": st.sampled_from([None, "1GiB", "1KiB", 1]),
     "compile": st.sampled_from([*[False] * 6, "trace", "auto", True]),
 }
 """Fields by name of which the first few values would say little, or most cost seconds."""
+
+STATED = ("file", "splits")
+"""Fields that have a default, and in most recipes need another value."""
 
 _RATES = [*[0.01, 0.001, 0.003, 0.02, 0.037, 0.05, 0.075, 0.1] * 3, 0.0]
 
