@@ -18,7 +18,17 @@ from torch.optim.lr_scheduler import LRScheduler
 from metablocks.errors import RecipeError, suggest, suggest_then
 from metablocks.estimators import Adjoint, Estimator, Implicit, Reptile, Unrolled
 from metablocks.executors import Executor, Loop, Vmap
-from metablocks.models import MLP, Conv4, append_linear, insert_tnet, per_step_batch_norm
+from metablocks.models import (
+    GRU,
+    MLP,
+    Conv4,
+    Transformer,
+    append_linear,
+    huggingface_model,
+    insert_tnet,
+    per_step_batch_norm,
+    torchvision_classifier,
+)
 from metablocks.order import AnnealedOrder, FirstOrder, Order, SecondOrder, TruncatedOrder
 from metablocks.recipe.outer import (
     Clip,
@@ -82,7 +92,18 @@ TASKS = Slot(
     ("seed", "device", "data", "support_transform", "query_transform"),
 )
 MODEL = Slot(
-    "model", "what is learned", {"conv4": Conv4, "mlp": MLP}, nn.Module, ("input_shape", "outputs")
+    "model",
+    "what is learned",
+    {
+        "conv4": Conv4,
+        "mlp": MLP,
+        "torchvision": torchvision_classifier,
+        "huggingface": huggingface_model,
+        "transformer": Transformer,
+        "gru": GRU,
+    },
+    nn.Module,
+    ("input_shape", "outputs"),
 )
 SURGERY = Slot(
     "surgery",

@@ -21,12 +21,12 @@ def draw_data_sets(parent: Path) -> Path:
 
 
 def draw_folders(root: Path) -> Path:
-    """Images of mixed sizes by split and class, 4 or 5 a class, in a shade for each class."""
+    """Images of mixed sizes by split and class, 6 or 7 a class, in a shade for each class."""
     places = [(split, name) for split in ("train", "val", "test") for name in ("ant", "bee", "cat")]
     for number, (split, name) in enumerate(places):
         folder = root / split / f"{split} {name}"
         folder.mkdir(parents=True)
-        for image in range(4 + number % 2):
+        for image in range(6 + number % 2):
             color = (20 * number, 40 * image, 5)
             Image.new("RGB", (6 + image, 8), color).save(folder / f"{image}.png")
     return root

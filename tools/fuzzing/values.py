@@ -24,7 +24,20 @@ PATTERNS = st.sampled_from(
 """Names of parameters, of the model and of the learner; some match nothing."""
 
 RANGES: dict[str, st.SearchStrategy[Any]] = {
-    "name": st.just("fuzz"),
+    "name": st.sampled_from(["shufflenet_v2_x0_5", "fuzz"]),  # of torchvision's, and of a recipe
+    "weights": st.none(),
+    "options": st.none(),
+    "folder": st.none(),
+    "config": st.just(
+        {
+            "model_type": "vit",
+            "patch_size": 4,
+            "hidden_size": 8,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "intermediate_size": 8,
+        }
+    ),
     "device": st.just("cpu"),
     "seed": st.integers(0, 3),
     "steps": st.sampled_from([1, 2, 3, 0]),
