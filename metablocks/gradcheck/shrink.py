@@ -28,6 +28,7 @@ from metablocks.types import Batch, TaskBatch
 
 _STEPS, _TASKS, _WAYS, _UNITS, _FILTERS = 3, 5, 4, 5, 3
 _BATCH = 5  # of Reptile
+_IMAGE, _NARROWER = 28, 16  # of a ResNet
 _SMOOTH = {"relu": "Softplus for ReLU", "leaky_relu": "Softplus for LeakyReLU"}
 
 
@@ -109,6 +110,36 @@ def smooth(model: nn.Module) -> nn.Module:
         return None
 
     return replace_modules(copy.deepcopy(model), convert)
+
+
+def narrow(model: nn.Module, by: int) -> nn.Module:
+    """A copy of a ResNet with a `by`-th of the channels and the first block of each stage.
+
+    >>> from metablocks.models import torchvision_classifier
+    >>> net = torchvision_classifier(input_shape=(3, 28, 28), outputs=5, name="resnet18")
+    >>> narrow(net, 16).fc
+    Linear(in_features=32, out_features=5, bias=True)
+    """
+
+    def convert(_: str, module: nn.Module) -> nn.Module | None:
+        if isinstance(module, nn.Conv2d):
+            inputs, outputs = max(module.in_channels // by, 1), module.out_channels // by
+            inputs = module.in_channels if module.in_channels <= 3 else inputs
+            made: Any = nn.Conv2d(
+                inputs, outputs, module.kernel_size, module.stride, module.padding, bias=False
+            )
+        elif isinstance(module, nn.BatchNorm2d):
+            made = nn.BatchNorm2d(module.num_features // by)
+        elif isinstance(module, nn.Linear):
+            made = nn.Linear(module.in_features // by, module.out_features)
+        else:
+            return None
+        return made.train(module.training)
+
+    model = copy.deepcopy(model)
+    for name in ("layer1", "layer2", "layer3", "layer4"):
+        setattr(model, name, getattr(model, name)[:1])
+    return replace_modules(model, convert)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,7 +234,11 @@ def _shrink_model(values: dict[str, Any]) -> list[str]:
         changes.append(_SMOOTH[model["activation"]])
     if model.get("downsample") == "pool":
         changes.append("AvgPool2d for MaxPool2d")
-    values["surgery"] = [{"block": f"{__name__}:smooth"}, *(values.get("surgery") or [])]
+    before = [{"block": f"{__name__}:smooth"}]
+    if model["block"] == "torchvision" and "resnet" in model["name"]:
+        before.append({"block": f"{__name__}:narrow", "by": _NARROWER})
+        changes.append(f"a {_NARROWER}th of the channels, a block a stage")
+    values["surgery"] = [*before, *(values.get("surgery") or [])]
     return changes
 
 
@@ -215,10 +250,12 @@ def _shrink_tasks(values: dict[str, Any], source: TaskSource) -> list[str]:
     if "ways" not in tasks:
         return []
     _limit(tasks, ways=_WAYS, shots=2, queries=3)
-    shape = list(source.input_shape)
-    if ":" not in values["model"]["block"] and len(shape) == 3:
-        layers = values["model"].get("layers", 0)
-        size = min(shape[1], max(8, 2 ** min(layers, 5)))
+    shape, model = list(source.input_shape), values["model"]
+    if model["block"] == "torchvision":  # its batch norms need more than two numbers
+        tasks.update(shots=2, queries=3)
+        shape = [shape[0], *(_IMAGE,) * 2] if "resnet" in model["name"] else shape
+    elif model["block"] in ("conv4", "mlp") and len(shape) == 3:
+        size = min(shape[1], max(8, 2 ** min(model.get("layers", 0), 5)))
         shape = [shape[0], size, size]
     kept = {name: tasks[name] for name in ("ways", "shots", "queries")}
     block = f"{__name__}:MadeUp"

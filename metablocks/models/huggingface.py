@@ -12,22 +12,26 @@ from torch import Tensor, nn
 
 from metablocks.checks import Count, checked
 from metablocks.errors import BlockError, MissingError, first_line, suggest, suggest_then
+from metablocks.kernels import twice_differentiable
 from metablocks.models.torchvision_net import differ_in_classes
 from metablocks.torchvision_import import torchvision_module
 
 _BLOCK = "huggingface_model"
-_ATTENTION = "eager"  # which vmap and second derivatives take as it is
 
 
 class Logits(nn.Module):
-    """A model of transformers whose output is its logits alone."""
+    """A model of transformers whose output is its logits alone.
+
+    Its attention is the kernel that vmap and second derivatives take.
+    """
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
         self.net = net
 
     def forward(self, inputs: Tensor) -> Tensor:
-        logits: Tensor = self.net(inputs).logits
+        with twice_differentiable():
+            logits: Tensor = self.net(inputs).logits
         return logits
 
 
@@ -78,7 +82,7 @@ def huggingface_model(
                     setattr(stated, field, value)
         _fit(stated, outputs, images=images)
         try:
-            return Logits(auto.from_config(stated, attn_implementation=_ATTENTION))
+            return Logits(auto.from_config(stated))
         except Exception as error:  # whatever the model's own constructor may raise
             message = f"{_BLOCK} config does not make an {kind} ({first_line(error)})"
             raise BlockError(message, block=_BLOCK, field="config") from error
@@ -164,12 +168,11 @@ def _from_folder(
         )
     _fit(config, outputs, images=images)
     if torch.get_default_device().type == "meta":
-        trial: nn.Module = auto.from_config(config, attn_implementation=_ATTENTION)
+        trial: nn.Module = auto.from_config(config)
         return trial
     model, report = auto.from_pretrained(
         path,
         config=config,
-        attn_implementation=_ATTENTION,
         local_files_only=True,
         ignore_mismatched_sizes=True,
         output_loading_info=True,

@@ -21,7 +21,7 @@ from metablocks.recipe.layout import RecipeLayout, slot_of, slot_paths
 from metablocks.recipe.parse import join
 from metablocks.recipe.slots import MODEL, RULE, SLOTS, SURGERY, TASKS, Slot
 from metablocks.rules import StepInfo
-from tools.fuzzing.values import JUNK, PATTERNS, big_by_default, value
+from tools.fuzzing.values import JUNK, PATTERNS, always_drawn, value
 
 WIDEST = 1024
 """The most inputs or outputs of a layer: a KFO keeps a square of them."""
@@ -87,7 +87,7 @@ def _block(draw: Draw, slot: Slot, varied: bool, wanted: tuple[Any, Any]) -> Ent
 def _entry(draw: Draw, slot: Slot, name: str, varied: bool) -> Entry:
     """The block with its required fields and, where it is varied, some of the others."""
     known = schema.fields(slot.blocks[name], slot.context).values()
-    some = {f.name for f in known if f.required or big_by_default(f)}
+    some = {f.name for f in known if f.required or always_drawn(f)}
     if varied and (optional := [f.name for f in known if f.name not in some]):
         some |= draw(st.sets(st.sampled_from(optional), max_size=3))
     return {"block": name} | {
