@@ -107,6 +107,8 @@ NEEDED: dict[Any, dict[str, Any]] = {
     mb.append_linear: {"model": net(), "depth": 1},
     mb.collapse_linear: {"model": mb.append_linear(net(), depth=1)},
     mb.insert_tnet: {"model": net()},
+    mb.insert_lora: {"model": net(), "rank": 1},
+    mb.fold_lora: {"model": mb.insert_lora(net(), rank=1)},
     mb.fold_tnet: {"model": mb.insert_tnet(net())},
     mb.norm_patterns: {"model": net()},
     mb.transform_patterns: {"model": net()},
