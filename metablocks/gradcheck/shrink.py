@@ -27,7 +27,7 @@ from metablocks.tasks.base import Kind, Split, TaskSource
 from metablocks.types import Batch, TaskBatch
 
 _STEPS, _TASKS, _WAYS, _UNITS, _FILTERS = 3, 5, 4, 5, 3
-_BATCH = 5  # of Reptile
+_BATCH, _LENGTH = 5, 6  # of Reptile; of texts
 _IMAGE, _NARROWER = 28, 16  # of a ResNet
 _SMOOTH = {"relu": "Softplus for ReLU", "leaky_relu": "Softplus for LeakyReLU"}
 
@@ -147,7 +147,8 @@ class MadeUp:
     """Tasks of random inputs of any shape, in place of a data set: a class is noise around a mean.
 
     Targets are class numbers 0 … ways − 1, class-major, or, with the kind `regression`, `ways`
-    random numbers an example. Obeys the law of `TaskSource`.
+    random numbers an example; with the kind `text` inputs and targets are random tokens below `ways`,
+    of `shots` and `queries` examples. Obeys the law of `TaskSource`.
 
     >>> MadeUp(ways=3, shots=1, queries=2, shape=(1, 8, 8)).sample("train", [0, 1]).query[0].shape
     torch.Size([2, 6, 1, 8, 8])
@@ -190,6 +191,10 @@ class MadeUp:
         means = draw(self.ways, 1, *self.shape)
 
         def side(examples: int) -> Batch:
+            if self.kind == "text":
+                shape = (2, examples, *self.shape)
+                tokens = torch.randint(self.ways, shape, generator=generator, device="cpu")
+                return tokens[0], tokens[1]
             inputs = (means + draw(self.ways, examples, *self.shape)).flatten(0, 1) / 2
             if self.kind == "regression":
                 return inputs, draw(len(inputs), self.ways)
@@ -226,6 +231,11 @@ def _shrink_model(values: dict[str, Any]) -> list[str]:
     if model.get("filters", 0) > filters:
         model["filters"] = filters
         changes.append(f"{filters} filters")
+    if model["block"] in ("transformer", "gru"):
+        width = 2 * min(model.get("heads", 1), 2)
+        _limit(model, heads=2, layers=2)
+        model["width"] = min(model["width"], width)
+        changes.append(f"width {model['width']}, at most 2 layers")
     if any(width > _UNITS for width in model.get("hidden", ())):
         model["hidden"] = [min(width, _UNITS) for width in model["hidden"]]
         changes.append(f"hidden layers of {_UNITS}")
@@ -246,7 +256,7 @@ def _shrink_tasks(values: dict[str, Any], source: TaskSource) -> list[str]:
     tasks = values["tasks"]
     if ":" in tasks["block"]:
         return []
-    _limit(tasks, shots=5, queries=5, dim=4)
+    _limit(tasks, shots=5, queries=5, dim=4, length=_LENGTH)
     if "ways" not in tasks:
         return []
     _limit(tasks, ways=_WAYS, shots=2, queries=3)

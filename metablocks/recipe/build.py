@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -36,7 +36,6 @@ from metablocks.recipe.schema import within
 from metablocks.rules import Chain, UpdateRule
 from metablocks.tasks.base import TaskSource
 
-LOSSES = {"classification": F.cross_entropy, "regression": F.mse_loss}
 _ARGUMENTS = {
     "model": "model",
     "steps": "inner.steps",
@@ -55,6 +54,18 @@ _KINDS = {
     ExecutorError: "hardware.executor",
 }
 """The paths of errors that name no argument."""
+
+
+def next_token_loss(scores: Tensor, targets: Tensor) -> Tensor:
+    """The mean cross-entropy, in nats, of `scores` `[examples, length, tokens]`."""
+    return F.cross_entropy(scores.transpose(1, 2), targets)
+
+
+LOSSES = {
+    "classification": F.cross_entropy,
+    "regression": F.mse_loss,
+    "text": next_token_loss,
+}
 
 
 @dataclass(frozen=True)
@@ -85,7 +96,7 @@ class Experiment:
 
     @property
     def kind(self) -> str:
-        """`classification` (cross-entropy) or `regression` (mean squared error)."""
+        """`classification` and `text` (cross-entropy) or `regression` (mean squared error)."""
         return self.source.kind
 
 

@@ -55,6 +55,7 @@ from metablocks.tasks import (
     Omniglot,
     Sinusoid,
     Strokes,
+    Text,
 )
 from metablocks.tasks.base import TaskSource
 from metablocks.tuning import AutoExecutor
@@ -82,6 +83,7 @@ TASKS = Slot(
         "linear": Linear,
         "logistic": Logistic,
         "strokes": Strokes,
+        "text": Text,
         "omniglot": Omniglot,
         "mini_imagenet": MiniImagenet,
         "cifar_fs": CifarFS,

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 from metablocks.runs.directory import RunDirectory, write_atomically
 from metablocks.runs.finished import FinishedRun, read_run
-from metablocks.runs.scores import Scores
+from metablocks.runs.scores import MEASURES, Scores
 
 _COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999933"]
 """Okabe and Ito's, which the colour-blind can tell apart."""
@@ -178,4 +178,5 @@ def _save(figure: Any, path: Path) -> None:
 
 
 def _scale(scores: Scores) -> tuple[float, str]:
-    return (100.0, "accuracy, %") if scores.measure == "accuracy" else (1.0, "MSE")
+    name = MEASURES[scores.measure][0]
+    return (100.0, f"{name}, %") if scores.measure == "accuracy" else (1.0, name)

@@ -13,6 +13,7 @@ from metablocks.tasks.mix import BySplit, Mix
 from metablocks.tasks.omniglot import Omniglot
 from metablocks.tasks.sinusoid import Sinusoid
 from metablocks.tasks.strokes import Strokes
+from metablocks.tasks.text import Text
 
 __all__ = [
     "BySplit",
@@ -30,4 +31,5 @@ __all__ = [
     "Split",
     "Strokes",
     "TaskSource",
+    "Text",
 ]

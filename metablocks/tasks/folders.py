@@ -1,6 +1,5 @@
 """Tasks of image files of one's own, in a folder for each class."""
 
-import contextlib
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,7 +23,7 @@ from metablocks.tasks.image_files import (
     decode,
     in_threads,
 )
-from metablocks.tasks.storage import cache_folder, fingerprint
+from metablocks.tasks.storage import fingerprint, remembered
 
 Files: TypeAlias = dict[str, list[Path]]
 """The image files of each class, sorted."""
@@ -136,14 +135,9 @@ class Folders(ClassTasks):
         described = [[split, name, len(files)] for split, name, files in listed]
         files = [file for _, _, files in listed for file in files]
         state = fingerprint(self._root, [str(described), *files])
-        remembered = cache_folder() / f"folders-{state[:40]}.sha256"
-        with contextlib.suppress(OSError):
-            return remembered.read_text().strip()
-        checksum = digest_of(described, in_threads(content_of, files))
-        with contextlib.suppress(OSError):
-            remembered.parent.mkdir(parents=True, exist_ok=True)
-            remembered.write_text(checksum)
-        return checksum
+        return remembered(
+            f"folders-{state[:40]}", lambda: digest_of(described, in_threads(content_of, files))
+        )
 
     @property
     def _root(self) -> Path:

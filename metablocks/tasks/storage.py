@@ -162,6 +162,18 @@ def cached(name: str, read: Callable[[], ClassBank]) -> ClassBank:
     return bank
 
 
+def remembered(name: str, compute: Callable[[], str]) -> str:
+    """The checksum kept under `name` in the cache folder; else `compute()`, kept if it can be."""
+    path = cache_folder() / f"{name}.sha256"
+    with contextlib.suppress(OSError):
+        return path.read_text().strip()
+    checksum = compute()
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(checksum)
+    return checksum
+
+
 def fingerprint(root: Path, items: Iterable[str | Path]) -> str:
     """SHA-256, in hex, of a state of the data, taken without decoding an image.
 

@@ -15,18 +15,18 @@ def draw_data_sets(parent: Path) -> Path:
     """One of each below `parent`, which is what `--data` takes; and a cache folder of its own."""
     os.environ["XDG_CACHE_HOME"] = str(parent / "cache")
     draw_omniglot(parent, {"images_background": {"A": 12, "B": 12}, "images_evaluation": {"C": 8}})
-    draw_folders(parent / "folders")
+    draw_folders(parent / "folders", images=6)
     RANGES["root"] = st.just(str(parent / "folders"))
     return write_cifar(draw_mini_imagenet(parent, images=6), cifar_parts(images=6))
 
 
-def draw_folders(root: Path) -> Path:
-    """Images of mixed sizes by split and class, 6 or 7 a class, in a shade for each class."""
+def draw_folders(root: Path, images: int = 4) -> Path:
+    """Images of mixed sizes by split and class, `images` or one more, in a shade for each class."""
     places = [(split, name) for split in ("train", "val", "test") for name in ("ant", "bee", "cat")]
     for number, (split, name) in enumerate(places):
         folder = root / split / f"{split} {name}"
         folder.mkdir(parents=True)
-        for image in range(6 + number % 2):
+        for image in range(images + number % 2):
             color = (20 * number, 40 * image, 5)
             Image.new("RGB", (6 + image, 8), color).save(folder / f"{image}.png")
     return root

@@ -21,6 +21,7 @@ from metablocks.recipe.layout import RecipeLayout, slot_of, slot_paths
 from metablocks.recipe.parse import join
 from metablocks.recipe.slots import MODEL, RULE, SLOTS, SURGERY, TASKS, Slot
 from metablocks.rules import StepInfo
+from metablocks.tasks.base import example_shapes
 from tools.fuzzing.values import JUNK, PATTERNS, always_drawn, value
 
 WIDEST = 1024
@@ -155,7 +156,11 @@ def _fits(entry: Entry, tasks: Entry, surgery: list[Entry]) -> bool:
                         SURGERY.blocks[change["block"]], {"model": model, "steps": 1}
                     ),
                 )
-    except MetablocksError:
+            shape, dtype, output = example_shapes(source)
+            outputs = model(torch.zeros(2, *shape, dtype=dtype))
+    except (MetablocksError, RuntimeError):
+        return False
+    if tuple(outputs.shape[1:]) != output:
         return False
     return all(max(p.shape) <= WIDEST for p in model.parameters())
 

@@ -29,6 +29,7 @@ RANGES: dict[str, st.SearchStrategy[Any]] = {
     # Else its 20 batch norms, over two examples of one pixel, may grow without bound.
     "options": st.just({"zero_init_residual": True}),
     "folder": st.none(),
+    "files": st.sampled_from(["*", "*.py"]),
     "config": st.just(
         {
             "model_type": "vit",
