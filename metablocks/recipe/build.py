@@ -42,6 +42,7 @@ _ARGUMENTS = {
     "rule": "inner.rule",
     "order": "inner.order",
     "adapt": "inner.adapt",
+    "norm_statistics": "inner.norm_statistics",
     "step_loss": "outer.step_loss",
     "estimator": "outer.estimator",
     "executor": "hardware.executor",
@@ -193,6 +194,7 @@ def _learner(recipe: Recipe, blocks: dict[str, Any], loss: Any) -> MetaLearner:
             order=blocks["inner.order"],
             step_loss=blocks["outer.step_loss"],
             adapt=recipe.at("inner.adapt"),
+            norm_statistics=recipe.at("inner.norm_statistics"),
             estimator=blocks["outer.estimator"],
             executor=blocks["hardware.executor"],
         )

@@ -207,6 +207,7 @@ def reduced_learner(experiment: Experiment) -> MetaLearner:
         order=learner.order,
         step_loss=learner.step_loss,
         adapt=adapt,
+        norm_statistics=learner.norm_statistics,
         estimator=learner.estimator,
         executor=learner.executor,
     ).to(experiment.device, experiment.dtype)

@@ -1,8 +1,8 @@
 """Scores of a learner for every inner step, over many tasks.
 
 Tasks are fixed: number 0 … n − 1 of a split, the same for every run with the same task source and
-seed. Batch norm uses batch statistics, query set included (the transductive convention), unless a
-model's norms use statistics that they keep.
+seed. Batch norm normalises by the learner's `norm_statistics`: the batch's, query set included (the
+transductive convention), unless it or a norm of the model says otherwise.
 """
 
 import math

@@ -176,7 +176,7 @@ def aligned(rows: Sequence[Sequence[str]], between: str = "  ") -> list[str]:
 
 def transductive(experiment: Experiment) -> bool:
     """True if a batch norm predicts on the query set by the query set's own statistics."""
-    return any(
+    return experiment.learner.norm_statistics == "batch" and any(
         isinstance(module, _BatchNorm)
         or (isinstance(module, PerStepBatchNorm) and not module.keeps_statistics)
         for module in experiment.learner.model.modules()

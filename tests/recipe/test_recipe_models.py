@@ -12,7 +12,9 @@ import metablocks as mb
 from metablocks.errors import BlockError, MissingError, RecipeError
 from metablocks.laws import gradients
 from metablocks.models import GRU, Transformer, huggingface_model, torchvision_classifier
-from metablocks.recipe import build, from_text
+from metablocks.recipe import build, from_text, load
+from metablocks.runs.tables import transductive
+from metablocks.runs.train import final_scores
 
 STROKES = "tasks: {block: strokes, ways: 4, shots: 1, queries: 1, size: 16}"
 VIT = {
@@ -160,6 +162,23 @@ def test_a_model_that_does_not_take_the_tasks_is_refused_before_training():
         RecipeError, match=r"x\.yaml:5:8 model: the model that huggingface leaves does"
     ):
         recipe(f"{{block: huggingface, config: {config}}}")
+
+
+# ---- what norms normalise by
+
+
+def test_a_recipe_says_what_norms_normalise_by():
+    small = ["inner.steps=1", "hardware.device=cpu", "model.filters=2"]
+    scores = {}
+    for statistics in ("batch", "support", "running"):
+        experiment = build(load("maml_strokes", [*small, f"inner.norm_statistics={statistics}"]))
+        assert experiment.learner.norm_statistics == statistics
+        assert transductive(experiment) == (statistics == "batch")
+        scores[statistics] = final_scores(experiment, "validation", tasks=2, steps=1).loss
+    assert len({loss for _, loss in scores.values()}) == 3
+    surgery = "surgery=[{block: per_step_batch_norm}]"
+    with pytest.raises(RecipeError, match=r"inner\.norm_statistics: .*statistics of its own"):
+        build(load("maml_strokes", [*small, surgery, "inner.norm_statistics=support"]))
 
 
 # ---- tokens
