@@ -231,6 +231,9 @@ def _shrink_model(values: dict[str, Any]) -> list[str]:
     if model.get("filters", 0) > filters:
         model["filters"] = filters
         changes.append(f"{filters} filters")
+    if (model.get("config") or {}).get("num_hidden_layers", 1) > 1:
+        model["config"]["num_hidden_layers"] = 1
+        changes.append("one layer")
     if model["block"] in ("transformer", "gru"):
         width = 2 * min(model.get("heads", 1), 2)
         _limit(model, heads=2, layers=2)
