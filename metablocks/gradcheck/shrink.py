@@ -121,20 +121,20 @@ def narrow(model: nn.Module, by: int) -> nn.Module:
     Linear(in_features=32, out_features=5, bias=True)
     """
 
-    def convert(_: str, module: nn.Module) -> nn.Module | None:
-        if isinstance(module, nn.Conv2d):
-            inputs, outputs = max(module.in_channels // by, 1), module.out_channels // by
-            inputs = module.in_channels if module.in_channels <= 3 else inputs
-            made: Any = nn.Conv2d(
-                inputs, outputs, module.kernel_size, module.stride, module.padding, bias=False
-            )
-        elif isinstance(module, nn.BatchNorm2d):
-            made = nn.BatchNorm2d(module.num_features // by)
-        elif isinstance(module, nn.Linear):
-            made = nn.Linear(module.in_features // by, module.out_features)
+    def convert(_: str, layer: Any) -> nn.Module | None:
+        made: nn.Module
+        if isinstance(layer, nn.Conv2d):
+            inputs = layer.in_channels if layer.in_channels <= 3 else layer.in_channels // by
+            names = ("kernel_size", "stride", "padding", "dilation")
+            same: dict[str, Any] = {name: getattr(layer, name) for name in names}
+            made = nn.Conv2d(inputs, layer.out_channels // by, **same, bias=False)
+        elif isinstance(layer, nn.BatchNorm2d):
+            made = nn.BatchNorm2d(layer.num_features // by)
+        elif isinstance(layer, nn.Linear):
+            made = nn.Linear(layer.in_features // by, layer.out_features)
         else:
             return None
-        return made.train(module.training)
+        return made.train(layer.training)
 
     model = copy.deepcopy(model)
     for name in ("layer1", "layer2", "layer3", "layer4"):
@@ -247,7 +247,7 @@ def _shrink_model(values: dict[str, Any]) -> list[str]:
         changes.append(_SMOOTH[model["activation"]])
     if model.get("downsample") == "pool":
         changes.append("AvgPool2d for MaxPool2d")
-    before = [{"block": f"{__name__}:smooth"}]
+    before: list[dict[str, Any]] = [{"block": f"{__name__}:smooth"}]
     if model["block"] == "torchvision" and "resnet" in model["name"]:
         before.append({"block": f"{__name__}:narrow", "by": _NARROWER})
         changes.append(f"a {_NARROWER}th of the channels, a block a stage")

@@ -40,8 +40,10 @@ class Factors(nn.Module):
 
     def weight(self) -> Tensor:
         """(1/r) B A, of the shape of the layer's weight."""
-        up, down = self.up.weight, self.down.weight
-        return (up.flatten(1) @ down.flatten(1)).reshape(len(up), *down.shape[1:]) / self.rank  # type: ignore[arg-type,operator,union-attr]
+        up: Any = self.up.weight
+        down: Any = self.down.weight
+        product: Tensor = up.flatten(1) @ down.flatten(1)
+        return product.reshape(len(up), *down.shape[1:]) / self.rank
 
 
 class LowRank(nn.Module):
