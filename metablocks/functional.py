@@ -29,7 +29,7 @@ from metablocks.per_step import Position, StepAware
 from metablocks.twins import Survey, twin
 from metablocks.types import Tensors, map_tensors
 
-NormStatistics: TypeAlias = Literal["batch", "running"]
+NormStatistics: TypeAlias = Literal["batch", "running", "support"]
 
 
 class ModuleState(NamedTuple):
@@ -45,7 +45,8 @@ class FunctionalModule:
 
     `norm_statistics` says what every batch norm (and tracking instance norm) normalises by, in
     `train()` and `eval()` alike: `"batch"`, its own input, its running buffers being no part of the
-    state; `"running"`, its stored statistics, which stay as they are. With None each norm does as its
+    state; `"running"`, its stored statistics, which stay as they are; `"support"`, its own input, whose
+    statistics it leaves in its buffers, for `"running"` to predict by. With None each norm does as its
     flags say.
 
     Modules follow the `train()`/`eval()` flags of the wrapped module at the time of the call. A
@@ -400,6 +401,8 @@ class _Part:
             own["_step"] = step
         if self.norm == "running":
             own["training"] = False
+        elif self.norm == "support":
+            own["training"], own["momentum"] = True, 1.0
         elif self.norm == "batch":
             own["track_running_stats"] = False
         object.__setattr__(made, "__dict__", own)
@@ -447,6 +450,16 @@ def tracking_norms(module: nn.Module) -> dict[str, _NormBase]:
         for name, member in module.named_modules()
         if isinstance(member, _NormBase) and _tracks(member)
     }
+
+
+def norm_buffers(module: nn.Module) -> frozenset[str]:
+    """The names of the buffers of the norms that keep running statistics."""
+    norms = tracking_norms(module).items()
+    return frozenset(
+        f"{name}.{leaf}" if name else leaf
+        for name, norm in norms
+        for leaf, _ in norm.named_buffers(recurse=False)
+    )
 
 
 def detach(tree: Tensors) -> Tensors:

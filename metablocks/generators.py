@@ -232,15 +232,19 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self.draws.add("held")
             if generator is None or generator is torch.default_generator:
                 self.draws.add("torch")
-        if self.guarded and function._schema.is_mutable:
+        if self.guarded and (function._schema.is_mutable or "batch_norm" in function._schema.name):
             self._check(function._schema.arguments, args, kwargs)
         return function(*args, **kwargs)
 
     def _check(self, arguments: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        for index, argument in enumerate(arguments):
-            if argument.alias_info is None or not argument.alias_info.is_write:
+        given = {a.name: value for a, value in zip(arguments, args, strict=False)} | kwargs
+        for argument in arguments:
+            writes = argument.alias_info is not None and argument.alias_info.is_write
+            # Which kernels of batch norm write in training, whatever their schema says.
+            writes |= argument.name in _STATISTICS and bool(given.get("training"))
+            if not writes:
                 continue
-            value = args[index] if index < len(args) else kwargs.get(argument.name)
+            value = given.get(argument.name)
             for leaf in pytree.tree_leaves(value):
                 name = self.guarded.get(storage(leaf)) if isinstance(leaf, Tensor) else None
                 if name is not None and self.refuse:
@@ -268,6 +272,7 @@ class _Local(threading.local):
 
 
 _local = _Local()
+_STATISTICS = ("running_mean", "running_var")
 _HELD = (torch.Generator, random.Random, np.random.Generator, np.random.RandomState)
 
 

@@ -7,7 +7,7 @@ made. Everything above is written in terms of them: `adapt` for a loss function 
 `InnerLoop` for a whole learner, and every estimator on top of `InnerLoop`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from numbers import Real
@@ -234,6 +234,8 @@ class InnerLoop:
     """Overrides the model's train/eval flags, as in `FunctionalModule.apply`."""
     metric: Callable[[Any, Any], Any] | None = None
     """`(prediction, target) -> score`, of every query pass."""
+    predicting: ModuleView | None = None
+    """The model in query passes, if another view of it than in support passes."""
     position: Position | None = None
     """The step, while a trace is made that is to serve all steps."""
 
@@ -255,6 +257,15 @@ class InnerLoop:
         state, _ = self.rule.call("init", parts.rule, (fast,))
         return Carry(fast, state, buffers)
 
+    def with_statistics(
+        self, meta: Tensors, carry: Carry, support: Batch, names: Container[str]
+    ) -> Carry:
+        """The carry with the buffers `names` as a pass over the support batch leaves them."""
+        params = {**self._parts(meta).rest, **carry.params}
+        _, _, after = self._forward(self.model, params, carry.buffers, support, 0)
+        left = {name: b for name, b in after.buffers.items() if name in names}
+        return carry._replace(buffers=carry.buffers | left)
+
     def step(self, meta: Tensors, carry: Carry, support: Batch, index: int) -> tuple[Carry, Tensor]:
         """Inner step `index` on the support batch: the next carry and the support loss before it."""
         passed = self.support(meta, carry, support, index)
@@ -264,7 +275,7 @@ class InnerLoop:
         """The first half of inner step `index`: the gradient on the support batch."""
 
         def loss(params: Tensors, buffers: Tensors) -> tuple[Tensor, Any]:
-            value, _, after = self._forward(params, buffers, support, index)
+            value, _, after = self._forward(self.model, params, buffers, support, index)
             written = self.model.written(training=self.training)
             moved = {name: after.params[name] for name in written if name in carry.params}
             return value, (after.buffers, moved)
@@ -291,7 +302,10 @@ class InnerLoop:
     def query(self, meta: Tensors, carry: Carry, query: Batch, index: int) -> QueryPass:
         """The query pass at carry `index`; it belongs to the step that led there."""
         params = {**self._parts(meta).rest, **carry.params}
-        value, prediction, after = self._forward(params, carry.buffers, query, index, before=1)
+        model = self.predicting or self.model
+        value, prediction, after = self._forward(
+            model, params, carry.buffers, query, index, before=1
+        )
         score = None
         if self.metric is not None:
             with torch.no_grad():
@@ -322,7 +336,14 @@ class InnerLoop:
         return self._parts(meta).fixed
 
     def _forward(
-        self, params: Tensors, buffers: Tensors, batch: Batch, index: int, *, before: int = 0
+        self,
+        model: ModuleView,
+        params: Tensors,
+        buffers: Tensors,
+        batch: Batch,
+        index: int,
+        *,
+        before: int = 0,
     ) -> tuple[Tensor, Any, ModuleState]:
         """The pass of step `index`, or so many `before` it."""
         inputs, target = batch
@@ -330,7 +351,7 @@ class InnerLoop:
         step: int | Position = own
         if self.position is not None:
             step = Position(own, (self.position.tensor - before).clamp(min=0))
-        prediction, state = self.model.apply(
+        prediction, state = model.apply(
             ModuleState(params, self.model_buffers | buffers),
             inputs,
             step=step,

@@ -31,6 +31,7 @@ from metablocks.functional import (
     ModuleView,
     NormStatistics,
     detach,
+    norm_buffers,
     step_aware_modules,
 )
 from metablocks.generators import Draws, generators_of
@@ -136,8 +137,10 @@ class MetaLearner(nn.Module):
       parameters (`requires_grad=False`) neither move nor get a meta-gradient; freezing and unfreezing
       count from the next call on.
     - `norm_statistics`: what batch norms normalise by, in the inner loop, the query pass and at
-      evaluation: `"batch"`, the statistics of the batch at hand, or `"running"`, those they have
-      stored, for a pre-trained net. Stored statistics are neither updated nor replaced.
+      evaluation: `"batch"`, the statistics of the batch at hand; `"running"`, those they have
+      stored, for a pre-trained net; or `"support"`, at evaluation the support set's of the last step
+      before the query pass, as what `adapt` returns does, and in training those of the batch. Stored
+      statistics are neither updated nor replaced.
     - `allow_unused`: patterns of meta-parameters that no task need reach (`"experts.*"`).
 
     `named_parameters()` gives the model's parameters under `model.` and the rule's under `rule.`.
@@ -193,7 +196,7 @@ class MetaLearner(nn.Module):
             (allow_unused,) if isinstance(allow_unused, str) else tuple(allow_unused)
         )
         self._functional_models: dict[NormStatistics, FunctionalModule] = {}
-        self._functional_model(norm_statistics)
+        self._functional_model(_in_training(norm_statistics))
         self._patterns = adapt
         self._selected: tuple[Hashable, tuple[str, ...]] = ((), ())
         parameters = dict(model.named_parameters())
@@ -281,7 +284,8 @@ class MetaLearner(nn.Module):
         """Adapt to each task and judge on its query set, with no meta-gradient.
 
         The model runs in `eval()` mode (no dropout), batch norm by the learner's `norm_statistics`
-        unless given: by default those of the batch, the field's transductive convention. `steps`
+        unless given: by default those of the batch, the field's transductive convention; with
+        `"support"` or `"running"` no query example knows of another. `steps`
         overrides the trained number of inner steps; `metric(prediction, target)` is computed before
         adaptation and after each step.
 
@@ -289,7 +293,6 @@ class MetaLearner(nn.Module):
         """
         check_tasks(tasks)
         inner, buffers = self._inner_at_evaluation(tasks, steps, metric, norm_statistics)
-
         work = self._evaluation_work(inner, detach(self._meta_parameters()))
         with inner.draws.put_back():
             _, result = self._execute(work, buffers, tasks)
@@ -318,7 +321,7 @@ class MetaLearner(nn.Module):
             for index in range(inner.steps):
                 last = carry
                 carry, _ = inner.step(meta, carry, task.support, index)
-            replaced = self.norm_statistics == "batch"
+            replaced = self.norm_statistics != "running"
             return adapted_model(
                 self.model, carry, last, inner.steps, task.support, replaced=replaced
             )
@@ -373,6 +376,7 @@ class MetaLearner(nn.Module):
 
     def _evaluation_work(self, inner: InnerLoop, meta: Tensors) -> TaskWork:
         """Losses, predictions and scores after each step as a function of tasks that may be compiled."""
+        norms = norm_buffers(self.model)
 
         def judge(shared: Any, buffers: Tensors, task: Task) -> tuple[Any, Any]:
             meta, tensors = shared
@@ -380,9 +384,16 @@ class MetaLearner(nn.Module):
             loop = replace(inner, **tensors)
             return drive(Pieces(loop, meta, buffers, Task(support, query)))
 
+        def statistics(
+            inner: InnerLoop, meta: Tensors, totals: Tensors, at: At, carry: Carry, batch: Batch
+        ) -> tuple[Carry]:
+            return (inner.with_statistics(meta, carry, batch, norms),)
+
         def drive(run: Pieces) -> tuple[Any, Any]:
             passes: list[QueryPass] = []
             (carry,) = run(("start",), start, (run.buffers,), fuse=False)
+            if inner.predicting is not None:  # before the first step, by the support set, too
+                (carry,) = run(("statistics",), statistics, (carry,), data=("support",))
             for index in range(inner.steps + 1):
                 at = At(index)
                 passed, prediction = run(("judge",), _judge, (carry,), at=at, data=("query",))
@@ -434,15 +445,20 @@ class MetaLearner(nn.Module):
 
         A model that has not run yet runs on the first support set, to tell which buffers it changes.
         """
-        model = self._functional_model(norm_statistics or self.norm_statistics).now()
+        model = self._functional_model(norm_statistics or _in_training(self.norm_statistics)).now()
+        predicting = None
+        if norm_statistics == "support":
+            predicting = self._functional_model("running").now()
         rule = self._functional_rule.now()
         frozen = detach({n: p for n, p in self.named_parameters() if not p.requires_grad})
         params, buffers = map(detach, model.state())
-        if not model.was_run(training=training):
-            held = Draws(generators_of(params, model.generators))
+        for view in (model, predicting):
+            if view is None or view.was_run(training=training):
+                continue
+            held = Draws(generators_of(params, view.generators))
             with held.put_back(), held.observed():
                 check_inference(self)
-                model.apply(ModuleState(params, buffers), tasks[0].support[0], training=training)
+                view.apply(ModuleState(params, buffers), tasks[0].support[0], training=training)
         changing = model.changing_buffers(training=training)
         inner = InnerLoop(
             model=model,
@@ -463,6 +479,7 @@ class MetaLearner(nn.Module):
             collected=tuple(n for n in buffers if n in model.collected and n in changing),
             training=training,
             metric=metric,
+            predicting=predicting,
         )
         return inner, {n: b for n, b in buffers.items() if n in changing}
 
@@ -478,7 +495,8 @@ class MetaLearner(nn.Module):
         if norm_statistics is not None:
             check_compatible(self._assembly(norm_statistics))
         weights = (0.0,) * steps + (1.0,)
-        return self._inner(tasks, steps, (False,) * steps, weights, False, metric, norm_statistics)
+        norms = norm_statistics or self.norm_statistics
+        return self._inner(tasks, steps, (False,) * steps, weights, False, metric, norms)
 
     def _functional_model(self, norm_statistics: NormStatistics) -> FunctionalModule:
         if norm_statistics not in self._functional_models:
@@ -562,6 +580,10 @@ def _check_loss(loss: Any) -> None:
             block="MetaLearner",
             field="loss",
         )
+
+
+def _in_training(norm_statistics: NormStatistics) -> NormStatistics:
+    return "batch" if norm_statistics == "support" else norm_statistics
 
 
 def _mean(total: Tensor, count: int) -> Tensor:

@@ -33,7 +33,14 @@ from metablocks.errors import (
     SelectionError,
     TaskError,
 )
-from metablocks.models import MLP, Conv4
+from metablocks.models import (
+    GRU,
+    MLP,
+    Conv4,
+    Transformer,
+    huggingface_model,
+    torchvision_classifier,
+)
 from metablocks.recipe import load, schema
 from metablocks.recipe.slots import SLOTS
 from metablocks.tasks.base import SPLITS
@@ -85,7 +92,9 @@ class Emnist:
 
 
 EPISODES = {"ways": 5, "shots": 1, "queries": 2}
-IMAGES = {"input_shape": (1, 8, 8), "outputs": 2, "layers": 2}
+SIZES = {"input_shape": (1, 8, 8), "outputs": 2}
+IMAGES = {**SIZES, "layers": 2}
+VIT = {"model_type": "vit", "patch_size": 4, "hidden_size": 8, "num_attention_heads": 2}
 PARAMETERS = {"parameters": [("w", nn.Parameter(torch.ones(1)))]}
 
 # What a good call of a block gives beside its defaults.
@@ -114,11 +123,17 @@ NEEDED: dict[Any, dict[str, Any]] = {
     mb.tasks.Folders: {**EPISODES, "root": ".", "size": 28},
     Conv4: IMAGES,
     MLP: {"input_shape": (1,), "outputs": 1},
+    GRU: {"input_shape": (4,), "outputs": 3},
+    Transformer: {"input_shape": (4,), "outputs": 3},
+    torchvision_classifier: {**SIZES, "name": "shufflenet_v2_x0_5"},
+    huggingface_model: {**SIZES, "config": VIT},
     mb.per_step_batch_norm: {"model": net(), "steps": 2},
     mb.PerStepBatchNorm: {"norm": nn.BatchNorm1d(2), "steps": 2},
     mb.append_linear: {"model": net(), "depth": 1},
     mb.collapse_linear: {"model": mb.append_linear(net(), depth=1)},
     mb.insert_tnet: {"model": net()},
+    mb.insert_lora: {"model": net(), "rank": 1},
+    mb.fold_lora: {"model": mb.insert_lora(net(), rank=1)},
     mb.fold_tnet: {"model": mb.insert_tnet(net())},
     mb.norm_patterns: {"model": net()},
     mb.transform_patterns: {"model": net()},

@@ -103,6 +103,22 @@ def test_running_statistics_come_back_as_the_module_would_have_written_them():
     assert int(module.num_batches_tracked) == 0
 
 
+@pytest.mark.parametrize(
+    "norm", [nn.BatchNorm1d(3), nn.InstanceNorm1d(3, track_running_stats=True)]
+)
+def test_a_norm_that_tracks_leaves_its_statistics_in_the_new_state_at_every_call(norm):
+    """Its kernel writes running statistics, though its schema says that it writes nothing."""
+    fmodule, by_hand = FunctionalModule(norm), copy.deepcopy(norm)
+    state = fmodule.state()
+    for _ in range(3):
+        x, before = torch.randn(5, 3, 4), {name: b.clone() for name, b in state.buffers.items()}
+        _, after = fmodule(state, x)
+        assert all(torch.equal(b, before[name]) for name, b in state.buffers.items())
+        by_hand(x)
+        torch.testing.assert_close(after.buffers, dict(by_hand.named_buffers()))
+        state = after
+
+
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize(
     "norm", [nn.BatchNorm1d(3), nn.InstanceNorm1d(3, track_running_stats=True)]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from metablocks.cli import main
 from metablocks.laws import sources
 from metablocks.recipe import shipped
 
@@ -39,6 +40,15 @@ def test_own_tasks(example):
     source = own_tasks.Oscillations(seed=1)
     sources.is_a_function_of_the_index(source, [3, 7, 3], ["train", "test"])
     sources.fits_its_description(source)
+
+
+def test_own_model(example, capsys):
+    example("own_model")
+    model = "model={block: own_model:net, width: 4, depth: 1}"
+    assert main(["check", "maml_strokes", "--set", model, "--allow", "own_model"]) == 0
+    assert "own_model:net, 73 parameters" in capsys.readouterr().out
+    assert main(["check", "maml_strokes", "--set", model]) == 2
+    assert "--allow own_model" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("per_step", [False, True])

@@ -591,6 +591,50 @@ def test_norms_at_their_running_statistics_are_those_of_eval_and_stay():
         learner_of(per_step, norm_statistics="running")
 
 
+@pytest.mark.parametrize(
+    "executor", [mb.Loop(), mb.Loop(workers=2), mb.Vmap(), mb.Vmap(chunk=2)], ids=repr
+)
+@pytest.mark.parametrize("steps", [0, 1, 3])
+def test_norms_at_the_supports_statistics_predict_as_the_adapted_model_does(executor, steps):
+    """One query example at a time, too: none knows of another."""
+    model = nn.Sequential(nn.Linear(2, 4), nn.BatchNorm1d(4), nn.Tanh(), nn.Linear(4, 2))
+    model = nn.Sequential(model, nn.BatchNorm1d(2), nn.Linear(2, 1), Counting())
+    model(torch.randn(20, 2) * 3 + 1)
+    before = {name: b.clone() for name, b in model.named_buffers()}
+    tasks = tasks_of()
+    learner = learner_of(model, executor=executor)
+    got = learner.evaluate(tasks, steps=steps, norm_statistics="support")
+    for row in range(len(tasks)):
+        task = tasks[row]
+        with torch.no_grad():
+            expected = learner.adapt(task.support, steps=steps)(task.query[0])
+        torch.testing.assert_close(got.predictions[row], expected)
+        torch.testing.assert_close(got.query_losses[row, -1], F.mse_loss(expected, task.query[1]))
+    apart = mb.TaskBatch(tasks.support, tuple(leaf[:, :1] for leaf in tasks.query))
+    alone = learner.evaluate(apart, steps=steps, norm_statistics="support").predictions
+    torch.testing.assert_close(alone, got.predictions[:, :1])
+    assert all(torch.equal(b, before[name]) for name, b in model.named_buffers())
+    stated = learner_of(model, executor=executor, norm_statistics="support")
+    again = stated.evaluate(tasks, steps=steps).query_losses
+    assert torch.equal(again, got.query_losses)
+    adapted = stated.adapt(tasks[0].support, steps=steps)(tasks[0].query[0])
+    torch.testing.assert_close(adapted, got.predictions[0])
+    one, other = (each.meta_gradient(tasks).grads for each in (stated, learner))
+    assert all(torch.equal(grad, other[name]) for name, grad in one.items())
+
+
+class Counting(nn.Module):
+    """Counts its passes."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("passes", torch.zeros(()))
+
+    def forward(self, x):
+        self.passes.add_(1)
+        return x * (1 + 0.01 * self.passes)
+
+
 def test_adapting_shares_what_is_frozen_and_copies_the_rest():
     model = net()
     model[0].requires_grad_(False)

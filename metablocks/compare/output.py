@@ -15,7 +15,7 @@ from metablocks.compare.recommend import Advice
 from metablocks.compare.request import Request
 from metablocks.runs.files import write_text
 from metablocks.runs.finished import FinishedRun
-from metablocks.runs.scores import plain
+from metablocks.runs.scores import MEASURES, plain
 
 _WIDEST = 100  # characters of a line of text
 
@@ -37,7 +37,7 @@ class Comparison:
     @property
     def legend(self) -> str:
         """Meaning of the scores."""
-        name, better = table.MEASURES[table.measure_of(self.rows)]
+        name, better = MEASURES[table.measure_of(self.rows)]
         several = any(len(row.seeds) > 1 for row in self.rows)
         return (
             f"test {name}: mean ± 95 % confidence interval over the tasks of all seeds; {better}"

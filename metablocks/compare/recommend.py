@@ -15,9 +15,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from metablocks.compare.table import MEASURES, Row, gap_text, measure_of, seconds_text
+from metablocks.compare.table import Row, gap_text, measure_of, seconds_text
 from metablocks.memory import format_bytes
-from metablocks.runs.scores import Measure, Scores
+from metablocks.runs.scores import MEASURES, Measure, Scores
 
 RULE = (
     "the best test score leads; recipes whose difference from it lies within √(c₁² + c₂²) of the "

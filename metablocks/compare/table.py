@@ -15,14 +15,13 @@ from typing import Any
 from metablocks.compare.entries import Entry
 from metablocks.memory import format_bytes
 from metablocks.runs.finished import FinishedRun, largest
-from metablocks.runs.scores import Measure, Scores, number_text, pool_seeds, score_text
+from metablocks.runs.scores import MEASURES, Measure, Scores, number_text, pool_seeds, score_text
 from metablocks.runs.tables import aligned
 
 Cells = list[list[str]]
 """A header, then one list of equal length for each row."""
 
 EMPTY = "–"
-MEASURES = {"accuracy": ("accuracy", "higher is better"), "mse": ("MSE", "lower is better")}
 
 
 @dataclass(frozen=True)

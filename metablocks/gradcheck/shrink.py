@@ -27,7 +27,8 @@ from metablocks.tasks.base import Kind, Split, TaskSource
 from metablocks.types import Batch, TaskBatch
 
 _STEPS, _TASKS, _WAYS, _UNITS, _FILTERS = 3, 5, 4, 5, 3
-_BATCH = 5  # of Reptile
+_BATCH, _LENGTH = 5, 6  # of Reptile; of texts
+_IMAGE, _NARROWER = 28, 16  # of a ResNet
 _RANGES = ("ways", "shots", "queries")  # of which the least is taken
 _SMOOTH = {"relu": "Softplus for ReLU", "leaky_relu": "Softplus for LeakyReLU"}
 
@@ -112,12 +113,43 @@ def smooth(model: nn.Module) -> nn.Module:
     return replace_modules(copy.deepcopy(model), convert)
 
 
+def narrow(model: nn.Module, by: int) -> nn.Module:
+    """A copy of a ResNet with a `by`-th of the channels and the first block of each stage.
+
+    >>> from metablocks.models import torchvision_classifier
+    >>> net = torchvision_classifier(input_shape=(3, 28, 28), outputs=5, name="resnet18")
+    >>> narrow(net, 16).fc
+    Linear(in_features=32, out_features=5, bias=True)
+    """
+
+    def convert(_: str, layer: Any) -> nn.Module | None:
+        made: nn.Module
+        if isinstance(layer, nn.Conv2d):
+            inputs = layer.in_channels if layer.in_channels <= 3 else layer.in_channels // by
+            names = ("kernel_size", "stride", "padding", "dilation")
+            same: dict[str, Any] = {name: getattr(layer, name) for name in names}
+            made = nn.Conv2d(inputs, layer.out_channels // by, **same, bias=False)
+        elif isinstance(layer, nn.BatchNorm2d):
+            made = nn.BatchNorm2d(layer.num_features // by)
+        elif isinstance(layer, nn.Linear):
+            made = nn.Linear(layer.in_features // by, layer.out_features)
+        else:
+            return None
+        return made.train(layer.training)
+
+    model = copy.deepcopy(model)
+    for name in ("layer1", "layer2", "layer3", "layer4"):
+        setattr(model, name, getattr(model, name)[:1])
+    return replace_modules(model, convert)
+
+
 @dataclass(frozen=True, kw_only=True)
 class MadeUp:
     """Tasks of random inputs of any shape, in place of a data set: a class is noise around a mean.
 
     Targets are class numbers 0 … ways − 1, class-major, or, with the kind `regression`, `ways`
-    random numbers an example. Obeys the law of `TaskSource`.
+    random numbers an example; with the kind `text` inputs and targets are random tokens below `ways`,
+    of `shots` and `queries` examples. Obeys the law of `TaskSource`.
 
     >>> MadeUp(ways=3, shots=1, queries=2, shape=(1, 8, 8)).sample("train", [0, 1]).query[0].shape
     torch.Size([2, 6, 1, 8, 8])
@@ -160,6 +192,10 @@ class MadeUp:
         means = draw(self.ways, 1, *self.shape)
 
         def side(examples: int) -> Batch:
+            if self.kind == "text":
+                shape = (2, examples, *self.shape)
+                tokens = torch.randint(self.ways, shape, generator=generator, device="cpu")
+                return tokens[0], tokens[1]
             inputs = (means + draw(self.ways, examples, *self.shape)).flatten(0, 1) / 2
             if self.kind == "regression":
                 return inputs, draw(len(inputs), self.ways)
@@ -196,6 +232,14 @@ def _shrink_model(values: dict[str, Any]) -> list[str]:
     if model.get("filters", 0) > filters:
         model["filters"] = filters
         changes.append(f"{filters} filters")
+    if (model.get("config") or {}).get("num_hidden_layers", 1) > 1:
+        model["config"]["num_hidden_layers"] = 1
+        changes.append("one layer")
+    if model["block"] in ("transformer", "gru"):
+        width = 2 * min(model.get("heads", 1), 2)
+        _limit(model, heads=2, layers=2)
+        model["width"] = min(model["width"], width)
+        changes.append(f"width {model['width']}, at most 2 layers")
     if any(width > _UNITS for width in model.get("hidden", ())):
         model["hidden"] = [min(width, _UNITS) for width in model["hidden"]]
         changes.append(f"hidden layers of {_UNITS}")
@@ -204,7 +248,11 @@ def _shrink_model(values: dict[str, Any]) -> list[str]:
         changes.append(_SMOOTH[model["activation"]])
     if model.get("downsample") == "pool":
         changes.append("AvgPool2d for MaxPool2d")
-    values["surgery"] = [{"block": f"{__name__}:smooth"}, *(values.get("surgery") or [])]
+    before: list[dict[str, Any]] = [{"block": f"{__name__}:smooth"}]
+    if model["block"] == "torchvision" and "resnet" in model["name"]:
+        before.append({"block": f"{__name__}:narrow", "by": _NARROWER})
+        changes.append(f"a {_NARROWER}th of the channels, a block a stage")
+    values["surgery"] = [*before, *(values.get("surgery") or [])]
     return changes
 
 
@@ -212,17 +260,19 @@ def _shrink_tasks(values: dict[str, Any], source: TaskSource) -> list[str]:
     tasks = values["tasks"]
     if ":" in tasks["block"]:
         return []
-    _limit(tasks, shots=5, queries=5, dim=4)
+    _limit(tasks, shots=5, queries=5, dim=4, length=_LENGTH)
     if "ways" not in tasks:
         return []
     tasks.update(
         {name: n[0] for name, n in tasks.items() if name in _RANGES and isinstance(n, list)}
     )
     _limit(tasks, ways=_WAYS, shots=2, queries=3)
-    shape = list(source.input_shape)
-    if ":" not in values["model"]["block"] and len(shape) == 3:
-        layers = values["model"].get("layers", 0)
-        size = min(shape[1], max(8, 2 ** min(layers, 5)))
+    shape, model = list(source.input_shape), values["model"]
+    if model["block"] == "torchvision":  # its batch norms need more than two numbers
+        tasks.update(shots=2, queries=3)
+        shape = [shape[0], *(_IMAGE,) * 2] if "resnet" in model["name"] else shape
+    elif model["block"] in ("conv4", "mlp") and len(shape) == 3:
+        size = min(shape[1], max(8, 2 ** min(model.get("layers", 0), 5)))
         shape = [shape[0], size, size]
     kept = {name: tasks[name] for name in ("ways", "shots", "queries")}
     block = f"{__name__}:MadeUp"

@@ -32,10 +32,18 @@ def fits_its_description(source: TaskSource, *, tasks: int = 2) -> None:
                     )
                 if not bool(torch.isfinite(inputs).all()):
                     raise LawError(f"{where}: inputs are not finite")
-                if source.kind == "classification":
-                    if target.dtype != torch.int64 or not bool(
-                        ((target >= 0) & (target < source.outputs)).all()
-                    ):
+                if source.kind == "text":
+                    for what, tokens in (("inputs", inputs), ("targets", target)):
+                        if not _are_numbers_below(tokens, source.outputs):
+                            raise LawError(
+                                f"{where}: {what} are not int64 in 0 … {source.outputs - 1}"
+                            )
+                    if target.shape != inputs.shape:
+                        raise LawError(
+                            f"{where}: targets are {list(target.shape)}, inputs {list(inputs.shape)}"
+                        )
+                elif source.kind == "classification":
+                    if not _are_numbers_below(target, source.outputs):
                         raise LawError(
                             f"{where}: targets are not int64 in 0 … {source.outputs - 1}"
                         )
@@ -134,6 +142,10 @@ def _tasks(source: TaskSource, split: Split, indices: Sequence[int]) -> list[Tas
             f"chunking: {len(batch)} tasks for {len(indices)} numbers of {split}, {list(indices)}"
         )
     return [batch[number] for number in range(len(indices))]
+
+
+def _are_numbers_below(numbers: Tensor, bound: int) -> bool:
+    return numbers.dtype == torch.int64 and bool(((numbers >= 0) & (numbers < bound)).all())
 
 
 def _leaves(task: Task) -> list[Any]:

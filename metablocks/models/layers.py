@@ -1,8 +1,10 @@
-"""Activations by name, and the initialisation of the shipped models."""
+"""Activations by name, and what the shipped models share."""
 
 from typing import Literal
 
 from torch import nn
+
+from metablocks.errors import BlockError
 
 Activation = Literal["relu", "leaky_relu", "tanh", "gelu", "softplus"]
 
@@ -31,3 +33,13 @@ def xavier(model: nn.Module) -> None:
             nn.init.xavier_uniform_(module.weight)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
+
+
+def check_tokens(block: str, input_shape: tuple[int, ...]) -> None:
+    """Raise `BlockError` for inputs that are not sequences of tokens."""
+    if len(input_shape) != 1:
+        raise BlockError(
+            f"{block} takes tokens [examples, length]; the tasks have inputs of shape "
+            f"{tuple(input_shape)}. For images use conv4 or torchvision",
+            block=block,
+        )

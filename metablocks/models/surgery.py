@@ -106,7 +106,7 @@ def obstacle(
     if type(layer) not in kinds:
         return f"is a {kind}; it takes {', '.join(known.__name__ for known in kinds)}"
     owner = model.get_submodule(name.rpartition(".")[0])
-    if isinstance(owner, _READ_THE_WEIGHTS):
+    if isinstance(owner, _READ_THE_WEIGHTS) or getattr(owner, "weights_are_read", False):
         return f"belongs to a {type(owner).__name__}, which reads its weight and passes by the rest"
     if layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks:
         return "has hooks, which would be lost"

@@ -18,6 +18,7 @@ from metablocks.recipe.parse import Problem, join
 from metablocks.recipe.record import Recipe
 from metablocks.recipe.schema import within
 from metablocks.recipe.slots import MODEL, SLOTS, SURGERY, TASKS, Slot, find
+from metablocks.tasks.base import example_shapes
 
 NEED_THE_LEARNER = ("clip", "optimizer", "schedule")
 
@@ -76,13 +77,16 @@ def try_blocks(recipe: Recipe, problems: list[Problem]) -> None:
             return
         if any(":" in recipe.at(f"{path}.block") for path in ("tasks", *paths)):
             return
-        inputs, outputs = made["tasks"].input_shape, (made["tasks"].outputs,)
+        inputs, dtype, outputs = example_shapes(made["tasks"])
         name = recipe.at(f"{paths[-1]}.block")
         try:
-            shape = tuple(made["model"](torch.zeros(2, *inputs, device="meta")).shape[1:])
+            shape = tuple(
+                made["model"](torch.zeros(2, *inputs, dtype=dtype, device="meta")).shape[1:]
+            )
             wrong = "" if shape == outputs else f"gives outputs of shape {shape}"
-        except RuntimeError as error:
-            wrong = f"does not run: {first_line(error)}"
+        except Exception as error:  # a model of another package may raise what it likes
+            looks_at_numbers = "called on meta tensors" in str(error)
+            wrong = "" if looks_at_numbers else f"does not run: {first_line(error)}"
     if wrong:
         message = (
             f"the model that {name} leaves {wrong}; the tasks have inputs of shape {inputs} and "

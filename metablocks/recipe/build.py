@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -37,13 +37,13 @@ from metablocks.recipe.schema import within
 from metablocks.rules import Chain, UpdateRule
 from metablocks.tasks.base import TaskSource
 
-LOSSES = {"classification": F.cross_entropy, "regression": F.mse_loss}
 _ARGUMENTS = {
     "model": "model",
     "steps": "inner.steps",
     "rule": "inner.rule",
     "order": "inner.order",
     "adapt": "inner.adapt",
+    "norm_statistics": "inner.norm_statistics",
     "step_loss": "outer.step_loss",
     "estimator": "outer.estimator",
     "executor": "hardware.executor",
@@ -56,6 +56,18 @@ _KINDS = {
     ExecutorError: "hardware.executor",
 }
 """The paths of errors that name no argument."""
+
+
+def next_token_loss(scores: Tensor, targets: Tensor) -> Tensor:
+    """The mean cross-entropy, in nats, of `scores` `[examples, length, tokens]`."""
+    return F.cross_entropy(scores.transpose(1, 2), targets)
+
+
+LOSSES = {
+    "classification": F.cross_entropy,
+    "regression": F.mse_loss,
+    "text": next_token_loss,
+}
 
 
 @dataclass(frozen=True)
@@ -88,7 +100,7 @@ class Experiment:
 
     @property
     def kind(self) -> str:
-        """`classification` (cross-entropy) or `regression` (mean squared error)."""
+        """`classification` and `text` (cross-entropy) or `regression` (mean squared error)."""
         return self.source.kind
 
 
@@ -186,6 +198,7 @@ def _learner(recipe: Recipe, blocks: dict[str, Any], loss: Any) -> MetaLearner:
             order=blocks["inner.order"],
             step_loss=blocks["outer.step_loss"],
             adapt=recipe.at("inner.adapt"),
+            norm_statistics=recipe.at("inner.norm_statistics"),
             estimator=blocks["outer.estimator"],
             executor=blocks["hardware.executor"],
         )

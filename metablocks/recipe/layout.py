@@ -11,16 +11,22 @@ from annotated_types import Ge, Le
 
 from metablocks.checks import Blocks, Count, CountFrom0
 from metablocks.fit import Nonfinite
+from metablocks.functional import NormStatistics
 
 
 @dataclass(frozen=True)
 class InnerSection:
-    """The inner loop: what happens inside a task."""
+    """The inner loop: what happens inside a task, and by what batch norms normalise in it.
+
+    `norm_statistics`: of the batch at hand, of the net as it came (`running`), or, when it is judged,
+    of the support set: see `MetaLearner`.
+    """
 
     steps: CountFrom0
     adapt: str | list[str]
     rule: Annotated[Any, Blocks("rule", at_least=1)]
     order: Annotated[Any, Blocks("order")]
+    norm_statistics: NormStatistics = "batch"
 
 
 @dataclass(frozen=True, kw_only=True)

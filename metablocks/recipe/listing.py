@@ -20,6 +20,7 @@ from metablocks.recipe.layout import (
 from metablocks.recipe.load import Shipped
 from metablocks.recipe.parse import show
 from metablocks.recipe.slots import SLOTS, Slot
+from metablocks.tasks.base import example_shapes
 
 
 def blocks_text(slots: Iterable[Slot] = tuple(SLOTS.values())) -> str:
@@ -106,7 +107,8 @@ def summary(experiment: Experiment) -> str:
         for name, noun in (("ways", "1 way"), ("shots", "1 shot"), ("queries", "1 query"))
         if isinstance(value := recipe.at(f"tasks.{name}"), int)
     ]
-    shape = " × ".join(str(size) for size in source.input_shape)
+    shape, _, output = example_shapes(source)
+    arrow = " → ".join(" × ".join(map(str, sizes)) for sizes in (shape, output))
     parameters = dict(learner.model.named_parameters())
     adapted = sum(parameters[name].numel() for name in learner.adapted)
     rules = " → ".join(entry["block"] for entry in recipe.at("inner.rule"))
@@ -114,7 +116,7 @@ def summary(experiment: Experiment) -> str:
     clip = recipe.at("outer.clip")
     steps = experiment.epochs * experiment.steps_per_epoch
     rows = {
-        "tasks": [recipe.at("tasks.block"), *sizes, source.kind, f"{shape} → {source.outputs}"],
+        "tasks": [recipe.at("tasks.block"), *sizes, source.kind, arrow],
         "model": [
             " → ".join(block["block"] for block in (recipe.at("model"), *recipe.at("surgery"))),
             f"{_count(learner.model):,} parameters",

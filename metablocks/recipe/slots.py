@@ -18,7 +18,18 @@ from torch.optim.lr_scheduler import LRScheduler
 from metablocks.errors import RecipeError, suggest, suggest_then
 from metablocks.estimators import Adjoint, Estimator, Implicit, Reptile, Unrolled
 from metablocks.executors import Executor, Loop, Vmap
-from metablocks.models import MLP, Conv4, append_linear, insert_tnet, per_step_batch_norm
+from metablocks.models import (
+    GRU,
+    MLP,
+    Conv4,
+    Transformer,
+    append_linear,
+    huggingface_model,
+    insert_lora,
+    insert_tnet,
+    per_step_batch_norm,
+    torchvision_classifier,
+)
 from metablocks.order import AnnealedOrder, FirstOrder, Order, SecondOrder, TruncatedOrder
 from metablocks.recipe.outer import (
     Clip,
@@ -47,6 +58,7 @@ from metablocks.tasks import (
     Omniglot,
     Sinusoid,
     Strokes,
+    Text,
     TieredImagenet,
 )
 from metablocks.tasks.base import TaskSource
@@ -78,6 +90,7 @@ TASKS = Slot(
         "linear": Linear,
         "logistic": Logistic,
         "strokes": Strokes,
+        "text": Text,
         "omniglot": Omniglot,
         "mini_imagenet": MiniImagenet,
         "tiered_imagenet": TieredImagenet,
@@ -93,7 +106,18 @@ TASKS = Slot(
     ("seed", "device", "data"),
 )
 MODEL = Slot(
-    "model", "what is learned", {"conv4": Conv4, "mlp": MLP}, nn.Module, ("input_shape", "outputs")
+    "model",
+    "what is learned",
+    {
+        "conv4": Conv4,
+        "mlp": MLP,
+        "torchvision": torchvision_classifier,
+        "huggingface": huggingface_model,
+        "transformer": Transformer,
+        "gru": GRU,
+    },
+    nn.Module,
+    ("input_shape", "outputs"),
 )
 SURGERY = Slot(
     "surgery",
@@ -102,6 +126,7 @@ SURGERY = Slot(
         "per_step_batch_norm": per_step_batch_norm,
         "insert_tnet": insert_tnet,
         "append_linear": append_linear,
+        "insert_lora": insert_lora,
     },
     nn.Module,
     ("model", "steps"),

@@ -5,9 +5,10 @@
 
 What `learner.adapt` returns needs nothing of the rule any more, so learned rates and gradient
 transforms (KFO, Meta-Curvature) stay behind. Layers that are there for adaptation alone are taken
-out of it: a T is folded into the layer in front of it, appended linear layers are collapsed into the
-last one. Taken out before adaptation, they take the learned preconditioner with them, and
-the scores of that order show it. Source: Lee, Choi 2018 (T-net); Arnold, Iqbal, Sha 2021 (LinNet).
+out of it: a low-rank update is added to its layer's weight, a T folded into the layer in front of
+it, appended linear layers are collapsed into the last one. Taken out before adaptation, they take
+the learned preconditioner with them, and the scores of that order show it. Source: Hu et al. 2021
+(LoRA); Lee, Choi 2018 (T-net); Arnold, Iqbal, Sha 2021 (LinNet).
 """
 
 import copy
@@ -23,8 +24,9 @@ from metablocks.adapted import fixed_at_step
 from metablocks.errors import BlockError, MetablocksError
 from metablocks.functional import module_arguments
 from metablocks.learner import MetaLearner
-from metablocks.models import collapse_linear, fold_tnet
+from metablocks.models import collapse_linear, fold_lora, fold_tnet
 from metablocks.models.linnet import DeepLinear
+from metablocks.models.lora import LowRank
 from metablocks.models.tnet import Transformed
 from metablocks.recipe import Experiment
 from metablocks.recipe.build import build_rule
@@ -39,6 +41,7 @@ CHECKED_TASKS = 4
 T = TypeVar("T")
 
 _REDUCTIONS: dict[type[nn.Module], Callable[[nn.Module], nn.Module]] = {
+    LowRank: fold_lora,  # first, since its updates may be of the layers below
     Transformed: fold_tnet,
     DeepLinear: collapse_linear,
 }
@@ -142,8 +145,8 @@ def deployment(experiment: Experiment, scores: Scores) -> Deployment | None:
 def reduce(model: nn.Module) -> nn.Module:
     """The model without layers that are there for adaptation alone: the same function.
 
-    Every T is folded into its layer, every appended layer collapsed into the one before. A model
-    without such layers is returned as it is.
+    Every low-rank update is added to its layer's weight, every T folded into its layer, every appended
+    layer collapsed into the one before. A model without such layers is returned as it is.
 
     >>> from metablocks.models import append_linear, insert_tnet
     >>> reduce(append_linear(insert_tnet(nn.Sequential(nn.Linear(3, 2))), depth=2, features=2))
@@ -204,6 +207,7 @@ def reduced_learner(experiment: Experiment) -> MetaLearner:
         order=learner.order,
         step_loss=learner.step_loss,
         adapt=adapt,
+        norm_statistics=learner.norm_statistics,
         estimator=learner.estimator,
         executor=learner.executor,
     ).to(experiment.device, experiment.dtype)

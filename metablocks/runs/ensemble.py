@@ -17,7 +17,7 @@ from metablocks.fit import accuracy
 from metablocks.recipe import Experiment
 from metablocks.runs import checkpoint
 from metablocks.runs.directory import RunDirectory
-from metablocks.runs.scores import Measure, Scores, measure_of, pool, task_batches
+from metablocks.runs.scores import Measure, Scores, from_losses, measure_of, pool, task_batches
 from metablocks.tasks.base import Split
 
 
@@ -68,8 +68,8 @@ def score_predictions(
     """
     pairs = list(zip(predictions, targets, strict=True))
     losses = torch.stack([loss(*pair) for pair in pairs]).double().unsqueeze(1)
-    if measure == "mse":
-        return pool(split, measure, losses, losses)
+    if measure != "accuracy":
+        return pool(split, measure, from_losses(losses, measure), losses)
     hits = torch.stack([accuracy(*pair) for pair in pairs]).double().unsqueeze(1)
     return pool(split, measure, hits, losses)
 

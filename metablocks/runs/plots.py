@@ -11,7 +11,7 @@ from metablocks.errors import RecipeError
 from metablocks.runs.directory import RunDirectory
 from metablocks.runs.files import write_atomically
 from metablocks.runs.finished import FinishedRun, read_run
-from metablocks.runs.scores import Scores
+from metablocks.runs.scores import MEASURES, Scores
 
 _COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999933"]
 """Okabe and Ito's, which the colour-blind can tell apart."""
@@ -183,4 +183,5 @@ def _save(figure: Any, path: Path) -> None:
 
 
 def _scale(scores: Scores) -> tuple[float, str]:
-    return (100.0, "accuracy, %") if scores.measure == "accuracy" else (1.0, "MSE")
+    name = MEASURES[scores.measure][0]
+    return (100.0, f"{name}, %") if scores.measure == "accuracy" else (1.0, name)

@@ -1,8 +1,8 @@
 """Scores of a learner for every inner step, over many tasks.
 
 Tasks are fixed: number 0 … n − 1 of a split, the same for every run with the same task source and
-seed. Batch norm uses batch statistics, query set included (the transductive convention), unless a
-model's norms use statistics that they keep.
+seed. Batch norm normalises by the learner's `norm_statistics`: the batch's, query set included (the
+transductive convention), unless it or a norm of the model says otherwise.
 """
 
 import math
@@ -18,14 +18,21 @@ from metablocks.learner import MetaLearner
 from metablocks.tasks.base import Split, TaskSource
 from metablocks.types import Tasks
 
-Measure = Literal["accuracy", "mse"]
+Measure = Literal["accuracy", "mse", "bits"]
+MEASURES: dict[Measure, tuple[str, str]] = {
+    "accuracy": ("accuracy", "higher is better"),
+    "mse": ("MSE", "lower is better"),
+    "bits": ("bits per byte", "lower is better"),
+}
+"""The name of each measure, and which way is better."""
 
 
 @dataclass(frozen=True)
 class Scores:
     """Statistics over tasks: in each list one number for each inner step, from step 0.
 
-    `measure` is "accuracy" (higher is better, from 0 to 1) or "mse" (lower). Of the tasks' scores,
+    `measure` is "accuracy" (higher is better, from 0 to 1), "mse" or "bits" per byte (lower). Of the
+    tasks' scores,
 
     - `mean` is the mean, and `interval` half the width of its 95 % confidence interval: 1.96
       standard errors;
@@ -116,8 +123,18 @@ def plain(record: Any) -> dict[str, Any]:
 
 
 def measure_of(source: TaskSource) -> Measure:
-    """The measure of a source's tasks: accuracy for classes, the mean squared error for numbers."""
-    return "accuracy" if source.kind == "classification" else "mse"
+    """The measure of a source's tasks: accuracy of classes, squared error of numbers, bits of text."""
+    measures: dict[str, Measure] = {"classification": "accuracy", "text": "bits"}
+    return measures.get(source.kind, "mse")
+
+
+def from_losses(losses: Tensor, measure: Measure) -> Tensor:
+    """Scores that are the losses themselves: nats become bits.
+
+    >>> from_losses(torch.tensor([math.log(2)]), "bits")
+    tensor([1.])
+    """
+    return losses / math.log(2) if measure == "bits" else losses
 
 
 def score(
@@ -141,7 +158,8 @@ def score(
     for part in task_batches(source, split, tasks, batch, dtype):
         result = learner.evaluate(part, steps=steps, metric=metric)
         losses.append(result.query_losses.cpu().double())
-        values.append(losses[-1] if result.metrics is None else result.metrics.cpu().double())
+        scores = from_losses(losses[-1], measure) if metric is None else result.metrics
+        values.append(scores.cpu().double())  # type: ignore[union-attr]
     return pool(split, measure, torch.cat(values), torch.cat(losses))
 
 
@@ -163,7 +181,7 @@ def pool(split: Split, measure: Measure, values: Tensor, losses: Tensor) -> Scor
     """
     count = len(values)
     spread = values.std(0) if count > 1 else torch.zeros_like(values[0])
-    worst = values.topk(math.ceil(count / 10), dim=0, largest=measure == "mse").values
+    worst = values.topk(math.ceil(count / 10), dim=0, largest=measure != "accuracy").values
     return Scores(
         split=split,
         tasks=count,

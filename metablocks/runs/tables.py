@@ -11,10 +11,10 @@ from metablocks.models import PerStepBatchNorm
 from metablocks.recipe import Experiment
 from metablocks.runs.deployment import Deployment
 from metablocks.runs.directory import RunDirectory
-from metablocks.runs.scores import Scores
+from metablocks.runs.scores import MEASURES, Scores
 from metablocks.runs.state import TrainingState
 
-_DONE = {"fold_tnet": "folded", "collapse_linear": "collapsed"}
+_DONE = {"fold_lora": "added", "fold_tnet": "folded", "collapse_linear": "collapsed"}
 
 TRANSDUCTIVE = "transductive: batch norm uses the statistics of the query set it predicts on"
 
@@ -141,9 +141,8 @@ def _table(experiment: Experiment, scores: Scores) -> list[str]:
     lines, steps = [title], list(range(len(scores.mean)))
     if scores.inner_steps is not None:
         lines, steps = [_members(experiment, scores), title], [scores.inner_steps]
-    head = ["inner steps", "query MSE", "std", "worst 10 %"]
-    if scores.measure == "accuracy":
-        head = ["inner steps", "query accuracy", "std", "worst 10 %", "query loss"]
+    head = ["inner steps", f"query {MEASURES[scores.measure][0]}", "std", "worst 10 %"]
+    head += ["query loss"] if scores.measure == "accuracy" else []
     rows = [
         [str(step), scores.text(index), *scores.spread_text(index), f"{scores.loss[index]:.4f}"]
         for index, step in enumerate(steps)
@@ -158,7 +157,7 @@ def _members(experiment: Experiment, scores: Scores) -> str:
     members, asked = scores.members or [], experiment.evaluation.ensemble
     count = len(members)
     best = "best validation checkpoint" if count == 1 else f"{count} best validation checkpoints"
-    mean = "logits" if scores.measure == "accuracy" else "predictions"
+    mean = "predictions" if scores.measure == "mse" else "logits"
     epochs = f"epoch{'' if count == 1 else 's'} {', '.join(map(str, members))}"
     few = f"; {asked} asked for, {count} validated" if count < asked else ""
     return f"ensemble of the {best}: mean {mean} ({epochs}{few})"
@@ -181,7 +180,7 @@ def aligned(rows: Sequence[Sequence[str]], between: str = "  ") -> list[str]:
 
 def transductive(experiment: Experiment) -> bool:
     """True if a batch norm predicts on the query set by the query set's own statistics."""
-    return any(
+    return experiment.learner.norm_statistics == "batch" and any(
         isinstance(module, _BatchNorm)
         or (isinstance(module, PerStepBatchNorm) and not module.keeps_statistics)
         for module in experiment.learner.model.modules()

@@ -13,6 +13,7 @@ from metablocks.tasks.mix import BySplit, Mix
 from metablocks.tasks.omniglot import Omniglot
 from metablocks.tasks.sinusoid import Sinusoid
 from metablocks.tasks.strokes import Strokes
+from metablocks.tasks.text import Text
 
 __all__ = [
     "CUB",
@@ -30,5 +31,6 @@ __all__ = [
     "Split",
     "Strokes",
     "TaskSource",
+    "Text",
     "TieredImagenet",
 ]

@@ -13,7 +13,7 @@ from metablocks.types import TaskBatch, TaskList
 
 Floats: TypeAlias = NDArray[np.float64]
 Split: TypeAlias = Literal["train", "validation", "test"]
-Kind: TypeAlias = Literal["classification", "regression"]
+Kind: TypeAlias = Literal["classification", "regression", "text"]
 TaskNumbers = Annotated[
     Sequence[CountFrom0], Such(len, "a list of task numbers, at least one; they count from 0")
 ]
@@ -31,7 +31,10 @@ class TaskSource(Protocol):
 
     @property
     def kind(self) -> Kind:
-        """Classification (targets are int64 class numbers) or regression (targets are floats)."""
+        """Classification (targets are int64 class numbers), regression (targets are floats) or text.
+
+        Inputs and targets of text are int64 `[examples, length]`, numbers of tokens.
+        """
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -39,13 +42,26 @@ class TaskSource(Protocol):
 
     @property
     def outputs(self) -> int:
-        """Width of a model's output: ways, or target dimensions."""
+        """Width of a model's output: ways, target dimensions, or the number of tokens."""
 
     def sample(self, split: Split, indices: Sequence[int]) -> TaskBatch | TaskList:
         """Tasks number `indices` of a split: leaves `[len(indices), examples, ...]`.
 
         Tasks of unequal size come as a `TaskList`, which the executor `Loop` takes.
         """
+
+
+def example_shapes(source: TaskSource) -> tuple[tuple[int, ...], torch.dtype, tuple[int, ...]]:
+    """The shape and kind of numbers of an example's input, and the shape of a model's output for it.
+
+    >>> from metablocks.tasks import Sinusoid
+    >>> example_shapes(Sinusoid())
+    ((1,), torch.float32, (1,))
+    """
+    shape, outputs = source.input_shape, source.outputs
+    if source.kind == "text":
+        return shape, torch.int64, (*shape, outputs)
+    return shape, torch.float32, (outputs,)
 
 
 def generator(seed: int, split: Split, *counters: int) -> np.random.Generator:

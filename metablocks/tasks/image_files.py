@@ -5,7 +5,6 @@ are followed. Files and folders whose names begin with a dot, and files that are
 suffix, are not looked at. Every order is that of names, so that it is the same on every machine.
 """
 
-import contextlib
 import hashlib
 import io
 import os
@@ -25,12 +24,10 @@ from metablocks.tasks.base import Split
 from metablocks.tasks.class_tasks import Pool, digest_of, numbered
 from metablocks.tasks.episode_sampling import Ints
 from metablocks.tasks.storage import (
-    cache_folder,
-    check_file,
     fingerprint,
     read_file,
     reading,
-    replacing,
+    remembered,
 )
 
 FORMATS = {
@@ -295,16 +292,9 @@ def checksum_of_files(root: Path, classes: Mapping[Split, Files]) -> str:
     described = [[split, name, len(files)] for (split, name), files in listed.items()]
     files = [file for of_class in listed.values() for file in of_class]
     state = fingerprint(root, [str(described), *files])
-    remembered = cache_folder() / f"folders-{state[:40]}.sha256"
-    with contextlib.suppress(OSError, ValueError):  # damaged, or not there
-        check_file(remembered)
-        known, its_own = remembered.read_text().split()
-        if its_own == digest_of(known, []):
-            return known
-    checksum = digest_of(described, in_threads(content_of, files))
-    with contextlib.suppress(OSError), replacing(remembered) as file:
-        file.write(f"{checksum} {digest_of(checksum, [])}".encode())
-    return checksum
+    return remembered(
+        f"folders-{state[:40]}", lambda: digest_of(described, in_threads(content_of, files))
+    )
 
 
 def _in_order(classes: Mapping[Split, Files]) -> dict[tuple[Split, str], list[Path]]:

@@ -216,6 +216,20 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         raise
 
 
+def remembered(name: str, compute: Callable[[], str]) -> str:
+    """The checksum kept whole under `name` in the cache folder; else `compute()`, kept if it can be."""
+    path = cache_folder() / f"{name}.sha256"
+    with contextlib.suppress(OSError, ValueError):  # damaged, or not there
+        check_file(path)
+        known, its_own = path.read_text().split()
+        if its_own == hashlib.sha256(known.encode()).hexdigest():
+            return known
+    checksum = compute()
+    with contextlib.suppress(OSError), replacing(path) as file:
+        file.write(f"{checksum} {hashlib.sha256(checksum.encode()).hexdigest()}".encode())
+    return checksum
+
+
 def fingerprint(root: Path, items: Iterable[str | Path]) -> str:
     """SHA-256, in hex, of a state of the data, taken without decoding an image.
 

@@ -41,7 +41,7 @@ from metablocks.laws.cases import Case
 from metablocks.laws.check import run_law
 from metablocks.laws.table import LAWS
 from metablocks.recipe import load
-from metablocks.tasks import Strokes
+from metablocks.tasks import Strokes, Text
 from metablocks.verify import verify
 
 
@@ -439,6 +439,14 @@ FAULTS = [
         faulty.WrongWidth,
         faulty.Source,
         "fits its description: support of task 0 of train",
+        {"tasks": 2},
+    ),
+    Fault(
+        "tasks",
+        "fits its description",
+        faulty.FewTokens,
+        partial(Text, length=8, shots=1, queries=1),
+        "support of task 0 of train: inputs are not int64 in 0 … 63",
         {"tasks": 2},
     ),
     Fault(

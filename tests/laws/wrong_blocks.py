@@ -28,7 +28,7 @@ from metablocks.estimators.unrolled import weighted_query_loss
 from metablocks.functional import detach
 from metablocks.inner_loop import InnerLoop
 from metablocks.models.per_step_norm import PerStepBatchNorm
-from metablocks.tasks import Linear, Strokes
+from metablocks.tasks import Linear, Strokes, Text
 from metablocks.tasks.base import SPLITS
 from metablocks.types import Task
 
@@ -508,6 +508,12 @@ class WrongWidth(Source):
     @property
     def outputs(self):
         return 2
+
+
+class FewTokens(Text):
+    """Tokens that are higher numbers than it says."""
+
+    outputs = 64
 
 
 class OneStream(Source):

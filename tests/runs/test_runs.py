@@ -61,10 +61,11 @@ def test_every_shipped_recipe_trains_one_step(
     monkeypatch.setattr("metablocks.runs.plots.draw", lambda directory: [])
     shipped_recipe = load(name)
     conv = shipped_recipe.at("model.block") == "conv4"
+    batch_norm = conv or shipped_recipe.at("model.block") == "torchvision"
     small = [f"evaluation.inner_steps={min(2, shipped_recipe.at('inner.steps'))}"]
     small += ["model.filters=4"] if conv else []
     words = [word for setting in small for word in ("--set", setting)]
-    drawn = ("sinusoid", "linear", "logistic", "strokes")
+    drawn = ("sinusoid", "linear", "logistic", "strokes", "text")
     data = [] if shipped_recipe.at("tasks.block") in drawn else ["--data", str(data_sets)]
     out = tmp_path / "runs"
     assert main(["run", name, *TINY, *words, *data, "--out", str(out), "--quiet"]) == 0
@@ -72,7 +73,8 @@ def test_every_shipped_recipe_trains_one_step(
     assert run.name.startswith(name)
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     recipe = load(str(run / "recipe.yaml"))
-    reduced = {entry["block"] for entry in recipe.at("surgery")} & {"append_linear", "insert_tnet"}
+    folded = {"append_linear", "insert_tnet", "insert_lora"}
+    reduced = {entry["block"] for entry in recipe.at("surgery")} & folded
     parts = {"deployment": reduced, "ensemble": recipe.at("evaluation.ensemble") > 1, "test": True}
     metrics = ["metrics"] if "metrics" in rows[0] else []  # of the estimator
     assert [sorted(row) for row in rows] == [
@@ -81,11 +83,11 @@ def test_every_shipped_recipe_trains_one_step(
     ]
     record = json.loads((run / "run.json").read_text())
     assert record["recipe"] == recipe.hash
-    if data:
+    if data or recipe.at("tasks.block") == "text":
         assert len(record["data"]["checksum"]) == 64
     printed = capsys.readouterr().out
     assert str(run) in printed
-    assert ("transductive" in printed) == record["transductive"] == conv
+    assert ("transductive" in printed) == record["transductive"] == batch_norm
 
 
 def test_a_run_states_versions_costs_and_scores_and_draws_plots(undisturbed, capsys):

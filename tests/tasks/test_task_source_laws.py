@@ -28,9 +28,10 @@ from metablocks.tasks import (
     Sinusoid,
     Strokes,
     TaskSource,
+    Text,
     TieredImagenet,
 )
-from metablocks.tasks.base import SPLITS, Split
+from metablocks.tasks.base import SPLITS, Split, example_shapes
 from metablocks.types import TaskBatch
 from metablocks.verify import verify
 
@@ -91,6 +92,7 @@ MAKERS = {
         ],
         seed=seed,
     ),
+    "text": lambda seed, device, data: Text(length=8, shots=1, queries=2, seed=seed, device=device),
     "folders": lambda seed, device, data: Folders(
         Path(data, "folders"), size=8, ways=3, shots=1, queries=2, seed=seed, device=device
     ),
@@ -167,13 +169,13 @@ def test_a_source_says_what_its_tasks_are(make: Make, device: torch.device) -> N
     batch = source.sample("train", [0, 4, 2])
     assert len(batch) == 3
     for inputs, target in (batch.support, batch.query):
-        assert inputs.dtype == torch.float32
+        assert inputs.dtype == example_shapes(source)[1]
         assert inputs.shape[:2] == target.shape[:2]
         assert inputs.device.type == target.device.type == device.type
         if source.kind == "classification":
             assert target.ndim == 2
         else:
-            assert target.dtype == torch.float32
+            assert target.dtype == inputs.dtype
         if inputs.ndim == 5:  # images, in episodes of as many examples of each class
             counts = [(target == way).sum(dim=1) for way in range(source.outputs)]
             assert all(

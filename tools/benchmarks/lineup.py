@@ -16,7 +16,7 @@ NETS = {
     "conv4": "4 × [3×3 conv, batch norm, ReLU, 2×2 max-pool]",
     "conv4-strided": "4 × [3×3 conv of stride 2, batch norm, ReLU]",
     "conv12": "12 × [3×3 conv, batch norm, ReLU], 2×2 max-pool after the 3rd, 6th and 9th",
-    "lora": "residual MLP, frozen; W + (1/r) B A in some of its layers adapts",
+    "lora": "residual MLP, frozen; (1/r) B A beside some of its layers adapts",
 }
 """What `problem.py` can build. All but the MLP take random 28×28 images, and have a linear head."""
 

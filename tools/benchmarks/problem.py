@@ -6,10 +6,9 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from metablocks import TaskBatch
-from metablocks.models import MLP, Conv4
+from metablocks.models import MLP, Conv4, insert_lora
 from metablocks.tasks.sinusoid import Sinusoid
 from tools.benchmarks.lineup import Case
 
@@ -98,37 +97,28 @@ class Deep(nn.Sequential):
         super().__init__(*blocks, nn.Flatten(), nn.Linear(filters * 3 * 3, outputs))
 
 
-class Residual(nn.Linear):
+class Residual(nn.Module):
     """x + ReLU(W x + b)."""
 
-    def forward(self, inputs: Tensor) -> Tensor:
-        return inputs + F.relu(super().forward(inputs))
-
-
-class LowRank(nn.Module):
-    """W + (1/r) B A: A random, B zero (Hu et al., "LoRA", 2021)."""
-
-    def __init__(self, weight: Tensor, rank: int) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
-        outputs, inputs = weight.shape
-        self.a = nn.Parameter(torch.randn(rank, inputs) / inputs**0.5)
-        self.b = nn.Parameter(torch.zeros(outputs, rank))
+        self.linear = nn.Linear(width, width)
 
-    def forward(self, weight: Tensor) -> Tensor:
-        return weight + self.b @ self.a / len(self.a)
+    def forward(self, inputs: Tensor) -> Tensor:
+        return inputs + F.relu(self.linear(inputs))
 
 
 def lora(case: Case) -> nn.Module:
-    """A frozen backbone, `case.adapted` of whose layers, evenly spread, adapt through `LowRank`.
+    """A frozen backbone, `case.adapted` of whose layers, evenly spread, adapt by `insert_lora`.
 
     The first layer is one of them, so the graph of a loss reaches through the whole backbone.
     """
-    layers = [Residual(case.width, case.width) for _ in range(case.layers)]
+    layers = [Residual(case.width) for _ in range(case.layers)]
     ends = nn.Linear(28 * 28, case.width), nn.Linear(case.width, case.ways)
-    model = nn.Sequential(nn.Flatten(), ends[0], *layers, ends[1]).requires_grad_(False)
-    for layer in layers[:: case.layers // case.adapted]:
-        parametrize.register_parametrization(layer, "weight", LowRank(layer.weight, case.rank))
-    return model
+    model = nn.Sequential(nn.Flatten(), ends[0], *layers, ends[1])
+    adapted = range(2, 2 + case.layers, case.layers // case.adapted)
+    patterns = [f"{number}.linear.weight" for number in adapted]
+    return insert_lora(model, rank=case.rank, layers=patterns, freeze="*")
 
 
 def _images(case: Case, examples: int) -> tuple[Tensor, Tensor]:

@@ -21,7 +21,8 @@ from metablocks.recipe.layout import RecipeLayout, slot_of, slot_paths
 from metablocks.recipe.parse import join
 from metablocks.recipe.slots import MODEL, RULE, SLOTS, SURGERY, TASKS, Slot
 from metablocks.rules import StepInfo
-from tools.fuzzing.values import JUNK, PATTERNS, STATED, big_by_default, value
+from metablocks.tasks.base import example_shapes
+from tools.fuzzing.values import JUNK, PATTERNS, STATED, always_drawn, value
 
 WIDEST = 1024
 """The most inputs or outputs of a layer: a KFO keeps a square of them."""
@@ -87,7 +88,7 @@ def _block(draw: Draw, slot: Slot, varied: bool, wanted: tuple[Any, Any]) -> Ent
 def _entry(draw: Draw, slot: Slot, name: str, varied: bool) -> Entry:
     """The block with its required fields and, where it is varied, some of the others."""
     known = schema.fields(slot.blocks[name], slot.context).values()
-    some = {f.name for f in known if f.required or f.name in STATED or big_by_default(f)}
+    some = {f.name for f in known if f.required or f.name in STATED or always_drawn(f)}
     if varied and (optional := [f.name for f in known if f.name not in some]):
         some |= draw(st.sets(st.sampled_from(optional), max_size=3))
     return {"block": name} | {
@@ -155,7 +156,11 @@ def _fits(entry: Entry, tasks: Entry, surgery: list[Entry]) -> bool:
                         SURGERY.blocks[change["block"]], {"model": model, "steps": 1}
                     ),
                 )
-    except MetablocksError:
+            shape, dtype, output = example_shapes(source)
+            outputs = model(torch.zeros(2, *shape, dtype=dtype))
+    except (MetablocksError, RuntimeError):
+        return False
+    if tuple(outputs.shape[1:]) != output:
         return False
     return all(max(p.shape) <= WIDEST for p in model.parameters())
 

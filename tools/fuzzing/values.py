@@ -24,7 +24,22 @@ PATTERNS = st.sampled_from(
 """Names of parameters, of the model and of the learner; some match nothing."""
 
 RANGES: dict[str, st.SearchStrategy[Any]] = {
-    "name": st.just("fuzz"),
+    "name": st.sampled_from(["resnet18", "fuzz"]),  # of torchvision's, and of a recipe
+    "weights": st.none(),
+    # Else its 20 batch norms, over two examples of one pixel, may grow without bound.
+    "options": st.just({"zero_init_residual": True}),
+    "folder": st.none(),
+    "files": st.sampled_from(["*", "*.py"]),
+    "config": st.just(
+        {
+            "model_type": "vit",
+            "patch_size": 4,
+            "hidden_size": 8,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "intermediate_size": 8,
+        }
+    ),
     "device": st.just("cpu"),
     "seed": st.integers(0, 3),
     "steps": st.sampled_from([1, 2, 3, 0]),
@@ -56,8 +71,10 @@ def value(field: Field, siblings: collections.abc.Collection[Field] = ()) -> Any
     return _of(field.annotation, siblings)
 
 
-def big_by_default(field: Field) -> bool:
-    """Whether the default is a size (40 × 40, 64 filters) that a fuzz has no time for."""
+def always_drawn(field: Field) -> bool:
+    """Whether the default is no recipe, or a size (40 × 40, 64 filters) that a fuzz has no time for."""
+    if field.name in ("config", "options"):
+        return True
     sizes = field.default if isinstance(field.default, tuple) else (field.default,)
     return any(type(size) is int and size > 8 for size in sizes)
 
