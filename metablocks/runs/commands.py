@@ -19,6 +19,7 @@ from metablocks.runs.checkpoint import TrainingState
 from metablocks.runs.deployment import Deployment, deployment
 from metablocks.runs.directory import RunDirectory, create, environment, write_text
 from metablocks.runs.ensemble import ensemble_scores
+from metablocks.runs.examples import write_test
 from metablocks.runs.scores import Scores
 from metablocks.runs.tables import facts, place_arguments, report, summary, transductive
 from metablocks.runs.train import Stopped, final_scores, train, training_tasks
@@ -172,6 +173,7 @@ def _begin(
     record = {
         "recipe": recipe.hash,
         "source": recipe.source,
+        "origins": recipe.origins,
         "allow": list(recipe.allow),
         "seed": recipe.values["seed"],
         "argv": argv,
@@ -280,10 +282,12 @@ def _test(
     deployed = deployment(experiment, scores)  # of the best one: the ensemble restores others
     if deployed and deployed.reductions:
         row["deployment"] = deployed.as_dict()
+    if not directory.tested:  # else it is the same, unless versions or devices have changed
+        write_test(directory.test, experiment, scores)
     if experiment.evaluation.ensemble > 1:
         ensemble = ensemble_scores(experiment, directory, state.members, "test")
         row["ensemble"] = ensemble.as_dict()
-    if not directory.tested:  # else it is the same line, unless versions or devices have changed
+    if not directory.tested:
         directory.append(directory.metrics, row)
     return scores, deployed, ensemble
 

@@ -63,6 +63,10 @@ class RunDirectory:
     def times(self) -> Path:
         return self.path / "times.jsonl"
 
+    @property
+    def test(self) -> Path:
+        return self.path / "test.npz"
+
     def checkpoint(self, which: str) -> Path:
         """`last` is `checkpoint.pt`, `best` is `best.pt`."""
         return self.path / ("checkpoint.pt" if which == "last" else f"{which}.pt")

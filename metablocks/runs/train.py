@@ -26,6 +26,7 @@ from metablocks.recipe import Experiment
 from metablocks.runs import checkpoint
 from metablocks.runs.checkpoint import TrainingState
 from metablocks.runs.directory import RunDirectory
+from metablocks.runs.learned import learned
 from metablocks.runs.scores import Scores, score
 from metablocks.tasks.base import Split
 from metablocks.types import Progress, Tasks
@@ -149,6 +150,7 @@ def _finish_epoch(
         row["metrics"] = {name: sum(each) / len(each) for name, each in state.metrics.items()}
     if scores is not None:
         row["validation"] = scores.as_dict()
+    row |= learned(experiment.learner, state.epochs)
     if experiment.scheduler:
         experiment.scheduler.step()
     if scores is not None:
