@@ -89,7 +89,12 @@ class RunDirectory:
         """
         last = self.checkpoint("last")
         logs = [path for path in (self.metrics, self.times) if _read_whole_lines(path)]
-        files = [self.checkpoint("best"), *self._members(), *sorted(self.path.glob("*.png"))]
+        files = [
+            self.checkpoint("best"),
+            self.test,
+            *self._members(),
+            *sorted(self.path.glob("*.png")),
+        ]
         finished = [path.name for path in [*logs, *files] if path.is_file()]
         if finished and not last.is_file():
             raise RunError(
