@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from metablocks.runs.directory import write_atomically
+from metablocks.runs.gallery import ClassRow, mosaic
 
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999933"]
 """Okabe and Ito's, which the colour-blind can tell apart."""
@@ -35,6 +36,13 @@ class Line:
     notes: Sequence[str] = ()
     """Of each point, where a pointer can ask."""
 
+    @property
+    def reach(self) -> list[float]:
+        """All y, and the ends of their intervals."""
+        half = self.interval or ()
+        ends = [y + sign * e for y, e in zip(self.y, half, strict=False) for sign in (-1, 1)]
+        return [*self.y, *ends]
+
 
 @dataclass(frozen=True)
 class Panel:
@@ -53,18 +61,19 @@ class Panel:
     """Names of places on the x axis, in place of numbers."""
     frames: Mapping[int, Sequence[Sequence[float]]] = field(default_factory=dict)
     """By epoch, the y of every line; `lines` has the last one's."""
-    image: Any = None
-    """In place of lines: a picture `[height, width, 3]`, uint8."""
-    texts: Sequence[tuple[float, float, str]] = ()
-    """Words in the picture, by the places of their middles."""
+    gallery: Sequence[ClassRow] = ()
+    """In place of lines: the images of a task."""
 
     @property
     def limits(self) -> tuple[float, float] | None:
-        """Ends of a logarithmic axis, of 1, 2, 5, 10, …; None if the axis is another one."""
-        values = (
-            [y for line in self.lines for y in line.y if 1e-300 < y < 1e300] if self.log else []
-        )
-        return (_step(min(values), up=False), _step(max(values), up=True)) if values else None
+        """Ends of a logarithmic axis, of 1, 2, 5, 10, …; None for a linear one.
+
+        It is linear, too, if all values are within a factor of 2.
+        """
+        values = [y for line in self.lines for y in line.reach if 1e-300 < y < 1e300]
+        if not self.log or not values or max(values) < 2 * min(values):
+            return None
+        return _step(min(values), up=False), _step(max(values), up=True)
 
 
 @dataclass(frozen=True)
@@ -126,7 +135,7 @@ def save(figure: Figure, folder: Path, kinds: Sequence[str] = ("png",)) -> None:
     title = _text(figure.title) + f"\n{_text(figure.note)}" * bool(figure.note)
     drawn.suptitle(title, fontsize="medium", wrap=True)
     if legend:
-        place, count = "outside lower center", min(4, len(legend))
+        place, count = "outside lower center", min(2 * columns, len(legend))
         drawn.legend([*legend.values()], [*legend], loc=place, ncols=count, frameon=False)
     for kind in kinds:
         path = folder / f"{figure.name}.{kind}"
@@ -140,10 +149,11 @@ def _draw(panel: Panel, axes: Any) -> dict[str, Any]:
 
     legend: dict[str, Any] = {}
     axes.set_title(_text(panel.title), fontsize="medium")
-    if panel.image is not None:
-        axes.imshow(panel.image)
+    if panel.gallery:
+        image, texts = mosaic(panel.gallery)
+        axes.imshow(image)
         axes.set_axis_off()
-        for x, y, text in panel.texts:
+        for x, y, text in texts:
             axes.text(
                 x, y, _text(text), ha="center", va="center", fontsize="xx-small", color="#b00"
             )

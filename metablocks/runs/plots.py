@@ -105,7 +105,7 @@ def _training() -> _Curve:
     def points(run: FinishedRun) -> Points:
         return [(row["step"], row["train_loss"]) for row in run.metrics if "train_loss" in row]
 
-    return _Curve("meta-steps", "training loss (weighted query loss), mean of the epoch", points)
+    return _Curve("meta-steps", "training loss, mean of the epoch", points)
 
 
 def _validation(runs: Runs, *, by_time: bool = False) -> _Curve:
