@@ -15,6 +15,7 @@ from typing import Any
 from metablocks.compare import table
 from metablocks.compare.entries import Entry, check_same_problem, read_entries
 from metablocks.compare.notes import notes_on
+from metablocks.compare.recommend import recommend
 from metablocks.errors import RecipeError
 from metablocks.memory import format_bytes
 from metablocks.recipe.record import leaves
@@ -22,6 +23,7 @@ from metablocks.report.figures import figures_of
 from metablocks.report.page import Page
 from metablocks.runs import drawing
 from metablocks.runs.directory import RunDirectory, create, write_text
+from metablocks.runs.drawing import Figure
 from metablocks.runs.examples import read_test
 from metablocks.runs.plots import training
 
@@ -42,37 +44,44 @@ def report(paths: Sequence[Path], out: Path) -> int:
     page = Page(f"Report: {', '.join(entry.label for entry in entries)}")
     page.table(_overview(entries))
     _compare(page, entries)
-    figures = [training({entry.label: entry.finished for entry in entries})]
-    page.figure(figures[0])
+    figures = list[Figure]()
+
+    def add(figure: Figure, prefix: str = "") -> None:
+        page.figure(figure)
+        figures.append(replace(figure, name=prefix + figure.name))
+
+    for measure in dict.fromkeys(entry.finished[0].test.measure for entry in entries):
+        alike = [entry for entry in entries if entry.finished[0].test.measure == measure]
+        prefix = f"{measure}-" if len(alike) < len(entries) else ""
+        add(training({entry.label: entry.finished for entry in alike}), prefix)
     for number, entry in enumerate(entries, 1):
         page.heading(entry.label)
         tests = [read_test(RunDirectory(run.path).test) for run in entry.finished]
-        prefix = f"{number}-" if len(entries) > 1 else ""
         for figure in figures_of(entry.finished, tests):
-            page.figure(figure)
-            figures.append(replace(figure, name=prefix + figure.name))
-        if lacking := [run.path.name for run, test in zip(entry.finished, tests) if not test]:
-            words = "recorded by an older version: tasks, examples and spectra are not there"
-            page.text(f"{', '.join(lacking)}: {words}", "note")
+            add(figure, f"{number}-" if len(entries) > 1 else "")
+        for run, test in zip(entry.finished, tests, strict=True):
+            if not test:
+                page.text(
+                    f"{run.path} is older: tasks, examples and spectra are not recorded", "note"
+                )
         _provenance(page, entry)
     html = page.html()
     write_text(folder / "report.html", html)
     for figure in figures:
         drawing.save(figure, folder, ("png", "svg"))
-    print(
-        f"{folder / 'report.html'} ({format_bytes(len(html.encode()))}); its {len(figures)} figures "
-        "as PNG and SVG beside it"
-    )
+    size = len(html.encode())
+    print(f"{folder / 'report.html'} ({format_bytes(size)}); {len(figures)} figures beside it")
+    if size > LARGEST:
+        print("note: so large a page opens slowly; give fewer runs")
     return 0
 
 
 def _check_libraries() -> None:
     try:
         import plotly  # noqa: F401
-    except ImportError as error:
-        raise RecipeError(
-            "no report: plotly is not installed (pip install 'metablocks[plot]')"
-        ) from error
+    except ImportError:
+        words = "no report: plotly is not installed (pip install 'metablocks[plot]')"
+        raise RecipeError(words) from None
     if notes := drawing.missing():
         raise RecipeError(notes[0])
 
@@ -104,7 +113,10 @@ def _compare(page: Page, entries: Sequence[Entry]) -> None:
         page.text(f"No table: {error}", "note")
         return
     rows = [table.summarise(entry, entry.finished) for entry in entries]
-    page.table([*map(list, zip(*table.cells(rows)))])
+    page.table([*map(list, zip(*table.cells(rows), strict=True))])
+    advice = recommend(rows, "")
+    for line in str(advice).splitlines() if advice else ():
+        page.text(line)
     for note in [table.legend(rows), *notes_on(runs, jobs=1)]:
         page.text(note, "note")
 

@@ -3,11 +3,12 @@
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import cycle
 from typing import Any, TypeAlias
 
 import numpy as np
 
-from metablocks.runs.drawing import COLOURS, GREY, Figure, Line, Panel
+from metablocks.runs.drawing import COLOURS, GREY, LOOKS, Figure, Line, Panel
 from metablocks.runs.finished import FinishedRun
 from metablocks.runs.gallery import LIMITS, class_rows
 from metablocks.runs.plots import adaptation, of
@@ -90,16 +91,17 @@ def rates(group: Sequence[FinishedRun]) -> Figure | None:
     for place, run in enumerate(group):
         values, marks = frames[epochs[-1]][2 * place : 2 * place + 2]
         colour = COLOURS[place % len(COLOURS)]
-        lines.append(Line(x, values, f"seed {run.seed}", colour, 1.5, "o", notes=notes))
-        label = "negative" if any(not math.isnan(y) for y in marks) or place == 0 else ""
+        width = 1.5 if longest > 1 else 0.0
+        lines.append(Line(x, values, f"seed {run.seed}", colour, width, "o", notes=notes))
+        every = (y for ys in frames.values() for y in ys[2 * place + 1])
+        label = "negative" if any(map(math.isfinite, every)) else ""
         lines.append(Line(x, marks, label, _BLACK, 0.0, "x", notes=notes))
     names = {p + (shape[name] - 1) / 2: name for name, p in places.items()}
-    axis = "parameter" + ", each with its inner steps from left to right" * (longest > 1)
-    panel = Panel(axis, "inner learning rate", lines, names=names, frames=frames)
-    title = f"{_of_all(group)}: learned rates after epoch {epochs[-1]}"
-    return Figure(
-        "rates", title, [panel], "of a tensor of rates: the mean; marked if any is negative"
-    )
+    end = f"after epoch {epochs[-1]}"
+    panel = Panel("", "inner learning rate", lines, end, names=names, frames=frames)
+    note = "of each parameter its inner steps, from left to right; " * (longest > 1)
+    note += "of a tensor of rates the mean, marked as negative if any of them is"
+    return Figure("rates", f"{_of_all(group)}: learned rates", [panel], note)
 
 
 def step_losses(run: FinishedRun) -> Figure | None:
@@ -107,10 +109,13 @@ def step_losses(run: FinishedRun) -> Figure | None:
     logged = {row["epoch"]: row["step_loss"] for row in run.metrics if "step_loss" in row}
     if all(not any(weights[:-1]) for weights in logged.values()):
         return None
+    steps: dict[tuple[float, ...], list[str]] = {}
+    for step, column in enumerate(zip(*logged.values(), strict=True)):
+        if any(column):
+            steps.setdefault(column, []).append(str(step))
     lines = [
-        Line([*logged], list(column), f"after step {step}", COLOURS[step % len(COLOURS)], 1.5, "o")
-        for step, column in enumerate(zip(*logged.values(), strict=True))
-        if any(column)
+        Line([*logged], column, f"after step {', '.join(same)}", colour, 1.5, "o")
+        for (column, same), colour in zip(steps.items(), cycle(COLOURS), strict=False)
     ]
     panel = Panel("epoch", "weight", lines, whole=True)
     return Figure("step_loss", f"{of(run)}: weights of the steps' query losses", [panel])
@@ -121,8 +126,8 @@ def spectra(run: FinishedRun, factors: Mapping[str, Mapping[str, Any]]) -> Figur
     panels = []
     for side, by_name in factors.items():
         lines = [
-            Line(_fractions(len(values)), values.tolist(), name, COLOURS[place % 8], 1.5, "o")
-            for place, (name, values) in enumerate(by_name.items())
+            Line(_fractions(len(values)), values.tolist(), name, colour, 1.5, marker)
+            for (name, values), (marker, colour) in zip(by_name.items(), cycle(LOOKS), strict=False)
         ]
         panels.append(Panel("share of the directions", "singular value", lines, side, log=True))
     note = "best checkpoint; 1 leaves a direction of the gradient as it is"
@@ -132,7 +137,7 @@ def spectra(run: FinishedRun, factors: Mapping[str, Mapping[str, Any]]) -> Figur
 def costs(group: Sequence[FinishedRun]) -> Figure:
     """Seconds and peak memory of every epoch, a colour a seed."""
     seconds, memory = list[Line](), list[Line]()
-    for run, colour in zip(group, COLOURS * len(group), strict=False):
+    for run, colour in zip(group, cycle(COLOURS), strict=False):
         x = [row["epoch"] for row in run.times]
         whole, training = (
             [row[key] for row in run.times] for key in ("seconds", "training_seconds")
@@ -168,12 +173,12 @@ def _by_task(values: Any, name: str, better: int) -> Panel:
     """Each task a thin line, those that overshoot in a colour; the mean on top."""
     steps, over = range(values.shape[1]), overshoots(values, better)
     lines = []
-    for kind, colour, chosen in (("other", GREY, ~over), ("overshoot", COLOURS[1], over)):
+    for kind, colour, chosen in (("others", GREY, ~over), ("overshoot", COLOURS[1], over)):
         if chosen.any():
             label = f"{kind}: {chosen.sum()} of {len(values)} tasks"
             broken = np.pad(values[chosen], ((0, 0), (0, 1)), constant_values=math.nan)
             x = [*steps, math.nan] * int(chosen.sum())
-            lines.append(Line(x, broken.ravel().tolist(), label, colour, 0.6, opacity=0.4))
+            lines.append(Line(x, broken.ravel().tolist(), label, colour, 0.8, opacity=0.55))
     lines.append(Line(steps, values.mean(0).tolist(), "mean", _BLACK, 2.5))
     share = f"{over.sum()} of {len(values)} tasks overshoot"
     return Panel("inner steps", name, lines, share, log=better < 0, whole=True)

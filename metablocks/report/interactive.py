@@ -7,23 +7,18 @@ from typing import Any
 
 from metablocks.runs.drawing import Line, Panel, log_ticks
 
-_SYMBOLS = dict(
-    zip(
-        "osD^vPX*x",
-        [
-            "circle",
-            "square",
-            "diamond",
-            "triangle-up",
-            "triangle-down",
-            "cross",
-            "x",
-            "star",
-            "x-thin-open",
-        ],
-        strict=True,
-    )
-)
+_SYMBOLS = {
+    "o": "circle",
+    "s": "square",
+    "D": "diamond",
+    "^": "triangle-up",
+    "v": "triangle-down",
+    "P": "cross",
+    "X": "x",
+    "*": "star",
+    "x": "x-thin-open",
+}
+_MOST = 12  # ticks of whole numbers, one each
 _FONT = "system-ui, sans-serif"
 
 
@@ -68,7 +63,7 @@ def _trace(line: Line) -> dict[str, Any]:
         trace["error_y"] = {"type": "data", "array": _numbers(line.interval), "thickness": 1.2}
     if line.notes:
         trace |= {"text": list(map(escape, line.notes)), "hoverinfo": "text+y+name"}
-    if line.opacity < 0.5:
+    if line.width < 1 and line.opacity < 1:
         trace["hoverinfo"] = "skip"
     return trace
 
@@ -111,9 +106,6 @@ def _layout(panel: Panel) -> dict[str, Any]:
     }
 
 
-_MOST = 12
-
-
 def _numbers(values: Sequence[float]) -> list[float | None]:
     """Numbers for JSON, of a few digits."""
-    return [float(f"{v:.5g}") if math.isfinite(v) else None for v in map(float, values)]
+    return [float(f"{v:.4g}") if math.isfinite(v) else None for v in map(float, values)]

@@ -26,21 +26,25 @@ _PAGE = """<!DOCTYPE html>
 body {{ font: 16px/1.45 system-ui, sans-serif; color: #1a1a1a; background: #fff; margin: 0 auto;
   padding: 0 16px 48px; max-width: 1200px; }}
 h1 {{ font-size: 1.6rem; overflow-wrap: anywhere; }}
-h2 {{ font-size: 1.3rem; border-top: 2px solid #ccc; padding-top: 16px; margin-top: 40px; overflow-wrap: anywhere; }}
+h2 {{ font-size: 1.3rem; border-top: 2px solid #ccc; padding-top: 16px; margin-top: 40px;
+  overflow-wrap: anywhere; }}
 h3 {{ font-size: 1.05rem; margin-bottom: 4px; overflow-wrap: anywhere; }}
 p {{ margin: 4px 0 8px; overflow-wrap: anywhere; }}
 .note {{ color: #555; }}
 .wide {{ overflow-x: auto; max-width: 100%; }}
 table {{ border-collapse: collapse; font-size: 0.9rem; }}
-th, td {{ border-bottom: 1px solid #ddd; padding: 3px 10px 3px 0; text-align: left; vertical-align: top; white-space: nowrap; }}
-.panels {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(min(340px, 100%), 1fr)); gap: 16px; }}
+th, td {{ border-bottom: 1px solid #ddd; padding: 3px 10px 3px 0; text-align: left;
+  vertical-align: top; white-space: nowrap; }}
+.panels {{ display: grid; gap: 16px;
+  grid-template-columns: repeat(auto-fit, minmax(min(340px, 100%), 1fr)); }}
 .panel {{ min-width: 0; overflow-x: auto; }}
 .panel h4 {{ margin: 4px 0; font-size: 0.95rem; font-weight: 600; }}
 .slider {{ display: flex; gap: 12px; align-items: center; flex-wrap: wrap; margin: 8px 0; }}
 .slider input {{ flex: 1 1 200px; max-width: 600px; min-width: 0; }}
 .row {{ display: flex; gap: 4px; flex-wrap: wrap; align-items: flex-start; margin: 4px 0; }}
 .row figure {{ margin: 0; text-align: center; font-size: 0.8rem; line-height: 1.2; }}
-.row img {{ display: block; width: 42px; height: 42px; border: 3px solid #fff; image-rendering: pixelated; }}
+.row img {{ display: block; width: 42px; height: 42px; border: 3px solid #fff;
+  image-rendering: pixelated; }}
 .row .right img {{ border-color: #00783c; }}
 .row .wrong img {{ border-color: #be1428; }}
 .row .wrong {{ color: #a00f20; }}
@@ -50,13 +54,14 @@ summary {{ cursor: pointer; padding: 6px 0; }}
 </head>
 <body>
 <h1>{title}</h1>
-<noscript><p>The charts of this page need JavaScript, which it has inside; nothing is loaded.</p></noscript>
+<noscript><p>The charts of this page need JavaScript; nothing is loaded.</p></noscript>
 {body}
 <script type="text/plain" id="library">{library}</script>
 <script type="application/json" id="figures">{figures}</script>
 <script>
 (async () => {{
-  const bytes = Uint8Array.from(atob(document.getElementById("library").textContent), c => c.charCodeAt(0));
+  const text = document.getElementById("library").textContent;
+  const bytes = Uint8Array.from(atob(text), letter => letter.charCodeAt(0));
   const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
   (0, eval)(await new Response(stream).text());
   const figures = JSON.parse(document.getElementById("figures").textContent);
@@ -65,7 +70,8 @@ summary {{ cursor: pointer; padding: 6px 0; }}
     await Plotly.newPlot(place, figure.data, figure.layout, {{responsive: true, displaylogo: false}});
     if (!figure.frames) continue;
     const epochs = Object.keys(figure.frames);
-    const slider = document.getElementById(id + "-slider"), shown = document.getElementById(id + "-epoch");
+    const slider = document.getElementById(id + "-slider");
+    const shown = document.getElementById(id + "-epoch");
     slider.addEventListener("input", () => {{
       const epoch = epochs[slider.value];
       shown.textContent = epoch;
@@ -121,7 +127,7 @@ class Page:
         self._parts.append('<div class="panels">')
         for panel in figure.panels:
             self._parts.append('<div class="panel">')
-            if panel.title:
+            if panel.title and not panel.frames:
                 self._parts.append(f"<h4>{escape(panel.title)}</h4>")
             if panel.gallery:
                 self._parts.append(_gallery(panel.gallery))
@@ -130,8 +136,8 @@ class Page:
                 self._figures[name] = plotly(panel)
                 if panel.frames:
                     self._parts.append(_slider(name, [*panel.frames]))
-                width = 18 * len(panel.names) if panel.names else 0
-                self._parts.append(f'<div id="{name}" style="min-width: {width}px"></div>')
+                places = len(panel.lines[0].x) if panel.names else 0
+                self._parts.append(f'<div id="{name}" style="min-width: {9 * places}px"></div>')
             self._parts.append("</div>")
         self._parts.append("</div>")
 
@@ -174,9 +180,9 @@ def _image(image: Image, kind: str, words: str) -> str:
     from PIL import Image as Pillow
 
     file = io.BytesIO()
-    Pillow.fromarray(image).save(file, "PNG", optimize=True)
+    Pillow.fromarray(image).save(file, "WEBP", quality=85)
     data = base64.b64encode(file.getvalue()).decode()
     return (
-        f'<figure class="{kind}"><img alt="{kind}" src="data:image/png;base64,{data}">'
+        f'<figure class="{kind}"><img alt="{kind}: {words}" src="data:image/webp;base64,{data}">'
         f"<figcaption>{words}</figcaption></figure>"
     )

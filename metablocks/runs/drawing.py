@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ from metablocks.runs.gallery import ClassRow, mosaic
 
 COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999933"]
 """Okabe and Ito's, which the colour-blind can tell apart."""
+LOOKS = [*product("osD^vPX*", COLOURS)]
+"""Marker and colour of 64 lines."""
 GREY = "#767676"
 _MOST_TICKS = 16
 _COLUMNS = 3

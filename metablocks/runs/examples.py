@@ -12,12 +12,14 @@ example/N/…            a test task, the worst first:
 
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from metablocks.errors import RunError
 from metablocks.recipe import Experiment
 from metablocks.runs.directory import write_atomically
 from metablocks.runs.learned import spectra
@@ -48,9 +50,14 @@ def write_test(path: Path, experiment: Experiment, scores: Scores) -> None:
 
 
 def read_test(path: Path) -> dict[str, Any]:
-    """The arrays of `test.npz`, names with slashes as dicts of dicts; nothing if there is none."""
+    """The arrays of `test.npz`, names with slashes as dicts of dicts; nothing if there is none.
+
+    Raises `RunError` for a file that is damaged.
+    """
     tree: dict[str, Any] = {}
-    if path.is_file():
+    if not path.is_file():
+        return tree
+    try:
         with np.load(path, allow_pickle=False) as arrays:
             for key in arrays.files:
                 *folders, leaf = key.split("/", 2)
@@ -58,6 +65,8 @@ def read_test(path: Path) -> dict[str, Any]:
                 for folder in folders:
                     place = place.setdefault(folder, {})
                 place[leaf] = arrays[key]
+    except (OSError, ValueError, BadZipFile) as error:
+        raise RunError(f"{path}: not readable: {error}") from error
     return tree
 
 

@@ -2,19 +2,15 @@
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import product
 from pathlib import Path
 from statistics import fmean
 from typing import NamedTuple, TypeAlias
 
 from metablocks.runs import drawing
 from metablocks.runs.directory import RunDirectory
-from metablocks.runs.drawing import COLOURS, GREY, Figure, Line, Panel
+from metablocks.runs.drawing import COLOURS, GREY, LOOKS, Figure, Line, Panel
 from metablocks.runs.finished import FinishedRun, read_run
 from metablocks.runs.scores import Measure
-
-_LOOKS = [*product("osD^vPX*", COLOURS)]
-"""Marker and colour, one for each recipe; enough for 64."""
 
 Runs: TypeAlias = Mapping[str, Sequence[FinishedRun]]
 """Finished runs by the label of their recipe, at least one each."""
@@ -143,7 +139,7 @@ def _curves(name: str, what: str, runs: Runs, curves: Sequence[_Curve]) -> Figur
 
 
 def _lines(runs: Runs, curve: _Curve, *, interval: bool) -> Iterator[Line]:
-    for (label, group), (marker, colour) in zip(runs.items(), _LOOKS, strict=False):
+    for (label, group), (marker, colour) in zip(runs.items(), LOOKS, strict=False):
         points = [curve.points(run) for run in group]
         for seed in points if len(points) > 1 else ():
             x, y, *_ = zip(*seed, strict=True)
