@@ -175,10 +175,9 @@ def _by_task(values: Any, name: str, better: int) -> Panel:
     lines = []
     for kind, colour, chosen in (("others", GREY, ~over), ("overshoot", COLOURS[1], over)):
         if chosen.any():
-            label = f"{kind}: {chosen.sum()} of {len(values)} tasks"
             broken = np.pad(values[chosen], ((0, 0), (0, 1)), constant_values=math.nan)
             x = [*steps, math.nan] * int(chosen.sum())
-            lines.append(Line(x, broken.ravel().tolist(), label, colour, 0.8, opacity=0.55))
+            lines.append(Line(x, broken.ravel().tolist(), kind, colour, 0.8, opacity=0.55))
     lines.append(Line(steps, values.mean(0).tolist(), "mean", _BLACK, 2.5))
     share = f"{over.sum()} of {len(values)} tasks overshoot"
     return Panel("inner steps", name, lines, share, log=better < 0, whole=True)

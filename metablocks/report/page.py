@@ -67,6 +67,8 @@ summary {{ cursor: pointer; padding: 6px 0; }}
   const figures = JSON.parse(document.getElementById("figures").textContent);
   for (const [id, figure] of Object.entries(figures)) {{
     const place = document.getElementById(id);
+    const labels = figure.data.filter(trace => trace.showlegend).length;
+    if (place.clientWidth < 500) figure.layout.height += 18 * labels;
     await Plotly.newPlot(place, figure.data, figure.layout, {{responsive: true, displaylogo: false}});
     if (!figure.frames) continue;
     const epochs = Object.keys(figure.frames);

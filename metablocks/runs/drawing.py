@@ -142,7 +142,10 @@ def save(figure: Figure, folder: Path, kinds: Sequence[str] = ("png",)) -> None:
         drawn.legend([*legend.values()], [*legend], loc=place, ncols=count, frameon=False)
     for kind in kinds:
         path = folder / f"{figure.name}.{kind}"
-        write_atomically(path, lambda file, kind=kind: drawn.savefig(file, format=kind, dpi=130))
+        write_atomically(
+            path,
+            lambda file, kind=kind: drawn.savefig(file, format=kind, dpi=130, bbox_inches="tight"),
+        )
     plt.close(drawn)
 
 
@@ -168,7 +171,7 @@ def _draw(panel: Panel, axes: Any) -> dict[str, Any]:
             "linestyle": ("--" if line.dashed else "-") if line.width else "",
             "marker": line.marker or None,
             "markersize": 11 if line.marker == "*" else 5,
-            "markevery": 0.1 if line.marker and len(line.x) > 40 and line.width else None,
+            "markevery": 0.1 if len(line.x) > 40 and line.width and not panel.names else None,
             "alpha": line.opacity,
         }
         handle = axes.errorbar(line.x, line.y, line.interval, capsize=2, **style)

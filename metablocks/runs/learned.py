@@ -67,7 +67,7 @@ def spectra(learner: MetaLearner) -> dict[str, dict[str, Tensor]]:
                 assert matched is not None
                 side, name = matched.groups()
                 if not side.endswith("bias") and max(factor.shape, default=1) <= LARGEST:
-                    values.setdefault(side, {})[name] = _spectrum(factor.detach(), squared)
+                    values.setdefault(side, {})[name] = _spectrum(factor.detach().cpu(), squared)
     return values
 
 
@@ -76,7 +76,7 @@ def _spectrum(factor: Tensor, squared: bool) -> Tensor:
         found = torch.linalg.svdvals(factor)
     else:
         found = factor.abs().flatten().sort(descending=True).values
-    return (found.square() if squared else found).cpu()
+    return found.square() if squared else found
 
 
 def _rates(learner: MetaLearner) -> Iterator[tuple[str, Tensor]]:
