@@ -20,6 +20,7 @@ from metablocks.errors import RecipeError
 from metablocks.memory import format_bytes
 from metablocks.recipe.record import leaves
 from metablocks.report.figures import figures_of
+from metablocks.report.interactive import library
 from metablocks.report.page import Page
 from metablocks.runs import drawing
 from metablocks.runs.directory import RunDirectory, create, write_text
@@ -38,7 +39,9 @@ def report(paths: Sequence[Path], out: Path) -> int:
     its packages is run. Raises `RecipeError` for a run that is not finished, and without Plotly or
     matplotlib.
     """
-    _check_libraries()
+    code = library()
+    if notes := drawing.missing():
+        raise RecipeError(notes[0])
     entries = read_entries([str(path) for path in paths])
     folder = create(out, "-".join(dict.fromkeys(entry.stem for entry in entries))[:80]).path
     page = Page(f"Report: {', '.join(entry.label for entry in entries)}")
@@ -65,7 +68,7 @@ def report(paths: Sequence[Path], out: Path) -> int:
                     f"{run.path} is older: tasks, examples and spectra are not recorded", "note"
                 )
         _provenance(page, entry)
-    html = page.html()
+    html = page.html(code)
     write_text(folder / "report.html", html)
     for figure in figures:
         drawing.save(figure, folder, ("png", "svg"))
@@ -74,16 +77,6 @@ def report(paths: Sequence[Path], out: Path) -> int:
     if size > LARGEST:
         print("note: so large a page opens slowly; give fewer runs")
     return 0
-
-
-def _check_libraries() -> None:
-    try:
-        import plotly  # noqa: F401
-    except ImportError:
-        words = "no report: plotly is not installed (pip install 'metablocks[plot]')"
-        raise RecipeError(words) from None
-    if notes := drawing.missing():
-        raise RecipeError(notes[0])
 
 
 def _overview(entries: Sequence[Entry]) -> list[list[str]]:

@@ -1,10 +1,13 @@
 """Panels as figures of plotly.js, plain values: the page hands them to `Plotly.newPlot` as JSON."""
 
+import base64
+import gzip
 import math
 from collections.abc import Sequence
 from html import escape
 from typing import Any
 
+from metablocks.errors import RecipeError
 from metablocks.runs.drawing import Line, Panel, log_ticks
 
 _SYMBOLS = {
@@ -20,6 +23,19 @@ _SYMBOLS = {
 }
 _MOST = 12  # ticks of whole numbers, one each
 _FONT = "system-ui, sans-serif"
+
+
+def library() -> str:
+    """The code of plotly.js, compressed by gzip, in base64.
+
+    Raises `RecipeError` if Plotly is not installed.
+    """
+    try:
+        from plotly.offline import get_plotlyjs  # type: ignore[import-untyped]
+    except ImportError:
+        words = "no report: plotly is not installed (pip install 'metablocks[plot]')"
+        raise RecipeError(words) from None
+    return base64.b64encode(gzip.compress(get_plotlyjs().encode(), 9, mtime=0)).decode()
 
 
 def plotly(panel: Panel) -> dict[str, Any]:
@@ -38,7 +54,9 @@ def plotly(panel: Panel) -> dict[str, Any]:
 
 
 def _trace(line: Line) -> dict[str, Any]:
-    marker = {"symbol": _SYMBOLS[line.marker], "color": line.colour} if line.marker else {}
+    marker: dict[str, Any] = (
+        {"symbol": _SYMBOLS[line.marker], "color": line.colour} if line.marker else {}
+    )
     if marker:
         marker["size"] = 12 if line.marker in "*x" else 7
         marker["line"] = {"width": 2 if line.marker == "x" else 0, "color": line.colour}

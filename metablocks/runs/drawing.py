@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -141,11 +142,8 @@ def save(figure: Figure, folder: Path, kinds: Sequence[str] = ("png",)) -> None:
         place, count = "outside lower center", min(2 * columns, len(legend))
         drawn.legend([*legend.values()], [*legend], loc=place, ncols=count, frameon=False)
     for kind in kinds:
-        path = folder / f"{figure.name}.{kind}"
-        write_atomically(
-            path,
-            lambda file, kind=kind: drawn.savefig(file, format=kind, dpi=130, bbox_inches="tight"),
-        )
+        write = partial(drawn.savefig, format=kind, dpi=130, bbox_inches="tight")
+        write_atomically(folder / f"{figure.name}.{kind}", write)
     plt.close(drawn)
 
 

@@ -45,7 +45,7 @@ def write_test(path: Path, experiment: Experiment, scores: Scores) -> None:
         arrays |= {f"spectrum/{side}/{name}": values for name, values in factors.items()}
     for place, example in enumerate(_examples(experiment, scores)):
         arrays |= {f"example/{place}/{name}": value for name, value in example.items()}
-    plain = {name: np.asarray(value) for name, value in arrays.items()}
+    plain: dict[str, Any] = {name: np.asarray(value) for name, value in arrays.items()}
     write_atomically(path, lambda file: np.savez_compressed(file, **plain))
 
 

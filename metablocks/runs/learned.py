@@ -73,10 +73,10 @@ def spectra(learner: MetaLearner) -> dict[str, dict[str, Tensor]]:
 
 def _spectrum(factor: Tensor, squared: bool) -> Tensor:
     if factor.ndim == 2:
-        found = torch.linalg.svdvals(factor)
+        values: Tensor = torch.linalg.svdvals(factor)
     else:
-        found = factor.abs().flatten().sort(descending=True).values
-    return found.square() if squared else found
+        values = factor.abs().flatten().sort(descending=True).values
+    return values.square() if squared else values
 
 
 def _rates(learner: MetaLearner) -> Iterator[tuple[str, Tensor]]:

@@ -206,7 +206,7 @@ def test_the_gallery_shows_what_was_predicted_and_the_worst_first(html, runs):
         assert test["scores"][each["number"], -1] == pytest.approx(share)
         assert each["support"].dtype == each["query"].dtype == np.uint8
     kinds = [attributes["class"] for attributes in Tags(html).all("figure")]
-    shown = examples + [*read_test(runs["curvature"] / "test.npz")["example"].values()]
+    shown = [*examples, *read_test(runs["curvature"] / "test.npz")["example"].values()]
     right = sum(int((each["prediction"] == each["query_y"]).sum()) for each in shown)
     assert kinds.count("right") == right
     assert kinds.count("wrong") == sum(len(each["query_y"]) for each in shown) - right
