@@ -32,6 +32,8 @@ _EXAMPLES = {
     "compare": "metablocks compare maml_sinusoid fomaml_sinusoid --steps 2400\n"
     "metablocks compare maml_omniglot_5w1s mine.yaml --minutes 10 --seeds 3\n"
     "metablocks compare runs/maml_sinusoid-20250101-120000 runs/fomaml_sinusoid-20250101-130000",
+    "report": "metablocks report runs/maml_sinusoid-20250101-120000\n"
+    "metablocks report runs/maml_pp_omniglot_5w1s-*",
     "verify": "metablocks verify my_pkg.my_module:MyRule --set rate=0.1\n"
     "metablocks verify kfo --set hidden=1 --set activation=tanh --thorough\n"
     "metablocks verify vmap --device cuda",
@@ -180,6 +182,14 @@ def parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     _add_overrides(compare)
     _add_place(compare)
 
+    report = command("report", "make one page of finished runs, and pictures", _ON_REPORT)
+    report.add_argument(
+        "run_dirs", nargs="+", type=_path, metavar="RUN_DIR", help="the folder of a finished run"
+    )
+    report.add_argument(
+        "--out", type=_path, default=Path("reports"), help="folder of reports (reports)"
+    )
+
     verify = command("verify", "hold a block to the laws of its protocol", _ON_VERIFY)
     verify.add_argument("block", metavar="BLOCK", help="my_pkg.my_module:MyRule, or a short name")
     verify.add_argument(
@@ -213,6 +223,12 @@ Recipes are trained, each run in a process of its own, on the same tasks with th
 of finished runs are read. Runs that differ in the seed alone are one row. The result is a table, a
 picture, and a recommendation with the rule that it follows from, in a folder below --out. A variant
 of a recipe is a file of its own: metablocks show NAME --set PATH=VALUE > variant.yaml"""
+
+
+_ON_REPORT = """ The page opens from disk and loads
+nothing: curves, every test task step by step, learned rates with an epoch slider, step-loss weights,
+spectra, example tasks, time and memory, the resolved recipe, and of several runs the table of compare.
+The runs are read, and none of their code is run."""
 
 
 def parse_seeds(text: str) -> int | tuple[int, ...]:

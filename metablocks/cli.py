@@ -240,6 +240,14 @@ def _compare(args: argparse.Namespace, argv: list[str]) -> int:
     )
 
 
+def _report(args: argparse.Namespace, argv: list[str]) -> int:
+    from metablocks.report.commands import report
+
+    for run_dir in args.run_dirs:
+        _check_run(run_dir)
+    return report(args.run_dirs, args.out)
+
+
 def _verify(args: argparse.Namespace, argv: list[str]) -> int:
     from metablocks import verify
     from metablocks.laws.check import EXAMPLES
@@ -282,6 +290,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace, list[str]], int]] = {
     "eval": _eval,
     "replay": _replay,
     "compare": _compare,
+    "report": _report,
     "verify": _verify,
     "laws": _laws,
 }

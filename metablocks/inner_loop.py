@@ -123,8 +123,8 @@ class Reached(NamedTuple):
 
     rule: Any
     """The rule's own state."""
-    index: int
-    """The index of the next step."""
+    steps: int
+    """The number of steps taken."""
 
 
 class Trajectory(NamedTuple):
@@ -172,7 +172,7 @@ def adapt(
     [4.0, 2.0, 1.0]
     >>> once = adapt(square, params, (), rule=rule, steps=1)
     >>> twice = adapt(square, once.params[-1], (), rule=rule, steps=1, state=once.state)
-    >>> float(twice.params[-1]["w"]), twice.state.index
+    >>> float(twice.params[-1]["w"]), twice.state.steps
     (1.0, 2)
 
     Raises `BlockError` for negative `steps`, `GradientError` for a loss that is no scalar, and what
@@ -186,7 +186,7 @@ def adapt(
     def loss(params: Tensors, buffers: Tensors) -> tuple[Tensor, Tensors]:
         return loss_fn(params, batch), buffers
 
-    first = 0 if state is None else state.index
+    first = 0 if state is None else state.steps
     carry = Carry(nodes_of(fast), rule.init(fast) if state is None else state.rule, {})
     states, losses = [dict(params)], []
     total = first + steps

@@ -15,7 +15,7 @@ from metablocks.compare.recommend import Advice
 from metablocks.compare.request import Request
 from metablocks.runs.files import write_text
 from metablocks.runs.finished import FinishedRun
-from metablocks.runs.scores import MEASURES, plain
+from metablocks.runs.scores import plain
 
 _WIDEST = 100  # characters of a line of text
 
@@ -34,16 +34,6 @@ class Comparison:
     """The machine and the command."""
     request: Request
 
-    @property
-    def legend(self) -> str:
-        """Meaning of the scores."""
-        name, better = MEASURES[table.measure_of(self.rows)]
-        several = any(len(row.seeds) > 1 for row in self.rows)
-        return (
-            f"test {name}: mean ± 95 % confidence interval over the tasks of all seeds; {better}"
-            + "; worst decile: the mean of the seeds' own" * several
-        )
-
 
 def save(comparison: Comparison, folder: Path) -> None:
     """Write the three files."""
@@ -61,7 +51,9 @@ def show(comparison: Comparison, folder: Path) -> None:
     if comparison.advice:
         advice = str(comparison.advice)
     notes = [f"note: {note}" for note in comparison.notes]
-    print_lines([comparison.legend, "", *advice.splitlines(), "", comparison.facts[0], *notes])
+    print_lines(
+        [table.legend(comparison.rows), "", *advice.splitlines(), "", comparison.facts[0], *notes]
+    )
     files = ", ".join(sorted(file.name for file in folder.glob("*.*")))
     print(f"saved in {folder}: {files}")
 
@@ -78,7 +70,7 @@ def print_lines(lines: Sequence[str], file: TextIO | None = None) -> None:
 def as_markdown(comparison: Comparison) -> str:
     """The table with its legend, the recommendation, and the circumstances."""
     names = ", ".join(row.recipe for row in comparison.rows)
-    legend = comparison.legend
+    legend = table.legend(comparison.rows)
     parts = [
         f"# Comparison: {names}",
         table.markdown(table.cells(comparison.rows)),

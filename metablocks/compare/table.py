@@ -85,6 +85,16 @@ def measure_of(rows: Sequence[Row]) -> Measure:
     return next((row.score.measure for row in rows if row.score), "accuracy")
 
 
+def legend(rows: Sequence[Row]) -> str:
+    """Meaning of the scores."""
+    name, better = MEASURES[measure_of(rows)]
+    several = any(len(row.seeds) > 1 for row in rows)
+    return (
+        f"test {name}: mean ± 95 % confidence interval over the tasks of all seeds; {better}"
+        + "; worst decile: the mean of the seeds' own" * several
+    )
+
+
 def gap_text(value: float, measure: Measure, sign: str = "") -> str:
     """A difference of two scores; `sign` is a format's, such as "+"."""
     return f"{100 * value:{sign}.2f} points" if measure == "accuracy" else number_text(value)

@@ -21,6 +21,7 @@ from metablocks.runs.checkpoint import restore_learner, restore_newest, start_fr
 from metablocks.runs.deployment import Deployment, deployment
 from metablocks.runs.directory import RunDirectory, create, environment
 from metablocks.runs.ensemble import ensemble_scores
+from metablocks.runs.examples import write_test
 from metablocks.runs.files import write_text, writing
 from metablocks.runs.scores import Scores
 from metablocks.runs.state import TrainingState
@@ -195,6 +196,7 @@ def _begin(
     record = {
         "recipe": recipe.hash,
         "source": recipe.source,
+        "origins": recipe.origins,
         "allow": list(recipe.allow),
         "seed": recipe.values["seed"],
         "argv": argv,
@@ -345,10 +347,12 @@ def _test(
     deployed = deployment(experiment, scores)  # of the best one: the ensemble restores others
     if deployed and deployed.reductions:
         row["deployment"] = deployed.as_dict()
+    if not directory.tested:  # else it is the same, unless versions or devices have changed
+        write_test(directory.test, experiment, scores)
     if experiment.evaluation.ensemble > 1:
         ensemble = ensemble_scores(experiment, directory, state.members, "test")
         row["ensemble"] = ensemble.as_dict()
-    if not directory.tested:  # else it is the same line, unless versions or devices have changed
+    if not directory.tested:
         directory.append(directory.metrics, row)
     return scores, deployed, ensemble
 

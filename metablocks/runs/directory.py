@@ -87,6 +87,10 @@ class RunDirectory:
     def times(self) -> Path:
         return self.path / "times.jsonl"
 
+    @property
+    def test(self) -> Path:
+        return self.path / "test.npz"
+
     def checkpoint(self, which: str) -> Path:
         """`last` is `checkpoint.pt`, `previous` the one before, `best` is `best.pt`."""
         return self.path / ("checkpoint.pt" if which == "last" else f"{which}.pt")
@@ -95,7 +99,8 @@ class RunDirectory:
     def finished(self) -> list[str]:
         """The names of files that hold what was finished, the checkpoints to go on from aside."""
         logs = [path for path in (self.metrics, self.times) if whole_lines(path)]
-        files = [self.checkpoint("best"), *self._members(), *sorted(self.path.glob("*.png"))]
+        files = [self.checkpoint("best"), self.test, *self._members()]
+        files += sorted(self.path.glob("*.png"))
         return [path.name for path in [*logs, *files] if path.is_file()]
 
     def member(self, epoch: int) -> Path:

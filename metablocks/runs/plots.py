@@ -1,22 +1,17 @@
-"""Plots of finished runs: training loss, validation, and how well a learner adapts at the end."""
+"""Figures of finished runs: training loss, validation, and how well a learner adapts at the end."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from itertools import product
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from metablocks.errors import RecipeError
+from metablocks.runs import drawing
 from metablocks.runs.directory import RunDirectory
-from metablocks.runs.files import write_atomically
+from metablocks.runs.drawing import COLOURS, GREY, LOOKS, Figure, Line, Panel
 from metablocks.runs.finished import FinishedRun, read_run
-from metablocks.runs.scores import MEASURES, Scores
-
-_COLOURS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999933"]
-"""Okabe and Ito's, which the colour-blind can tell apart."""
-_LOOKS = [{"color": colour, "marker": marker} for marker, colour in product("osD^vPX*", _COLOURS)]
-"""One for each recipe; enough for 64."""
+from metablocks.runs.scores import Measure
 
 Runs: TypeAlias = Mapping[str, Sequence[FinishedRun]]
 """Finished runs by the label of their recipe, at least one each."""
@@ -24,8 +19,8 @@ Points: TypeAlias = Sequence[tuple[float, ...]]
 """x and y, and of validations half the width of the confidence interval."""
 
 
-class _Panel(NamedTuple):
-    """One diagram: the names of its axes, and the points of a run in it."""
+class _Curve(NamedTuple):
+    """A quantity over the training: the names of its axes, and the points of a run."""
 
     x: str
     y: str
@@ -37,15 +32,14 @@ def draw(directory: RunDirectory) -> list[str]:
 
     Without matplotlib nothing is drawn, and the note says how to get it.
     """
-    if notes := _missing():
+    if notes := drawing.missing():
         return notes
     try:
         run = read_run(directory.path)
     except RecipeError as error:
         return [f"no plots: {error}"]
-    runs = {str(run.values["name"]): [run]}
-    _curves(directory.path / "training.png", runs, [_training(), _validation(runs)])
-    _adaptation(directory.path / "adaptation.png", run)
+    drawing.save(training({str(run.values["name"]): [run]}), directory.path)
+    drawing.save(adaptation(run), directory.path)
     return []
 
 
@@ -54,12 +48,48 @@ def draw_comparison(folder: Path, runs: Runs) -> list[str]:
 
     A thick line is the mean over seeds, a thin one each seed. Without matplotlib nothing is drawn.
     """
-    if notes := _missing():
+    if notes := drawing.missing():
         return notes
-    panels = [_validation(runs, by_time=True), _validation(runs)]
-    _curves(folder / "comparison.png", runs, panels)
-    _curves(folder / "training.png", runs, [_training()])
+    curves = [_validation(runs, by_time=True), _validation(runs)]
+    drawing.save(_curves("comparison", "validation", runs, curves), folder)
+    drawing.save(_curves("training", "training", runs, [_training()]), folder)
     return []
+
+
+def training(runs: Runs) -> Figure:
+    """Training loss and validation over meta-steps."""
+    return _curves("training", "training and validation", runs, [_training(), _validation(runs)])
+
+
+def adaptation(run: FinishedRun) -> Figure:
+    """The test score before adaptation and after each inner step; the ensemble's as a star."""
+    test, ensemble = run.test, run.ensemble
+    scale, name = scale_of(test.measure)
+    steps = range(len(test.mean))
+    mean, interval, worst = (
+        [scale * value for value in each] for each in (test.mean, test.interval, test.worst_decile)
+    )
+    label = "mean, 95 % confidence interval"
+    lines = [Line(steps, mean, label, marker="o", interval=interval)]
+    lines.append(Line(steps, worst, "worst 10 % of tasks", GREY, marker="v", dashed=True))
+    if ensemble:
+        members, star = len(ensemble.members or [1]), ([ensemble.inner_steps or 0],)
+        y = [scale * ensemble.mean[0]]
+        lines.append(Line(*star, y, f"ensemble of {members}", COLOURS[1], width=0, marker="*"))
+    values = [*mean, *worst]
+    log = test.measure == "mse" and min(values) > 0 and math.isfinite(max(values))
+    panel = Panel("inner steps", f"query {name}", lines, log=log, whole=True)
+    return Figure("adaptation", f"{of(run)}: adaptation, {test.tasks} test tasks", [panel])
+
+
+def of(run: FinishedRun) -> str:
+    """Name and seed of a run, for titles."""
+    return f"{run.values['name']}, seed {run.seed}"
+
+
+def scale_of(measure: Measure) -> tuple[float, str]:
+    """The factor from scores to what is drawn, and the name of that."""
+    return (100.0, "accuracy, %") if measure == "accuracy" else (1.0, "MSE")
 
 
 def mean_curve(curves: Sequence[Points]) -> Points:
@@ -71,25 +101,16 @@ def mean_curve(curves: Sequence[Points]) -> Points:
     return [tuple(map(fmean, zip(*points, strict=True))) for points in zip(*curves, strict=False)]
 
 
-def _missing() -> list[str]:
-    try:
-        import matplotlib
-    except ImportError:
-        return ["no plots: matplotlib is not installed (pip install 'metablocks[plot]')"]
-    matplotlib.use("agg")
-    return []
-
-
-def _training() -> _Panel:
+def _training() -> _Curve:
     def points(run: FinishedRun) -> Points:
         return [(row["step"], row["train_loss"]) for row in run.metrics if "train_loss" in row]
 
-    return _Panel("meta-steps", "training loss (weighted query loss), mean of the epoch", points)
+    return _Curve("meta-steps", "training loss, mean of the epoch", points)
 
 
-def _validation(runs: Runs, *, by_time: bool = False) -> _Panel:
+def _validation(runs: Runs, *, by_time: bool = False) -> _Curve:
     every = [run for group in runs.values() for run in group]
-    scale, name = _scale(every[0].test)
+    scale, name = scale_of(every[0].test.measure)
     inner = sorted({run.inner_steps for run in every})
     steps = str(inner[0]) if len(inner) == 1 else f"{inner[0]} to {inner[-1]}"
     minutes = max(run.training_seconds for run in every) > 300
@@ -102,86 +123,32 @@ def _validation(runs: Runs, *, by_time: bool = False) -> _Panel:
         ]
 
     x = f"time in meta-steps, {unit_name}" if by_time else "meta-steps"
-    return _Panel(x, f"validation {name}, after {steps} inner steps", points)
+    return _Curve(x, f"validation {name}, after {steps} inner steps", points)
 
 
-def _curves(path: Path, runs: Runs, panels: Sequence[_Panel]) -> None:
-    """A diagram a panel: each seed in a thin line, if there are several, their mean in a thick one."""
-    from matplotlib import pyplot as plt
-
+def _curves(name: str, what: str, runs: Runs, curves: Sequence[_Curve]) -> Figure:
+    """A panel a curve: each seed in a thin line, if there are several, their mean in a thick one."""
     several = any(len(group) > 1 for group in runs.values())
-    size = (2.0 + 4.3 * len(panels), 4.6)
-    figure, row = plt.subplots(1, len(panels), figsize=size, layout="constrained", squeeze=False)
-    for axes, panel in zip(row[0], panels, strict=True):
-        lowest = math.inf
-        for (label, group), look in zip(runs.items(), _LOOKS, strict=False):
-            curves = [panel.points(run) for run in group]
-            x, y, *interval = zip(*mean_curve(curves), strict=True)
-            for curve in curves if len(curves) > 1 else ():
-                thin = [*zip(*curve, strict=True)][:2]
-                axes.plot(*thin, color=look["color"], linewidth=0.8, alpha=0.4)
-            error = interval[0] if interval and len(runs) == 1 and not several else None
-            style: dict[str, Any] = {
-                **look,
-                "label": label,
-                "markevery": 0.1 if len(x) > 40 else None,
-            }
-            axes.errorbar(x, y, error, linewidth=2.0, markersize=4, capsize=2, **style)
-            lowest = min([lowest, *(point[1] for curve in curves for point in curve)])
-        axes.set(xlabel=panel.x, ylabel=panel.y)
-        axes.set_xlim(left=0)
-        if lowest > 0 and "accuracy" not in panel.y:
-            axes.set_yscale("log")
-            axes.yaxis.set_major_formatter("{x:g}")
-            axes.yaxis.set_minor_formatter("{x:g}")
-        axes.grid(alpha=0.25, which="both")
-    handles, labels = row[0][-1].get_legend_handles_labels()
-    title = "mean over seeds; thin: each seed" if several else None
-    place, count = "outside upper center", min(4, len(labels))
-    figure.legend(handles, labels, loc=place, ncols=count, frameon=False, title=title)
-    _save(figure, path)
+    panels = []
+    for curve in curves:
+        lines = [*_lines(runs, curve, interval=len(runs) == 1 and not several)]
+        lowest = min((y for line in lines for y in line.y), default=0.0)
+        log = lowest > 0 and "accuracy" not in curve.y
+        panels.append(Panel(curve.x, curve.y, lines, log=log, from_zero=True))
+    seeds = sorted({run.seed for group in runs.values() for run in group})
+    words = f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
+    names = ", ".join(runs) if len(runs) <= 3 else f"{len(runs)} recipes"
+    note = "thick: the mean over seeds; thin: each seed" if several else ""
+    return Figure(name, f"{names}, {words}: {what}", panels, note)
 
 
-def _adaptation(path: Path, run: FinishedRun) -> None:
-    from matplotlib import pyplot as plt
-    from matplotlib.ticker import MaxNLocator
-
-    figure, axes = plt.subplots(figsize=(5.0, 4.0), layout="constrained")
-    test, ensemble = run.test, run.ensemble
-    scale, label = _scale(test)
-    steps = range(len(test.mean))
-    mean, interval = ([scale * value for value in each] for each in (test.mean, test.interval))
-    style: dict[str, Any] = {"capsize": 3, "marker": "o", "label": "mean, 95 % confidence interval"}
-    axes.errorbar(steps, mean, interval, **style)
-    worst = [scale * value for value in test.worst_decile]
-    axes.plot(steps, worst, "v--", color="tab:gray", label="worst 10 % of tasks")
-    if ensemble:
-        members = f"ensemble of {len(ensemble.members or [1])}"
-        star: dict[str, Any] = {
-            "color": "tab:red",
-            "markersize": 11,
-            "markeredgecolor": "white",
-            "label": members,
-        }
-        # above the mean, which may be close
-        axes.plot(ensemble.inner_steps or 0, scale * ensemble.mean[0], "*", zorder=5, **star)
-    axes.set(xlabel="inner steps", ylabel=f"query {label}")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_title(f"adaptation, {test.tasks} test tasks")
-    values = [*mean, *worst]
-    if test.measure == "mse" and min(values) > 0 and math.isfinite(max(values)):
-        axes.set_yscale("log")
-    axes.legend(frameon=False)
-    _save(figure, path)
-
-
-def _save(figure: Any, path: Path) -> None:
-    from matplotlib import pyplot as plt
-
-    write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=130))
-    plt.close(figure)
-
-
-def _scale(scores: Scores) -> tuple[float, str]:
-    name = MEASURES[scores.measure][0]
-    return (100.0, f"{name}, %") if scores.measure == "accuracy" else (1.0, name)
+def _lines(runs: Runs, curve: _Curve, *, interval: bool) -> Iterator[Line]:
+    for (label, group), (marker, colour) in zip(runs.items(), LOOKS, strict=False):
+        points = [curve.points(run) for run in group]
+        for seed in points if len(points) > 1 else ():
+            x, y, *_ = zip(*seed, strict=True)
+            yield Line(x, y, colour=colour, width=0.8, opacity=0.4)
+        x, y, *error = zip(*mean_curve(points), strict=True)
+        yield Line(
+            x, y, label, colour, marker=marker, interval=error[0] if error and interval else None
+        )

@@ -42,7 +42,8 @@ class Scores:
     `loss` is the mean query loss. For an ensemble, `members` are the epochs of its checkpoints, the
     best first, and each list holds one number, that after `inner_steps` inner steps. Of scores pooled
     over several seeds of training, `seed_std` is the standard deviation of their means. `by_task` are
-    the scores themselves, `[tasks, steps + 1]`, float64, as long as they are at hand.
+    the scores themselves, `[tasks, steps + 1]`, float64, and `losses_by_task` the query losses, as
+    long as they are at hand.
     """
 
     split: Split
@@ -57,6 +58,7 @@ class Scores:
     inner_steps: int | None = None
     seed_std: list[float] | None = None
     by_task: Tensor | None = field(default=None, repr=False, compare=False)
+    losses_by_task: Tensor | None = field(default=None, repr=False, compare=False)
 
     @property
     def final(self) -> float:
@@ -113,10 +115,11 @@ def plain(record: Any) -> dict[str, Any]:
 
     def select(items: list[tuple[str, Any]]) -> dict[str, Any]:
         some = ("members", "inner_steps", "seed_std")
+        left_out = ("by_task", "losses_by_task")
         return {
             name: value
             for name, value in items
-            if name != "by_task" and (name not in some or value is not None)
+            if name not in left_out and (name not in some or value is not None)
         }
 
     return asdict(record, dict_factory=select)
@@ -192,6 +195,7 @@ def pool(split: Split, measure: Measure, values: Tensor, losses: Tensor) -> Scor
         worst_decile=worst.mean(0).tolist(),
         loss=losses.mean(0).tolist(),
         by_task=values,
+        losses_by_task=losses,
     )
 
 
@@ -232,6 +236,7 @@ def pool_seeds(scores: Sequence[Scores]) -> Scores:
         loss=mean(column("loss")).tolist(),
         seed_std=means.std(0).tolist() if len(scores) > 1 else None,
         by_task=None,
+        losses_by_task=None,
     )
 
 

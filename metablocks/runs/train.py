@@ -27,6 +27,7 @@ from metablocks.memory import forget_peak, peak_memory
 from metablocks.recipe import Experiment
 from metablocks.runs import checkpoint
 from metablocks.runs.directory import RunDirectory
+from metablocks.runs.learned import learned
 from metablocks.runs.scores import Scores, score
 from metablocks.runs.state import TrainingState
 from metablocks.tasks.base import Split
@@ -201,6 +202,7 @@ def _finish_epoch(
         row["metrics"] = {name: sum(each) / len(each) for name, each in state.metrics.items()}
     if scores is not None:
         row["validation"] = scores.as_dict()
+    row |= learned(experiment.learner, state.epochs)
     if scores is not None:
         state.judge(epoch, scores, keep=experiment.evaluation.ensemble)
     state.kept = sorted({*before, *state.members})

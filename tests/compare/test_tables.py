@@ -11,8 +11,6 @@ from made_up import finished_run, row, score
 from metablocks.compare import table
 from metablocks.compare.jobs import cores
 from metablocks.compare.notes import notes_on
-from metablocks.compare.output import Comparison
-from metablocks.compare.request import Request
 from metablocks.compare.table import Row
 from metablocks.runs import plots
 from metablocks.runs.directory import RunDirectory
@@ -150,8 +148,7 @@ def test_without_matplotlib_a_note_says_how_to_get_it(tmp_path, monkeypatch):
 
 def test_how_a_worst_decile_is_pooled_is_said_where_it_is():
     def legend(*seeds):
-        rows = [row("a", 0.9, seeds=seeds)]
-        return Comparison(rows, {}, {}, None, (), (), Request(())).legend
+        return table.legend([row("a", 0.9, seeds=seeds)])
 
     assert "worst decile" not in legend(0)
     assert legend(0, 1).endswith("worst decile: the mean of the seeds' own")

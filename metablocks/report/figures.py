@@ -1,0 +1,211 @@
+"""Figures of what runs record: tasks, rates, step-loss weights, spectra, costs, examples."""
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import cycle
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from metablocks.runs.drawing import COLOURS, GREY, LOOKS, Figure, Line, Panel
+from metablocks.runs.finished import FinishedRun
+from metablocks.runs.gallery import LIMITS, class_rows
+from metablocks.runs.plots import adaptation, of
+from metablocks.runs.scores import score_text
+
+_BLACK = "#000000"
+
+Test: TypeAlias = Mapping[str, Any]
+"""The arrays of `test.npz`, as `read_test` gives them; none of a run that has not recorded it."""
+
+
+def figures_of(group: Sequence[FinishedRun], tests: Sequence[Test]) -> Iterator[Figure]:
+    """Figures of the runs of one recipe, of what they have recorded; `tests` as `read_test` gives them.
+
+    Examples are of the first run alone.
+    """
+    for run, test in zip(group, tests, strict=True):
+        figures = [adaptation(run)]
+        if "scores" in test:
+            figures.append(tasks(run, test))
+        if "spectrum" in test:
+            figures.append(spectra(run, test["spectrum"]))
+        if run is group[0] and "example" in test:
+            figures.append(examples(run, test))
+        for figure in figures:
+            yield replace(figure, name=f"{figure.name}-seed{run.seed}")
+    yield from filter(None, (rates(group), step_losses(group[0]), costs(group)))
+
+
+def tasks(run: FinishedRun, test: Test) -> Figure:
+    """Query loss and accuracy of every test task after each inner step; overshooting tasks stand out.
+
+    A task overshoots if it is worse at the end than at an earlier step.
+    """
+    panels = [_by_task(test["losses"], "query loss", better=-1)]
+    if run.test.measure == "accuracy":
+        panels.append(_by_task(100 * test["scores"], "query accuracy, %", better=1))
+    note = "overshoot: worse at the end than at an earlier step"
+    return Figure("tasks", f"{of(run)}: every test task", panels, note)
+
+
+def overshoots(values: Any, better: int) -> Any:
+    """True for tasks `[tasks, steps + 1]` that are worse at the end than at an earlier step.
+
+    >>> overshoots(np.array([[3.0, 1.0, 2.0], [3.0, 2.0, 1.0]]), better=-1)
+    array([ True, False])
+    """
+    return better * values[:, -1] < (better * values).max(1)
+
+
+def rates(group: Sequence[FinishedRun]) -> Figure | None:
+    """Learned rates by layer and step, a colour a seed, at every epoch; None where none is learned."""
+    logs = [{row["epoch"]: row for row in run.metrics if "rates" in row} for run in group]
+    epochs = sorted(set.intersection(*({*log} for log in logs)))
+    if not epochs:
+        return None
+    shape = {name: len(values) for name, values in logs[0][epochs[-1]]["rates"].items()}
+    longest = max(shape.values())
+    stride = longest + (longest > 1)
+    places = {name: place * stride for place, name in enumerate(shape)}
+    x = [float(p + step) for p in places.values() for step in range(stride)]
+
+    def column(row: Mapping[str, Any]) -> list[list[float]]:
+        """Rates at every place, then those of tensors that have negative entries."""
+        values, marks = list[float](), list[float]()
+        for name, count in shape.items():
+            all_, shares = row["rates"][name], row.get("negative_rates", {}).get(name)
+            gap = [math.nan] * (stride - count)
+            values += [*all_, *gap]
+            marks += [r if shares and shares[k] else math.nan for k, r in enumerate(all_)] + gap
+        return [values, marks]
+
+    frames = {epoch: [y for log in logs for y in column(log[epoch])] for epoch in epochs}
+    notes = [
+        name + (f", step {step + 1}" if count > 1 else "") if step < count else ""
+        for name, count in shape.items()
+        for step in range(stride)
+    ]
+    lines = []
+    for place, run in enumerate(group):
+        values, marks = frames[epochs[-1]][2 * place : 2 * place + 2]
+        colour = COLOURS[place % len(COLOURS)]
+        width = 1.5 if longest > 1 else 0.0
+        lines.append(Line(x, values, f"seed {run.seed}", colour, width, "o", notes=notes))
+        every = (y for ys in frames.values() for y in ys[2 * place + 1])
+        label = "negative" if any(map(math.isfinite, every)) else ""
+        lines.append(Line(x, marks, label, _BLACK, 0.0, "x", notes=notes))
+    names = {p + (shape[name] - 1) / 2: name for name, p in places.items()}
+    end = f"after epoch {epochs[-1]}"
+    panel = Panel("", "inner learning rate", lines, end, names=names, frames=frames)
+    note = "of each parameter its inner steps, from left to right; " * (longest > 1)
+    note += "of a tensor of rates the mean, marked as negative if any of them is"
+    return Figure("rates", f"{_of_all(group)}: learned rates", [panel], note)
+
+
+def step_losses(run: FinishedRun) -> Figure | None:
+    """Weights of the query losses over the epochs; None where the last step alone counts."""
+    logged = {row["epoch"]: row["step_loss"] for row in run.metrics if "step_loss" in row}
+    if all(not any(weights[:-1]) for weights in logged.values()):
+        return None
+    steps: dict[tuple[float, ...], list[str]] = {}
+    for step, column in enumerate(zip(*logged.values(), strict=True)):
+        if any(column):
+            steps.setdefault(column, []).append(str(step))
+    lines = [
+        Line([*logged], column, f"after step {', '.join(same)}", colour, 1.5, "o")
+        for (column, same), colour in zip(steps.items(), cycle(COLOURS), strict=False)
+    ]
+    panel = Panel("epoch", "weight", lines, whole=True)
+    return Figure("step_loss", f"{of(run)}: weights of the steps' query losses", [panel])
+
+
+def spectra(run: FinishedRun, factors: Mapping[str, Mapping[str, Any]]) -> Figure:
+    """Singular values of the factors of KFO and Meta-Curvature, a panel a side of the gradient."""
+    panels = []
+    for side, by_name in factors.items():
+        lines = [
+            Line(_fractions(len(values)), values.tolist(), name, colour, 1.5, marker)
+            for (name, values), (marker, colour) in zip(by_name.items(), cycle(LOOKS), strict=False)
+        ]
+        panels.append(Panel("share of the directions", "singular value", lines, side, log=True))
+    note = "best checkpoint; 1 leaves a direction of the gradient as it is"
+    return Figure("spectra", f"{of(run)}: spectra of the learned transform", panels, note)
+
+
+def costs(group: Sequence[FinishedRun]) -> Figure:
+    """Seconds and peak memory of every epoch, a colour a seed."""
+    seconds, memory = list[Line](), list[Line]()
+    for run, colour in zip(group, cycle(COLOURS), strict=False):
+        x = [row["epoch"] for row in run.times]
+        whole, training = (
+            [row[key] for row in run.times] for key in ("seconds", "training_seconds")
+        )
+        seconds.append(Line(x, whole, f"seed {run.seed}", colour, 1.5, "o"))
+        seconds.append(Line(x, training, "in meta-steps alone", colour, 1.0, dashed=True))
+        peaks = [(row["peak_memory"] or math.nan) / 2**20 for row in run.times]
+        memory.append(Line(x, peaks, f"seed {run.seed}", colour, 1.5, "o"))
+    panels = [Panel("epoch", "seconds an epoch", seconds, whole=True)]
+    if any(run.peak_memory is not None for run in group):
+        panels.append(Panel("epoch", "peak memory, MiB", memory, whole=True))
+    return Figure("costs", f"{_of_all(group)}: time and memory", panels)
+
+
+def examples(run: FinishedRun, test: Test) -> Figure:
+    """The example tasks, the worst first: images with predictions, or fits after each step."""
+    panels, pictures = [], False
+    for example in test["example"].values():
+        scores = test["scores"][int(example["number"])].tolist()
+        first, last = (score_text(scores[step], run.test.measure) for step in (0, -1))
+        title = f"task {example['number']}: {first} → {last}"
+        pictures = "prediction" in example
+        if pictures:
+            panels.append(Panel("", "", (), title, gallery=class_rows(example)))
+        else:
+            panels.append(_fit(title, example))
+    note = f"support to the left; queries framed, red if wrong, with the class predicted{LIMITS}"
+    title = f"{of(run)}: test tasks, the worst first"
+    return Figure("examples", title, panels, note * pictures)
+
+
+def _by_task(values: Any, name: str, better: int) -> Panel:
+    """Each task a thin line, those that overshoot in a colour; the mean on top."""
+    steps, over = range(values.shape[1]), overshoots(values, better)
+    lines = []
+    for kind, colour, chosen in (("others", GREY, ~over), ("overshoot", COLOURS[1], over)):
+        if chosen.any():
+            broken = np.pad(values[chosen], ((0, 0), (0, 1)), constant_values=math.nan)
+            x = [*steps, math.nan] * int(chosen.sum())
+            lines.append(Line(x, broken.ravel().tolist(), kind, colour, 0.8, opacity=0.55))
+    lines.append(Line(steps, values.mean(0).tolist(), "mean", _BLACK, 2.5))
+    share = f"{over.sum()} of {len(values)} tasks overshoot"
+    return Panel("inner steps", name, lines, share, log=better < 0, whole=True)
+
+
+def _fit(title: str, example: Test) -> Panel:
+    """Fits from light (before) to dark (after the last step), support and query points."""
+    fits, grid = example["fits"], example["grid"].tolist()
+    last = len(fits) - 1
+    lines = []
+    for step, fit in enumerate(fits):
+        label = {0: "before", 1: "after 1 step", last: f"after {last} steps"}.get(step, "")
+        opacity = 1.0 if step in (0, last) else 0.25 + 0.5 * step / max(1, last)
+        colour = GREY if step == 0 else COLOURS[0]
+        width = 2.5 if step == last else 1.2
+        lines.append(
+            Line(grid, fit.tolist(), label, colour, width, opacity=opacity, dashed=step == 0)
+        )
+    for side, marker, colour in (("query", "o", COLOURS[2]), ("support", "D", COLOURS[1])):
+        x, y = example[side].tolist(), example[f"{side}_y"].tolist()
+        lines.append(Line(x, y, side, colour, 0.0, marker))
+    return Panel("x", "y", lines, title)
+
+
+def _fractions(count: int) -> list[float]:
+    return [(place + 0.5) / count for place in range(count)]
+
+
+def _of_all(group: Sequence[FinishedRun]) -> str:
+    seeds = ", ".join(str(run.seed) for run in group)
+    return f"{group[0].values['name']}, seed{'s' * (len(group) > 1)} {seeds}"
