@@ -114,9 +114,15 @@ def compiled_apart(
     graph.graph = fx_graph_cse(graph.graph)
     forward, backward = min_cut_rematerialization_partition(graph, given, num_fwd_outputs=outputs)
     run = _compiled(forward, given[:inputs], fuse, traced.draws)
-    saved = [*run(given[:inputs])[outputs:]]
-    back = _compiled(backward, [*saved, *given[inputs:]], fuse, traced.draws)
-    return _after(traced.constants, run), back
+    left = [node.name for node in next(iter(reversed(forward.graph.nodes))).args[0][outputs:]]
+    left += [node.name for node in places[inputs:]]
+    taken = [left.index(n.name) for n in backward.graph.nodes if n.op == "placeholder"]
+    saved = [*run(given[:inputs])[outputs:], *given[inputs:]]
+    back = _compiled(backward, [saved[index] for index in taken], fuse, traced.draws)
+    whole = _after(traced.constants, run)
+    if taken == [*range(len(saved))]:
+        return whole, back
+    return whole, lambda leaves: back([leaves[index] for index in taken])
 
 
 def _compiled(
