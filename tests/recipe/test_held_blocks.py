@@ -99,6 +99,19 @@ def test_data_sets_of_torchvision_and_files_of_tensors_are_sources(tmp_path):
         assert "a meta-step on 2 tasks" in try_out(recipe)
 
 
+def test_transforms_and_data_sets_of_ones_own_are_held_if_they_are_allowed():
+    tasks = (
+        "{block: episodes, datasets: {block: 'outside_blocks:pairs', examples: 30}, ways: 2, shots: 1, "
+        "queries: 2, splits: [0.34, 0.33, 0.33], query_transform: ['outside_blocks:brighter']}"
+    )
+    with pytest.raises(RecipeError, match="to run it, allow it: --allow outside_blocks"):
+        load("maml_strokes", [f"tasks={tasks}"])
+    source = build(load("maml_strokes", [f"tasks={tasks}"], allow=["outside_blocks"])).source
+    task = source.sample("train", [0])
+    assert torch.allclose(task.query[0] % 1, torch.tensor(0.1), atol=1e-5)
+    assert not (task.support[0] % 1).any()
+
+
 OWN = "{block: folders, root: ROOT, size: 8, ways: 3, shots: 1, queries: 2"
 
 
