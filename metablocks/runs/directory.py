@@ -210,6 +210,8 @@ class RunDirectory:
 
     def read_record(self) -> dict[str, Any]:
         """The content of `run.json`. Raises `RunError` if it is none."""
+        if not self.record.is_file():
+            raise RunError(f"{self.record}: no such file; metablocks run writes one")
         try:
             record = _RECORD.validate_json(self.record.read_bytes())
         except OSError as error:
@@ -232,6 +234,8 @@ class RunDirectory:
         for path in (self.metrics, self.times):
             whole = zip(whole_lines(path), epochs_of(read_rows(path)), strict=True)
             kept = b"".join(line + b"\n" for line, epoch in whole if epoch <= epochs)
+            if path.exists() and not path.is_file():
+                raise RunError(f"{path}: not a file; take it away, and what was in it is lost")
             if path.exists() and path.read_bytes() != kept:
                 write_bytes(path, kept)
 

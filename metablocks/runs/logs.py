@@ -8,7 +8,7 @@ from typing import Any
 
 def whole_lines(path: Path) -> list[bytes]:
     """The lines of a file, without what a killed process left of one; none if there is no file."""
-    return path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+    return path.read_bytes().split(b"\n")[:-1] if path.is_file() else []
 
 
 def read_rows(path: Path) -> list[dict[str, Any] | None]:

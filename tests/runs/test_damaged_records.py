@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from pathlib import Path
 
 import pytest
@@ -122,6 +123,17 @@ def test_a_log_of_other_types_is_said_in_a_line(change, run, capsys):
     assert main(["compare", str(run)]) == 2
     message = capsys.readouterr().err
     assert message.startswith(f"{run}: lacks numbers that are compared")
+    assert message.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "times.jsonl", "run.json"])
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo])
+def test_what_is_no_file_is_neither_waited_for_nor_a_traceback(make, name, run, capsys):
+    (run / name).unlink()
+    make(run / name)
+    assert resume(run, "--set", "outer.epochs=4") == 1
+    message = capsys.readouterr().err
+    assert message.startswith(f"{run / name}: ")
     assert message.count("\n") == 1
 
 
