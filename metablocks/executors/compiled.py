@@ -492,7 +492,9 @@ class _Flat:
             outputs, totals = one(rows)
         else:
             many = torch.func.vmap(lambda rows, _: one(rows), randomness="different")
-            outputs, totals = many(rows, torch.zeros(width))  # which has rows, whatever else has
+            outputs, totals = many(
+                rows, torch.zeros(width, device="cpu")
+            )  # which has rows, whatever else has
             totals = {name: total.sum(0) for name, total in totals.items()}
         self.totals = [*totals]
         # Carries and cotangents of every step have the same strides.
@@ -525,7 +527,8 @@ def _generic(tensor: Tensor) -> Tensor:
     """Other numbers, near those of a tensor: no two alike, none zero, signs as they are."""
     if not tensor.is_floating_point() and not tensor.is_complex():
         return tensor
-    drawn = torch.rand(tensor.shape, generator=torch.Generator().manual_seed(0))
+    numbers = torch.Generator().manual_seed(0)
+    drawn = torch.rand(tensor.shape, generator=numbers, device="cpu")
     return tensor + (0.1 * tensor.abs() + 0.01) * drawn.to(tensor.device, tensor.dtype)
 
 

@@ -39,6 +39,7 @@ from metablocks.laws import executors
 from metablocks.laws.cases import Case
 from metablocks.laws.check import run_law
 from metablocks.laws.table import LAWS
+from metablocks.pieces import Pieces
 from metablocks.recipe import load
 from metablocks.tasks import Strokes, Text
 from metablocks.verify import verify
