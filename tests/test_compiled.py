@@ -4,6 +4,7 @@ But for the tests of the compiler itself, PyTorch's stands aside: the traced gra
 """
 
 import copy
+import dataclasses
 import functools
 import itertools
 import pickle
@@ -38,12 +39,18 @@ COMPILED = {  # what is compiled was traced before: all pairs for the trace, som
 
 @pytest.fixture
 def compilations(monkeypatch):
-    """The graphs handed to PyTorch's compiler, which gives them back."""
+    """The graphs handed to PyTorch's compiler, which takes arguments of the same layouts alone."""
     graphs: list[torch.fx.GraphModule] = []
 
     def stand_in(graph, leaves, draws):
         graphs.append(graph)
-        return graph
+        layouts = [(leaf.shape, leaf.stride()) for leaf in leaves]
+
+        def run(*leaves):
+            assert [(leaf.shape, leaf.stride()) for leaf in leaves] == layouts
+            return graph(*leaves)
+
+        return run
 
     monkeypatch.setattr("metablocks.executors.graphs.fused", stand_in)
     return graphs
@@ -366,3 +373,61 @@ def test_other_estimators_are_one_piece_for_each_number_of_steps(estimator, exec
         got, due = ours.meta_gradient(batch()), plain.meta_gradient(batch())
         for one, other in ((got.grads, due.grads), (got.metrics, due.metrics)):
             torch.testing.assert_close(one, other, rtol=within(1e-10), atol=within(1e-12))
+
+
+def mlp(*layers):
+    return nn.Sequential(nn.Linear(1, 5), nn.Tanh(), *layers, nn.Linear(5, 1))
+
+
+def per_step_norms():
+    net = mlp(nn.Linear(5, 5, bias=False), nn.BatchNorm1d(5))
+    return mb.models.per_step_batch_norm(net, 5, statistics="running")
+
+
+EXACT = {
+    "plain": {},
+    "dropout": {"model": lambda: mlp(nn.Dropout(0.5))},
+    "rates of steps": {"rule": lambda: mb.lslr(0.1)},
+    "rates of steps and parameters": {
+        "rule": lambda: mb.LearningRate(0.1, granularity="parameter", per_step=True, learn=True)
+    },
+    "norms of steps": {"model": per_step_norms},
+    "Adam": {"rule": lambda: mb.Chain(mb.Adam(), mb.LearningRate(0.01))},
+    "Adamax": {"rule": lambda: mb.Chain(mb.Adamax(learn=True), mb.LearningRate(0.01))},
+    "KFO": {"rule": lambda: mb.Chain(mb.KFO(), mb.LearningRate(0.05))},
+    "losses of all carries": {"step_loss": lambda: mb.UniformStepLoss(initial=True)},
+    "annealed losses": {"step_loss": lambda: mb.AnnealedStepLoss(epochs=4)},
+    "first order at first": {"order": lambda: mb.AnnealedOrder(first_order_epochs=2)},
+    "the last two steps": {"order": lambda: mb.TruncatedOrder(last=2)},
+}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("executor", [mb.Loop(), mb.Loop(workers=2), mb.Vmap(), mb.Vmap(chunk=2)])
+@pytest.mark.parametrize("estimator", [UNROLLED, ADJOINT, mb.Adjoint(keep_every=2)], ids=repr)
+@pytest.mark.parametrize("case", EXACT)
+def test_what_is_compiled_is_exact(case, estimator, executor):
+    """No stand-in: PyTorch's compiler, 5 steps, 5 tasks, float64."""
+    if case == "dropout" and isinstance(executor, mb.Vmap):
+        executor = mb.Loop()  # whose draws are those of the plain loop
+    tasks = mb.tasks.Sinusoid(shots=3, queries=4).sample("train", range(5)).to(torch.float64)
+    grads = []
+    for how in (dataclasses.replace(executor, compile=True), mb.Loop()):
+        blocks = {"model": mlp, "rule": lambda: mb.LearningRate(0.1), **EXACT[case]}
+        torch.manual_seed(0)
+        blocks = {name: make() for name, make in blocks.items()}
+        model = blocks.pop("model").double()
+        ours = mb.MetaLearner(
+            model,
+            loss=F.mse_loss,
+            steps=5,
+            executor=how,
+            estimator=estimator if how.compile else UNROLLED,
+            **blocks,
+        ).double()
+        torch.manual_seed(5)
+        for epoch in (1, 3):  # first order is over, and the losses weigh otherwise
+            result = ours.meta_gradient(tasks, progress=mb.Progress(epoch=epoch))
+        grads.append(result.grads)
+        assert not how.compile or how._compiler.count
+    assert_close(f"{case}, compiled", *grads, 1e-12)

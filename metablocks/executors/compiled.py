@@ -524,12 +524,14 @@ class _Flat:
 
 
 def _generic(tensor: Tensor) -> Tensor:
-    """Other numbers, near those of a tensor: no two alike, none zero, signs as they are."""
-    if not tensor.is_floating_point() and not tensor.is_complex():
+    """Other numbers near a tensor's, in its layout: no two alike, none zero, signs as they are."""
+    floats = tensor.is_floating_point() or tensor.is_complex()
+    if not floats or 0 in tensor.stride():  # as what all tasks begin with
         return tensor
     numbers = torch.Generator().manual_seed(0)
     drawn = torch.rand(tensor.shape, generator=numbers, device="cpu")
-    return tensor + (0.1 * tensor.abs() + 0.01) * drawn.to(tensor.device, tensor.dtype)
+    near = tensor + (0.1 * tensor.abs() + 0.01) * drawn.to(tensor.device, tensor.dtype)
+    return torch.empty_like(tensor).copy_(near)
 
 
 def _tensors(tree: Any) -> list[Tensor]:
