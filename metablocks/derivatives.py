@@ -76,7 +76,7 @@ def vjp(
 
     `function(*primals)` returns `(outputs, aux)`; primals, outputs and cotangents are pytrees of
     tensors. The product is a constant. By plain autograd it is None by a tensor on which no output
-    depends, where `torch.func` gives zeros; cotangents may be None. The graph is gone after the first
+    depends, where `torch.func` gives zeros. Cotangents may be None. The graph is gone after the first
     `pull`, unless it is to be used again (`reuse`). `pull(cotangents, totals)` adds the products by the
     first primal, named tensors, to `totals` instead of returning them: in place, one at a time.
 
@@ -230,7 +230,13 @@ def _vjp_by_transform(
 
     def pull_constant(cotangents: Any, totals: Tensors | None = None) -> tuple[Any, ...]:
         with torch.no_grad():
-            grads = tuple(pull(cotangents, retain_graph=reuse))
+            given, ends = pytree.tree_leaves(cotangents), pytree.tree_leaves(outputs)
+            whole = [
+                torch.zeros_like(end) if seed is None else seed
+                for seed, end in zip(given, ends, strict=True)
+            ]
+            seeds = pytree.tree_unflatten(whole, pytree.tree_structure(outputs))
+            grads = tuple(pull(seeds, retain_graph=reuse))
             if totals is None:
                 return grads
             for name, grad in grads[0].items():

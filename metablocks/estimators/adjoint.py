@@ -7,7 +7,7 @@ recomputed with the random draws it had.
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from metablocks.checks import Count, checked
+from metablocks.checks import Count, CountFrom0, checked
 from metablocks.estimators.base import Estimator, TaskGradient
 from metablocks.estimators.sweep import Sweep
 from metablocks.inner_loop import InnerLoop
@@ -29,6 +29,8 @@ class Adjoint(Estimator):
 
     - `keep_every=n` keeps every n-th carry only, and recomputes the n − 1 between from it: a third
       gradient for these steps.
+    - `graphs=n` keeps the graphs of the last n steps, which are not gone through again: `Unrolled`'s time
+      and memory for these.
     - `offload=True` has what is kept wait on the CPU, where it is on another device.
 
     Law: equals `Unrolled`, random draws (dropout, masks) included, for every rule, order, step loss
@@ -43,14 +45,15 @@ class Adjoint(Estimator):
     quicker, and silently wrong through batch norm.) What saves the memory is the sweep.
 
     >>> Adjoint()
-    Adjoint(keep_every=1, offload=False)
+    Adjoint(keep_every=1, offload=False, graphs=0)
 
-    Raises `BlockError` for `keep_every` below 1.
+    Raises `BlockError` for `keep_every` below 1 and negative `graphs`.
     """
 
     exact: ClassVar[bool] = True
     keep_every: Count = 1
     offload: bool = False
+    graphs: CountFrom0 = 0
 
     def __call__(
         self, inner: InnerLoop, meta: Tensors, buffers: Tensors, task: Task
@@ -58,10 +61,10 @@ class Adjoint(Estimator):
         return self.in_pieces(Pieces(inner, meta, buffers, task))
 
     def in_pieces(self, run: Pieces) -> TaskGradient:
-        return Sweep(run, keep_every=self.keep_every, offload=self.offload)()
+        return Sweep(run, self.graphs, self.keep_every, self.offload)()
 
     def low_memory(self, steps: int) -> "Adjoint | None":
         """The same sweep with the fewest copies, about 2√steps of them, where that is fewer."""
         stride = round(steps**0.5)
         fewer = self.keep_every == 1 and stride > 1
-        return replace(self, keep_every=stride) if fewer else None
+        return replace(self, keep_every=stride, graphs=0) if fewer or self.graphs else None

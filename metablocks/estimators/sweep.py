@@ -39,12 +39,13 @@ class _Visit(NamedTuple):
 class Sweep:
     """Forward and backward sweep over the tasks that `run` is for.
 
-    Each step keeps its graph (`graphs`); or every `keep_every`-th keeps its carry, and the products on
-    the way back go through one step at a time, recomputed with the random draws it had.
+    The last `graphs` steps keep their graphs (None: all of them). Of the others every `keep_every`-th
+    keeps its carry, and the products on the way back go through one step at a time, recomputed with the
+    random draws it had.
     """
 
     run: Pieces
-    graphs: bool = False
+    graphs: int | None = None
     keep_every: int = 1
     offload: bool = False
 
@@ -56,6 +57,8 @@ class Sweep:
         slopes: dict[int, Callable[[], Any]] = {}  # of the query losses, by carry
         passes: list[tuple[Tensors, Tensors]] = []
         kept: list[tuple[int, Callable[[], Any]]] = []
+        recorded: list[Callable[[Any, Tensors], Any]] = []
+        first = 0 if self.graphs is None else max(0, self.last - self.graphs)
         begin = self.draws()
         draws: list[States] = []  # before each step
         (carry,) = run(("start",), start, (run.buffers,), fuse=False)
@@ -69,7 +72,10 @@ class Sweep:
                 slopes[index] = self.keep(slope)
                 if inner.collected:
                     passes.append((run.open(carry).buffers, queries[index].buffers))
-            if index < self.last:
+            if first <= index < self.last:
+                carry, back = self.record(carry, index)
+                recorded.append(back)
+            elif index < self.last:
                 draws.append(self.draws())
                 visit, carry = self.visit(carry, index, draws[index])
                 if index % self.keep_every == 0:
@@ -83,10 +89,13 @@ class Sweep:
         adjoint = slopes.pop(self.last)()
         visits: list[Any] = []
         for index in reversed(range(self.last)):
-            if not visits:
-                first, recall = kept.pop()
-                visits = self.between(recall(), first, index, draws)
-            adjoint = self.back(visits.pop(), adjoint, index, grads)
+            if recorded:
+                adjoint = recorded.pop()(adjoint, grads)
+            else:
+                if not visits:
+                    start_of, recall = kept.pop()
+                    visits = self.between(recall(), start_of, index, draws)
+                adjoint = self.back(visits.pop(), adjoint, index, grads)
             if index in slopes:
                 adjoint = run.add(adjoint, slopes.pop(index)())
         self.redraw(begin)
@@ -101,19 +110,20 @@ class Sweep:
         """The last carry whose query loss counts. Nothing reads its rule's state."""
         return max(self.run.inner.weights)
 
+    def record(self, carry: Any, index: int) -> tuple[Any, Callable[[Any, Tensors], Any]]:
+        """Inner step `index`: the next carry, and the way back by the step's graph."""
+        return self.run.recorded(
+            ("recorded", self.run.inner.through[index]),
+            _recorded_step,
+            (carry,),
+            cotangent=_floats,
+            at=At(index),
+            data=("support",),
+        )
+
     def visit(self, carry: Any, index: int, draws: States) -> tuple[Any, Any]:
         """Inner step `index`: what is kept of it, and the next carry."""
         run, at, through = self.run, At(index), self.run.inner.through[index]
-        if self.graphs:
-            after, back = run.recorded(
-                ("recorded", through),
-                _recorded_step,
-                (carry,),
-                cotangent=_floats,
-                at=at,
-                data=("support",),
-            )
-            return back, after
         if not self.is_constant(index):
             (after,) = run(("step", through), step, (carry,), at=at, data=("support",))
             return _Visit(carry, (), draws), after
@@ -145,8 +155,6 @@ class Sweep:
 
     def back(self, visit: Any, adjoint: Any, index: int, grads: Tensors) -> Any:
         """The product with the Jacobian of inner step `index`; by the rest added to `grads`."""
-        if self.graphs:
-            return visit(adjoint, grads)
         self.redraw(visit.draws)
         constant, through = bool(visit.support), self.run.inner.through[index]
         name = ("update back" if constant else "step back", through)
@@ -274,9 +282,10 @@ def _through(
         return _floats(result)[:read], result if read is None else ()
 
     floats = _floats(carry)
-    _, pull, result = vjp(step, inner.fixed(meta), floats)
+    ends, pull, result = vjp(step, inner.fixed(meta), floats)
 
     def back(adjoint: Any, totals: Tensors) -> Any:
+        adjoint = [*adjoint, *[None] * (len(ends) - len(adjoint))]  # of the rule's state
         (cotangent,) = pull(adjoint, totals)
         return _whole(inner, cotangent, floats)
 

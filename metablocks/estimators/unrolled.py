@@ -46,7 +46,7 @@ class Unrolled(Estimator):
         return TaskGradient(reached(grads), loss, *rest)
 
     def in_pieces(self, run: Pieces) -> TaskGradient:
-        return Sweep(run, graphs=True)()
+        return Sweep(run)()
 
 
 def weighted_query_loss(
