@@ -237,9 +237,10 @@ def _go_on(
         if used != last and last.exists():
             with writing(last):
                 last.replace(last.with_suffix(".damaged"))
-    except DamagedError:
+    except DamagedError as error:
         if directory.finished or "from" in record:
             raise
+        _log.warning("%s; nothing was finished, and the run begins again", error)
         checkpoint.check_recipe(directory.record, record["recipe"], experiment.recipe)
         checkpoint.save(last, experiment, state)
     directory.keep_epochs(directory.epochs_logged if directory.tested else state.epochs)

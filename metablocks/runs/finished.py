@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from metablocks.errors import RecipeError
-from metablocks.recipe.layout import EvaluationSection, OuterSection
+from metablocks.recipe.layout import EvaluationSection, InnerSection, OuterSection
 from metablocks.recipe.load import read_text, shown
 from metablocks.recipe.parse import parse, plain
 from metablocks.runs.directory import RunDirectory
@@ -146,7 +146,8 @@ def _read_values(path: Path) -> dict[str, Any]:
     values = plain(parse(read_text(path), shown(path), []))
     if not isinstance(values, dict):
         raise RecipeError(f"{shown(path)}: not a recipe")
-    for name, section in (("outer", OuterSection), ("evaluation", EvaluationSection)):
+    sections = {"inner": InnerSection, "outer": OuterSection, "evaluation": EvaluationSection}
+    for name, section in sections.items():
         defaults = {each.name: each.default for each in fields(section)}
         values[name] = {n: d for n, d in defaults.items() if d is not MISSING} | values[name]
     return values

@@ -47,8 +47,8 @@ def replay(
 ) -> Replayed:
     """Repeat meta-step `step`, counted from 1, and report what is found; writes nothing.
 
-    Raises `RecipeError` for a step that the run does not
-    have, and `RunError` where nothing before it is kept, or one before it is not finite.
+    Raises `RecipeError` for a step that the run does not have, and `RunError` if nothing before it is
+    kept, or one before it is not finite.
     """
     directory = RunDirectory(run_dir)
     record = directory.read_record()
@@ -84,11 +84,11 @@ def replay(
     ]
     for place in range(len(tasks)):
         torch.set_rng_state(drawn)
-        words, well = _judge(twin.learner, single(tasks, place), progress)
-        finite &= well
+        words, is_finite = _judge(twin.learner, single(tasks, place), progress)
+        finite &= is_finite
         lines.append(f"  task {first + place}: {words}")
     if finite and result.nonfinite:
-        lines.append(f"finite in float64: the range or the precision of {precision} does not do")
+        lines.append(f"finite in float64: the range or the precision of {precision} is not enough")
     return Replayed("\n".join(lines), finite)
 
 
@@ -97,7 +97,7 @@ def _restore_before(
 ) -> tuple[TrainingState, str | None]:
     """Put back the newest checkpoint after at most so many meta-steps, and return its name.
 
-    There is none if the beginning is nearest.
+    The name is None if there is none: the beginning is nearest.
     """
     found: list[tuple[int, Path]] = []
     for path in sorted(directory.path.glob("*.pt")):

@@ -180,4 +180,4 @@ def test_what_only_float32_cannot_hold_is_said(tmp_path, capsys):
     assert "the gradient of" in capsys.readouterr().err
     assert main(["replay", str(only_run(tmp_path)), "--step", "1"]) == 0
     last = capsys.readouterr().out.splitlines()[-1]
-    assert last == "finite in float64: the range or the precision of float32 does not do"
+    assert last == "finite in float64: the range or the precision of float32 is not enough"

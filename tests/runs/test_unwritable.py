@@ -170,4 +170,5 @@ def test_a_first_checkpoint_that_is_damaged_is_begun_again(undisturbed, tmp_path
         shutil.copy(undisturbed / name, run / name)
     (run / "checkpoint.pt").write_bytes(b"PK")
     assert main(["run", "--resume", str(run), "--quiet"]) == 0
+    assert one_line(capsys).endswith("nothing was finished, and the run begins again")
     assert (run / "metrics.jsonl").read_bytes() == (undisturbed / "metrics.jsonl").read_bytes()
