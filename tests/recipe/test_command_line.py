@@ -26,6 +26,7 @@ COMMANDS = [
     "schema",
     "eval",
     "compare",
+    "report",
     "verify",
     "laws",
 ]
