@@ -20,6 +20,7 @@ from metablocks.runs.deployment import Deployment, deployment
 from metablocks.runs.directory import RunDirectory, create, environment, write_text
 from metablocks.runs.ensemble import ensemble_scores
 from metablocks.runs.examples import write_test
+from metablocks.runs.log import kept_lines
 from metablocks.runs.scores import Scores
 from metablocks.runs.tables import facts, place_arguments, report, summary, transductive
 from metablocks.runs.train import Stopped, final_scores, train, training_tasks
@@ -54,7 +55,7 @@ def train_recipe(
         directory = RunDirectory(resume)
         record = _read_record(directory)
         directory.check_resumable()
-        with directory.locked():
+        with directory.locked(), kept_lines(directory.log):
             experiment = _build(recipe, data, device)
             state = _go_on(experiment, directory, record)
             return _train(experiment, directory, state, data, device, quiet=quiet)
@@ -64,7 +65,7 @@ def train_recipe(
         recipe, executor = _with_chosen_executor(experiment)
         experiment = _build(recipe, data, device)
     directory = create(out, Path(recipe.source).stem)
-    with directory.locked():
+    with directory.locked(), kept_lines(directory.log):
         state = _begin(experiment, directory, argv or [], executor)
         return _train(experiment, directory, state, data, device, quiet=quiet)
 

@@ -8,6 +8,7 @@
     times.jsonl     what each epoch cost: seconds, memory (see `usage`)
     checkpoint.pt   where training stands; best.pt: where validation was best
     epoch-<n>.pt    the best epochs by validation, where the recipe asks for an ensemble
+    log.txt         what the run printed
     *.png           plots, where matplotlib is installed
     .lock           held by the process that trains here
 
@@ -66,6 +67,10 @@ class RunDirectory:
     @property
     def test(self) -> Path:
         return self.path / "test.npz"
+
+    @property
+    def log(self) -> Path:
+        return self.path / "log.txt"
 
     def checkpoint(self, which: str) -> Path:
         """`last` is `checkpoint.pt`, `best` is `best.pt`."""

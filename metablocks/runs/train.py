@@ -44,8 +44,10 @@ def train(
     Raises `Stopped` after the first SIGINT, SIGTERM or SIGHUP, with the checkpoint written, and
     `RunError` if the loss or the meta-gradient is no longer finite.
     """
-    total = experiment.epochs * experiment.steps_per_epoch
-    bar = progress_bar(total, initial=state.step, quiet=quiet)
+    tasks = experiment.tasks_per_step
+    total = experiment.epochs * experiment.steps_per_epoch * tasks
+    bar = progress_bar(total, "task", initial=state.step * tasks, quiet=quiet)
+    validated: dict[str, str] = {}
     meter = Meter(experiment.device, state.spent)
     lines = logging_redirect_tqdm([logging.getLogger("metablocks")])  # above the bar
     with bar, lines, _stop_signals() as signals:
@@ -55,13 +57,16 @@ def train(
                 with meter.training():
                     for result in _epoch(experiment, state):
                         state.record(result)
-                        bar.update()
-                        bar.set_postfix(loss=f"{state.losses[-1]:.3f}", refresh=False)
+                        bar.update(tasks)
+                        loss = f"{state.losses[-1]:.3f}"
+                        bar.set_postfix(loss=loss, **validated, refresh=False)
                         signals.stop_if_wished()
                 scores = _validate(experiment, state, signals)
-                _finish_epoch(experiment, directory, state, scores, meter)
-                if scores and not quiet:
-                    bar.write(_line(experiment, state, scores), file=sys.stdout)
+                line = _finish_epoch(experiment, directory, state, scores, meter)
+                bar.write(line, file=sys.stdout)
+                sys.stdout.flush()
+                if scores:
+                    validated = {f"validation {scores.measure}": scores.text(-1)}
         except Stopped:
             state.spent = meter.spent()
             checkpoint.save(directory.checkpoint("last"), experiment, state)
@@ -133,8 +138,8 @@ def _finish_epoch(
     state: TrainingState,
     scores: Scores | None,
     meter: "Meter",
-) -> None:
-    """Log and checkpoint the epoch in progress.
+) -> str:
+    """Log and checkpoint the epoch in progress; returns a line about it.
 
     The last checkpoint makes the epoch count. The lines of both logs and all else that it needs are
     written before it; what the checkpoint before it needs is deleted after it.
@@ -161,18 +166,33 @@ def _finish_epoch(
         checkpoint.save(directory.checkpoint("best"), experiment, state)
     if experiment.evaluation.ensemble > 1 and epoch in state.members:
         checkpoint.save(directory.member(epoch), experiment, state)
-    directory.append(directory.times, {"epoch": epoch, **meter.lap()})
+    cost = meter.lap()
+    directory.append(directory.times, {"epoch": epoch, **cost})
     checkpoint.save(directory.checkpoint("last"), experiment, state)
     directory.keep_members(state.members)
+    return _line(experiment, state, row["train_loss"], scores, cost)
 
 
-def _line(experiment: Experiment, state: TrainingState, scores: Scores) -> str:
-    steps = len(scores.mean) - 1
-    best = " (best)" if state.best_epoch == state.epochs else ""
-    return (
-        f"epoch {state.epochs}/{experiment.epochs}  validation {scores.measure} "
-        f"{scores.text(0)} → {scores.text(steps)} after {steps} steps{best}"
-    )
+def _line(
+    experiment: Experiment,
+    state: TrainingState,
+    loss: float,
+    scores: Scores | None,
+    cost: Mapping[str, Any],
+) -> str:
+    """Loss and scores of the epoch that has ended, its speed, and the time left at that speed."""
+    parts = [f"epoch {state.epochs}/{experiment.epochs}", f"loss {loss:.4g}"]
+    if scores is not None:
+        steps = len(scores.mean) - 1
+        best = " (best)" if state.best_epoch == state.epochs else ""
+        parts.append(
+            f"validation {scores.measure} {scores.text(0)} → {scores.text(steps)} "
+            f"after {steps} steps{best}"
+        )
+    tasks = experiment.steps_per_epoch * experiment.tasks_per_step
+    speed = tasks / max(cost["training_seconds"], 1e-3)
+    left = tqdm.format_interval((experiment.epochs - state.epochs) * cost["seconds"])
+    return "  ".join([*parts, f"{speed:,.0f} tasks/s, {left} left"])
 
 
 class Meter:
@@ -279,14 +299,14 @@ def on_stop_signals(handle: Callable[[int, FrameType | None], object]) -> Iterat
             signal.signal(which, handler)
 
 
-def progress_bar(total: int, *, initial: int = 0, quiet: bool = False) -> "tqdm[Any]":
-    """A bar of meta-steps on stderr; seldom drawn if that is not a terminal."""
+def progress_bar(total: int, unit: str, *, initial: int = 0, quiet: bool = False) -> "tqdm[Any]":
+    """A bar on stderr, with speed and time left; none where that is not a terminal."""
     return tqdm(
         total=total,
         initial=initial,
         desc="training",
-        unit="step",
-        disable=quiet,
-        mininterval=0.2 if sys.stderr.isatty() else 10.0,
+        unit=unit,
+        disable=quiet or not sys.stderr.isatty(),
+        mininterval=0.2,
         dynamic_ncols=True,
     )
