@@ -59,7 +59,7 @@ def train(
                         state.record(result)
                         bar.update(tasks)
                         loss = f"{state.losses[-1]:.3f}"
-                        bar.set_postfix(loss=loss, **validated, refresh=False)
+                        bar.set_postfix({"loss": loss, **validated}, refresh=False)
                         signals.stop_if_wished()
                 scores = _validate(experiment, state, signals)
                 line = _finish_epoch(experiment, directory, state, scores, meter)
