@@ -11,6 +11,7 @@ import numpy as np
 from metablocks.runs.drawing import COLOURS, GREY, LOOKS, Figure, Line, Panel
 from metablocks.runs.finished import FinishedRun
 from metablocks.runs.gallery import LIMITS, class_rows
+from metablocks.runs.learned import LARGEST
 from metablocks.runs.plots import adaptation, of
 from metablocks.runs.scores import score_text
 
@@ -132,7 +133,10 @@ def spectra(run: FinishedRun, factors: Mapping[str, Mapping[str, Any]]) -> Figur
             for (name, values), (marker, colour) in zip(by_name.items(), cycle(LOOKS), strict=False)
         ]
         panels.append(Panel("share of the directions", "singular value", lines, side, log=True))
-    note = "best checkpoint; 1 leaves a direction of the gradient as it is"
+    note = (
+        "best checkpoint; 1 leaves a direction of the gradient as it is; factors of more than "
+        f"{LARGEST:,} rows are left out"
+    )
     return Figure("spectra", f"{of(run)}: spectra of the learned transform", panels, note)
 
 
