@@ -172,7 +172,7 @@ class Display:
         self._done = 0
         self._refreshed = time.perf_counter()
         total = sum(job.steps for job in jobs)
-        self._bar = progress_bar(total, quiet=quiet or not total)
+        self._bar = progress_bar(total, "step", quiet=quiet or not total)
 
     def started(self, job: Job) -> None:
         """Show that a job runs."""

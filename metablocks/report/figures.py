@@ -11,10 +11,12 @@ import numpy as np
 from metablocks.runs.drawing import COLOURS, GREY, LOOKS, Figure, Line, Panel
 from metablocks.runs.finished import FinishedRun
 from metablocks.runs.gallery import LIMITS, class_rows
+from metablocks.runs.learned import LARGEST
 from metablocks.runs.plots import adaptation, of
 from metablocks.runs.scores import score_text
 
 _BLACK = "#000000"
+_MANY = 200  # tasks
 
 Test: TypeAlias = Mapping[str, Any]
 """The arrays of `test.npz`, as `read_test` gives them; none of a run that has not recorded it."""
@@ -94,7 +96,8 @@ def rates(group: Sequence[FinishedRun]) -> Figure | None:
         width = 1.5 if longest > 1 else 0.0
         lines.append(Line(x, values, f"seed {run.seed}", colour, width, "o", notes=notes))
         every = (y for ys in frames.values() for y in ys[2 * place + 1])
-        label = "negative" if any(map(math.isfinite, every)) else ""
+        there = any(map(math.isfinite, every)) and all(line.label != "negative" for line in lines)
+        label = "negative" if there else ""
         lines.append(Line(x, marks, label, _BLACK, 0.0, "x", notes=notes))
     names = {p + (shape[name] - 1) / 2: name for name, p in places.items()}
     end = f"after epoch {epochs[-1]}"
@@ -130,7 +133,10 @@ def spectra(run: FinishedRun, factors: Mapping[str, Mapping[str, Any]]) -> Figur
             for (name, values), (marker, colour) in zip(by_name.items(), cycle(LOOKS), strict=False)
         ]
         panels.append(Panel("share of the directions", "singular value", lines, side, log=True))
-    note = "best checkpoint; 1 leaves a direction of the gradient as it is"
+    note = (
+        "best checkpoint; 1 leaves a direction of the gradient as it is; factors of more than "
+        f"{LARGEST:,} rows are left out"
+    )
     return Figure("spectra", f"{of(run)}: spectra of the learned transform", panels, note)
 
 
@@ -177,7 +183,8 @@ def _by_task(values: Any, name: str, better: int) -> Panel:
         if chosen.any():
             broken = np.pad(values[chosen], ((0, 0), (0, 1)), constant_values=math.nan)
             x = [*steps, math.nan] * int(chosen.sum())
-            lines.append(Line(x, broken.ravel().tolist(), kind, colour, 0.8, opacity=0.55))
+            width = 0.8 if len(values) < _MANY else 0.4
+            lines.append(Line(x, broken.ravel().tolist(), kind, colour, width, opacity=0.55))
     lines.append(Line(steps, values.mean(0).tolist(), "mean", _BLACK, 2.5))
     share = f"{over.sum()} of {len(values)} tasks overshoot"
     return Panel("inner steps", name, lines, share, log=better < 0, whole=True)

@@ -21,6 +21,7 @@ _SYMBOLS = {
     "*": "star",
     "x": "x-thin-open",
 }
+_FEW = 100  # points with large marks
 _MOST = 12  # ticks of whole numbers, one each
 _FONT = "system-ui, sans-serif"
 
@@ -54,12 +55,12 @@ def plotly(panel: Panel) -> dict[str, Any]:
 
 
 def _trace(line: Line) -> dict[str, Any]:
-    marker: dict[str, Any] = (
-        {"symbol": _SYMBOLS[line.marker], "color": line.colour} if line.marker else {}
-    )
-    if marker:
-        marker["size"] = 12 if line.marker in "*x" else 7
-        marker["line"] = {"width": 2 if line.marker == "x" else 0, "color": line.colour}
+    marker: dict[str, Any] = {}
+    if line.marker:
+        cross, small = line.marker == "x", 7 if len(line.x) <= _FEW else 4
+        marker = {"symbol": _SYMBOLS[line.marker], "color": line.colour}
+        marker["size"] = 12 if cross or line.marker == "*" else small
+        marker["line"] = {"width": 2 if cross else 0, "color": line.colour}
     modes = [mode for mode, there in (("lines", line.width), ("markers", line.marker)) if there]
     trace: dict[str, Any] = {
         "type": "scatter",

@@ -23,6 +23,7 @@ from metablocks.runs.directory import RunDirectory, create, environment
 from metablocks.runs.ensemble import ensemble_scores
 from metablocks.runs.examples import write_test
 from metablocks.runs.files import write_text, writing
+from metablocks.runs.log import kept_lines
 from metablocks.runs.scores import Scores
 from metablocks.runs.state import TrainingState
 from metablocks.runs.tables import facts, place_arguments, report, summary, transductive
@@ -63,7 +64,7 @@ def train_recipe(
         directory = RunDirectory(resume)
         record = directory.read_record()
         directory.check_resumable()
-        with directory.locked():
+        with directory.locked(), kept_lines(directory.log):
             experiment = build_seeded(recipe, data, device)
             state = _go_on(experiment, directory, record)
             return _train(experiment, directory, state, data, device, save_every, quiet=quiet)
@@ -75,7 +76,7 @@ def train_recipe(
     origin = start_from(RunDirectory(start), experiment) if start else None
     training_tasks(experiment, 0)  # data that fails leaves no directory behind
     directory = create(out, Path(recipe.source).stem)
-    with directory.locked():
+    with directory.locked(), kept_lines(directory.log):
         try:
             state = _begin(experiment, directory, argv or [], executor, origin)
         except RunError:

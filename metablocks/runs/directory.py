@@ -11,6 +11,7 @@
     checkpoint.pt   where training stands; previous.pt: the checkpoint before it, in case that one is
                     damaged; best.pt: where validation was best
     epoch-<n>.pt    the best epochs by validation, where the recipe asks for an ensemble
+    log.txt         what the run printed
     *.png           plots, where matplotlib is installed
     .lock           held by the process that trains here
 
@@ -90,6 +91,10 @@ class RunDirectory:
     @property
     def test(self) -> Path:
         return self.path / "test.npz"
+
+    @property
+    def log(self) -> Path:
+        return self.path / "log.txt"
 
     def checkpoint(self, which: str) -> Path:
         """`last` is `checkpoint.pt`, `previous` the one before, `best` is `best.pt`."""

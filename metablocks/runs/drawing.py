@@ -157,10 +157,10 @@ def _draw(panel: Panel, axes: Any) -> dict[str, Any]:
         image, texts = mosaic(panel.gallery)
         axes.imshow(image)
         axes.set_axis_off()
+        letters = {"ha": "center", "va": "center", "fontsize": "x-small", "color": "white"}
+        plate = {"facecolor": "#333", "edgecolor": "none", "pad": 1}
         for x, y, text in texts:
-            axes.text(
-                x, y, _text(text), ha="center", va="center", fontsize="xx-small", color="#b00"
-            )
+            axes.text(x, y, text, bbox=plate, **letters)
         return legend
     for line in panel.lines:
         style = {

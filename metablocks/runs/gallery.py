@@ -41,7 +41,7 @@ def class_rows(example: Mapping[str, Any]) -> list[ClassRow]:
 
 
 def mosaic(rows: Sequence[ClassRow]) -> tuple[Image, list[tuple[float, float, str]]]:
-    """One picture of a task, a row a class, and the words in it: the class of a wrong prediction.
+    """One picture of a task, a row a class, and words with their places: classes, wrong predictions.
 
     Support stands to the left of a gap. Queries have a green frame if predicted rightly, a red one if
     not.
@@ -55,11 +55,12 @@ def mosaic(rows: Sequence[ClassRow]) -> tuple[Image, list[tuple[float, float, st
     texts = []
     for place, row in enumerate(rows):
         tiles = [(image, _SUPPORT, column * wide) for column, image in enumerate(row.support)]
+        texts.append((0.25 * wide, (place + 0.85) * tall, str(row.number)))
         for column, (image, predicted) in enumerate(row.query, left):
             right, x = predicted == row.number, column * wide + gap
             tiles.append((image, _RIGHT if right else _WRONG, x))
             if not right:
-                texts.append((x + wide / 2, place * tall + 0.8 * tall, f"→ {predicted}"))
+                texts.append((x + wide / 2, (place + 0.85) * tall, f"→ {predicted}"))
         for image, colour, x in tiles:
             y = place * tall
             canvas[y : y + tall, x : x + wide] = colour

@@ -54,8 +54,10 @@ def train(
     `RunError` if the loss or the meta-gradient is no longer finite, unless the recipe skips such
     meta-steps, and some of the epoch are finite.
     """
-    total = experiment.epochs * experiment.steps_per_epoch
-    bar = progress_bar(total, initial=state.step, quiet=quiet)
+    tasks = experiment.tasks_per_step
+    total = experiment.epochs * experiment.steps_per_epoch * tasks
+    bar = progress_bar(total, "task", initial=state.step * tasks, quiet=quiet)
+    validated: dict[str, str] = {}
     meter = Meter(experiment.device, state.spent)
     logged = directory.epochs_logged
     lines = logging_redirect_tqdm([logging.getLogger("metablocks")])  # above the bar
@@ -73,8 +75,9 @@ def train(
                 with meter.training():
                     for result in _epoch(experiment, state):
                         state.record(result)
-                        bar.update()
-                        bar.set_postfix(loss=f"{float(result.loss):.3f}", refresh=False)
+                        bar.update(tasks)
+                        loss = f"{float(result.loss):.3f}"
+                        bar.set_postfix({"loss": loss, **validated}, refresh=False)
                         signals.stop_if_wished()
                         if time.monotonic() - saved > 60 * save_every:
                             saved = save()
@@ -83,10 +86,12 @@ def train(
                         f"no meta-step of epoch {state.epochs + 1} was taken: all skipped"
                     )
                 scores = _validate(experiment, state, signals)
-                _finish_epoch(experiment, directory, state, scores, meter, logged)
+                line = _finish_epoch(experiment, directory, state, scores, meter, logged)
                 saved = time.monotonic()
-                if scores and not quiet:
-                    bar.write(_line(experiment, state, scores), file=sys.stdout)
+                bar.write(line, file=sys.stdout)
+                sys.stdout.flush()
+                if scores:
+                    validated = {f"validation {scores.measure}": scores.text(-1)}
             signals.stop_if_wished()
         except Stopped:
             save()
@@ -182,8 +187,8 @@ def _finish_epoch(
     scores: Scores | None,
     meter: "Meter",
     logged: int,
-) -> None:
-    """Log and checkpoint the epoch in progress.
+) -> str:
+    """Log and checkpoint the epoch in progress; returns a line about it.
 
     The last checkpoint makes the epoch count. The lines of both logs and all else that it needs are
     written before it, unless the epoch is among the `logged` of a finished run; what neither it nor
@@ -218,6 +223,7 @@ def _finish_epoch(
         directory.append(directory.times, cost)
     _save_last(experiment, directory, state)
     directory.keep_members(state.kept)
+    return _line(experiment, state, row["train_loss"], scores, cost)
 
 
 def _end_epoch(experiment: Experiment, state: TrainingState) -> None:
@@ -233,14 +239,27 @@ def _save_last(experiment: Experiment, directory: RunDirectory, state: TrainingS
     checkpoint.save(last, experiment, state, before=previous)
 
 
-def _line(experiment: Experiment, state: TrainingState, scores: Scores) -> str:
-    steps = len(scores.mean) - 1
-    finite = math.isfinite(scores.error)
-    best = " (best)" if finite and state.best_epoch == state.epochs else ""
-    return (
-        f"epoch {state.epochs}/{experiment.epochs}  validation {scores.measure} "
-        f"{scores.text(0)} → {scores.text(steps)} after {steps} steps{best}"
-    )
+def _line(
+    experiment: Experiment,
+    state: TrainingState,
+    loss: float,
+    scores: Scores | None,
+    cost: Mapping[str, Any],
+) -> str:
+    """Loss and scores of the epoch that has ended, its speed, and the time left at that speed."""
+    parts = [f"epoch {state.epochs}/{experiment.epochs}", f"loss {loss:.4g}"]
+    if scores is not None:
+        steps = len(scores.mean) - 1
+        finite = math.isfinite(scores.error)
+        best = " (best)" if finite and state.best_epoch == state.epochs else ""
+        parts.append(
+            f"validation {scores.measure} {scores.text(0)} → {scores.text(steps)} "
+            f"after {steps} steps{best}"
+        )
+    tasks = experiment.steps_per_epoch * experiment.tasks_per_step
+    speed = tasks / max(cost["training_seconds"], 1e-3)
+    left = tqdm.format_interval((experiment.epochs - state.epochs) * cost["seconds"])
+    return "  ".join([*parts, f"{speed:,.0f} tasks/s, {left} left"])
 
 
 class Meter:
@@ -351,14 +370,14 @@ def on_stop_signals(handle: Callable[[int, FrameType | None], object]) -> Iterat
             signal.signal(which, handler)
 
 
-def progress_bar(total: int, *, initial: int = 0, quiet: bool = False) -> "tqdm[Any]":
-    """A bar of meta-steps on stderr; seldom drawn if that is not a terminal."""
+def progress_bar(total: int, unit: str, *, initial: int = 0, quiet: bool = False) -> "tqdm[Any]":
+    """A bar on stderr, with speed and time left; none where that is not a terminal."""
     return tqdm(
         total=total,
         initial=initial,
         desc="training",
-        unit="step",
-        disable=quiet,
-        mininterval=0.2 if sys.stderr.isatty() else 10.0,
+        unit=unit,
+        disable=quiet or not sys.stderr.isatty(),
+        mininterval=0.2,
         dynamic_ncols=True,
     )

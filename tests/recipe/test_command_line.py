@@ -27,6 +27,7 @@ COMMANDS = [
     "eval",
     "replay",
     "compare",
+    "report",
     "verify",
     "laws",
 ]

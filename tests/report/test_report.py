@@ -4,6 +4,7 @@ import json
 import math
 import re
 import shutil
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -268,6 +269,14 @@ def test_a_run_that_cannot_be_reported_is_named(damage, status, message, runs, t
     damage(run)
     assert main(["report", str(run), "--out", str(tmp_path / "reports")]) == status
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("library", ["plotly.offline", "matplotlib"])
+def test_without_a_library_it_is_said_how_to_get_it(library, runs, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, library, None)
+    assert main(["report", str(runs["old"]), "--out", str(tmp_path / "reports")]) == 2
+    assert "is not installed (pip install 'metablocks[plot]')" in capsys.readouterr().err
+    assert not (tmp_path / "reports").exists()
 
 
 def test_a_logarithmic_axis_is_labelled_1_2_5():

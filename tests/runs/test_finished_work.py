@@ -104,7 +104,7 @@ def test_without_its_checkpoint_what_is_finished_stays_as_it_is(left, run, capsy
     message = capsys.readouterr().err
     assert message.startswith(f"{run}/checkpoint.pt: no such checkpoint, but there are ")
     for path in run.glob("*" if left == "all" else left):
-        if path.name not in ("recipe.yaml", "run.json", ".lock"):
+        if path.name not in ("recipe.yaml", "run.json", ".lock", "log.txt"):
             assert path.name in message
     assert f"train anew, in a directory of its own: metablocks run {run}/recipe.yaml" in message
     assert contents(run) == before
@@ -180,8 +180,9 @@ def test_a_finished_run_keeps_its_log_whatever_it_would_score_now(run):
     before = contents(run)
     assert main(["run", "--resume", str(run), "--quiet"]) == 0
     after = contents(run)
-    for name in before.keys() - {"adaptation.png"}:  # drawn by the log
+    for name in before.keys() - {"adaptation.png", "log.txt"}:  # drawn by the log; printed again
         assert after[name] == before[name], name
+    assert after["log.txt"].startswith(before["log.txt"])
 
 
 def test_only_its_own_members_are_deleted(run):

@@ -16,6 +16,7 @@ from metablocks.cli import main
 from metablocks.errors import RunError
 from metablocks.recipe import build, load, shipped
 from metablocks.runs import Scores
+from metablocks.runs.examples import read_test
 from metablocks.runs.train import Stopped, _stop_signals, meta_step
 from metablocks.types import Progress
 from tools.fuzzing.resume_law import same_checkpoint
@@ -77,10 +78,26 @@ def test_every_shipped_recipe_trains_one_step(
     reduced = {entry["block"] for entry in recipe.at("surgery")} & folded
     parts = {"deployment": reduced, "ensemble": recipe.at("evaluation.ensemble") > 1, "test": True}
     metrics = ["metrics"] if "metrics" in rows[0] else []  # of the estimator
+    rules = recipe.at("inner.rule")
+    learned = any(rule["block"] in ("lslr", "meta_sgd") or rule.get("learn") for rule in rules)
     assert [sorted(row) for row in rows] == [
-        ["epoch", "lr", *metrics, "step", "train_loss", "validation"],
+        [
+            "epoch",
+            "lr",
+            *metrics,
+            *["rates"] * learned,
+            "step",
+            "step_loss",
+            "train_loss",
+            "validation",
+        ],
         [name for name, there in parts.items() if there],
     ]
+    test = read_test(run / "test.npz")
+    assert test["scores"].mean(0).tolist() == pytest.approx(rows[-1]["test"]["mean"], rel=1e-5)
+    transforms = {rule["block"] for rule in rules} & {"kfo", "meta_curvature"}
+    assert ("spectrum" in test) == bool(transforms)
+    assert ("example" in test) == (recipe.at("tasks.block") not in ("logistic",))
     record = json.loads((run / "run.json").read_text())
     assert record["recipe"] == recipe.hash
     if data or recipe.at("tasks.block") == "text":
