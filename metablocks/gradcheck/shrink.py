@@ -29,6 +29,7 @@ from metablocks.types import Batch, TaskBatch
 _STEPS, _TASKS, _WAYS, _UNITS, _FILTERS = 3, 5, 4, 5, 3
 _BATCH, _LENGTH = 5, 6  # of Reptile; of texts
 _IMAGE, _NARROWER = 28, 16  # of a ResNet
+_RANGES = ("ways", "shots", "queries")  # of which the least is taken
 _SMOOTH = {"relu": "Softplus for ReLU", "leaky_relu": "Softplus for LeakyReLU"}
 
 
@@ -262,9 +263,9 @@ def _shrink_tasks(values: dict[str, Any], source: TaskSource) -> list[str]:
     _limit(tasks, shots=5, queries=5, dim=4, length=_LENGTH)
     if "ways" not in tasks:
         return []
-    for name in ("ways", "shots"):
-        if isinstance(tasks[name], list):  # a range: its most
-            tasks[name] = tasks[name][-1]
+    tasks.update(
+        {name: n[0] for name, n in tasks.items() if name in _RANGES and isinstance(n, list)}
+    )
     _limit(tasks, ways=_WAYS, shots=2, queries=3)
     shape, model = list(source.input_shape), values["model"]
     if model["block"] == "torchvision":  # its batch norms need more than two numbers

@@ -225,7 +225,7 @@ def test_ranges_of_ways_and_shots_become_numbers(tmp_path):
     )
     report = check(f"tasks={folders}", IMAGES[1])
     assert report.ok, report.text()
-    assert "3-way 2-shot tasks" in report.text()
+    assert "2-way 1-shot tasks" in report.text()
 
 
 def test_kinks_that_stay_are_told():
