@@ -28,6 +28,7 @@ RANGES: dict[str, st.SearchStrategy[Any]] = {
     "weights": st.none(),
     # Else its 20 batch norms, over two examples of one pixel, may grow without bound.
     "options": st.just({"zero_init_residual": True}),
+    "width": st.sampled_from([4, 8]),  # which heads share
     "files": st.sampled_from(["*", "*.py"]),
     "config": st.just(
         {
