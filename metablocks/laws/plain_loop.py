@@ -60,9 +60,12 @@ class PlainLoop:
         self.tasks = tasks
         self.model = copy.deepcopy(learner.model)
         self.rule = copy.deepcopy(learner.rule)
-        for norm in tracking_norms(self.model).values():  # batch statistics, as in every learner
-            norm.track_running_stats = False
-            norm.running_mean = norm.running_var = norm.num_batches_tracked = None
+        for norm in tracking_norms(self.model).values():
+            if learner.norm_statistics == "running":
+                norm.eval()
+            else:  # in training "support" is "batch"
+                norm.track_running_stats = False
+                norm.running_mean = norm.running_var = norm.num_batches_tracked = None
         # As they are now: of a module used twice, `functional_call` leaves its arguments in it.
         self.tensors: Tensors = dict(self.model.named_parameters())
         self.buffers = {name: b.detach().clone() for name, b in self.model.named_buffers()}

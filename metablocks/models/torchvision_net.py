@@ -97,7 +97,7 @@ def _load(model: nn.Module, path: str, outputs: int) -> None:
             shapes = stored[name].shape, own[name].shape
             if shapes[0] != shapes[1] and differ_in_classes(*shapes, outputs):
                 stored[name] = own[name]
-        model.load_state_dict(stored)
+        model.load_state_dict(stored, assign=True)
     except Exception as error:
         raise BlockError(
             f'{_BLOCK} weights is "{path}", which cannot be loaded ({shorten(str(error), 200)}); it '

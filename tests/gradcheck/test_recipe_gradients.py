@@ -212,6 +212,28 @@ def test_a_silently_wrong_second_derivative_is_traced_to_its_module():
     assert net("wrong", FIRST).ok
 
 
+IMAGES = [
+    "tasks={block: strokes, ways: 2, shots: 1, queries: 1, size: 8}",
+    "model={block: conv4, filters: 2, layers: 1}",
+]
+
+
+@pytest.mark.parametrize("statistics", ["batch", "support", "running"])
+def test_the_definition_normalises_by_what_the_recipe_says(statistics):
+    report = check(*IMAGES, f"inner.norm_statistics={statistics}")
+    assert report.ok, report.text()
+
+
+def test_ranges_of_ways_and_shots_become_numbers(tmp_path):
+    (tmp_path / "train").mkdir()
+    folders = (
+        f"{{block: folders, root: {tmp_path}, size: 8, ways: [2, 3], shots: [1, 2], queries: 1}}"
+    )
+    report = check(f"tasks={folders}", IMAGES[1])
+    assert report.ok, report.text()
+    assert "2-way 1-shot tasks" in report.text()
+
+
 def test_kinks_that_stay_are_told():
     assert net("relu").notes[0] == "model.2 (ReLU) has kinks, and is kept as it is"
 

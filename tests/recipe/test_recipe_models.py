@@ -201,7 +201,6 @@ MAKERS = {
 
 
 @pytest.mark.parametrize("name", MAKERS)
-@pytest.mark.usefixtures("placed")
 def test_no_token_knows_of_those_behind_it(name):
     model = MAKERS[name]()
     tokens = torch.randint(0, 9, (2, 6))
@@ -212,19 +211,17 @@ def test_no_token_knows_of_those_behind_it(name):
 
 
 @pytest.mark.parametrize("name", MAKERS)
-@pytest.mark.usefixtures("float64")
 def test_the_meta_gradient_of_nets_over_tokens_is_that_of_plain_autograd(name):
-    problem = texts(MAKERS[name]())
+    problem = texts(MAKERS[name]().double())
     learner = problem.learner(mb.lslr(0.1))
     gradients.plain_autograd(learner, problem.tasks)
     gradients.finite_differences(learner, problem.tasks)
 
 
-@pytest.mark.usefixtures("float64")
 def test_a_transformer_and_a_configuration_take_vmap():
-    problem = texts(MAKERS["transformer"]())
+    problem = texts(MAKERS["transformer"]().double())
     gradients.one_gradient(problem, [mb.Vmap()], lambda e: problem.learner(executor=e))
-    net = huggingface_model(**images(1, 16, 16), config=VIT)
+    net = huggingface_model(**images(1, 16, 16), config=VIT).double()
     tasks = mb.tasks.Strokes(ways=4, shots=1, queries=1, size=16).sample("train", range(2))
     problem = Problem(lambda: net, F.cross_entropy, tasks.to(torch.float64), 2)
     gradients.one_gradient(problem, [mb.Vmap()], lambda e: problem.learner(executor=e))

@@ -233,6 +233,24 @@ def test_memory_grows_with_what_adapts_and_not_with_a_frozen_backbone(name, tens
     )  # nor is a matrix of the weights' size held for each layer and step
 
 
+def test_a_second_order_gradient_of_lora_takes_little_more_than_a_step_of_fine_tuning(tensors):
+    """Weights included, at most 1.5 times; of the 20 M weights of the case itself it is 1.07."""
+    small = dataclasses.replace(lineup.LORA, width=512, shots=1, queries=1)
+    problem = build(small, device="cpu", dtype=torch.float32)
+    images, labels, _, _ = next(iter(problem))
+    optimizer = torch.optim.SGD(problem.trainable.values(), lr=0.01)
+
+    def fine_tune():
+        optimizer.zero_grad()
+        problem.loss(problem.model(images), labels).backward()
+        optimizer.step()
+
+    fine_tune()
+    weights = sum(4 * p.numel() for p in problem.model.parameters())
+    beyond = worker._tensors(fine_tune, "cpu")
+    assert weights + tensors("metablocks_adjoint_loop") < 1.5 * (weights + beyond)
+
+
 def test_a_backbone_of_20_million_is_frozen_but_for_100_thousand_and_torchopt_is_left_out():
     case = lineup.CASES["memory-lora"]
     problem = build(case, device="cpu", dtype=torch.float32)
