@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
-from functools import wraps
+from functools import partial, wraps
 from typing import Annotated, Any, NamedTuple, TypeVar
 
 import torch
@@ -21,7 +21,7 @@ from metablocks.derivatives import detach_tree
 from metablocks.diagnose import unfit_data
 from metablocks.errors import BlockError, MetablocksError, TaskError, concerning
 from metablocks.estimators import Estimator, Unrolled
-from metablocks.estimators.base import filled, task_gradient
+from metablocks.estimators.base import filled, is_cut, task_gradient
 from metablocks.estimators.sweep import start, step
 from metablocks.executors import Executor, Loop, TaskWork, check_tasks
 from metablocks.fingerprint import Same, fingerprint
@@ -353,7 +353,8 @@ class MetaLearner(nn.Module):
     def _work(self, inner: InnerLoop, meta: Tensors) -> TaskWork:
         """The estimator as a function of tasks that may be compiled."""
         estimator = self.estimator
-        pieces = type(estimator).in_pieces is not Estimator.in_pieces
+        cut = is_cut(estimator)
+        meta_gradient = estimator.in_pieces if cut else partial(Estimator.in_pieces, estimator)
 
         def estimate(shared: Any, buffers: Tensors, task: Task) -> tuple[Any, Any]:
             meta, tensors = shared
@@ -363,7 +364,7 @@ class MetaLearner(nn.Module):
             return totals, (result.query_losses, scores)
 
         def drive(run: Pieces) -> tuple[Any, Any]:
-            result = estimator.in_pieces(run)
+            result = meta_gradient(run)
             totals = run.sum((result.changes, result.metrics, result.loss))
             scores = () if result.scores is None else result.scores
             return (filled(result.grads, meta), *totals), (result.query_losses, scores)
@@ -371,8 +372,8 @@ class MetaLearner(nn.Module):
         def short() -> TaskWork:
             return self._work(inner.shortened(), meta)
 
-        cut = InPieces(inner, meta, drive, short if pieces else None)
-        return self._compilable(TaskWork(estimate, inner.draws, cut), estimator)
+        pieces = InPieces(inner, meta, drive, short if cut else None)
+        return self._compilable(TaskWork(estimate, inner.draws, pieces), estimator)
 
     def _evaluation_work(self, inner: InnerLoop, meta: Tensors) -> TaskWork:
         """Losses, predictions and scores after each step as a function of tasks that may be compiled."""

@@ -375,12 +375,24 @@ def test_other_estimators_are_one_piece_for_each_number_of_steps(estimator, exec
             torch.testing.assert_close(one, other, rtol=within(1e-10), atol=within(1e-12))
 
 
+def test_an_estimator_with_a_call_of_its_own_is_no_longer_cut_as_its_class(within):
+    class Doubled(mb.Unrolled):
+        def __call__(self, inner, meta, buffers, task):
+            result = super().__call__(inner, meta, buffers, task)
+            return result._replace(grads={name: 2 * g for name, g in result.grads.items()})
+
+    got = learner(mb.Loop(compile="trace"), estimator=Doubled()).meta_gradient(batch())
+    due = learner(mb.Loop()).meta_gradient(batch())
+    doubled = {name: 2 * g for name, g in due.grads.items()}
+    torch.testing.assert_close(got.grads, doubled, rtol=within(1e-10), atol=within(1e-12))
+
+
 def mlp(*layers):
     return nn.Sequential(nn.Linear(1, 5), nn.Tanh(), *layers, nn.Linear(5, 1))
 
 
 def per_step_norms():
-    net = mlp(nn.Linear(5, 5, bias=False), nn.BatchNorm1d(5))
+    net = mlp(nn.Linear(5, 5, bias=False), nn.BatchNorm1d(5), nn.Tanh())
     return mb.models.per_step_batch_norm(net, 5, statistics="running")
 
 

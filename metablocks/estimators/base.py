@@ -100,6 +100,14 @@ def task_gradient(
     return answer
 
 
+def is_cut(estimator: Estimator) -> bool:
+    """True if an estimator is cut into pieces, and none of its classes has another `__call__` since."""
+    for kind in type(estimator).__mro__:
+        if "in_pieces" in vars(kind) or "__call__" in vars(kind):
+            return kind is not Estimator and "in_pieces" in vars(kind)
+    return False
+
+
 def _task(
     estimator: Estimator,
     inner: InnerLoop,

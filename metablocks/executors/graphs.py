@@ -1,5 +1,6 @@
 """Functions of tensors as flat graphs of operations, run as they are or compiled."""
 
+import logging
 import math
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -145,9 +146,16 @@ def fused(
     from torch._inductor import standalone_compile  # slow to import, and rarely needed
 
     options = {"config_patches": {"fallback_random": True}} if draws else None
-    made: Any = standalone_compile(
-        graph, [*leaves], dynamic_shapes="from_example_inputs", options=options
-    )
+    # It warns where a graph cannot be saved to a file, which is not asked for.
+    logger = logging.getLogger("torch._inductor.standalone_compile")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        made: Any = standalone_compile(
+            graph, [*leaves], dynamic_shapes="from_example_inputs", options=options
+        )
+    finally:
+        logger.setLevel(level)
     return made  # type: ignore[no-any-return]
 
 
