@@ -7,7 +7,7 @@ of equal size along a new first dimension: `[tasks, examples, ...]`.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, TypeAlias
+from typing import Annotated, Any, TypeAlias, overload
 
 import torch
 from torch import Tensor
@@ -66,8 +66,8 @@ class TaskBatch:
 
     >>> tasks = TaskBatch(support=(torch.zeros(3, 5, 1), torch.zeros(3, 5, 1)),
     ...                   query=(torch.zeros(3, 10, 1), torch.zeros(3, 10, 1)))
-    >>> len(tasks), tasks[0].support[0].shape
-    (3, torch.Size([5, 1]))
+    >>> len(tasks), tasks[0].support[0].shape, len(tasks[:2])
+    (3, torch.Size([5, 1]), 2)
     """
 
     support: Batch
@@ -100,16 +100,29 @@ class TaskBatch:
         tasks: int = self.__dict__["_tasks"]
         return tasks
 
-    def __getitem__(self, index: int) -> Task:
-        if type(index) is not int:
-            check("TaskBatch", "index", index, int, TaskError)
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"task {index} of a batch of {len(self)}")
-
+    @overload
+    def __getitem__(self, index: int) -> Task: ...
+    @overload
+    def __getitem__(self, index: slice) -> "TaskBatch": ...
+    def __getitem__(self, index: int | slice) -> "Task | TaskBatch":
         def own(batch: Batch) -> Batch:
             inputs, target = (map_tensors(lambda leaf: leaf[index], side) for side in batch)
             return inputs, target
 
+        if isinstance(index, slice):
+            chosen = range(len(self))[index]
+            if not chosen or chosen.step < 1:
+                raise TaskError(
+                    f"TaskBatch[{index.start}:{index.stop}:{index.step}] of {len(self)} tasks is "
+                    f"{[*chosen][:3]}; a batch has one task or more, in their order",
+                    block="TaskBatch",
+                    field="index",
+                )
+            return TaskBatch(own(self.support), own(self.query))
+        if type(index) is not int:
+            check("TaskBatch", "index", index, int | slice, TaskError)
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"task {index} of a batch of {len(self)}")
         return Task(own(self.support), own(self.query))
 
     def to(self, target: torch.device | str | torch.dtype) -> "TaskBatch":

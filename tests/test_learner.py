@@ -174,3 +174,14 @@ def test_a_learner_survives_copying_and_its_state_dict_round_trips():
     fresh = learner_of(small(), rule=mb.lslr(0.7))
     fresh.load_state_dict(learner.state_dict())
     torch.testing.assert_close(fresh.meta_gradient(tasks).grads, learner.meta_gradient(tasks).grads)
+
+
+def test_a_batch_of_tasks_is_sliced_as_a_sequence():
+    x = torch.arange(4.0)[:, None, None].expand(4, 3, 1)
+    tasks = mb.TaskBatch((x, {"a": x, "flag": True}), (x, x))
+    some = tasks[1:3]
+    assert (len(some), some.support[1]["flag"], float(some[0].query[0][0])) == (2, True, 1.0)
+    assert len(tasks[::2]) == 2
+    for wrong in (slice(4, None), slice(None, None, -1)):
+        with pytest.raises(mb.MetablocksError, match=r"a batch has one task or more"):
+            tasks[wrong]
