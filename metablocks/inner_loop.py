@@ -247,7 +247,9 @@ class InnerLoop:
         """The same inner loop for two steps at most, the query losses of all carries counting."""
         steps = min(self.steps, 2)
         through = (*self.through[:1], *self.through[1:][-1:])
-        weights = {k: torch.tensor(0.5 + k, dtype=torch.float64) for k in range(steps + 1)}
+        weights = {
+            k: torch.tensor(0.5 + k, dtype=torch.float64, device="cpu") for k in range(steps + 1)
+        }
         return replace(self, steps=steps, through=through, weights=weights)
 
     def start(self, meta: Tensors, buffers: Tensors) -> Carry:

@@ -655,7 +655,7 @@ TASKS: dict[str, tuple[Any, type[MetablocksError], str, str]] = {
         lambda: learner_of().evaluate(tasks(), norm_statistics="bach"),
         BlockError,
         "norm_statistics",
-        'did you mean "batch"? It takes "batch" or "running"',
+        'did you mean "batch"? It takes "batch", "running" or "support"',
     ),
     "numbers of tasks": (
         lambda: mb.TaskBatch(half(3), half(2)),

@@ -121,7 +121,7 @@ class Grouped(nn.Module):
         (mb.Adjoint, "estimator", "Adjoint()"),
         (answers, "order", "answers"),
         (every_step, "order", "every_step()"),
-        (mb.UniformStepLoss(), "step_loss", "UniformStepLoss()"),
+        (mb.UniformStepLoss(), "step_loss", "UniformStepLoss(initial=False)"),
         (mb.per_step_batch_norm, "norm", "per_step_batch_norm"),
         (mb.tasks.Sinusoid(shots=5, queries=5), "tasks", None),
         (partial(mb.tasks.Linear, shots=2, queries=3), "tasks", "Linear(shots=2, queries=3)"),

@@ -97,7 +97,7 @@ def test_every_shipped_recipe_trains_one_step(
     assert test["scores"].mean(0).tolist() == pytest.approx(rows[-1]["test"]["mean"], rel=1e-5)
     transforms = {rule["block"] for rule in rules} & {"kfo", "meta_curvature"}
     assert ("spectrum" in test) == bool(transforms)
-    assert ("example" in test) == (recipe.at("tasks.block") not in ("logistic",))
+    assert ("example" in test) == (recipe.at("tasks.block") not in ("logistic", "text"))
     record = json.loads((run / "run.json").read_text())
     assert record["recipe"] == recipe.hash
     if data or recipe.at("tasks.block") == "text":
