@@ -192,6 +192,7 @@ def _eval(args: argparse.Namespace, argv: list[str]) -> int:
         tasks=args.tasks,
         steps=args.steps,
         split=args.split,
+        seed=args.seed,
         data=args.data,
         device=args.device,
     )

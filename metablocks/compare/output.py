@@ -39,8 +39,12 @@ class Comparison:
         """Meaning of the scores."""
         name, better = table.MEASURES[table.measure_of(self.rows)]
         several = any(len(row.seeds) > 1 for row in self.rows)
+        first = table.reference(self.rows)
+        others = [row for row in self.rows if row.score and row is not first]
+        paired = any(table.gap(row, first).paired for row in others)
         return (
             f"test {name}: mean ± 95 % confidence interval over the tasks of all seeds; {better}"
+            + "; beside the first: the difference, task by task" * paired
             + "; worst decile: the mean of the seeds' own" * several
         )
 

@@ -76,35 +76,53 @@ def evaluate_run(
     tasks: int | None = None,
     steps: int | None = None,
     split: Split = "test",
+    seed: int | None = None,
     data: Path | None = None,
     device: str | None = None,
 ) -> int:
-    """Evaluate a checkpoint of a run on the fixed tasks of a split, and print the scores.
+    """Evaluate a checkpoint of a run on the fixed tasks of a split; print and save the scores.
 
     `checkpoint` is `best`, `last`, or `ensemble`: the best ones together, where the run kept them.
-    Nothing is written. Raises `RecipeError` as `load_recipe` does, and `RunError` for a record or a
-    checkpoint that cannot be read.
+    `seed`: that of the tasks, the run's own unless given; with another one they are other tasks. The
+    scores are a line of `evaluations.jsonl` in the run's folder, if that can be written.
+
+    Raises `RecipeError` as `load_recipe` does, and `RunError` for a record or a checkpoint that cannot
+    be read.
     """
     directory = RunDirectory(run_dir)
     record = _read_record(directory)
     recipe = load_recipe(run_dir, allow=allow)
-    experiment = build(recipe, device=device, data=data or _data_of(record))
+    own = recipe.values["seed"]
+    seed = own if seed is None else seed
+    experiment = build(recipe, device=device, data=data or _data_of(record), task_seed=seed)
+    deployed = None
     try:
         if checkpoint == "ensemble":
             members = _members(directory, experiment)
-            ensemble = ensemble_scores(
+            scores = ensemble_scores(
                 experiment, directory, members, split, tasks=tasks, steps=steps
             )
-            print(f"{recipe.name}\n{report(experiment, ensemble)}")
-            return 0
-        state = _restore(directory, checkpoint, experiment)
-        scores = final_scores(experiment, split, tasks=tasks, steps=steps)
+            print(recipe.name)
+        else:
+            state = _restore(directory, checkpoint, experiment)
+            scores = final_scores(experiment, split, tasks=tasks, steps=steps)
+            deployed = deployment(experiment, scores)
+            print(f"{recipe.name}, {checkpoint} checkpoint (epoch {state.epochs})")
     except BlockError as error:
         if steps is None:
             raise
         raise RecipeError(f"--steps {steps}: {error}") from error
-    print(f"{recipe.name}, {checkpoint} checkpoint (epoch {state.epochs})")
-    print(report(experiment, scores, deployed=deployment(experiment, scores)))
+    if seed != own:
+        print(
+            f"the {split} tasks of seed {seed}; the run was trained and tested on those of seed {own}"
+        )
+    print(report(experiment, scores, deployed=deployed))
+    row = {"checkpoint": checkpoint, "seed": seed, "scores": scores.as_dict(by_task=True)}
+    try:
+        directory.append(directory.evaluations, row)
+        print(f"saved in {directory.evaluations}")
+    except OSError as error:
+        print(f"not saved: {directory.evaluations}: {error.strerror}")
     return 0
 
 
@@ -276,7 +294,7 @@ def _test(
     """Test the best checkpoint, and the best ones together; the last line of the log, once."""
     _restore(directory, "best", experiment)
     scores, ensemble = final_scores(experiment, "test"), None
-    row = {"test": scores.as_dict()}
+    row = {"test": scores.as_dict(by_task=True)}
     deployed = deployment(experiment, scores)  # of the best one: the ensemble restores others
     if deployed and deployed.reductions:
         row["deployment"] = deployed.as_dict()

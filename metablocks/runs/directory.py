@@ -5,6 +5,7 @@
                     why an executor was chosen, if it was
     metrics.jsonl   one line an epoch, then one for the test, with what is deployed where layers are
                     taken out for that (see `deployment`); nothing here depends on the clock
+    evaluations.jsonl  one line for each `metablocks eval`
     times.jsonl     what each epoch cost: seconds, memory (see `usage`)
     checkpoint.pt   where training stands; best.pt: where validation was best
     epoch-<n>.pt    the best epochs by validation, where the recipe asks for an ensemble
@@ -62,6 +63,10 @@ class RunDirectory:
     @property
     def times(self) -> Path:
         return self.path / "times.jsonl"
+
+    @property
+    def evaluations(self) -> Path:
+        return self.path / "evaluations.jsonl"
 
     def checkpoint(self, which: str) -> Path:
         """`last` is `checkpoint.pt`, `best` is `best.pt`."""

@@ -115,8 +115,8 @@ def read_run(path: Path) -> FinishedRun:
                 for row in epochs
                 if "validation" in row
             ),
-            test=Scores(**test),
-            ensemble=Scores(**ensemble) if ensemble else None,
+            test=Scores.read(test),
+            ensemble=Scores.read(ensemble) if ensemble else None,
             metrics=metrics,
             times=times,
         )

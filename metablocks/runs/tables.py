@@ -65,10 +65,10 @@ def deployment_text(found: Deployment, scores: Scores) -> str:
         unit, scale = (" points", 100) if percent else ("", 1)
         digits = 2 if percent else 4
         change = round(scale * first.change, digits) + 0.0  # no −0
+        half = f"{scale * first.interval:.{digits}f}" if first.scores.tasks > 1 else "–"
         lines.append(
             f"{before} {first.scores.text(-1)} in place of {scores.text(-1)}; task by task "
-            f"{change:+.{digits}f} ± {scale * first.interval:.{digits}f}{unit}, "
-            f"{first.verdict}"
+            f"{change:+.{digits}f} ± {half}{unit}, {first.verdict}"
         )
     reasons = {"difference": after, "reduced_first": before}
     lines += [f"{reasons[name]} left out: {why}" for name, why in found.left_out.items()]
