@@ -2,7 +2,6 @@
 
 import json
 import logging
-import shlex
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -17,7 +16,7 @@ from metablocks.recipe import Experiment, Recipe, build, from_text, load
 from metablocks.runs import checkpoint, plots
 from metablocks.runs.checkpoint import TrainingState
 from metablocks.runs.deployment import Deployment, deployment
-from metablocks.runs.directory import RunDirectory, create, environment, write_text
+from metablocks.runs.directory import RunDirectory, command, create, environment, write_text
 from metablocks.runs.ensemble import ensemble_scores
 from metablocks.runs.scores import Scores
 from metablocks.runs.tables import facts, place_arguments, report, summary, transductive
@@ -257,11 +256,11 @@ def _train(
         trained = state.epochs == experiment.epochs
         if not trained and not isinstance(stop, Stopped):
             raise
-        words = ["metablocks", "run", "--resume", str(directory.path)]
+        words = ["run", "--resume", directory.path]
         print(
             f"stopped {'before the test' if trained else f'after meta-step {state.step}'}; "
             "everything is saved. To go on: "
-            f"{shlex.join([*words, *place_arguments(recipe.allow, data, device)])}"
+            f"{command(*words, *place_arguments(recipe.allow, data, device))}"
         )
         return 130
     for note in plots.draw(directory):

@@ -182,7 +182,16 @@ class RunDirectory:
         )
 
     def _train_anew(self) -> str:
-        return shlex.join(["metablocks", "run", str(self.recipe)])
+        return command("run", self.recipe)
+
+
+def command(*words: object) -> str:
+    """A command line to try: `metablocks` as it was typed (`tools/metablocks` says how), and the words.
+
+    >>> command("run", "--resume", "runs/my run")
+    "metablocks run --resume 'runs/my run'"
+    """
+    return shlex.join([os.environ.get("METABLOCKS_COMMAND") or "metablocks", *map(str, words)])
 
 
 def create(out: Path, name: str) -> RunDirectory:

@@ -1,6 +1,5 @@
 """Text that `run` and `eval` print: scores, the deployed model, commands to try next."""
 
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,7 +9,7 @@ from metablocks.models import PerStepBatchNorm
 from metablocks.recipe import Experiment
 from metablocks.runs.checkpoint import TrainingState
 from metablocks.runs.deployment import Deployment
-from metablocks.runs.directory import RunDirectory
+from metablocks.runs.directory import RunDirectory, command
 from metablocks.runs.scores import Scores
 
 _DONE = {"fold_tnet": "folded", "collapse_linear": "collapsed"}
@@ -96,21 +95,21 @@ def summary(
 ) -> str:
     """The end of a run: its `report`, its directory, and commands to try next."""
 
-    def command(what: str, *words: object) -> str:
+    def hint(what: str, *words: object) -> str:
         where = place_arguments(recipe.allow, data, device)
-        return f"  {shlex.join(['metablocks', *map(str, words), *where])}    {what}"
+        return f"  {command(*words, *where)}    {what}"
 
     recipe, path = experiment.recipe, directory.path
     if experiment.learner.max_steps is None:
         longer = 2 * experiment.evaluation.inner_steps
-        evaluate = command("more inner steps", "eval", path, "--steps", longer)
+        evaluate = hint("more inner steps", "eval", path, "--steps", longer)
     else:
-        evaluate = command("more tasks", "eval", path, "--tasks", 2000)
+        evaluate = hint("more tasks", "eval", path, "--tasks", 2000)
     first = recipe.at("inner.order.block") == "first_order"
     order = "second_order" if first else "first_order"
     words = ("run", directory.recipe, "--set", f"inner.order.block={order}")
     looks_through = recipe.at("outer.estimator.block") not in ("reptile", "implicit")
-    orders = [command(f"{order.replace('_', '-')} gradients", *words)]
+    orders = [hint(f"{order.replace('_', '-')} gradients", *words)]
     return "\n".join(
         [
             "",
@@ -120,7 +119,7 @@ def summary(
             "to try next:",
             evaluate,
             *(orders if looks_through else []),
-            "  metablocks recipes    what else there is",
+            f"  {command('recipes')}    what else there is",
         ]
     )
 
