@@ -185,7 +185,8 @@ class Adam(UpdateRule):
         def direction(name: str) -> Tensor:
             mean = first[name] / like(first[name], 1 - beta1**count)
             square = second[name] / like(second[name], 1 - beta2**count)
-            return mean / (square + self.eps**2).sqrt()
+            unit: Tensor = mean / (square + self.eps**2).sqrt()
+            return unit
 
         return _joined({name: direction(name) for name in parts}, updates), Moments(first, second)
 
@@ -256,7 +257,8 @@ class Adamax(UpdateRule):
 
         def direction(name: str) -> Tensor:
             bias = 1 - beta1 ** (step.index + 1)
-            return first[name] / like(first[name], bias) / largest[name]
+            unit: Tensor = first[name] / like(first[name], bias) / largest[name]
+            return unit
 
         return _joined({name: direction(name) for name in parts}, updates), Moments(first, largest)
 
