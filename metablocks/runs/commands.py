@@ -1,7 +1,9 @@
 """The commands `run` and `eval`: from a recipe, or the directory of a run, to printed scores."""
 
+import hashlib
 import json
 import logging
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -190,6 +192,7 @@ def _begin(
         "recipe": recipe.hash,
         "source": recipe.source,
         "allow": list(recipe.allow),
+        "code": _outside_code(recipe.values),
         "seed": recipe.values["seed"],
         "argv": argv,
         "executor": executor,
@@ -204,6 +207,25 @@ def _begin(
     checkpoint.save(directory.checkpoint("last"), experiment, state)
     _print_head(experiment, directory)
     return state
+
+
+def _outside_code(values: Any) -> dict[str, dict[str, str]]:
+    """File and SHA-256 of the module of every block from outside, by the name of the module."""
+    if isinstance(values, list):
+        values = dict(enumerate(values))
+    if not isinstance(values, dict):
+        return {}
+    code: dict[str, dict[str, str]] = {}
+    name = values.get("block")
+    if isinstance(name, str) and ":" in name:
+        module = name.partition(":")[0]
+        file = getattr(sys.modules.get(module), "__file__", None)
+        if file and Path(file).is_file():
+            digest = hashlib.sha256(Path(file).read_bytes()).hexdigest()
+            code[module] = {"file": str(Path(file).resolve()), "sha256": digest}
+    for value in values.values():
+        code |= _outside_code(value)
+    return code
 
 
 def _go_on(

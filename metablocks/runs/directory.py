@@ -1,8 +1,8 @@
 """The directory of a run, `runs/<name>-<time>/`: what lies in it and how it is written.
 
     recipe.yaml     the resolved recipe, runnable as it is
-    run.json        where, when and with what: recipe hash, commit, versions, device, argv, data, and
-                    why an executor was chosen, if it was
+    run.json        where, when and with what: recipe hash, commit, versions, device, argv, data, files
+                    and hashes of code from outside, and why an executor was chosen, if it was
     metrics.jsonl   one line an epoch, then one for the test, with what is deployed where layers are
                     taken out for that (see `deployment`); nothing here depends on the clock
     evaluations.jsonl  one line for each `metablocks eval`
