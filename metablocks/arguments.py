@@ -141,12 +141,14 @@ def parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     command("schema", "print the JSON schema of recipes, by which editors check and complete them")
 
     steps = partial(parse_count, least=0)
-    evaluate = command("eval", "evaluate a run's checkpoint on new tasks")
+    evaluate = command("eval", "evaluate a run's checkpoint, on its own test tasks or others")
     evaluate.add_argument("run_dir", type=_path, metavar="RUN_DIR", help="the folder of a run")
     evaluate.add_argument("--checkpoint", choices=("best", "last", "ensemble"), default="best")
     evaluate.add_argument("--tasks", type=parse_count, metavar="N", help="how many tasks")
     evaluate.add_argument("--steps", type=steps, metavar="K", help="inner steps")
     evaluate.add_argument("--split", choices=("train", "validation", "test"), default="test")
+    seed = "of the tasks: another than the run's own takes other tasks"
+    evaluate.add_argument("--seed", type=partial(steps, most=2**32 - 1), metavar="S", help=seed)
     _add_allow(evaluate)
     _add_place(evaluate)
 
@@ -248,10 +250,11 @@ def parse_seeds(text: str) -> int | tuple[int, ...]:
     raise argparse.ArgumentTypeError(message)
 
 
-def parse_count(text: str, least: int = 1) -> int:
-    """An integer of at least `least`."""
-    if not re.fullmatch(r"[0-9]{1,18}", text) or int(text) < least:
-        message = f"takes an integer of at least {least}, given {text}"
+def parse_count(text: str, least: int = 1, most: int = 10**18) -> int:
+    """An integer from `least` to `most`."""
+    if not re.fullmatch(r"[0-9]{1,18}", text) or not least <= int(text) <= most:
+        limit = f" and at most {most}" if most < 10**18 else ""
+        message = f"takes an integer of at least {least}{limit}, given {text}"
         raise argparse.ArgumentTypeError(message)
     return int(text)
 

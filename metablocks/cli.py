@@ -32,12 +32,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     _print_any_character()
+    output = _PastReader(sys.stdout)
     with (
-        contextlib.redirect_stdout(_PastReader(sys.stdout)),
+        contextlib.redirect_stdout(output),
         contextlib.redirect_stderr(_PastReader(sys.stderr)),
         _log_to_stderr(),
     ):
-        return _main(arguments)
+        status = _main(arguments)
+        if output.lost:
+            return status or _fail(f"the output was not written: {output.lost}", 1)
+        return status
 
 
 def _main(arguments: list[str]) -> int:
@@ -60,11 +64,13 @@ def _main(arguments: list[str]) -> int:
 class _PastReader:
     """A stream that falls silent once its reader (head, less, a terminal) has gone.
 
-    The command goes on: a training is not to end because nobody reads its lines.
+    So it does if it was closed from the start, and where its file cannot be written (a full disk), which
+    is in `lost` then. The command goes on: a training is not to end because nobody reads its lines.
     """
 
     def __init__(self, stream: Any) -> None:
-        self._stream = stream
+        self._stream = open(os.devnull, "w") if stream is None else stream  # noqa: SIM115
+        self.lost: str | None = None
 
     def write(self, text: str) -> int:
         with self._silent():
@@ -81,7 +87,7 @@ class _PastReader:
             yield
         except OSError as error:
             if error.errno not in (errno.EPIPE, errno.EIO):
-                raise
+                self.lost = error.strerror
             os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
 
     def __getattr__(self, name: str) -> Any:
@@ -200,6 +206,7 @@ def _eval(args: argparse.Namespace, argv: list[str]) -> int:
         tasks=args.tasks,
         steps=args.steps,
         split=args.split,
+        seed=args.seed,
         data=args.data,
         device=args.device,
     )

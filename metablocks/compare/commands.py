@@ -26,7 +26,7 @@ from metablocks.compare.output import Comparison, print_lines, save, show
 from metablocks.compare.recommend import recommend
 from metablocks.compare.request import Request
 from metablocks.recipe import build
-from metablocks.runs.directory import create
+from metablocks.runs.directory import command, create
 from metablocks.runs.finished import read_run
 from metablocks.runs.plots import draw_comparison
 
@@ -137,7 +137,7 @@ def _how_to_go_on(
         words += ["--out", shlex.quote(str(request.out))]
     commands = [
         *(command_to_finish(job, request) for job in unfinished),
-        f"metablocks compare {' '.join(words)}",
+        f"{command('compare')} {' '.join(words)}",
     ]
     head = (
         f"interrupted: {len(jobs) - len(unfinished)} of {len(jobs)} runs are finished, in "

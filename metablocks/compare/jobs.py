@@ -7,7 +7,6 @@ limited in minutes, timings.
 import json
 import os
 import re
-import shlex
 import signal
 import subprocess
 import sys
@@ -21,7 +20,7 @@ from tqdm import tqdm
 from metablocks.compare.entries import Entry
 from metablocks.compare.request import Request
 from metablocks.compare.table import seconds_text
-from metablocks.runs.directory import RunDirectory
+from metablocks.runs.directory import RunDirectory, command
 from metablocks.runs.files import write_text, writing
 from metablocks.runs.finished import is_run, read_run
 from metablocks.runs.scores import MEASURES
@@ -150,9 +149,9 @@ def plan_runs(
 def command_to_finish(job: Job, request: Request) -> str:
     """The command that a user finishes an interrupted run with, or trains it with."""
     if job.directory:
-        words = ["metablocks", "run", "--resume", str(job.directory), *place(request)]
-        return f"{shlex.join(words)}    # stopped"
-    return f"{shlex.join(['metablocks', *job.command[3:-1]])}    # not begun"
+        words = ["run", "--resume", job.directory, *place(request)]
+        return f"{command(*words)}    # stopped"
+    return f"{command(*job.command[3:-1])}    # not begun"
 
 
 def place(request: Request) -> tuple[str, ...]:

@@ -1,12 +1,14 @@
 """The table of a comparison: rounded for people (Markdown, text), in full for machines (CSV).
 
 A row is an entry, its numbers pooled over the seeds of its runs. Ratios and differences are to the
-first row that has results. A column without values is left out, except in the CSV, whose columns are
+first row that has results; differences of scores are taken task by task where both rows have met the
+same tasks (`gap`). A column without values is left out, except in the CSV, whose columns are
 always the same.
 """
 
 import csv
 import io
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
@@ -15,7 +17,15 @@ from typing import Any
 from metablocks.compare.entries import Entry
 from metablocks.memory import format_bytes
 from metablocks.runs.finished import FinishedRun, largest
-from metablocks.runs.scores import MEASURES, Measure, Scores, number_text, pool_seeds, score_text
+from metablocks.runs.scores import (
+    MEASURES,
+    Measure,
+    Scores,
+    difference,
+    number_text,
+    pool_seeds,
+    score_text,
+)
 from metablocks.runs.tables import aligned
 
 Cells = list[list[str]]
@@ -35,6 +45,8 @@ class Row:
     """Number of failed runs."""
     inner_steps: int | None = None
     score: Scores | None = None
+    by_seed: tuple[Scores, ...] = ()
+    """The scores that `score` pools, in the order of `seeds`."""
     ensemble: Scores | None = None
     meta_steps: int | None = None
     tasks_per_step: int | None = None
@@ -64,6 +76,7 @@ def summarise(entry: Entry, runs: Sequence[FinishedRun], failed: int = 0) -> Row
         failed=failed,
         inner_steps=runs[0].inner_steps,
         score=pool_seeds([run.test for run in runs]),
+        by_seed=tuple(run.test for run in runs),
         ensemble=pool_seeds(ensembles) if len(ensembles) == len(runs) else None,
         meta_steps=runs[0].steps,
         tasks_per_step=entry.values["outer"]["tasks_per_step"],
@@ -73,6 +86,43 @@ def summarise(entry: Entry, runs: Sequence[FinishedRun], failed: int = 0) -> Row
         memory_beyond_start=largest([run.memory_beyond_start for run in runs]),
         train_loss=fmean(run.train_loss for run in runs),
     )
+
+
+@dataclass(frozen=True)
+class Gap:
+    """A difference of two rows' final scores, in the mean over tasks."""
+
+    mean: float
+    interval: float
+    """Half the width of its 95 % confidence interval over tasks; nan if there is one task alone."""
+    paired: bool
+    """True if it is taken task by task."""
+    seed_std: float | None = None
+    """Its standard deviation over seeds of training, if it is paired and there are several."""
+
+    @property
+    def clear(self) -> bool:
+        """True if 0 is not in its interval."""
+        return abs(self.mean) > self.interval
+
+
+def gap(row: Row, other: Row) -> Gap:
+    """The score of `row` less that of `other`: task by task, or else by their means.
+
+    Both have met the same tasks if the seeds are the same; with other seeds, and in runs that did not
+    record the scores of their tasks, the interval is √(c₁² + c₂²), c being those of the two scores.
+    """
+    assert row.score is not None
+    assert other.score is not None
+    pairs = list(zip(row.by_seed, other.by_seed, strict=False))
+    known = all(one.by_task is not None and two.by_task is not None for one, two in pairs)
+    alike = row.seeds == other.seeds and all(one.tasks == two.tasks for one, two in pairs)
+    if not (pairs and known and alike):
+        interval = math.hypot(row.score.interval[-1], other.score.interval[-1])
+        return Gap(row.score.final - other.score.final, interval, paired=False)
+    pooled = pool_seeds([difference(one, two) for one, two in pairs])
+    seed_std = pooled.seed_std[-1] if pooled.seed_std else None
+    return Gap(pooled.final, pooled.interval[-1], paired=True, seed_std=seed_std)
 
 
 def reference(rows: Sequence[Row]) -> Row:
@@ -89,8 +139,12 @@ def legend(rows: Sequence[Row]) -> str:
     """Meaning of the scores."""
     name, better = MEASURES[measure_of(rows)]
     several = any(len(row.seeds) > 1 for row in rows)
+    first = reference(rows)
+    others = [row for row in rows if row.score and row is not first]
+    paired = any(gap(row, first).paired for row in others)
     return (
         f"test {name}: mean ± 95 % confidence interval over the tasks of all seeds; {better}"
+        + "; beside the first: the difference, task by task" * paired
         + "; worst decile: the mean of the seeds' own" * several
     )
 
@@ -118,7 +172,7 @@ _COLUMNS: list[tuple[str, str, Callable[[Any, Measure], str]]] = [
     # heading, attribute of a row, text of its value by the measure
     ("recipe", "recipe", lambda value, _: str(value)),
     ("test", "score", lambda score, _: score.text(-1)),
-    ("beside the first", "score.mean", score_text),
+    ("beside the first", "score", lambda score, _: score.text(-1)),
     ("std over tasks", "score.std", score_text),
     ("worst decile", "score.worst_decile", score_text),
     ("SD over seeds", "score.seed_std", score_text),
@@ -146,7 +200,10 @@ _CSV = {
     "tasks": "score.tasks",
     "mean": "score.mean",
     "interval_95": "score.interval",
-    "difference": "score.mean",
+    "difference": "mean",
+    "difference_interval_95": "interval",
+    "difference_paired": "paired",
+    "difference_std_over_seeds": "seed_std",
     "std_over_tasks": "score.std",
     "worst_decile": "score.worst_decile",
     "std_over_seeds": "score.seed_std",
@@ -176,7 +233,7 @@ def cells(rows: Sequence[Row]) -> Cells:
             value, other = _value(row, attribute), _value(first, attribute)
             cell = EMPTY if value is None else text(value, measure)
             if heading == "beside the first" and value is not None:
-                cell = EMPTY if row is first else _beside(value, other, measure)
+                cell = EMPTY if row is first else _beside(row, first, measure)
             elif heading in _WITH_RATIO and value is not None and other:
                 cell += f" ({value / other:.2f}×)"
             elif attribute == "score" and value is None:
@@ -197,13 +254,16 @@ def as_csv(rows: Sequence[Row]) -> str:
     first = reference(rows)
 
     def full(row: Row, name: str, attribute: str) -> object:
+        if name.startswith("difference"):
+            if row is first:
+                return 0.0 if name == "difference" else ""
+            value = getattr(gap(row, first), attribute) if row.score else None
+            return "" if value is None else value
         value, other = _value(row, attribute), _value(first, attribute)
         if isinstance(value, tuple):
             return " ".join(map(str, value))
         if value is None:
             return ""
-        if name == "difference":
-            return value - other
         if name.endswith("_ratio"):
             return value / other if other else ""
         return value
@@ -248,7 +308,16 @@ def _value(row: Row, attribute: str) -> Any:
     return value[-1] if isinstance(value, list) else value
 
 
-def _beside(value: float, first: float, measure: Measure) -> str:
+def _beside(row: Row, first: Row, measure: Measure) -> str:
+    """The difference to the first row, with its interval if it is paired; of errors the ratio, too."""
+    apart = gap(row, first)
+    text = gap_text(apart.mean, measure, sign="+")
+    if apart.paired:
+        half = "–" if math.isnan(apart.interval) else gap_text(apart.interval, measure)
+        text = f"{text.removesuffix(' points')} ± {half}"
     if measure == "accuracy":
-        return gap_text(value - first, measure, sign="+")
-    return f"{value / first:.2f}×" if first else EMPTY
+        return text
+    assert row.score is not None
+    assert first.score is not None
+    ratio = f"{row.score.final / first.score.final:.2f}×" if first.score.final else EMPTY
+    return f"{text} ({ratio})" if apart.paired else ratio

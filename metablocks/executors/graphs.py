@@ -145,14 +145,18 @@ def fused(
     """The graph compiled; its random numbers are those of PyTorch's own operations."""
     from torch._inductor import standalone_compile  # slow to import, and rarely needed
 
-    options = {"config_patches": {"fallback_random": True}} if draws else None
+    # As many threads as there are when it runs, which are fewer within a loop's workers.
+    patches = {"cpp.dynamic_threads": True, "fallback_random": draws}
     # It warns where a graph cannot be saved to a file, which is not asked for.
     logger = logging.getLogger("torch._inductor.standalone_compile")
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
         made: Any = standalone_compile(
-            graph, [*leaves], dynamic_shapes="from_example_inputs", options=options
+            graph,
+            [*leaves],
+            dynamic_shapes="from_example_inputs",
+            options={"config_patches": patches},
         )
     finally:
         logger.setLevel(level)

@@ -204,9 +204,7 @@ def _implicit(
     systems = implicit_systems(plain)
     curvature = min(float(torch.linalg.eigvalsh(system.hessian).min()) for system in systems)
     strength = max(estimator.proximal, -2 * curvature)
-    thorough = replace(
-        estimator, proximal=strength, cg_steps=_CG_STEPS, tolerance=1e-12, solver="cg"
-    )
+    thorough = Implicit(proximal=strength, cg_steps=_CG_STEPS, tolerance=1e-12)
     solved, _ = run(with_blocks(looped, estimator=thorough), plain.tasks, progress)
     expected = implicit_gradient(systems, strength)
     agreements = []

@@ -29,6 +29,7 @@ def assemble(
     *,
     device: torch.device | None = None,
     data: str | Path | None = None,
+    task_seed: int | None = None,
 ) -> dict[str, Any]:
     """The blocks up to the learner by their paths, the model as surgery leaves it.
 
@@ -44,7 +45,7 @@ def assemble(
             continue
         key, context = path, dict[str, Any]()
         if slot is TASKS:
-            seed = recipe.at("seed") or 0
+            seed = (recipe.at("seed") or 0) if task_seed is None else task_seed
             context = {"seed": seed, "device": device or torch.device("cpu"), "data": data}
         elif slot is MODEL:
             source = blocks.get("tasks")

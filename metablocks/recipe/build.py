@@ -105,9 +105,15 @@ class Experiment:
 
 
 def build(
-    recipe: Recipe, *, device: str | torch.device | None = None, data: str | Path | None = None
+    recipe: Recipe,
+    *,
+    device: str | torch.device | None = None,
+    data: str | Path | None = None,
+    task_seed: int | None = None,
 ) -> Experiment:
     """Put the recipe's blocks together. `device` stands in for the recipe's; `data` is a folder.
+
+    `task_seed` stands in for the recipe's seed where tasks are drawn.
 
     Raises `RecipeError`, with places, for blocks that make no sense together and for a device that
     is not here, and `DataError` for a `data` folder without the data.
@@ -121,7 +127,7 @@ def build(
     placed_on = _device(recipe, device, problems)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(recipe.at("seed"))
-        blocks = assemble(recipe, problems, device=placed_on, data=data)
+        blocks = assemble(recipe, problems, device=placed_on, data=data, task_seed=task_seed)
         raise_problems(problems)
         source = blocks["tasks"]
         if source.kind not in LOSSES:

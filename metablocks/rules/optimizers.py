@@ -183,9 +183,10 @@ class Adam(UpdateRule):
         second = _running_mean(beta2, state.second, {name: g * g for name, g in parts.items()})
 
         def direction(name: str) -> Tensor:
-            mean: Tensor = first[name] / like(first[name], 1 - beta1**count)
-            square: Tensor = second[name] / like(second[name], 1 - beta2**count)
-            return mean / (square + self.eps**2).sqrt()
+            mean = first[name] / like(first[name], 1 - beta1**count)
+            square = second[name] / like(second[name], 1 - beta2**count)
+            unit: Tensor = mean / (square + self.eps**2).sqrt()
+            return unit
 
         return _joined({name: direction(name) for name in parts}, updates), Moments(first, second)
 
@@ -256,8 +257,8 @@ class Adamax(UpdateRule):
 
         def direction(name: str) -> Tensor:
             bias = 1 - beta1 ** (step.at + 1)
-            mean: Tensor = first[name] / like(first[name], bias)
-            return mean / largest[name]
+            unit: Tensor = first[name] / like(first[name], bias) / largest[name]
+            return unit
 
         return _joined({name: direction(name) for name in parts}, updates), Moments(first, largest)
 

@@ -7,7 +7,6 @@ older versions wrote, is not sealed, and holds the hash of the recipe.
 import copy
 import hashlib
 import logging
-import shlex
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict
@@ -21,7 +20,7 @@ from torch import nn
 from metablocks.errors import DamagedError, RunError, first_line
 from metablocks.recipe import Experiment, Recipe
 from metablocks.recipe.record import changes_text, differing
-from metablocks.runs.directory import RunDirectory
+from metablocks.runs.directory import RunDirectory, command
 from metablocks.runs.files import write_atomically
 from metablocks.runs.sealed import read_sealed, write_sealed
 from metablocks.runs.state import TrainingState
@@ -123,7 +122,7 @@ def restore_best(directory: RunDirectory, experiment: Experiment, state: Trainin
             problem = problem or f"{path}: not of epoch {state.best_epoch}, the best"
         except DamagedError as error:
             problem = problem or str(error)
-    words = shlex.join(["metablocks", "eval", str(directory.path), "--checkpoint", "last"])
+    words = command("eval", directory.path, "--checkpoint", "last")
     raise DamagedError(f"{problem}; the last checkpoint is evaluated by {words}")
 
 
@@ -183,7 +182,7 @@ def check_recipe(path: Path, recorded: Any, recipe: Recipe) -> None:
     raise RunError(
         f"{path} was written with another recipe ({what}); a run goes on with the recipe it "
         "started with, or with more outer.epochs. Weights are taken over into a run of another by "
-        f"metablocks run RECIPE --from {shlex.quote(str(path.parent))}"
+        f"{command('run', 'RECIPE', '--from', path.parent)}"
     )
 
 

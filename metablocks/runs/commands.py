@@ -1,9 +1,10 @@
 """The commands `run` and `eval`: from a recipe, or the directory of a run, to printed scores."""
 
+import hashlib
 import json
 import logging
-import shlex
 import shutil
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -19,7 +20,7 @@ from metablocks.recipe.record import changes_text, leaves
 from metablocks.runs import checkpoint, plots
 from metablocks.runs.checkpoint import restore_learner, restore_newest, start_from
 from metablocks.runs.deployment import Deployment, deployment
-from metablocks.runs.directory import RunDirectory, create, environment
+from metablocks.runs.directory import RunDirectory, command, create, environment
 from metablocks.runs.ensemble import ensemble_scores
 from metablocks.runs.examples import write_test
 from metablocks.runs.files import write_text, writing
@@ -93,38 +94,56 @@ def evaluate_run(
     tasks: int | None = None,
     steps: int | None = None,
     split: Split = "test",
+    seed: int | None = None,
     data: Path | None = None,
     device: str | None = None,
 ) -> int:
-    """Evaluate a checkpoint of a run on the fixed tasks of a split, and print the scores.
+    """Evaluate a checkpoint of a run on the fixed tasks of a split; print and save the scores.
 
     `checkpoint` is `best`, `last`, or `ensemble`: the best ones together, where the run kept them.
-    Nothing is written. Raises `RecipeError` as `load_recipe` does, and `RunError` for a record or a
-    checkpoint that cannot be read.
+    `seed`: that of the tasks, the run's own unless given; with another one they are other tasks. The
+    scores are a line of `evaluations.jsonl` in the run's folder, if that can be written.
+
+    Raises `RecipeError` as `load_recipe` does, and `RunError` for a record or a checkpoint that cannot
+    be read.
     """
     directory = RunDirectory(run_dir)
     record = directory.read_record()
     recipe = load_recipe(run_dir, allow=allow)
-    experiment = build(recipe, device=device, data=data or data_of(record))
+    own = recipe.values["seed"]
+    seed = own if seed is None else seed
+    experiment = build(recipe, device=device, data=data or data_of(record), task_seed=seed)
+    deployed = None
     try:
         if checkpoint == "ensemble":
             members = _members(directory, experiment)
-            ensemble = ensemble_scores(
+            scores = ensemble_scores(
                 experiment, directory, members, split, tasks=tasks, steps=steps
             )
-            print(f"{recipe.name}\n{report(experiment, ensemble)}")
-            return 0
-        if checkpoint == "last":
-            state, _ = restore_newest(directory, experiment, restore_learner)
+            print(recipe.name)
         else:
-            state = restore_learner(directory.checkpoint(checkpoint), experiment)
-        scores = final_scores(experiment, split, tasks=tasks, steps=steps)
+            if checkpoint == "last":
+                state, _ = restore_newest(directory, experiment, restore_learner)
+            else:
+                state = restore_learner(directory.checkpoint(checkpoint), experiment)
+            scores = final_scores(experiment, split, tasks=tasks, steps=steps)
+            deployed = deployment(experiment, scores)
+            print(f"{recipe.name}, {checkpoint} checkpoint (epoch {state.epochs})")
     except BlockError as error:
         if steps is None:
             raise
         raise RecipeError(f"--steps {steps}: {error}") from error
-    print(f"{recipe.name}, {checkpoint} checkpoint (epoch {state.epochs})")
-    print(report(experiment, scores, deployed=deployment(experiment, scores)))
+    if seed != own:
+        print(
+            f"the {split} tasks of seed {seed}; the run was trained and tested on those of seed {own}"
+        )
+    print(report(experiment, scores, deployed=deployed))
+    row = {"checkpoint": checkpoint, "seed": seed, "scores": scores.as_dict(by_task=True)}
+    try:
+        directory.append(directory.evaluations, row)
+        print(f"saved in {directory.evaluations}")
+    except OSError as error:
+        print(f"not saved: {directory.evaluations}: {error.strerror}")
     return 0
 
 
@@ -199,6 +218,7 @@ def _begin(
         "source": recipe.source,
         "origins": recipe.origins,
         "allow": list(recipe.allow),
+        "code": _outside_code(recipe.values),
         "seed": recipe.values["seed"],
         "argv": argv,
         "executor": executor,
@@ -218,6 +238,25 @@ def _begin(
         parts = " and ".join(origin["weights"])
         print(f"weights of {parts}: {origin['checkpoint']}, epoch {origin['epoch']}", flush=True)
     return state
+
+
+def _outside_code(values: Any) -> dict[str, dict[str, str]]:
+    """File and SHA-256 of the module of every block from outside, by the name of the module."""
+    if isinstance(values, list):
+        values = dict(enumerate(values))
+    if not isinstance(values, dict):
+        return {}
+    code: dict[str, dict[str, str]] = {}
+    name = values.get("block")
+    if isinstance(name, str) and ":" in name:
+        module = name.partition(":")[0]
+        file = getattr(sys.modules.get(module), "__file__", None)
+        if file and Path(file).is_file():
+            digest = hashlib.sha256(Path(file).read_bytes()).hexdigest()
+            code[module] = {"file": str(Path(file).resolve()), "sha256": digest}
+    for value in values.values():
+        code |= _outside_code(value)
+    return code
 
 
 def _go_on(
@@ -300,10 +339,7 @@ def _train(
 ) -> int:
     """Train to the end, test, draw, print the summary; returns the exit status."""
 
-    def command(*words: object) -> str:
-        where = place_arguments(experiment.recipe.allow, data, device)
-        return shlex.join(["metablocks", *map(str, words), *where])
-
+    where = place_arguments(experiment.recipe.allow, data, device)
     try:
         train(experiment, directory, state, quiet=quiet, save_every=save_every)
         scores, deployed, ensemble = _test(experiment, directory, state)
@@ -311,13 +347,14 @@ def _train(
         trained = state.epochs == experiment.epochs
         if not trained and not isinstance(stop, Stopped):
             raise
+        words = command("run", "--resume", directory.path, *where)
         print(
             f"stopped {'before the test' if trained else f'after meta-step {state.step}'}; "
-            f"everything is saved. To go on: {command('run', '--resume', directory.path)}"
+            f"everything is saved. To go on: {words}"
         )
         return 130
     except NonfiniteError as error:
-        words = command("replay", directory.path, "--step", error.step)
+        words = command("replay", directory.path, "--step", error.step, *where)
         raise RunError(f"{error}. To see where it begins: {words}") from error
     for note in plots.draw(directory):
         print(note)
@@ -345,7 +382,7 @@ def _test(
     """Test the best checkpoint, and the best ones together; the last line of the log, once."""
     checkpoint.restore_best(directory, experiment, state)
     scores, ensemble = final_scores(experiment, "test"), None
-    row = {"test": scores.as_dict()}
+    row = {"test": scores.as_dict(by_task=True)}
     deployed = deployment(experiment, scores)  # of the best one: the ensemble restores others
     if deployed and deployed.reductions:
         row["deployment"] = deployed.as_dict()

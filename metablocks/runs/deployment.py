@@ -30,7 +30,7 @@ from metablocks.models.lora import LowRank
 from metablocks.models.tnet import Transformed
 from metablocks.recipe import Experiment
 from metablocks.recipe.build import build_rule
-from metablocks.runs.scores import Scores, plain, pool
+from metablocks.runs.scores import Scores, difference, plain
 from metablocks.runs.train import final_scores
 from metablocks.tasks.base import Split
 from metablocks.types import relative_error
@@ -53,8 +53,7 @@ class ReducedFirst:
     """Scores of the model reduced before adaptation, by the same rule and steps.
 
     `change` is its final score less the learner's, the mean over tasks, and `interval` half the width
-    of the 95 % confidence interval of that mean: both adapt to the same tasks, and differ task by
-    task.
+    of the 95 % confidence interval of that mean, nan with one task (see `difference`).
     """
 
     scores: Scores
@@ -128,8 +127,7 @@ def deployment(experiment: Experiment, scores: Scores) -> Deployment | None:
     def reduce_first() -> ReducedFirst:
         first = replace(experiment, learner=reduced_learner(experiment))
         reduced = final_scores(first, split, tasks=count, steps=steps)
-        difference = reduced.by_task - scores.by_task  # type: ignore[operator]
-        change = pool(split, reduced.measure, difference, difference)
+        change = difference(reduced, scores)
         return ReducedFirst(reduced, change.final, change.interval[-1])
 
     return Deployment(

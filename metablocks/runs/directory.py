@@ -1,12 +1,14 @@
 """The directory of a run, `runs/<name>-<time>/`: what lies in it and how it is written.
 
     recipe.yaml     the resolved recipe, runnable as it is
-    run.json        where, when and with what: recipe hash, commit, versions, device, argv, data, and
-                    why an executor was chosen, if it was; the weights that it began with, if it is
-                    from another run; what was not as before when it went on
+    run.json        where, when and with what: recipe hash, commit, versions, device, argv, data, files
+                    and hashes of code from outside, and why an executor was chosen, if it was; the
+                    weights that it began with, if it is from another run; what was not as before when
+                    it went on
     metrics.jsonl   one line an epoch, then one for the test, with what is deployed where layers are
                     taken out for that (see `deployment`); null stands for nan; nothing here depends on
                     the clock
+    evaluations.jsonl  one line for each `metablocks eval`
     times.jsonl     what each epoch cost: seconds, memory (see `usage`)
     checkpoint.pt   where training stands; previous.pt: the checkpoint before it, in case that one is
                     damaged; best.pt: where validation was best
@@ -95,6 +97,10 @@ class RunDirectory:
     @property
     def log(self) -> Path:
         return self.path / "log.txt"
+
+    @property
+    def evaluations(self) -> Path:
+        return self.path / "evaluations.jsonl"
 
     def checkpoint(self, which: str) -> Path:
         """`last` is `checkpoint.pt`, `previous` the one before, `best` is `best.pt`."""
@@ -262,7 +268,16 @@ class RunDirectory:
         )
 
     def _train_anew(self) -> str:
-        return shlex.join(["metablocks", "run", str(self.recipe)])
+        return command("run", self.recipe)
+
+
+def command(*words: object) -> str:
+    """A command line to try: `metablocks` as it was typed (`tools/metablocks` says how), and the words.
+
+    >>> command("run", "--resume", "runs/my run")
+    "metablocks run --resume 'runs/my run'"
+    """
+    return shlex.join([os.environ.get("METABLOCKS_COMMAND") or "metablocks", *map(str, words)])
 
 
 def create(out: Path, name: str) -> RunDirectory:

@@ -5,7 +5,6 @@ the recipe's packages.
 """
 
 import math
-import shlex
 from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from itertools import accumulate
@@ -16,7 +15,7 @@ from metablocks.errors import RecipeError
 from metablocks.recipe.layout import EvaluationSection, InnerSection, OuterSection
 from metablocks.recipe.load import read_text, shown
 from metablocks.recipe.parse import parse, plain
-from metablocks.runs.directory import RunDirectory
+from metablocks.runs.directory import RunDirectory, command
 from metablocks.runs.scores import Scores
 
 
@@ -87,8 +86,7 @@ def read_run(path: Path) -> FinishedRun:
     epochs = [row for row in metrics if "epoch" in row]
     if not directory.tested or not epochs:
         raise RecipeError(
-            f"{path}: this run is not finished; metablocks run --resume {shlex.quote(str(path))} goes "
-            "on with it"
+            f"{path}: this run is not finished; {command('run', '--resume', path)} goes on with it"
         )
     test, ensemble = tests[-1]["test"], tests[-1].get("ensemble")
     try:

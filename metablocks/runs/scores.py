@@ -8,6 +8,7 @@ transductive convention), unless it or a norm of the model says otherwise.
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import cache
 from typing import Any, Literal
 
 import torch
@@ -25,6 +26,8 @@ MEASURES: dict[Measure, tuple[str, str]] = {
     "bits": ("bits per byte", "lower is better"),
 }
 """The name of each measure, and which way is better."""
+MANY = 30
+"""From so many tasks on a mean is about normally distributed, and 1.96 standard errors are 95 %."""
 
 
 @dataclass(frozen=True)
@@ -35,8 +38,8 @@ class Scores:
     tasks' scores,
 
     - `mean` is the mean, and `interval` half the width of its 95 % confidence interval: 1.96
-      standard errors;
-    - `std` is the standard deviation (n − 1 in the denominator; 0 for one task);
+      standard errors, below 30 tasks Student's number of them (`half_width`);
+    - `std` is the standard deviation (n − 1 in the denominator);
     - `worst_decile` is the mean over the worst tenth, ⌈n / 10⌉ tasks, chosen anew at each step.
 
     `loss` is the mean query loss. For an ensemble, `members` are the epochs of its checkpoints, the
@@ -44,6 +47,8 @@ class Scores:
     over several seeds of training, `seed_std` is the standard deviation of their means. `by_task` are
     the scores themselves, `[tasks, steps + 1]`, float64, and `losses_by_task` the query losses, as
     long as they are at hand.
+
+    What one task alone does not have, its `interval` and `std`, is nan, and written "–".
     """
 
     split: Split
@@ -80,21 +85,28 @@ class Scores:
     def text(self, step: int) -> str:
         """The score after `step` inner steps, as people write it.
 
-        >>> values = torch.tensor([[0.2, 0.6], [0.2, 1.0]])
+        >>> values = torch.tensor([[0.2, 0.7], [0.2, 0.8], [0.2, 0.9]])
         >>> pool("test", "accuracy", values, values).text(1)
-        '80.00 ± 39.20 %'
+        '80.00 ± 24.84 %'
+        >>> pool("test", "accuracy", values[:1], values[:1]).text(1)
+        '70.00 % ± –'
         """
-        mean = score_text(self.mean[step], self.measure).removesuffix(" %")
-        return f"{mean} ± {score_text(self.interval[step], self.measure)}"
+        mean = score_text(self.mean[step], self.measure)
+        if self.tasks == 1:
+            return f"{mean} ± –"
+        return f"{mean.removesuffix(' %')} ± {score_text(self.interval[step], self.measure)}"
 
     def spread_text(self, step: int) -> tuple[str, str]:
         """Standard deviation and worst tenth after `step` inner steps, as people write them."""
-        std, worst = self.std[step], self.worst_decile[step]
-        return score_text(std, self.measure), score_text(worst, self.measure)
+        std = score_text(self.std[step], self.measure) if self.tasks > 1 else "–"
+        return std, score_text(self.worst_decile[step], self.measure)
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_dict(self, *, by_task: bool = False) -> dict[str, Any]:
         """Plain values, for JSON and checkpoints; what only some scores have, only of those."""
-        return plain(self)
+        values = plain(self)
+        if by_task and self.by_task is not None:
+            values["by_task"] = self.by_task.tolist()
+        return values
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "Scores":
@@ -107,7 +119,9 @@ class Scores:
             name: [math.nan if value is None else float(value) for value in values[name]]
             for name in names
         }
-        return cls(**{**values, **lists})
+        tasks = values.get("by_task")
+        table = None if tasks is None else torch.tensor(tasks, dtype=torch.float64)
+        return cls(**{**values, **lists, "by_task": table})
 
 
 def plain(record: Any) -> dict[str, Any]:
@@ -183,14 +197,14 @@ def pool(split: Split, measure: Measure, values: Tensor, losses: Tensor) -> Scor
     ([2.0], [4.0])
     """
     count = len(values)
-    spread = values.std(0) if count > 1 else torch.zeros_like(values[0])
+    spread = values.std(0) if count > 1 else torch.full_like(values[0], torch.nan)
     worst = values.topk(math.ceil(count / 10), dim=0, largest=measure != "accuracy").values
     return Scores(
         split=split,
         tasks=count,
         measure=measure,
         mean=values.mean(0).tolist(),
-        interval=(1.96 * spread / math.sqrt(count)).tolist(),
+        interval=half_width(spread, count).tolist(),
         std=spread.tolist(),
         worst_decile=worst.mean(0).tolist(),
         loss=losses.mean(0).tolist(),
@@ -204,15 +218,15 @@ def pool_seeds(scores: Sequence[Scores]) -> Scores:
 
     With n_s tasks, mean m_s and spread s_s for seed s, and m the mean over all N = Σ n_s tasks,
 
-        std² = Σ_s ((n_s − 1) s_s² + n_s (m_s − m)²) / (N − 1),    interval = 1.96 std / √N
+        std² = Σ_s ((n_s − 1) s_s² + n_s (m_s − m)²) / (N − 1),    interval = half_width(std, N)
 
     A worst decile and a loss are the means of the seeds' own. The interval is about tasks; how much
     the result depends on the seed of training is `seed_std`, the spread of the m_s; None with one.
 
-    >>> one, other = (Scores("test", 2, "mse", [m], [0.0], [0.0], [m], [1.0]) for m in (0.5, 0.7))
+    >>> one, other = (Scores("test", 50, "mse", [m], [0.0], [0.0], [m], [1.0]) for m in (0.5, 0.7))
     >>> pooled = pool_seeds([one, other])
     >>> pooled.tasks, pooled.text(0), f"{pooled.seed_std[0]:.4f}"
-    (4, '0.6000 ± 0.1132', '0.1414')
+    (100, '0.6000 ± 0.0197', '0.1414')
     """
     counts = torch.tensor([[s.tasks] for s in scores], dtype=torch.float64)
     total = int(counts.sum())
@@ -224,13 +238,14 @@ def pool_seeds(scores: Sequence[Scores]) -> Scores:
         return (counts * values).sum(0) / total
 
     means = column("mean")
-    squares = (counts - 1) * column("std") ** 2 + counts * (means - mean(means)) ** 2
-    std = (squares.sum(0) / max(total - 1, 1)).sqrt()
+    within = torch.where(counts > 1, (counts - 1) * column("std") ** 2, 0.0)
+    squares = within + counts * (means - mean(means)) ** 2
+    std = (squares.sum(0) / (total - 1)).sqrt() if total > 1 else column("std")[0]
     return replace(
         scores[0],
         tasks=total,
         mean=mean(means).tolist(),
-        interval=(1.96 * std / math.sqrt(total)).tolist(),
+        interval=half_width(std, total).tolist(),
         std=std.tolist(),
         worst_decile=mean(column("worst_decile")).tolist(),
         loss=mean(column("loss")).tolist(),
@@ -238,6 +253,65 @@ def pool_seeds(scores: Sequence[Scores]) -> Scores:
         by_task=None,
         losses_by_task=None,
     )
+
+
+def difference(one: Scores, other: Scores) -> Scores:
+    """The final score of `one` less that of `other`, task by task, on the same tasks.
+
+    Its interval is that of the mean difference: what makes tasks easier or harder for both is not in it.
+
+    >>> hard, noise = torch.tensor([[0.2], [0.5], [0.9]]), torch.tensor([[0.1], [0.11], [0.09]])
+    >>> one, other = (pool("test", "mse", v, v) for v in (hard + noise, hard))
+    >>> difference(one, other).text(0), one.text(0)
+    ('0.1000 ± 0.0248', '0.6333 ± 0.8585')
+
+    Raises `ValueError` for scores that are not of equally many tasks, each known.
+    """
+    if one.by_task is None or other.by_task is None or one.tasks != other.tasks:
+        raise ValueError("scores that are not known task by task, of equally many tasks")
+    values = one.by_task[:, -1:] - other.by_task[:, -1:]
+    return pool(one.split, one.measure, values, values)
+
+
+def half_width(std: Tensor, count: int) -> Tensor:
+    """Half the width of the 95 % confidence interval of a mean of `count` numbers; nan for one.
+
+    >>> half_width(torch.tensor(1.0), 100), half_width(torch.tensor(1.0), 4)
+    (tensor(0.1960), tensor(1.5912))
+    """
+    errors = 1.96 if count >= MANY else student(count - 1)
+    return errors * std / math.sqrt(count)
+
+
+@cache
+def student(freedom: int) -> float:
+    """Standard errors on each side that hold 95 % of Student's t with so many degrees of freedom.
+
+    By bisection of P(|t| ≤ √ν tan θ), which for a whole ν is a finite sum of powers of cos θ. nan for 0.
+
+    Source: Abramowitz, Stegun 1964, 26.7.3 and 26.7.4.
+
+    >>> [round(student(freedom), 3) for freedom in (1, 2, 9, 28)]
+    [12.706, 4.303, 2.262, 2.048]
+    """
+
+    def probability(angle: float) -> float:
+        odd, cosine = freedom % 2, math.cos(angle)
+        term = total = cosine if odd else 1.0
+        for index in range(2 + odd, freedom - 1, 2):
+            term *= cosine**2 * (index - 1) / index
+            total += term
+        if not odd:
+            return math.sin(angle) * total
+        return 2 / math.pi * (angle + (math.sin(angle) * total if freedom > 1 else 0.0))
+
+    if freedom < 1:
+        return math.nan
+    low, high = 0.0, math.pi / 2
+    while high - low > 1e-15:
+        middle = (low + high) / 2
+        low, high = (middle, high) if probability(middle) < 0.95 else (low, middle)
+    return math.sqrt(freedom) * math.tan((low + high) / 2)
 
 
 def score_text(value: float, measure: Measure) -> str:

@@ -1,7 +1,6 @@
 """Text that `run` and `eval` print: scores, the deployed model, commands to try next."""
 
 import math
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,7 +9,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from metablocks.models import PerStepBatchNorm
 from metablocks.recipe import Experiment
 from metablocks.runs.deployment import Deployment
-from metablocks.runs.directory import RunDirectory
+from metablocks.runs.directory import RunDirectory, command
 from metablocks.runs.scores import MEASURES, Scores
 from metablocks.runs.state import TrainingState
 
@@ -66,10 +65,10 @@ def deployment_text(found: Deployment, scores: Scores) -> str:
         unit, scale = (" points", 100) if percent else ("", 1)
         digits = 2 if percent else 4
         change = round(scale * first.change, digits) + 0.0  # no −0
+        half = f"{scale * first.interval:.{digits}f}" if first.scores.tasks > 1 else "–"
         lines.append(
             f"{before} {first.scores.text(-1)} in place of {scores.text(-1)}; task by task "
-            f"{change:+.{digits}f} ± {scale * first.interval:.{digits}f}{unit}, "
-            f"{first.verdict}"
+            f"{change:+.{digits}f} ± {half}{unit}, {first.verdict}"
         )
     reasons = {"difference": after, "reduced_first": before}
     lines += [f"{reasons[name]} left out: {why}" for name, why in found.left_out.items()]
@@ -97,21 +96,21 @@ def summary(
 ) -> str:
     """The end of a run: its `report`, its directory, and commands to try next."""
 
-    def command(what: str, *words: object) -> str:
+    def hint(what: str, *words: object) -> str:
         where = place_arguments(recipe.allow, data, device)
-        return f"  {shlex.join(['metablocks', *map(str, words), *where])}    {what}"
+        return f"  {command(*words, *where)}    {what}"
 
     recipe, path = experiment.recipe, directory.path
     if experiment.learner.max_steps is None:
         longer = 2 * experiment.evaluation.inner_steps
-        evaluate = command("more inner steps", "eval", path, "--steps", longer)
+        evaluate = hint("more inner steps", "eval", path, "--steps", longer)
     else:
-        evaluate = command("more tasks", "eval", path, "--tasks", 2000)
+        evaluate = hint("more tasks", "eval", path, "--tasks", 2000)
     first = recipe.at("inner.order.block") == "first_order"
     order = "second_order" if first else "first_order"
     words = ("run", directory.recipe, "--set", f"inner.order.block={order}")
     looks_through = recipe.at("outer.estimator.block") not in ("reptile", "implicit")
-    orders = [command(f"{order.replace('_', '-')} gradients", *words)]
+    orders = [hint(f"{order.replace('_', '-')} gradients", *words)]
     best = f"best of {state.epochs} epochs by validation: epoch {state.best_epoch}"
     if not math.isfinite(state.ranking[0][1]):
         best = f"no epoch of {state.epochs} has a finite score; tested is epoch {state.best_epoch}"
@@ -124,7 +123,7 @@ def summary(
             "to try next:",
             evaluate,
             *(orders if looks_through else []),
-            "  metablocks recipes    what else there is",
+            f"  {command('recipes')}    what else there is",
         ]
     )
 

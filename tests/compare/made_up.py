@@ -1,13 +1,16 @@
 """Rows and runs with made-up numbers."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from torch import Tensor
+
 from metablocks.compare.table import Row
 from metablocks.runs.finished import FinishedRun, Validation
-from metablocks.runs.scores import Scores
+from metablocks.runs.scores import Scores, pool, pool_seeds
 
 
 def score(mean: float, interval: float = 0.01, **more: Any) -> Scores:
@@ -16,6 +19,14 @@ def score(mean: float, interval: float = 0.01, **more: Any) -> Scores:
     if "seed_std" in more:
         numbers["seed_std"] = [more.pop("seed_std")]
     return Scores(**{"split": "test", "tasks": 600, "measure": "accuracy", **numbers, **more})
+
+
+def row_of(recipe: str, *by_seed: Tensor, measure: str = "accuracy", **more: Any) -> Row:
+    """A row whose scores are known task by task: `[tasks]` for each seed."""
+    each = tuple(pool("test", measure, values[:, None], values[:, None]) for values in by_seed)
+    pooled = pool_seeds(each)
+    made = row(recipe, pooled.final, measure=measure, **more)
+    return replace(made, score=pooled, by_seed=each, seeds=tuple(range(len(each))))
 
 
 def row(

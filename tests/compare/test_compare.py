@@ -25,9 +25,10 @@ TINY = [
 TASKS = ["--tasks", "4"]
 COLUMNS = (
     "recipe title seeds failed_runs measure inner_steps tasks mean interval_95 difference "
-    "std_over_tasks worst_decile std_over_seeds test_loss train_loss ensemble_mean "
-    "ensemble_interval_95 ensemble_members meta_steps tasks_per_step seconds_per_step "
-    "seconds_per_step_ratio seconds peak_memory_bytes peak_memory_ratio memory_beyond_start_bytes"
+    "difference_interval_95 difference_paired difference_std_over_seeds std_over_tasks "
+    "worst_decile std_over_seeds test_loss train_loss ensemble_mean ensemble_interval_95 "
+    "ensemble_members meta_steps tasks_per_step seconds_per_step seconds_per_step_ratio "
+    "seconds peak_memory_bytes peak_memory_ratio memory_beyond_start_bytes"
 )
 
 
@@ -137,7 +138,8 @@ def test_finished_runs_are_read_and_grouped_by_recipe(folder, runs, tmp_path):
     by_name = {row["recipe"]: row for row in after}
     for row in before:
         again = by_name[row["recipe"]]
-        same = set(COLUMNS.split()) - {"difference"} - {c for c in row if c.endswith("_ratio")}
+        to_the_first = {c for c in row if c.startswith("difference") or c.endswith("_ratio")}
+        same = set(COLUMNS.split()) - to_the_first
         assert {c: again[c] for c in same} == {c: row[c] for c in same}
     assert not (only(tmp_path) / "runs").exists()
     assert "recorded by the runs: " in printed

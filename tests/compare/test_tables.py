@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from made_up import finished_run, row, score
+from made_up import finished_run, row, row_of, score
 
 from metablocks.compare import table
 from metablocks.compare.jobs import cores
@@ -77,6 +77,23 @@ def test_errors_compare_by_their_ratio():
     header, first, second = table.cells(rows)
     assert header[1:3] == ["test MSE", "beside the first"]
     assert (first[2], second[1], second[2]) == ("–", "0.2500 ± 0.0100", "0.50×")
+
+
+def test_differences_are_paired_where_tasks_are_the_same():
+    hard = torch.arange(40, dtype=torch.float64) / 64
+    more = 1 / 64 + torch.tensor([1, -1]).double().repeat(20) / 128
+    for measure, cell in (("accuracy", "+1.56 ± 0.25 points"), ("mse", "0.0156 ± 0.0025 (1.05×)")):
+        rows = [row_of("a", hard, measure=measure), row_of("b", hard + more, measure=measure)]
+        header, _, second = table.cells(rows)
+        assert second[header.index("beside the first")] == cell
+        first, second = csv.DictReader(io.StringIO(table.as_csv(rows)))
+        assert (first["difference"], first["difference_paired"]) == ("0.0", "")
+        assert float(second["difference"]) == pytest.approx(1 / 64)
+        interval = 1.96 * float(more.std()) / 40**0.5
+        assert float(second["difference_interval_95"]) == pytest.approx(interval)
+        assert (second["difference_paired"], second["difference_std_over_seeds"]) == ("True", "")
+    legend = table.legend(rows)
+    assert legend.endswith("; beside the first: the difference, task by task")
 
 
 def test_ratios_are_to_the_first_row_that_has_numbers():

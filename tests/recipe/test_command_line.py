@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -49,6 +50,7 @@ COMMANDS = [
         (["check", "quickstart", "--set"], "argument --set: expected one argument"),
         (["eval", "x", "--tasks", "0"], "takes an integer of at least 1, given 0"),
         (["eval", "x", "--steps", "two"], "takes an integer of at least 0, given two"),
+        (["eval", "x", "--seed", "4294967296"], "and at most 4294967295, given 4294967296"),
         (["eval", "x", "--split", "tset"], 'did you mean "test"?'),
         (["eval", "x", "--checkpoint", "lats"], 'did you mean "last"?'),
         (["run", "quickstart", "--data", "nowhere"], "nowhere is not a folder"),
@@ -182,6 +184,7 @@ def test_eval_hands_over_its_arguments(monkeypatch, tmp_path):
                 "tasks": 7,
                 "steps": 0,
                 "split": "test",
+                "seed": None,
                 "data": None,
                 "device": None,
             },
@@ -220,6 +223,32 @@ def test_output_into_a_pipe_that_closes_early_is_no_error():
     err = process.stderr.read()
     process.stderr.close()
     assert (process.wait(), err) == (0, b"")
+
+
+@pytest.mark.parametrize(
+    ("redirection", "status", "says"),
+    [
+        (">&-", 0, ""),
+        (">&- 2>&-", 0, ""),
+        pytest.param(
+            ">/dev/full",
+            1,
+            "the output was not written: No space left on device\n",
+            marks=pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full"),
+        ),
+    ],
+)
+def test_output_that_is_closed_or_cannot_be_written_is_no_traceback(redirection, status, says):
+    root = Path(metablocks.__file__).parents[1]
+    done = subprocess.run(
+        f"{shlex.quote(sys.executable)} -m metablocks recipes {redirection}",
+        shell=True,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(root)},
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (status, says)
 
 
 def test_every_command_is_documented_and_implemented():

@@ -1,5 +1,6 @@
 """Files of somebody else's run no code: only `--allow` on the command line of a call allows it."""
 
+import hashlib
 import json
 import shutil
 import sys
@@ -96,6 +97,21 @@ def test_allowed_on_the_command_line_it_is(attack, capsys):
     assert main(["eval", str(run), "--allow", "attacking"]) == 1
     assert "was written with another recipe" in capsys.readouterr().err
     assert marker.exists()
+
+
+def test_a_run_records_the_file_and_the_hash_of_code_from_outside(finished, tmp_path, monkeypatch):
+    file = tmp_path / "recorded.py"
+    file.write_text(
+        "from metablocks import LearningRate\n\ndef rule():\n    return LearningRate(0.005)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    words = ["--set", "inner.rule=[{block: recorded:rule}]", "--allow", "recorded"]
+    assert main(["run", *TINY, *words, "--out", str(tmp_path / "out")]) == 0
+    record = json.loads((only_run(tmp_path / "out") / "run.json").read_text())
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    assert record["code"] == {"recorded": {"file": str(file.resolve()), "sha256": digest}}
+    assert json.loads((finished[0] / "run.json").read_text())["code"] == {}
+    sys.modules.pop("recorded")
 
 
 @pytest.mark.parametrize(

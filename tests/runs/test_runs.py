@@ -138,6 +138,39 @@ def test_the_best_checkpoint_is_what_is_tested_and_evaluated_later(undisturbed, 
     assert "train, 4 tasks" in capsys.readouterr().out
 
 
+def test_another_seed_takes_other_tasks_says_so_and_every_result_is_saved(undisturbed, capsys):
+    """Of the run's own seed they are its test tasks; the run's other files stay as they were."""
+    saved = undisturbed / "evaluations.jsonl"
+    saved.unlink(missing_ok=True)
+    before = {path: path.read_bytes() for path in undisturbed.iterdir() if path.is_file()}
+    for words in ([], ["--seed", "0"], ["--seed", "7"], ["--seed", "7", "--tasks", "3"]):
+        assert main(["eval", str(undisturbed), *words]) == 0
+        out = capsys.readouterr().out
+        assert f"saved in {saved}" in out
+        other = "the test tasks of seed 7; the run was trained and tested on those of seed 0"
+        assert (other in out) == ("7" in words)
+    test = json.loads((undisturbed / "metrics.jsonl").read_text().splitlines()[-1])["test"]
+    own, same, others, few = map(json.loads, saved.read_text().splitlines())
+    assert own == same == {"checkpoint": "best", "seed": 0, "scores": test}
+    assert (others["seed"], others["scores"]["tasks"]) == (7, test["tasks"])
+    assert others["scores"]["by_task"] != test["by_task"]
+    assert few["scores"]["by_task"] == others["scores"]["by_task"][:3]
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_a_folder_that_cannot_be_written_is_evaluated_all_the_same(
+    undisturbed, capsys, monkeypatch
+):
+    def refuse(directory, path, row):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("metablocks.runs.directory.RunDirectory.append", refuse)
+    assert main(["eval", str(undisturbed)]) == 0
+    out = capsys.readouterr().out
+    assert "mean ± 95 % confidence interval over tasks" in out
+    assert out.endswith("evaluations.jsonl: Permission denied\n")
+
+
 def test_a_killed_run_goes_on_bit_for_bit(undisturbed, tmp_path):
     """Half a line in the log, of a kill while it was written, is dropped."""
     process = start(tmp_path)

@@ -11,7 +11,7 @@ import torch
 from metablocks.memory import forget_peak, peak_memory
 from metablocks.recipe import build, load
 from metablocks.runs import Scores, accuracy, score
-from metablocks.runs.scores import pool
+from metablocks.runs.scores import difference, pool, pool_seeds
 from metablocks.runs.state import TrainingState
 from metablocks.runs.train import Meter, Stopped
 
@@ -23,8 +23,8 @@ def column(*values: float) -> torch.Tensor:
 @pytest.mark.parametrize(
     ("measure", "values", "mean", "std", "worst"),
     [
-        # one task: nothing to spread, and it is its own worst tenth
-        ("accuracy", [0.25], 0.25, 0.0, 0.25),
+        # one task is its own worst tenth
+        ("accuracy", [0.25], 0.25, None, 0.25),
         # (2² + 0 + 2²) / 2 = 4; the worst tenth of 3 tasks is one task
         ("mse", [1.0, 3.0, 5.0], 3.0, 2.0, 5.0),
         ("accuracy", [1.0, 3.0, 5.0], 3.0, 2.0, 1.0),
@@ -42,7 +42,57 @@ def test_spread_and_worst_decile_are_those_worked_out_by_hand(measure, values, m
     assert scores.worst_decile == pytest.approx([worst], abs=1e-12)
     if std is not None:
         assert scores.std == pytest.approx([std], abs=1e-12)
-        assert scores.interval == pytest.approx([1.96 * std / len(values) ** 0.5], abs=1e-12)
+        # tables of Student's t at 97.5 % with 2, 9 and 10 degrees of freedom
+        errors = {3: 4.302652729749, 10: 2.262157162798, 11: 2.228138851986}[len(values)]
+        assert scores.interval == pytest.approx([errors * std / len(values) ** 0.5], abs=1e-9)
+
+
+def test_from_thirty_tasks_on_an_interval_is_1_96_standard_errors():
+    values = torch.rand(30, 2, dtype=torch.float64)
+    expected = (1.96 * values.std(0) / 30**0.5).tolist()
+    assert pool("test", "mse", values, values).interval == pytest.approx(expected, abs=1e-12)
+    few = pool("test", "mse", values[:29], values[:29])
+    expected = (2.048407141795 * values[:29].std(0) / 29**0.5).tolist()
+    assert few.interval == pytest.approx(expected, abs=1e-9)
+
+
+def test_one_task_has_no_interval():
+    scores = pool("test", "accuracy", column(0.25), column(0.25))
+    assert (scores.text(0), *scores.spread_text(0)) == ("25.00 % ± –", "–", "25.00 %")
+    two = pool_seeds([scores, pool("test", "accuracy", column(0.75), column(0.75))])
+    assert two.mean == [0.5]
+    assert two.interval == pytest.approx([12.706204736175 * 0.125**0.5 / 2**0.5], abs=1e-9)
+    assert pool_seeds([scores]).text(0) == "25.00 % ± –"
+
+
+@pytest.mark.parametrize("count", [2, 3, 4, 10, 29])
+def test_small_samples_miss_their_mean_as_often_as_they_say(count):
+    """5 % of 20 000 samples of a normal variable, whose mean is known."""
+    draw = torch.Generator().manual_seed(count)
+    values = torch.randn(count, 20_000, generator=draw, dtype=torch.float64)
+    scores = pool("test", "mse", values, values)
+    missed = torch.tensor(scores.mean).abs() > torch.tensor(scores.interval)
+    assert 0.045 < float(missed.double().mean()) < 0.055
+
+
+def test_scores_by_task_come_back_from_a_log():
+    values = torch.rand(5, 3, dtype=torch.float64)
+    scores = pool("test", "mse", values, values)
+    again = Scores.from_dict(json.loads(json.dumps(scores.as_dict(by_task=True))))
+    assert again == scores
+    assert torch.equal(again.by_task, values)
+    assert Scores.from_dict(scores.as_dict()).by_task is None
+
+
+def test_a_difference_is_taken_task_by_task():
+    easy = torch.rand(50, 3, dtype=torch.float64)
+    one, other = (pool("test", "mse", v, v) for v in (easy + 0.01, easy[:, 1:]))
+    gap = difference(one, other)
+    assert gap.mean == pytest.approx([0.01], abs=1e-12)
+    assert gap.interval == pytest.approx([0.0], abs=1e-12)
+    for wrong in (Scores.from_dict(other.as_dict()), pool("test", "mse", easy[1:], easy[1:])):
+        with pytest.raises(ValueError, match="of equally many tasks"):
+            difference(one, wrong)
 
 
 def test_the_worst_tasks_are_chosen_anew_at_each_step():
