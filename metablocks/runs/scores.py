@@ -114,13 +114,14 @@ class Scores:
 
         Raises `KeyError`, `TypeError` or `ValueError` for values that are none.
         """
+
+        def floats(row: Any) -> list[float]:
+            return [math.nan if value is None else float(value) for value in row]
+
         names = ("mean", "interval", "std", "worst_decile", "loss")
-        lists = {
-            name: [math.nan if value is None else float(value) for value in values[name]]
-            for name in names
-        }
+        lists = {name: floats(values[name]) for name in names}
         tasks = values.get("by_task")
-        table = None if tasks is None else torch.tensor(tasks, dtype=torch.float64)
+        table = None if tasks is None else torch.tensor([*map(floats, tasks)], dtype=torch.float64)
         return cls(**{**values, **lists, "by_task": table})
 
 
