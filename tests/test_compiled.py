@@ -375,6 +375,21 @@ def test_other_estimators_are_one_piece_for_each_number_of_steps(estimator, exec
             torch.testing.assert_close(one, other, rtol=within(1e-10), atol=within(1e-12))
 
 
+def test_what_rounding_does_to_the_whole_is_measured_too(compilations, monkeypatch):
+    """Its check goes to double precision, the tasks with it."""
+    asked = []
+
+    def hold_nothing(got, expected, in_double):
+        asked.append(in_double())
+
+    monkeypatch.setattr("metablocks.executors.compiled.hold", hold_nothing)
+    ours = learner(mb.Vmap(compile=True), nn.Sequential(nn.Linear(1, 1)).float())
+    ours.meta_gradient(batch().to(torch.float32))
+    assert len(asked) == 4 + 1  # the pieces and the whole
+    floats = [t for answer in asked for t in answer if t.is_floating_point()]
+    assert {tensor.dtype for tensor in floats} == {torch.float64}
+
+
 def test_an_estimator_with_a_call_of_its_own_is_no_longer_cut_as_its_class(within):
     class Doubled(mb.Unrolled):
         def __call__(self, inner, meta, buffers, task):

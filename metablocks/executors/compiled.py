@@ -169,9 +169,8 @@ class Compiler:
         short: TaskWork = work if work.pieces.short is None else work.pieces.short()
         cut = short.pieces
         assert cut is not None
-        given = (cut.shared, buffers, task)
         with work.draws.put_back():
-            expected = _tensors(plain(short, *given))
+            expected = _tensors(plain(short, cut.shared, buffers, task))
         started = time.perf_counter()
         try:
             own = work.draws.kinds - {"torch"}
@@ -184,7 +183,13 @@ class Compiler:
             run = replace(run_of(short), plan=plan)
             with work.draws.put_back():
                 got = _tensors(cut.drive(run))
-            hold(got, expected, lambda: _tensors(plain(short, *map_tensors(double, given))))
+
+            def in_double() -> list[Tensor]:
+                support, query = map_tensors(double, (task.support, task.query))
+                shared, own = map_tensors(double, (cut.shared, buffers))
+                return _tensors(plain(short, shared, own, Task(support, query)))
+
+            hold(got, expected, in_double)
         except Unfit as error:
             plan.give_up(error)
         else:
