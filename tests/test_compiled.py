@@ -418,7 +418,8 @@ EXACT = {
     "rates of steps and parameters": {
         "rule": lambda: mb.LearningRate(0.1, granularity="parameter", per_step=True, learn=True)
     },
-    "norms of steps": {"model": per_step_norms},
+    # Few examples or a large rate, and a net with batch norm doubles every rounding many times.
+    "norms of steps": {"model": per_step_norms, "rule": lambda: mb.LearningRate(0.05)},
     "Adam": {"rule": lambda: mb.Chain(mb.Adam(), mb.LearningRate(0.01))},
     "Adamax": {"rule": lambda: mb.Chain(mb.Adamax(learn=True), mb.LearningRate(0.01))},
     "KFO": {"rule": lambda: mb.Chain(mb.KFO(), mb.LearningRate(0.05))},
@@ -439,7 +440,7 @@ def test_what_is_compiled_is_exact(case, estimator, executor):
     """No stand-in: PyTorch's compiler, 5 steps, 5 tasks, float64."""
     if case == "dropout" and isinstance(executor, mb.Vmap):
         executor = mb.Loop()  # whose draws are those of the plain loop
-    tasks = mb.tasks.Sinusoid(shots=3, queries=4).sample("train", range(5)).to(torch.float64)
+    tasks = mb.tasks.Sinusoid(shots=10, queries=10).sample("train", range(5)).to(torch.float64)
     grads = []
     for how in (dataclasses.replace(executor, compile=True), mb.Loop()):
         blocks = {"model": mlp, "rule": lambda: mb.LearningRate(0.1), **EXACT[case]}
