@@ -119,7 +119,7 @@ class QueryPass(NamedTuple):
 
 
 class Reached(NamedTuple):
-    """Where an inner loop stands, beside its fast weights."""
+    """The point that an inner loop has reached, beside its fast weights."""
 
     rule: Any
     """The rule's own state."""
@@ -135,7 +135,7 @@ class Trajectory(NamedTuple):
     losses: Tensor
     """The support losses `[K]` at θ_0 … θ_{K−1}: numbers to read, cut off from autograd."""
     state: Reached
-    """What `adapt` takes to go on from the last of `params`."""
+    """The state from which `adapt` goes on, at the last of `params`."""
 
 
 @checked()

@@ -85,7 +85,7 @@ _told = _Told()
 
 @contextmanager
 def told() -> Iterator[set[str]]:
-    """What this thread is told of the step while a trace is made: its "index", the number of "steps".
+    """Note what this thread is told of a step while a trace is made: its "index", the number of "steps".
 
     >>> with told() as what:
     ...     _ = Position(3, torch.tensor(3.0)).number()

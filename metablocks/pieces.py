@@ -17,7 +17,7 @@ from metablocks.types import Task, Tensors
 
 @dataclass(frozen=True)
 class At:
-    """What tells one call of a piece from another."""
+    """The place and the weights that tell one call of a piece from another."""
 
     index: int = -1
     """The inner step, or the carry of a query pass; −1 for what belongs to none."""

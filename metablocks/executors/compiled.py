@@ -213,7 +213,7 @@ class Compiler:
 
 
 class _Other:
-    """What stands in a tree and is no tensor, by type and value."""
+    """A leaf of a tree that is no tensor, by type and value."""
 
     def __init__(self, value: Any) -> None:
         self.value = value
@@ -268,7 +268,7 @@ class _Made(NamedTuple):
 
 @dataclass
 class _Plan:
-    """What was made for one kind of work."""
+    """The pieces that were made for one kind of work."""
 
     compiler: Compiler
     width: int | None
@@ -276,7 +276,7 @@ class _Plan:
     fit: bool = True
     made: dict[Hashable, _Made] = field(default_factory=dict)
     told: dict[Hashable, set[str]] = field(default_factory=dict)
-    """What a trace was told of its step, which ties it to that."""
+    """The numbers of its step that a trace was told, which tie it to them."""
     positions: dict[int, Tensor] = field(default_factory=dict)
 
     def find(self, key: tuple[Any, ...], numbers: dict[str, int]) -> _Made | None:

@@ -20,7 +20,7 @@ class Unfit(Exception):  # noqa: N818  (a reason, which becomes a warning)
 
 
 class Traced(NamedTuple):
-    """What a function of tensors came down to."""
+    """The operations that a function of tensors came down to."""
 
     graph: torch.fx.GraphModule
     constants: list[Tensor]
