@@ -71,6 +71,12 @@ class StepAware(nn.Module):
     def inner_step(self, index: int) -> None:
         self.__dict__["_step"] = index
 
+    @property
+    def _at(self) -> int | Tensor:
+        """The index for reckoning; a scalar of floats where a trace is made (as `StepInfo.at`)."""
+        step: int | Position = self.__dict__.get("_step", 0)
+        return step.tensor if isinstance(step, Position) else step
+
     def at_step(self, index: int) -> nn.Module | None:
         """The plain module that it is at inner step `index`; None to stay as it is."""
         return None

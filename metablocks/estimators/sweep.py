@@ -230,10 +230,7 @@ def _update(
 def _recorded_step(
     inner: InnerLoop, meta: Tensors, totals: Tensors, at: At, carry: Carry, batch: Batch
 ) -> tuple[Carry, Callable[[Any, Tensors], Any]]:
-    def after(fixed: Tensors, carry: Carry) -> Carry:
-        return inner.step(fixed, carry, batch, at.index)[0]
-
-    return _through(inner, meta, carry, after)
+    return _through(inner, meta, carry, _taking(inner, at, batch))
 
 
 def _step_back(
@@ -245,10 +242,7 @@ def _step_back(
     adjoint: Sequence[Tensor | None],
     batch: Batch,
 ) -> tuple[Any]:
-    def after(fixed: Tensors, carry: Carry) -> Carry:
-        return inner.step(fixed, carry, batch, at.index)[0]
-
-    _, back = _through(inner, meta, carry, after, len(adjoint))
+    _, back = _through(inner, meta, carry, _taking(inner, at, batch), len(adjoint))
     return (back(adjoint, totals),)
 
 
@@ -266,6 +260,11 @@ def _update_back(
 
     _, back = _through(inner, meta, carry, after, len(adjoint))
     return (back(adjoint, totals),)
+
+
+def _taking(inner: InnerLoop, at: At, batch: Batch) -> Callable[[Tensors, Carry], Carry]:
+    """The step as a function of the meta-parameters and the carry."""
+    return lambda fixed, carry: inner.step(fixed, carry, batch, at.index)[0]
 
 
 def _through(

@@ -25,6 +25,7 @@ from metablocks.errors import BlockError, caller_stacklevel
 from metablocks.executors.base import TaskWork
 from metablocks.executors.graphs import Graph, Unfit, compiled, compiled_apart, double, hold, trace
 from metablocks.generators import devices_of, kept_draws, set_states
+from metablocks.inner_loop import InnerLoop
 from metablocks.per_step import Position, told
 from metablocks.pieces import At, Piece, Pieces, Side
 from metablocks.types import Task, Tensors, map_tensors
@@ -95,37 +96,31 @@ class Compiler:
         cut = work.pieces
         assert cut is not None
         given = {"support": self.flatten(task.support), "query": self.flatten(task.query)}
-        begin = self.flatten(buffers)
-
-        def run_of(work: TaskWork, meta: Tensors) -> _Run:
-            assert work.pieces is not None
-            inner = work.pieces.inner
-            kept = (inner.constants, inner.model_buffers, inner.rule_buffers)
-            return _Run(inner, meta, begin, task, plan, self.flatten((meta, *kept)), given)
-
-        plan = _Plan(self, width, _autocast((cut.meta, task)))
-        run = run_of(work, cut.meta)
-        kind = (work.key, width, *plan.autocast, run.shared.form, begin.form)
-        kind = (*kind, *(leaves.form for leaves in given.values()))
+        begin, shared = self.flatten(buffers), self._shared(cut.inner, cut.meta)
+        autocast = _autocast((cut.meta, task))
+        parts = (shared, begin, *given.values())
+        kind = (work.key, width, *autocast, *(part.form for part in parts))
         try:
-            known = self._plans.get(kind)
+            plan = self._plans.get(kind)
         except TypeError as error:
             raise BlockError(
                 f"what is to be compiled cannot be told by its key: {error}"
             ) from error
-        if known is None:
+        if plan is None:
             with self.lock:  # the threads that come meanwhile wait, and find it made
-                known = self._plans.get(kind)
-                if known is None:
-                    self._prepare(plan, plain, work, buffers, task, run_of)
+                plan = self._plans.get(kind)
+                if plan is None:
+                    plan = _Plan(self, width, autocast)
+                    run = _Run(cut.inner, cut.meta, begin, task, plan, shared, given)
+                    self._prepare(run, plain, work, buffers)
                     if len(self._plans) >= _MOST:
                         del self._plans[next(iter(self._plans))]
-                    known = self._plans[kind] = plan
-        plan = known
+                    self._plans[kind] = plan
         if plan.fit:
             states = work.draws.states() if work.draws.kinds else []
+            run = _Run(cut.inner, cut.meta, begin, task, plan, shared, given)
             try:
-                return cut.drive(replace(run, plan=plan)), True
+                return cut.drive(run), True
             except Unfit as error:
                 set_states(states)
                 plan.give_up(error)
@@ -136,6 +131,10 @@ class Compiler:
 
     def __reduce__(self) -> Any:
         return Compiler, (self.setting,)
+
+    def _shared(self, inner: InnerLoop, meta: Tensors) -> "_Leaves":
+        """The tensors that all tasks and all pieces read."""
+        return self.flatten((meta, inner.constants, inner.model_buffers, inner.rule_buffers))
 
     def flatten(self, tree: Any) -> "_Leaves":
         """A tree as its tensors and their form, one object for all that are alike."""
@@ -159,17 +158,15 @@ class Compiler:
 
     def _prepare(
         self,
-        plan: "_Plan",
+        run: "_Run",
         plain: Callable[[TaskWork, Any, Tensors, Task], tuple[Any, Any]],
         work: TaskWork,
         buffers: Tensors,
-        task: Task,
-        run_of: Callable[[TaskWork, Tensors], "_Run"],
     ) -> None:
         """Make what the work needs at two inner steps, and hold the whole of it to the work as it is."""
         assert work.pieces is not None
         short: TaskWork = work if work.pieces.short is None else work.pieces.short()
-        cut = short.pieces
+        cut, task = short.pieces, run.task
         assert cut is not None
         with work.draws.put_back():
             expected = _tensors(plain(short, cut.shared, buffers, task))
@@ -190,9 +187,10 @@ class Compiler:
                 if seed:
                     with work.draws.put_back():
                         expected = _tensors(plain(short, *given, task))
-                run = replace(run_of(short, meta), plan=plan)
+                shared = self._shared(cut.inner, meta)
+                own = replace(run, inner=cut.inner, meta=meta, shared=shared)
                 with work.draws.put_back():
-                    got = _tensors(cut.drive(run))
+                    got = _tensors(cut.drive(own))
 
                 def in_double() -> list[Tensor]:
                     support, query = map_tensors(double, (task.support, task.query))
@@ -203,7 +201,7 @@ class Compiler:
 
             _once(compare)
         except Unfit as error:
-            plan.give_up(error)
+            run.plan.give_up(error)
         else:
             log.info(
                 "%s in %.0f s",

@@ -19,7 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from metablocks.checks import Count, checked
 from metablocks.errors import BlockError
-from metablocks.per_step import Beyond, Position, StepAware, limit, put_row, row, take_row
+from metablocks.per_step import Beyond, StepAware, limit, put_row, row, take_row
 
 Statistics: TypeAlias = Literal["batch", "running"]
 Affine: TypeAlias = Literal["per_step", "shared"]
@@ -135,8 +135,7 @@ class PerStepBatchNorm(StepAware):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The norm at its inner step: of inputs `[batch, channels, …]`, or what its class takes."""
-        step, (norm,) = self.__dict__.get("_step", 0), self._norm
-        index = self._row(step.tensor if isinstance(step, Position) else step)
+        index, (norm,) = self._row(self._at), self._norm
         if type(norm) in _DIMENSIONS and not (norm._forward_hooks or norm._forward_pre_hooks):
             return self._normalise(index, *args, **kwargs)
         reads = self.training or self.keeps_statistics
