@@ -112,8 +112,44 @@ class Moments(NamedTuple):
     second: Tensors
 
 
+class _OfMoments(UpdateRule):
+    """A rule by two running figures of a task's gradients, with decays that may be learned."""
+
+    negates = False
+
+    def __init__(
+        self,
+        *,
+        beta1: Decay = 0.9,
+        beta2: Decay = 0.999,
+        eps: Eps = 1e-8,
+        learn: bool = False,
+    ) -> None:
+        super().__init__()
+        self.beta1: Number = beta1
+        self.beta2: Number = beta2
+        self.eps = eps
+        self.learn = learn
+        if learn:
+            check_learnable(type(self).__name__, beta1=beta1, beta2=beta2)
+
+    def extra_repr(self) -> str:
+        learn = ", learn=True" if self.learn else ""
+        return f"beta1={text(self.beta1)}, beta2={text(self.beta2)}, eps={self.eps}{learn}"
+
+    def setup(self, params: Tensors, steps: int) -> Self:
+        """Begin to learn β₁ and β₂, if they are to be learned."""
+        if self.learn:
+            begin_learning(self, ["beta1", "beta2"], params, logit)
+        return self
+
+    def init(self, params: Tensors) -> Moments:
+        """The moments of a new task: zeros."""
+        return Moments(_zeros(_parts(params)), _zeros(_parts(params)))
+
+
 @checked(RuleError)
-class Adam(UpdateRule):
+class Adam(_OfMoments):
     """Adam's direction, with its bias corrected: m̂ / √(v̂ + eps²).
 
         m ← β₁ m + (1 − β₁) g,    v ← β₂ v + (1 − β₂) g²
@@ -145,37 +181,6 @@ class Adam(UpdateRule):
     below 1e-12, whose square and slopes float32 cannot hold.
     """
 
-    negates = False
-
-    def __init__(
-        self,
-        *,
-        beta1: Decay = 0.9,
-        beta2: Decay = 0.999,
-        eps: Eps = 1e-8,
-        learn: bool = False,
-    ) -> None:
-        super().__init__()
-        self.beta1: Number = beta1
-        self.beta2: Number = beta2
-        self.eps = eps
-        self.learn = learn
-        if learn:
-            check_learnable("Adam", beta1=beta1, beta2=beta2)
-
-    def extra_repr(self) -> str:
-        return _betas_text(self)
-
-    def setup(self, params: Tensors, steps: int) -> Self:
-        """Begin to learn β₁ and β₂, if they are to be learned."""
-        if self.learn:
-            begin_learning(self, ["beta1", "beta2"], params, logit)
-        return self
-
-    def init(self, params: Tensors) -> Moments:
-        """The moments of a new task: zeros."""
-        return Moments(_zeros(_parts(params)), _zeros(_parts(params)))
-
     def forward(self, updates: Tensors, state: Moments, step: StepInfo) -> tuple[Tensors, Moments]:
         count, parts = step.at + 1, _parts(updates)
         beta1, beta2 = share(self.beta1), share(self.beta2)
@@ -192,7 +197,7 @@ class Adam(UpdateRule):
 
 
 @checked(RuleError)
-class Adamax(UpdateRule):
+class Adamax(_OfMoments):
     """Adam by the largest of the past gradients in place of their mean square: m̂ / u.
 
         m ← β₁ m + (1 − β₁) g,    u ← max(β₂ u, |g| + eps),    m̂ = m / (1 − β₁ᵗ)
@@ -215,37 +220,6 @@ class Adamax(UpdateRule):
 
     Raises `RuleError` as `Adam` does.
     """
-
-    negates = False
-
-    def __init__(
-        self,
-        *,
-        beta1: Decay = 0.9,
-        beta2: Decay = 0.999,
-        eps: Eps = 1e-8,
-        learn: bool = False,
-    ) -> None:
-        super().__init__()
-        self.beta1: Number = beta1
-        self.beta2: Number = beta2
-        self.eps = eps
-        self.learn = learn
-        if learn:
-            check_learnable("Adamax", beta1=beta1, beta2=beta2)
-
-    def extra_repr(self) -> str:
-        return _betas_text(self)
-
-    def setup(self, params: Tensors, steps: int) -> Self:
-        """Begin to learn β₁ and β₂, if they are to be learned."""
-        if self.learn:
-            begin_learning(self, ["beta1", "beta2"], params, logit)
-        return self
-
-    def init(self, params: Tensors) -> Moments:
-        """The moments of a new task: zeros."""
-        return Moments(_zeros(_parts(params)), _zeros(_parts(params)))
 
     def forward(self, updates: Tensors, state: Moments, step: StepInfo) -> tuple[Tensors, Moments]:
         parts, beta1, beta2 = _parts(updates), share(self.beta1), share(self.beta2)
@@ -387,8 +361,3 @@ def _joined(parts: Tensors, updates: Tensors) -> Tensors:
 
 def _zeros(params: Tensors) -> Tensors:
     return {name: torch.zeros_like(parameter) for name, parameter in params.items()}
-
-
-def _betas_text(rule: Adam | Adamax) -> str:
-    learn = ", learn=True" if rule.learn else ""
-    return f"beta1={text(rule.beta1)}, beta2={text(rule.beta2)}, eps={rule.eps}{learn}"
