@@ -392,7 +392,7 @@ class MetaLearner(nn.Module):
 
         def drive(run: Pieces) -> tuple[Any, Any]:
             passes: list[QueryPass] = []
-            (carry,) = run(("start",), start, (run.buffers,), fuse=False)
+            (carry,) = run(("start",), start, (run.buffers,))
             if inner.predicting is not None:  # before the first step, by the support set, too
                 (carry,) = run(("statistics",), statistics, (carry,), data=("support",))
             for index in range(inner.steps + 1):

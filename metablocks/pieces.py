@@ -53,12 +53,10 @@ class Pieces:
         at: At | None = None,
         data: Sequence[Side] = (),
         totals: Tensors | None = None,
-        fuse: bool = True,
     ) -> tuple[Any, ...]:
         """The parts that `piece` returns.
 
-        Calls of one `name` differ in `at` and in numbers alone. `fuse` is False for what is too small to
-        be worth compiling.
+        Calls of one `name` differ in `at` and in numbers alone.
         """
         batches = [getattr(self.task, side) for side in data]
         totals = {} if totals is None else totals

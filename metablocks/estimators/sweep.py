@@ -61,7 +61,7 @@ class Sweep:
         first = 0 if self.graphs is None else max(0, self.last - self.graphs)
         begin = self.draws()
         draws: list[States] = []  # before each step
-        (carry,) = run(("start",), start, (run.buffers,), fuse=False)
+        (carry,) = run(("start",), start, (run.buffers,))
         for index in range(self.last + 1):
             if index in inner.weights:
                 at = At(index, {index: inner.weights[index]})
@@ -99,7 +99,7 @@ class Sweep:
             if index in slopes:
                 adjoint = run.add(adjoint, slopes.pop(index)())
         self.redraw(begin)
-        run(("start back",), _start_back, (run.buffers, adjoint), totals=grads, fuse=False)
+        run(("start back",), _start_back, (run.buffers, adjoint), totals=grads)
         self.redraw(end)
         loss, losses, scores = weigh(inner, queries)
         grads = {name: grads[name] for name in run.meta if name in grads}

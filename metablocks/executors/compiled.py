@@ -325,9 +325,8 @@ class _Run(Pieces):
         at: At | None = None,
         data: Sequence[Side] = (),
         totals: Tensors | None = None,
-        fuse: bool = True,
     ) -> tuple[_Leaves, ...]:
-        made, arguments = self._ready(name, piece, state, at, data, fuse=fuse)
+        made, arguments = self._ready(name, piece, state, at, data)
         return self._parts(made, self._call(made.run, arguments), totals)
 
     def recorded(
@@ -390,7 +389,6 @@ class _Run(Pieces):
         at: At | None,
         data: Sequence[Side],
         *,
-        fuse: bool = True,
         cotangent: Callable[[Any], list[Tensor]] | None = None,
     ) -> tuple[_Made, list[Tensor]]:
         """The piece as it was made, now or before, and the arguments of this call."""
@@ -409,7 +407,7 @@ class _Run(Pieces):
                 made = self.plan.find(key, numbers)
                 if made is None:
                     flat = _Flat(self, piece, own, at, len(beside))
-                    made = self._make(flat, arguments, fuse, cotangent)
+                    made = self._make(flat, arguments, cotangent)
                     self.plan.told[key] = flat.told | self.plan.told.get(key, set())
                     self.plan.made[self.plan.full(key, numbers)] = made
         return made, arguments
@@ -418,12 +416,11 @@ class _Run(Pieces):
         self,
         flat: "_Flat",
         arguments: list[Tensor],
-        fuse: bool,
         cotangent: Callable[[Any], list[Tensor]] | None,
     ) -> _Made:
         """Trace and compile a piece, and hold it to itself at numbers as they never come."""
         compiler = self.plan.compiler
-        fuse = fuse and compiler.setting is True
+        fuse = compiler.setting is True
         if cotangent is not None:
             flat.cotangents = cotangent(self.open(flat.own[0]))
         leaves = flat.generic(arguments, 0)

@@ -1,6 +1,5 @@
 """Functions of tensors as flat graphs of operations, run as they are or compiled."""
 
-import logging
 import math
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -25,8 +24,6 @@ class Traced(NamedTuple):
     graph: torch.fx.GraphModule
     constants: list[Tensor]
     """Tensors that it takes first, made or met on the way."""
-    draws: bool
-    """True if it draws random numbers."""
 
 
 def trace(function: Callable[..., list[Tensor]], leaves: Sequence[Tensor]) -> Traced:
@@ -43,9 +40,9 @@ def trace(function: Callable[..., list[Tensor]], leaves: Sequence[Tensor]) -> Tr
     ):
         pure = torch.func.functionalize(graph, remove="mutations")
         graph = make_fx(pure)(*map(_apart, leaves))
-    drawing = [node for node in graph.graph.nodes if is_random(node.target, node.args, node.kwargs)]
-    for node in drawing:
-        if node.kwargs.get("generator") is not None:
+    for node in graph.graph.nodes:
+        drawn = is_random(node.target, node.args, node.kwargs)
+        if drawn and node.kwargs.get("generator") is not None:
             raise Unfit(f"it draws random numbers from a generator of its own ({node.target})")
     sized = {str(node.target) for node in graph.graph.nodes if _has_size_of_data(node)}
     if sized:
@@ -56,7 +53,7 @@ def trace(function: Callable[..., list[Tensor]], leaves: Sequence[Tensor]) -> Tr
     constants = _lift_constants(graph)
     graph.graph.eliminate_dead_code()
     graph.recompile()
-    return Traced(graph, constants, bool(drawing))
+    return Traced(graph, constants)
 
 
 def _lift_constants(graph: torch.fx.GraphModule) -> list[Tensor]:
@@ -92,7 +89,7 @@ def _has_size_of_data(node: Any) -> bool:
 
 def compiled(traced: Traced, leaves: Sequence[Tensor], *, fuse: bool) -> Graph:
     """The graph as a function of a list of tensors, fused by PyTorch's compiler or as it is."""
-    run = _compiled(traced.graph, [*traced.constants, *leaves], fuse, traced.draws)
+    run = _compiled(traced.graph, [*traced.constants, *leaves], fuse)
     return _after(traced.constants, run)
 
 
@@ -114,52 +111,67 @@ def compiled_apart(
         node.name = node.target = f"{kind}_{number + 1}"
     graph.graph = fx_graph_cse(graph.graph)
     forward, backward = min_cut_rematerialization_partition(graph, given, num_fwd_outputs=outputs)
-    run = _compiled(forward, given[:inputs], fuse, traced.draws)
     left = [node.name for node in next(iter(reversed(forward.graph.nodes))).args[0][outputs:]]
     left += [node.name for node in places[inputs:]]
     taken = [left.index(n.name) for n in backward.graph.nodes if n.op == "placeholder"]
+    run = _compiled(forward, given[:inputs], fuse)
     saved = [*run(given[:inputs])[outputs:], *given[inputs:]]
-    back = _compiled(backward, [saved[index] for index in taken], fuse, traced.draws)
+    back = _compiled(backward, [saved[index] for index in taken], fuse)
     whole = _after(traced.constants, run)
     if taken == [*range(len(saved))]:
         return whole, back
     return whole, lambda leaves: back([leaves[index] for index in taken])
 
 
-def _compiled(
-    graph: torch.fx.GraphModule, leaves: Sequence[Tensor], fuse: bool, draws: bool
-) -> Graph:
+def _compiled(graph: torch.fx.GraphModule, leaves: Sequence[Tensor], fuse: bool) -> Graph:
     places = [node for node in graph.graph.nodes if node.op == "placeholder"]
     used = [index for index, node in enumerate(places) if node.users]
     for node in places:
         if not node.users:
             graph.graph.erase_node(node)
     graph.recompile()
-    run = fused(graph, [leaves[index] for index in used], draws) if fuse else graph
-    return lambda leaves: run(*[leaves[index] for index in used])
+    if not fuse:
+        return lambda leaves: graph(*[leaves[index] for index in used])
+    run = fused(graph, [leaves[index] for index in used])
+    return lambda leaves: run([leaves[index] for index in used])
 
 
-def fused(
-    graph: torch.fx.GraphModule, leaves: list[Tensor], draws: bool
-) -> Callable[..., Sequence[Tensor]]:
-    """The graph compiled; its random numbers are those of PyTorch's own operations."""
-    from torch._inductor import standalone_compile  # slow to import, and rarely needed
+def fused(graph: torch.fx.GraphModule, leaves: list[Tensor]) -> Graph:
+    """The graph compiled, without the layers around it that serve autograd and changed inputs.
 
-    # As many threads as there are when it runs, which are fewer within a loop's workers.
-    patches = {"cpp.dynamic_threads": True, "fallback_random": draws}
-    # It warns where a graph cannot be saved to a file, which is not asked for.
-    logger = logging.getLogger("torch._inductor.standalone_compile")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        made: Any = standalone_compile(
-            graph,
-            [*leaves],
-            dynamic_shapes="from_example_inputs",
-            options={"config_patches": patches},
-        )
-    finally:
-        logger.setLevel(level)
+    What it returns takes a list of its own, and empties it.
+    """
+    from torch._guards import TracingContext, tracing  # slow to import, and rarely needed
+    from torch._inductor import config
+    from torch._inductor.compile_fx import compile_fx_inner
+    from torch._inductor.decomposition import decompositions
+    from torch._inductor.exc import CppCompileError
+    from torch._inductor.fx_passes.joint_graph import joint_graph_passes
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    mode = FakeTensorMode()
+    fakes = [mode.from_tensor(leaf) for leaf in leaves]
+    settings = {
+        "cpp.dynamic_threads": True,  # fewer within a loop's workers than when it is made
+        "fallback_random": True,  # the random numbers are those of PyTorch's own operations
+        "size_asserts": False,  # of arguments of other sizes there is another graph
+    }
+    # To try which instructions the C++ compiler knows takes longer than to compile a small net. So
+    # they are tried only where it does not know those of the processor.
+    for known in (True, None):
+        with mode:
+            lowered = make_fx(graph, decomposition_table=decompositions)(*fakes)
+        lowered.graph.eliminate_dead_code()
+        output = next(iter(reversed(lowered.graph.nodes)))
+        output.meta["user_visible_output_idxs"] = [*range(len(output.args[0]))]
+        with config.patch(settings | {"cpp.vec_isa_ok": known}), tracing(TracingContext(mode)):
+            try:
+                made: Any = compile_fx_inner(joint_graph_passes(lowered), fakes, is_inference=True)
+                break
+            except CppCompileError:
+                if known is None:
+                    raise
     return made  # type: ignore[no-any-return]
 
 
