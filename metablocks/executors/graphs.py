@@ -150,7 +150,7 @@ def fused(graph: torch.fx.GraphModule, leaves: list[Tensor]) -> Graph:
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.fx.experimental.proxy_tensor import make_fx
 
-    mode = FakeTensorMode()
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
     fakes = [mode.from_tensor(leaf) for leaf in leaves]
     settings = {
         "cpp.dynamic_threads": True,  # fewer within a loop's workers than when it is made
