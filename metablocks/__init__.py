@@ -1,6 +1,7 @@
 """metablocks: small interchangeable blocks for gradient-based meta-learning in PyTorch."""
 
 from metablocks import laws, rules, tasks
+from metablocks.batches import Batches, FullBatch, Minibatches, Stream
 from metablocks.errors import MetablocksError
 from metablocks.estimators import Adjoint, Estimator, Implicit, Reptile, TaskGradient, Unrolled
 from metablocks.executors import CompileWarning, Executor, Loop, RandomDrawsWarning, Vmap
@@ -35,6 +36,7 @@ __all__ = [
     "AnnealedOrder",
     "AnnealedStepLoss",
     "Batch",
+    "Batches",
     "Carry",
     "CompileWarning",
     "Estimator",
@@ -42,6 +44,7 @@ __all__ = [
     "Executor",
     "FinalStepLoss",
     "FirstOrder",
+    "FullBatch",
     "FunctionalModule",
     "Implicit",
     "InnerLoop",
@@ -49,6 +52,7 @@ __all__ = [
     "MetaGradient",
     "MetaLearner",
     "MetablocksError",
+    "Minibatches",
     "ModuleState",
     "Order",
     "PerStepBatchNorm",
@@ -58,6 +62,7 @@ __all__ = [
     "SecondOrder",
     "StepAware",
     "StepLoss",
+    "Stream",
     "Task",
     "TaskBatch",
     "TaskGradient",

@@ -16,15 +16,16 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
+from metablocks.batches import Batches, FullBatch
 from metablocks.checks import CountFrom0, checked, name_of, shown
 from metablocks.derivatives import detach_tree, gradient, nodes_of
-from metablocks.errors import BlockError, GradientError, RuleError
+from metablocks.errors import BlockError, GradientError, RuleError, TaskError
 from metablocks.functional import ModuleState, ModuleView, detach, trainable
 from metablocks.generators import Draws, Watch, Written, storage
 from metablocks.order import Order, SecondOrder, steps_through
 from metablocks.per_step import Position
 from metablocks.rules.base import StepInfo, TracedStep, UpdateRule, answer_of, check_updates
-from metablocks.types import Batch, Progress, Tensors
+from metablocks.types import Batch, Progress, Task, Tensors
 
 StatefulLoss: TypeAlias = Callable[[Tensors, Tensors], tuple[Tensor, Tensors]]
 """`(params, buffers) -> (scalar loss, new buffers)`, the data being bound already."""
@@ -236,6 +237,8 @@ class InnerLoop:
     """`(prediction, target) -> score`, of every query pass."""
     predicting: ModuleView | None = None
     """The model in query passes, if another view of it than in support passes."""
+    batches: Batches = FullBatch()  # noqa: RUF009  (which is frozen)
+    """The examples that each step sees."""
     position: Position | None = None
     """The step, while a trace is made that is to serve all steps."""
 
@@ -251,6 +254,26 @@ class InnerLoop:
             k: torch.tensor(0.5 + k, dtype=torch.float64, device="cpu") for k in range(steps + 1)
         }
         return replace(self, steps=steps, through=through, weights=weights)
+
+    def support_of(self, task: Task, index: int) -> Batch:
+        """The batch of inner step `index` of a task; −1 for the whole support set."""
+        if index < 0 or not self.batches.selects("support"):
+            return task.support
+        if task.drawn is None and self.training is None and self.batches.draws:
+            raise TaskError(
+                f"a task has come without the state that {self.batches!r} drew for it; an executor hands "
+                "over the tasks that it is given, or makes others by dataclasses.replace(task, ...)",
+                block="MetaLearner",
+                field="executor",
+            )
+        state = None if task.drawn is None else task.drawn.state
+        return self.batches.select(task.support, state, index)
+
+    def query_of(self, task: Task, index: int) -> Batch:
+        """The batch that judges carry `index` of a task; −1 for the whole query set."""
+        if index < 0 or not self.batches.selects("query"):
+            return task.query
+        return self.batches.query(task.query, index)
 
     def start(self, meta: Tensors, buffers: Tensors) -> Carry:
         """Carry 0 of a task: θ_0 and a fresh rule state."""

@@ -10,19 +10,22 @@ finite differences are its gradient, to any order.
 """
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch.func import functional_call
 
+from metablocks.batches import drawn_for
 from metablocks.functional import detach, module_arguments, step_aware_modules, tracking_norms
 from metablocks.generators import (
+    Draws,
     States,
     devices_of,
+    drawn_seed,
     generators_of,
     get_states,
     kept_draws,
@@ -31,7 +34,9 @@ from metablocks.generators import (
 from metablocks.kernels import twice_differentiable
 from metablocks.learner import MetaLearner
 from metablocks.rules import Chain, MTMask, StepInfo, UpdateRule
-from metablocks.types import Batch, Progress, Task, TaskBatch, Tensors
+from metablocks.types import Batch, Progress, Task, TaskBatch, Tasks, Tensors
+
+_Result = TypeVar("_Result")
 
 SEED = 0
 """Of the draws of every evaluation: dropout, masks, batches."""
@@ -83,6 +88,26 @@ class PlainLoop:
             torch.manual_seed(SEED)
             yield
 
+    def each(
+        self, one: Callable[[int, Task], _Result], tasks: Tasks | None = None
+    ) -> list[_Result]:
+        """`one(number, task)` of every task, with the draws that `Loop` makes from `SEED` on."""
+        learner, generators = self.learner, generators_of(self.parameters)
+        with self.seeded():
+            batches = learner.batches if learner.batches.draws else None
+            tasks = drawn_for(tasks or self.tasks, batches, learner.steps, drawn_seed())
+            results = []
+            for index in range(len(tasks)):
+                task = tasks[index]
+                with Draws(generators).seeded(task.seed):
+                    results.append(one(index, task))
+            return results
+
+    def support_of(self, task: Task, index: int) -> Batch:
+        """The batch of inner step `index`."""
+        state = None if task.drawn is None else task.drawn.state
+        return self.learner.batches.select(task.support, state, index)
+
     def order(self, progress: Progress) -> tuple[bool, ...]:
         """For each step, whether the learner's order differentiates through it."""
         learner = self.learner
@@ -98,11 +123,8 @@ class PlainLoop:
     ) -> Tensor:
         """L. Steps not differentiated through take what `tape` holds of them, and add it if new."""
         weights = self.learner.step_loss(self.learner.steps, progress)
-        losses = []
-        with self.seeded(), torch.set_grad_enabled(graph):
-            for index in range(len(self.tasks)):
-                loss = self._task(index, self.tasks[index], through, weights, tape, graph)
-                losses.append(loss)
+        with torch.set_grad_enabled(graph):
+            losses = self.each(lambda i, task: self._task(i, task, through, weights, tape, graph))
         return torch.stack(losses).mean()
 
     def gradient(self, through: Sequence[bool], progress: Progress) -> Tensors:
@@ -127,7 +149,8 @@ class PlainLoop:
         last = max(k for k in range(steps + 1) if weights[k] > 0)
         for k in range(last + 1):
             if weights[k] > 0:
-                value, _ = self.forward(fast, buffers, task.query, max(k - 1, 0))
+                query = self.learner.batches.query(task.query, k)
+                value, _ = self.forward(fast, buffers, query, max(k - 1, 0))
                 total.append(weights[k].to(value) * value)
             if k < last:
                 held = tape if not through[k] else None
@@ -135,9 +158,8 @@ class PlainLoop:
                     gradients, buffers = held.passes[number, k]
                     set_states(held.draws[number, k])
                 else:
-                    gradients, buffers = self.support(
-                        fast, buffers, task.support, k, through[k] and graph
-                    )
+                    batch = self.support_of(task, k)
+                    gradients, buffers = self.support(fast, buffers, batch, k, through[k] and graph)
                 if held is not None:
                     held.passes[number, k] = gradients, buffers
                     held.draws[number, k] = get_states(generators)
