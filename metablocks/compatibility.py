@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvTransposeNd
 
+from metablocks.batches import Batches, Stream
 from metablocks.errors import BlockError
 from metablocks.estimators import Estimator, Implicit, Reptile
 from metablocks.functional import step_aware_modules
@@ -30,6 +31,7 @@ class Assembly:
     model: nn.Module
     loss: Callable[[Any, Any], Tensor]
     steps: int
+    batches: Batches
     rule: UpdateRule
     order: Order
     step_loss: StepLoss
@@ -146,6 +148,16 @@ def _end_alone(assembly: Assembly) -> None:
         )
 
 
+def _stream(assembly: Assembly) -> None:
+    if isinstance(assembly.batches, Stream) and isinstance(assembly.estimator, Reptile | Implicit):
+        block = type(assembly.estimator).__name__
+        raise _refusal(
+            f"{block} has one support set for all inner steps, and {assembly.batches} another for each; "
+            "use FullBatch() or Minibatches(size), or the estimator Unrolled() or Adjoint()",
+            field="batches",
+        )
+
+
 def _reptile(assembly: Assembly) -> None:
     if not isinstance(assembly.estimator, Reptile):
         return
@@ -231,6 +243,7 @@ REFUSALS: tuple[Callable[[Assembly], None], ...] = (
     _mask,
     _adapted_transform,
     _end_alone,
+    _stream,
     _reptile,
     _implicit,
     _ascent,

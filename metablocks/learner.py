@@ -561,6 +561,7 @@ class MetaLearner(nn.Module):
             model=self.model,
             loss=self.loss,
             steps=self.steps,
+            batches=self.batches,
             rule=self.rule,
             order=self.order,
             step_loss=self.step_loss,
