@@ -23,6 +23,7 @@ from metablocks.models import (
 from metablocks.order import AnnealedOrder, FirstOrder, Order, SecondOrder, TruncatedOrder
 from metablocks.per_step import StepAware
 from metablocks.rules import *  # noqa: F403  (the names in its __all__)
+from metablocks.start import AsLearned, Fixed, Prototypes, Start, ZeroHead, Zeros
 from metablocks.step_loss import AnnealedStepLoss, FinalStepLoss, StepLoss, UniformStepLoss
 from metablocks.train_maml import train_maml
 from metablocks.tuning import choose_executor
@@ -35,6 +36,7 @@ __all__ = [
     "Adjoint",
     "AnnealedOrder",
     "AnnealedStepLoss",
+    "AsLearned",
     "Batch",
     "Batches",
     "Carry",
@@ -44,6 +46,7 @@ __all__ = [
     "Executor",
     "FinalStepLoss",
     "FirstOrder",
+    "Fixed",
     "FullBatch",
     "FunctionalModule",
     "Implicit",
@@ -57,9 +60,11 @@ __all__ = [
     "Order",
     "PerStepBatchNorm",
     "Progress",
+    "Prototypes",
     "RandomDrawsWarning",
     "Reptile",
     "SecondOrder",
+    "Start",
     "StepAware",
     "StepLoss",
     "Stream",
@@ -72,6 +77,8 @@ __all__ = [
     "UniformStepLoss",
     "Unrolled",
     "Vmap",
+    "ZeroHead",
+    "Zeros",
     "adapt",
     "append_linear",
     "choose_executor",

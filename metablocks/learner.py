@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from metablocks.adapted import adapted_model
 from metablocks.batches import Batches, FullBatch, drawn_for
 from metablocks.checks import UNCHECKED, CountFrom0, checked, name_of, wrong_answer
-from metablocks.compatibility import Assembly, check_compatible
+from metablocks.compatibility import Assembly, check_compatible, learned, shapes_held
 from metablocks.derivatives import detach_tree
 from metablocks.diagnose import unfit_data
 from metablocks.errors import BlockError, MetablocksError, TaskError, concerning
@@ -48,6 +48,7 @@ from metablocks.reach import (
 )
 from metablocks.rules.base import UpdateRule
 from metablocks.selection import select_parameters
+from metablocks.start import AsLearned, Start
 from metablocks.step_loss import FinalStepLoss, StepLoss, step_weights
 from metablocks.twins import Survey
 from metablocks.types import Batch, Progress, Task, Tasks, Tensors, map_tensors
@@ -132,6 +133,8 @@ class MetaLearner(nn.Module):
       task's passes move them, and what is stored moves by the mean over tasks.
     - `loss`: `(prediction, target) -> scalar`.
     - `steps`: inner steps on the support set.
+    - `start`: the fast weights that a task begins with. Parameters that it puts in the place of learned
+      ones (`Zeros`, `Prototypes`, …) have no meta-gradient, and their `.grad` stays None.
     - `batches`: the examples that each inner step sees.
     - `rule`, `order`, `step_loss`, `estimator`, `executor`: one block for each axis. `rule` is set up
       here, for the adapted parameters.
@@ -173,6 +176,7 @@ class MetaLearner(nn.Module):
         *,
         loss: Callable[[Any, Any], Tensor],
         steps: CountFrom0,
+        start: Start | None = None,
         batches: Batches | None = None,
         rule: UpdateRule,
         order: Order | None = None,
@@ -187,6 +191,7 @@ class MetaLearner(nn.Module):
         self.model = model
         self.loss = loss
         self.steps = steps
+        self.start = start or AsLearned()
         self.batches = batches or FullBatch()
         self.rule = rule
         self.order = order or SecondOrder()
@@ -324,7 +329,7 @@ class MetaLearner(nn.Module):
             self._check_reads(replace(inner, batches=FullBatch()), buffers, [first], reach=False)
         seeded = self._seeded(inner, [task], put_back=True)
         with seeded as tasks, inner.draws.seeded(tasks[0].seed), inner.draws.observed():
-            last = carry = inner.start(meta, buffers)
+            last = carry = inner.start(meta, buffers, inner.support_of(task, -1))
             for index in range(inner.steps):
                 last = carry
                 carry, _ = inner.step(meta, carry, inner.support_of(task, index), index)
@@ -399,7 +404,8 @@ class MetaLearner(nn.Module):
 
         def drive(run: Pieces) -> tuple[Any, Any]:
             passes: list[QueryPass] = []
-            (carry,) = run(("start",), start, (run.buffers,), fuse=False)
+            reads = run.inner.start_reads
+            (carry,) = run(("start",), start, (run.buffers,), data=reads, fuse=bool(reads))
             if inner.predicting is not None:  # before the first step, by the support set, too
                 (carry,) = run(("statistics",), statistics, (carry,), at=At(0), data=("support",))
             for index in range(inner.steps + 1):
@@ -424,7 +430,7 @@ class MetaLearner(nn.Module):
         inner = work.pieces.inner
 
         def identify() -> Hashable:
-            functions = map(fingerprint, (self.loss, inner.metric, inner.batches))
+            functions = map(fingerprint, (self.loss, inner.metric, inner.batches, inner.starting))
             blocks = (self._identity, kind, inner.training, inner.model.key, inner.rule.key)
             return (*blocks, *functions)
 
@@ -486,7 +492,8 @@ class MetaLearner(nn.Module):
         if norm_statistics == "support":
             predicting = self._functional_model("running").now()
         rule = self._functional_rule.now()
-        frozen = detach({n: p for n, p in self.named_parameters() if not p.requires_grad})
+        meta = self._meta_parameters()
+        frozen = detach({n: p for n, p in self.named_parameters() if n not in meta})
         params, buffers = map(detach, model.state())
         for view in (model, predicting):
             if view is None or view.was_run(training=training):
@@ -518,6 +525,9 @@ class MetaLearner(nn.Module):
             metric=metric,
             predicting=predicting,
             batches=self.batches,
+            starting=self.start,
+            reshapes=isinstance(self.executor, Loop) and not self.executor.compile,
+            shapes_held=shapes_held(self.rule),
         )
         return inner, {n: b for n, b in buffers.items() if n in changing}
 
@@ -561,6 +571,7 @@ class MetaLearner(nn.Module):
             model=self.model,
             loss=self.loss,
             steps=self.steps,
+            start=self.start,
             batches=self.batches,
             rule=self.rule,
             order=self.order,
@@ -573,7 +584,7 @@ class MetaLearner(nn.Module):
         )
 
     def _meta_parameters(self) -> Tensors:
-        return {name: p for name, p in self.named_parameters() if p.requires_grad}
+        return learned(dict(self.named_parameters()), self.start, self.model)
 
     def _check_reads(
         self, inner: InnerLoop, buffers: Tensors, tasks: Tasks, *, reach: bool

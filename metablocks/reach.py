@@ -106,7 +106,8 @@ def _look(
         for batch in [getattr(task, side) for side in estimator.reads]:
 
             def loss(meta: Tensors, batch: Any = batch) -> tuple[Tensor, tuple[()]]:
-                return inner.query(meta, inner.start(meta, buffers), batch, 0).loss, ()
+                carry = inner.start(meta, buffers, inner.support_of(task, -1))
+                return inner.query(meta, carry, batch, 0).loss, ()
 
             with draws.observed(whole=False):
                 value, pull, _ = vjp(loss, meta)

@@ -85,7 +85,7 @@ class Implicit(Estimator):
         self, inner: InnerLoop, meta: Tensors, buffers: Tensors, task: Task
     ) -> TaskGradient:
         inner = inner.first_order()
-        carry = inner.start(meta, buffers)
+        carry = begin = inner.start(meta, buffers, inner.support_of(task, -1))
         for index in range(inner.steps):
             carry, _ = inner.step(meta, carry, inner.support_of(task, index), index)
         adapted = {f"model.{name}" for name in inner.adapted}
@@ -124,9 +124,8 @@ class Implicit(Estimator):
         grads |= reached(direct)
         grads |= {name: grads[name] + m if name in grads else m for name, m in mixed.items()}
 
-        start = inner.start(meta, buffers).params
         pulls = {
-            name: support_gradient[name] + self.proximal * (p - start[name])
+            name: support_gradient[name] + self.proximal * (p - begin.params[name])
             for name, p in carry.params.items()
         }
         metrics["inner_gradient"] = inner_product(pulls, pulls).sqrt()

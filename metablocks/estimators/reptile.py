@@ -63,7 +63,7 @@ class Reptile(Estimator):
         self, inner: InnerLoop, meta: Tensors, buffers: Tensors, task: Task
     ) -> TaskGradient:
         inner = inner.first_order()
-        start = carry = inner.start(meta, buffers)
+        start = carry = inner.start(meta, buffers, inner.support_of(task, -1))
         for index in range(inner.steps):
             carry, _ = inner.step(meta, carry, inner.support_of(task, index), index)
         query = inner.query(meta, carry, inner.query_of(task, inner.steps), inner.steps)

@@ -59,7 +59,7 @@ def weighted_query_loss(
     queries: dict[int, QueryPass] = {}
     passes: list[tuple[Tensors, Tensors]] = []
     last = max(inner.weights)
-    carry = inner.start(meta, buffers)
+    carry = inner.start(meta, buffers, inner.support_of(task, -1))
     for index in range(last + 1):
         if index in inner.weights:
             queries[index] = inner.query(meta, carry, inner.query_of(task, index), index)

@@ -97,7 +97,7 @@ def implicit_gradient(systems: Sequence[System], proximal: float) -> Tensors:
 
 def _inner(plain: PlainLoop, task: Task) -> tuple[Tensors, Tensors, Tensors]:
     """θ_0, θ_K and the buffers at the end of a task's inner loop."""
-    fast, buffers = plain.start()
+    fast, buffers = plain.start(task)
     start = fast = detach(fast)
     with torch.no_grad():
         state: Any = plain.rule.init(fast)

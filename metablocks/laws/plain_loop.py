@@ -78,7 +78,10 @@ class PlainLoop:
             *((f"model.{name}", p) for name, p in self.tensors.items()),
             *((f"rule.{name}", p) for name, p in self.rule.named_parameters()),
         ]
-        self.parameters: Tensors = {name: p for name, p in named if p.requires_grad}
+        replaced = {f"model.{name}" for name in learner.start.replaced(self.model)}
+        self.parameters: Tensors = {
+            name: p for name, p in named if p.requires_grad and name not in replaced
+        }
         self.rule = _relaxed(self.rule)
 
     @contextmanager
@@ -142,7 +145,7 @@ class PlainLoop:
         graph: bool,
     ) -> Tensor:
         steps = self.learner.steps
-        fast, buffers = self.start()
+        fast, buffers = self.start(task)
         state = self.rule.init(fast)
         generators = generators_of(self.parameters)
         total: list[Tensor] = []
@@ -166,9 +169,30 @@ class PlainLoop:
                 fast, state = self.move(gradients, state, fast, k)
         return torch.stack(total).sum()
 
-    def start(self) -> tuple[Tensors, Tensors]:
+    def start(self, task: Task) -> tuple[Tensors, Tensors]:
         """θ_0, of what adapts, and the buffers of a task."""
-        return {name: self.tensors[name] for name in self.learner.adapted}, dict(self.buffers)
+        block, buffers = self.learner.start, dict(self.buffers)
+        params = block.shaped(
+            {name: self.tensors[name] for name in self.learner.adapted}, task.support
+        )
+
+        def features(name: str) -> Tensor:
+            entered: list[Tensor] = []
+            module = self.model.get_submodule(name)
+            hook = module.register_forward_pre_hook(lambda _, args: entered.append(args[0]))
+            try:
+                self.predict({}, buffers, task.support, 0)
+            finally:
+                hook.remove()
+            return entered[0]
+
+        begin = block(params, task.support, features)
+        # Nodes of their own: the first gradient is by θ_0, not by what it came from.
+        nodes = {
+            name: t.view_as(t) if t.requires_grad else t.detach().requires_grad_()
+            for name, t in begin.items()
+        }
+        return nodes, buffers
 
     def support(
         self, fast: Tensors, buffers: Tensors, batch: Batch, index: int, through: bool
@@ -194,12 +218,19 @@ class PlainLoop:
         self, fast: Tensors, buffers: Tensors, batch: Batch, index: int
     ) -> tuple[Tensor, Tensors]:
         """The loss of a batch at fast weights, and the buffers after the pass."""
+        prediction, buffers = self.predict(fast, buffers, batch, index)
+        return self.learner.loss(prediction, batch[1]), buffers
+
+    def predict(
+        self, fast: Tensors, buffers: Tensors, batch: Batch, index: int
+    ) -> tuple[Any, Tensors]:
+        """The prediction of a batch at fast weights, and the buffers after the pass."""
         for module in step_aware_modules(self.model).values():
             module.inner_step = index
         tensors = self.tensors | fast | {name: buffer.clone() for name, buffer in buffers.items()}
         args, kwargs = module_arguments(batch[0])
         prediction = functional_call(self.model, tensors, args, kwargs)
-        return self.learner.loss(prediction, batch[1]), {name: tensors[name] for name in buffers}
+        return prediction, {name: tensors[name] for name in buffers}
 
 
 class _Relaxed(UpdateRule):
