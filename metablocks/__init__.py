@@ -1,6 +1,7 @@
 """metablocks: small interchangeable blocks for gradient-based meta-learning in PyTorch."""
 
 from metablocks import laws, rules, tasks
+from metablocks.batches import Batches, FullBatch, Minibatches, Stream
 from metablocks.errors import MetablocksError
 from metablocks.estimators import Adjoint, Estimator, Implicit, Reptile, TaskGradient, Unrolled
 from metablocks.executors import CompileWarning, Executor, Loop, RandomDrawsWarning, Vmap
@@ -22,6 +23,7 @@ from metablocks.models import (
 from metablocks.order import AnnealedOrder, FirstOrder, Order, SecondOrder, TruncatedOrder
 from metablocks.per_step import StepAware
 from metablocks.rules import *  # noqa: F403  (the names in its __all__)
+from metablocks.start import AsLearned, Fixed, Prototypes, Start, ZeroHead, Zeros
 from metablocks.step_loss import AnnealedStepLoss, FinalStepLoss, StepLoss, UniformStepLoss
 from metablocks.train_maml import train_maml
 from metablocks.tuning import choose_executor
@@ -34,7 +36,9 @@ __all__ = [
     "Adjoint",
     "AnnealedOrder",
     "AnnealedStepLoss",
+    "AsLearned",
     "Batch",
+    "Batches",
     "Carry",
     "CompileWarning",
     "Estimator",
@@ -42,6 +46,8 @@ __all__ = [
     "Executor",
     "FinalStepLoss",
     "FirstOrder",
+    "Fixed",
+    "FullBatch",
     "FunctionalModule",
     "Implicit",
     "InnerLoop",
@@ -49,15 +55,19 @@ __all__ = [
     "MetaGradient",
     "MetaLearner",
     "MetablocksError",
+    "Minibatches",
     "ModuleState",
     "Order",
     "PerStepBatchNorm",
     "Progress",
+    "Prototypes",
     "RandomDrawsWarning",
     "Reptile",
     "SecondOrder",
+    "Start",
     "StepAware",
     "StepLoss",
+    "Stream",
     "Task",
     "TaskBatch",
     "TaskGradient",
@@ -67,6 +77,8 @@ __all__ = [
     "UniformStepLoss",
     "Unrolled",
     "Vmap",
+    "ZeroHead",
+    "Zeros",
     "adapt",
     "append_linear",
     "choose_executor",

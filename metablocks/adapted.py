@@ -75,6 +75,9 @@ def _at(model: nn.Module, carry: Carry, index: int, *, shared: set[str]) -> nn.M
         for name in names if made is not None else ():
             # What deepcopy takes as it is: a function that closes over a module of the model.
             made.__dict__[name] = rebound(made.__dict__[name], memo)
+    for module in copied.modules():
+        if type(module) is nn.Linear:  # whose rows may be as many as the task has classes
+            module.out_features = len(module.weight)
     for module in step_aware_modules(copied).values():
         module.inner_step = index
     return fixed_at_step(copied, index)

@@ -4,19 +4,29 @@ A block knows nothing of the learner that holds it. What a learner is made of is
 row of `REFUSALS` looks at it when the learner is built, and raises a `BlockError` that names the blocks.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvTransposeNd
 
+from metablocks.batches import Batches, Stream
 from metablocks.errors import BlockError
 from metablocks.estimators import Estimator, Implicit, Reptile
 from metablocks.functional import step_aware_modules
 from metablocks.order import FirstOrder, Order, SecondOrder, TruncatedOrder, steps_through
-from metablocks.rules import KFO, LearningRate, MTMask, Proximal, UpdateRule, WeightDecay
+from metablocks.rules import (
+    KFO,
+    LearningRate,
+    MetaCurvature,
+    MTMask,
+    Proximal,
+    UpdateRule,
+    WeightDecay,
+)
 from metablocks.rules.base import members
+from metablocks.start import Prototypes, Start
 from metablocks.step_loss import FinalStepLoss, StepLoss
 from metablocks.types import Progress, Tensors
 
@@ -30,6 +40,8 @@ class Assembly:
     model: nn.Module
     loss: Callable[[Any, Any], Tensor]
     steps: int
+    start: Start
+    batches: Batches
     rule: UpdateRule
     order: Order
     step_loss: StepLoss
@@ -43,13 +55,19 @@ class Assembly:
 
     @property
     def learned(self) -> Tensors:
-        """The meta-parameters: those that are trainable."""
-        return {name: p for name, p in self.parameters.items() if p.requires_grad}
+        """The meta-parameters: those that are trainable, and that a task begins with."""
+        return learned(self.parameters, self.start, self.model)
 
     @property
     def rules(self) -> list[UpdateRule]:
         """The rule, or the members of a chain."""
         return members(self.rule)
+
+
+def learned(parameters: Mapping[str, Tensor], start: Start, model: nn.Module) -> Tensors:
+    """The parameters of a learner that are trainable, and not replaced where a task begins."""
+    replaced = {f"model.{name}" for name in start.replaced(model)}
+    return {n: p for n, p in parameters.items() if p.requires_grad and n not in replaced}
 
 
 def check_compatible(assembly: Assembly) -> None:
@@ -146,6 +164,41 @@ def _end_alone(assembly: Assembly) -> None:
         )
 
 
+def _start(assembly: Assembly) -> None:
+    start, block = assembly.start, type(assembly.start).__name__
+    for name in start.replaced(assembly.model):
+        if name not in assembly.adapted:
+            raise _refusal(
+                f"{block}: {name} does not adapt, so that a task would never leave what it begins with; "
+                "add it to adapt, or leave it out of the start",
+                field="start",
+            )
+    if not isinstance(start, Prototypes):
+        return
+    if isinstance(assembly.batches, Stream):
+        raise _refusal(
+            f"{start} begins with the whole support set, and {assembly.batches} has another one for each "
+            "step; use FullBatch() or Minibatches(size), or the start ZeroHead()",
+            field="start",
+        )
+    if isinstance(assembly.estimator, Reptile | Implicit):
+        raise _refusal(
+            f"{type(assembly.estimator).__name__} has no gradient through what a task begins with, and "
+            f"{start} is learned through it alone; use ZeroHead(), or the estimator Unrolled()",
+            field="start",
+        )
+
+
+def _stream(assembly: Assembly) -> None:
+    if isinstance(assembly.batches, Stream) and isinstance(assembly.estimator, Reptile | Implicit):
+        block = type(assembly.estimator).__name__
+        raise _refusal(
+            f"{block} has one support set for all inner steps, and {assembly.batches} another for each; "
+            "use FullBatch() or Minibatches(size), or the estimator Unrolled() or Adjoint()",
+            field="batches",
+        )
+
+
 def _reptile(assembly: Assembly) -> None:
     if not isinstance(assembly.estimator, Reptile):
         return
@@ -231,10 +284,21 @@ REFUSALS: tuple[Callable[[Assembly], None], ...] = (
     _mask,
     _adapted_transform,
     _end_alone,
+    _start,
+    _stream,
     _reptile,
     _implicit,
     _ascent,
 )
+
+
+def shapes_held(rule: UpdateRule) -> str | None:
+    """The member of a rule that is made for the shapes of the parameters; None if there is none."""
+    for member in members(rule):
+        by_entry = isinstance(member, LearningRate) and member.granularity == "parameter"
+        if by_entry or isinstance(member, KFO | MetaCurvature | MTMask):
+            return type(member).__name__
+    return None
 
 
 def _refusal(message: str, field: str) -> BlockError:

@@ -157,6 +157,23 @@ class ModuleView:
         args, kwargs = module_arguments(inputs)
         return self.call("forward", state, args, kwargs, step=step, training=training)
 
+    def entering(
+        self, name: str, state: ModuleState, inputs: Any, *, training: bool | None = None
+    ) -> Any:
+        """What enters the module `name` on a batch's inputs, at inner step 0: its first argument.
+
+        Raises `ModuleError` for a name that is none, and a module that is not called once.
+        """
+        args, kwargs = module_arguments(inputs)
+        entered: list[Any] = []
+        self.call("forward", state, args, kwargs, training=training, entered={name: entered})
+        if len(entered) != 1:
+            raise ModuleError(
+                f"{name} of {type(self.module).__name__} is called {len(entered)} times in a pass; what "
+                "enters it is asked of a module that is called once, with one argument"
+            )
+        return entered[0]
+
     def call(
         self,
         method: str,
@@ -164,6 +181,7 @@ class ModuleView:
         args: tuple[Any, ...],
         kwargs: dict[str, Any] | None = None,
         *,
+        entered: Mapping[str, list[Any]] | None = None,
         step: int | Position = 0,
         training: bool | None = None,
     ) -> tuple[Any, ModuleState]:
@@ -172,7 +190,7 @@ class ModuleView:
         arguments = (args, kwargs or {})
         written = self._written.get((method, training))
         if written is None:
-            run = partial(self._run, method, step, training)
+            run = partial(self._run, method, step, training, entered=entered)
             output, buffers, tensors, written = self._first_run(state, arguments, run)
             self._written[method, training] = written
             changed = {n for n, b in buffers.items() if n in written or b is not tensors[n]}
@@ -185,7 +203,7 @@ class ModuleView:
             if _ARGUMENTS in written:
                 arguments = map_tensors(torch.clone, arguments)
             versions = _versions(tensors)
-            output, buffers = self._run(method, step, training, tensors, arguments)
+            output, buffers = self._run(method, step, training, tensors, arguments, entered=entered)
             if _versions(tensors) != versions:
                 self._check_versions(tensors, versions, written)
         if not written:
@@ -249,6 +267,8 @@ class ModuleView:
         training: bool | None,
         tensors: Tensors,
         arguments: tuple[tuple[Any, ...], dict[str, Any]],
+        *,
+        entered: Mapping[str, list[Any]] | None = None,
     ) -> tuple[Any, Tensors]:
         """The method with these tensors in the places of the module's own, and the buffers after it."""
         twins = [object.__new__(part.kind) for part in self._parts]
@@ -260,6 +280,10 @@ class ModuleView:
                 memo |= part.tensors(tensors)
         for part, made in zip(self._parts, twins, strict=True):
             part.fill(made, twins, tensors, memo, step, training)
+        for name, values in (entered or {}).items():
+            values.clear()
+            module = twins[0].get_submodule(name)
+            module.__dict__["forward"] = _noting(module.forward, values)
         act: Any = twins[0] if method == "forward" else getattr(twins[0], method)
         output = act(*arguments[0], **arguments[1])
         buffers = {
@@ -479,6 +503,16 @@ def trainable(params: Tensors) -> Tensors:
         for name, tensor in params.items()
         if tensor.requires_grad or not isinstance(tensor, nn.Parameter)
     }
+
+
+def _noting(forward: Callable[..., Any], values: list[Any]) -> Callable[..., Any]:
+    """The method, which puts its argument on a list."""
+
+    def run(value: Any) -> Any:
+        values.append(value)
+        return forward(value)
+
+    return run
 
 
 _alias: Any = torch.ops.aten.alias

@@ -29,6 +29,8 @@ class Generator:
     """"torch", "python", "numpy": the process's own; "held": an object that a module holds."""
     get: Callable[[], Any]
     put: Callable[[Any], None]
+    seed: Callable[[int], object] | None = None
+    """Seeds one of the process's own."""
 
     def is_at(self, state: Any) -> bool:
         """True if it is in that state."""
@@ -42,8 +44,8 @@ def generators_of(tree: Any, held: Iterable[Any] = ()) -> list[Generator]:
     ['torch', 'python', 'numpy']
     """
     of_devices = map(_of_device, devices_of(tree))
-    python = Generator("python", random.getstate, random.setstate)
-    numpy = Generator("numpy", np.random.get_state, np.random.set_state)
+    python = Generator("python", random.getstate, random.setstate, random.seed)
+    numpy = Generator("numpy", np.random.get_state, np.random.set_state, _seed_numpy)
     return [*of_devices, python, numpy, *(known for known in map(_held, held) if known)]
 
 
@@ -109,15 +111,22 @@ def seeded(*key: int) -> Iterator[None]:
     ...     first == (torch.rand(1), random.random(), np.random.rand())
     True
     """
-    states = get_states(generators_of(()))
-    number = int(np.random.SeedSequence(key).generate_state(1)[0])
-    try:
-        torch.default_generator.manual_seed(number)
-        random.seed(number)
-        np.random.seed(number)
+    with Draws(generators_of(())).seeded(combined(*key)):
         yield
-    finally:
-        set_states(states)
+
+
+def drawn_seed() -> int:
+    """A seed by one draw of torch's generator."""
+    return int(torch.randint(2**62, (), device="cpu"))
+
+
+def combined(*key: int) -> int:
+    """One seed of several numbers.
+
+    >>> combined(3, 1) == combined(3, 1), combined(3, 1) == combined(1, 3)
+    (True, False)
+    """
+    return int(np.random.SeedSequence(key).generate_state(1)[0])
 
 
 class Draws:
@@ -166,6 +175,28 @@ class Draws:
         if not self.known:
             self.kinds |= self._so_far()
         set_states([(g, state) for g, state in states if g.kind in self.kinds])
+
+    @contextmanager
+    def seeded(self, seed: int | None) -> Iterator[None]:
+        """Seed what the work may draw from, except for generators held, and leave it as found.
+
+        With None the work goes on from where they are.
+        """
+        if seed is None or (self.known and not self.kinds):
+            yield
+            return
+        states = [
+            (g, g.get())
+            for g in self.generators
+            if g.seed is not None and (not self.known or g.kind in self.kinds)
+        ]
+        try:
+            for generator, _ in states:
+                assert generator.seed is not None
+                generator.seed(seed)
+            yield
+        finally:
+            set_states(states)
 
     @contextmanager
     def put_back(self) -> Iterator[None]:
@@ -295,11 +326,22 @@ def _set_torch(generator: torch.Generator, state: Tensor) -> None:
 
 def _of_device(device: torch.device) -> Generator:
     if device.type == "cpu":
-        return Generator("torch", torch.get_rng_state, torch.set_rng_state)
+        seed = torch.default_generator.manual_seed
+        return Generator("torch", torch.get_rng_state, torch.set_rng_state, seed)
     module = torch.get_device_module(device.type)
-    return Generator(
-        "torch", partial(module.get_rng_state, device), partial(_set_accelerator, module, device)
-    )
+    put = partial(_set_accelerator, module, device)
+
+    def seed_accelerator(number: int) -> None:
+        if own := getattr(module, "default_generators", ()):
+            own[device.index or 0].manual_seed(number)
+        else:  # of a backend with one device
+            (getattr(module, "manual_seed_all", None) or module.manual_seed)(number)
+
+    return Generator("torch", partial(module.get_rng_state, device), put, seed_accelerator)
+
+
+def _seed_numpy(number: int) -> None:
+    np.random.seed(number % 2**32)
 
 
 def _set_accelerator(module: Any, device: torch.device, state: Tensor) -> None:

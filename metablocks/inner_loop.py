@@ -16,15 +16,17 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from metablocks.checks import CountFrom0, checked, name_of, shown
+from metablocks.batches import Batches, FullBatch, Side
+from metablocks.checks import CountFrom0, checked, name_of, shown, wrong_answer
 from metablocks.derivatives import detach_tree, gradient, nodes_of
-from metablocks.errors import BlockError, GradientError, RuleError
+from metablocks.errors import BlockError, GradientError, RuleError, TaskError
 from metablocks.functional import ModuleState, ModuleView, detach, trainable
 from metablocks.generators import Draws, Watch, Written, storage
 from metablocks.order import Order, SecondOrder, steps_through
 from metablocks.per_step import Position
 from metablocks.rules.base import StepInfo, TracedStep, UpdateRule, answer_of, check_updates
-from metablocks.types import Batch, Progress, Tensors
+from metablocks.start import AsLearned, Start
+from metablocks.types import Batch, Progress, Task, Tensors
 
 StatefulLoss: TypeAlias = Callable[[Tensors, Tensors], tuple[Tensor, Tensors]]
 """`(params, buffers) -> (scalar loss, new buffers)`, the data being bound already."""
@@ -236,6 +238,14 @@ class InnerLoop:
     """`(prediction, target) -> score`, of every query pass."""
     predicting: ModuleView | None = None
     """The model in query passes, if another view of it than in support passes."""
+    batches: Batches = FullBatch()  # noqa: RUF009  (which is frozen)
+    """The examples that each step sees."""
+    starting: Start = AsLearned()  # noqa: RUF009  (which is frozen)
+    """What a task begins with."""
+    reshapes: bool = False
+    """True if tasks come one by one, so that `starting` may ask for other shapes."""
+    shapes_held: str | None = None
+    """What of the rule is made for the parameters' own shapes; None if nothing is."""
     position: Position | None = None
     """The step, while a trace is made that is to serve all steps."""
 
@@ -252,12 +262,77 @@ class InnerLoop:
         }
         return replace(self, steps=steps, through=through, weights=weights)
 
-    def start(self, meta: Tensors, buffers: Tensors) -> Carry:
-        """Carry 0 of a task: θ_0 and a fresh rule state."""
+    def support_of(self, task: Task, index: int) -> Batch:
+        """The batch of inner step `index` of a task; −1 for the whole support set."""
+        if index < 0 or not self.batches.selects("support"):
+            return task.support
+        if task.drawn is None and self.training is None and self.batches.draws:
+            raise TaskError(
+                f"a task has come without the state that {self.batches!r} drew for it; an executor hands "
+                "over the tasks that it is given, or makes others by dataclasses.replace(task, ...)",
+                block="MetaLearner",
+                field="executor",
+            )
+        state = None if task.drawn is None else task.drawn.state
+        return self.batches.select(task.support, state, index)
+
+    def query_of(self, task: Task, index: int) -> Batch:
+        """The batch that judges carry `index` of a task; −1 for the whole query set."""
+        if index < 0 or not self.batches.selects("query"):
+            return task.query
+        return self.batches.query(task.query, index)
+
+    @property
+    def start_reads(self) -> tuple[Side, ...]:
+        """The sets that `start` is to be given."""
+        return ("support",) if self.starting.reads else ()
+
+    def start(self, meta: Tensors, buffers: Tensors, support: Batch | None = None) -> Carry:
+        """Carry 0 of a task: θ_0 and a fresh rule state. `support`: the whole set, if it is read."""
         parts = self._parts(meta)
         fast = nodes_of(parts.adapted)
+        if type(self.starting) is not AsLearned:
+            fast = nodes_of(self._started(meta, fast, buffers, support))
         state, _ = self.rule.call("init", parts.rule, (fast,))
         return Carry(fast, state, buffers)
+
+    def _started(
+        self, meta: Tensors, learned: Tensors, buffers: Tensors, support: Batch | None
+    ) -> Tensors:
+        """θ_0 by the start block, of the parameters as they are learned."""
+        params, block = learned, name_of(self.starting)
+        if support is None and self.starting.reads:
+            raise BlockError(
+                f"the start {block} reads the support set; an estimator gives it, "
+                "inner.start(meta, buffers, inner.support_of(task, -1))",
+                block="MetaLearner",
+                field="estimator",
+            )
+        if support is not None and self.reshapes:
+            params = self.starting.shaped(learned, support)
+
+        def features(name: str) -> Tensor:
+            assert support is not None
+            whole = ModuleState({**self._parts(meta).rest, **learned}, self.model_buffers | buffers)
+            return self.model.entering(name, whole, support[0], training=self.training)
+
+        answer: Any = self.starting(params, support, features)
+        known = isinstance(answer, dict) and answer.keys() == params.keys()
+        shapes = {name: tensor.shape for name, tensor in params.items()}
+        if not known or {n: getattr(t, "shape", None) for n, t in answer.items()} != shapes:
+            takes = "a dict of tensors with the names and shapes of those it is given"
+            raise wrong_answer("start", block, answer, takes)
+        if self.shapes_held:
+            for name, tensor in answer.items():
+                if tensor.shape != learned[name].shape:
+                    raise BlockError(
+                        f"{block}: this task asks for a {name} of shape {list(tensor.shape)}, and the "
+                        f"model's is {list(learned[name].shape)}, for which {self.shapes_held} is made; "
+                        "use a rate without entries for single parameters, or tasks of as many classes",
+                        block="MetaLearner",
+                        field="start",
+                    )
+        return answer
 
     def with_statistics(
         self, meta: Tensors, carry: Carry, support: Batch, names: Container[str]

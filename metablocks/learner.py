@@ -5,8 +5,8 @@ It holds the meta-parameters and hands each block what it needs; the mathematics
 
 import inspect
 import math
-from collections.abc import Callable, Hashable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial, wraps
 from typing import Annotated, Any, NamedTuple, TypeVar
@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from metablocks.adapted import adapted_model
+from metablocks.batches import Batches, FullBatch, drawn_for
 from metablocks.checks import UNCHECKED, CountFrom0, checked, name_of, wrong_answer
-from metablocks.compatibility import Assembly, check_compatible
+from metablocks.compatibility import Assembly, check_compatible, learned, shapes_held
 from metablocks.derivatives import detach_tree
 from metablocks.diagnose import unfit_data
 from metablocks.errors import BlockError, MetablocksError, TaskError, concerning
@@ -34,7 +35,7 @@ from metablocks.functional import (
     norm_buffers,
     step_aware_modules,
 )
-from metablocks.generators import Draws, generators_of
+from metablocks.generators import Draws, drawn_seed, generators_of
 from metablocks.inner_loop import Carry, InnerLoop, QueryPass
 from metablocks.order import Order, SecondOrder, steps_through
 from metablocks.pieces import At, InPieces, Pieces
@@ -47,6 +48,7 @@ from metablocks.reach import (
 )
 from metablocks.rules.base import UpdateRule
 from metablocks.selection import select_parameters
+from metablocks.start import AsLearned, Start
 from metablocks.step_loss import FinalStepLoss, StepLoss, step_weights
 from metablocks.twins import Survey
 from metablocks.types import Batch, Progress, Task, Tasks, Tensors, map_tensors
@@ -72,8 +74,8 @@ def _differentiating(method: Method) -> Method:
                 raise
             except Exception as error:
                 given = args[0] if args else kwargs[data]
-                batch = given if data == "support" else given[0].support
-                reason = unfit_data(error, learner.model, batch)
+                support = given if data == "support" else given[0].support
+                reason = unfit_data(error, learner.model, learner._first_batch(support))
                 if not reason:
                     raise
                 raise TaskError(reason, block=method.__name__, field=data) from error
@@ -131,6 +133,9 @@ class MetaLearner(nn.Module):
       task's passes move them, and what is stored moves by the mean over tasks.
     - `loss`: `(prediction, target) -> scalar`.
     - `steps`: inner steps on the support set.
+    - `start`: the fast weights that a task begins with. Parameters that it puts in the place of learned
+      ones (`Zeros`, `Prototypes`, …) have no meta-gradient, and their `.grad` stays None.
+    - `batches`: the examples that each inner step sees.
     - `rule`, `order`, `step_loss`, `estimator`, `executor`: one block for each axis. `rule` is set up
       here, for the adapted parameters.
     - `adapt`: patterns that select which parameters move inside a task (see `selection`). Frozen
@@ -171,6 +176,8 @@ class MetaLearner(nn.Module):
         *,
         loss: Callable[[Any, Any], Tensor],
         steps: CountFrom0,
+        start: Start | None = None,
+        batches: Batches | None = None,
         rule: UpdateRule,
         order: Order | None = None,
         step_loss: StepLoss | None = None,
@@ -184,6 +191,8 @@ class MetaLearner(nn.Module):
         self.model = model
         self.loss = loss
         self.steps = steps
+        self.start = start or AsLearned()
+        self.batches = batches or FullBatch()
         self.rule = rule
         self.order = order or SecondOrder()
         self.step_loss = step_loss or FinalStepLoss()
@@ -291,10 +300,10 @@ class MetaLearner(nn.Module):
 
         Raises `BlockError` for more steps than a per-step block was set up for.
         """
-        check_tasks(tasks)
+        check_tasks(tasks, self.batches, self.steps if steps is None else steps)
         inner, buffers = self._inner_at_evaluation(tasks, steps, metric, norm_statistics)
         work = self._evaluation_work(inner, detach(self._meta_parameters()))
-        with inner.draws.put_back():
+        with self._seeded(inner, tasks, put_back=True) as tasks:
             _, result = self._execute(work, buffers, tasks)
         losses, predictions, scores = result
         return Evaluation(losses, predictions, scores if metric is not None else None)
@@ -311,20 +320,22 @@ class MetaLearner(nn.Module):
         what they carry. Frozen parameters that do not adapt are the model's own, not copies.
         """
         task = Task(*map_tensors(torch.Tensor.detach, (support, support)))
-        check_tasks([task])
+        steps = self.steps if steps is None else steps
+        check_tasks([task], self.batches, steps, judged=False)
         inner, buffers = self._inner_at_evaluation([task], steps)
         meta = detach(self._meta_parameters())
+        first = Task(*[self._first_batch(task.support)] * 2)
         with inner.draws.put_back():
-            self._check_reads(inner, buffers, [task], reach=False)
-        with inner.draws.put_back(), inner.draws.observed():
-            last = carry = inner.start(meta, buffers)
+            self._check_reads(replace(inner, batches=FullBatch()), buffers, [first], reach=False)
+        seeded = self._seeded(inner, [task], put_back=True)
+        with seeded as tasks, inner.draws.seeded(tasks[0].seed), inner.draws.observed():
+            last = carry = inner.start(meta, buffers, inner.support_of(task, -1))
             for index in range(inner.steps):
                 last = carry
-                carry, _ = inner.step(meta, carry, task.support, index)
+                carry, _ = inner.step(meta, carry, inner.support_of(task, index), index)
             replaced = self.norm_statistics != "running"
-            return adapted_model(
-                self.model, carry, last, inner.steps, task.support, replaced=replaced
-            )
+            support = inner.support_of(task, max(inner.steps - 1, 0))
+            return adapted_model(self.model, carry, last, inner.steps, support, replaced=replaced)
 
     def __getstate__(self) -> dict[str, Any]:
         caches = {"_draws": {}, "_read": (), "_identity": object()}
@@ -333,14 +344,15 @@ class MetaLearner(nn.Module):
     def _meta_gradient(
         self, tasks: Tasks, progress: Progress, metric: Metric | None, *, put_back: bool
     ) -> MetaGradient:
-        count = check_tasks(tasks, differentiated=True)
+        count = check_tasks(tasks, self.batches, self.steps, differentiated=True)
+        tasks = self.estimator.in_training(tasks)
         through = steps_through(self.order, self.steps, progress)
         weights = step_weights(self.step_loss, self.steps, progress)
         inner, buffers = self._inner(tasks, self.steps, through, weights, metric=metric)
-        with inner.draws.put_back():
-            self._check_reads(inner, buffers, tasks, reach=True)
-        work = self._work(inner, detach(self._meta_parameters()))
-        with inner.draws.put_back() if put_back else nullcontext():
+        with self._seeded(inner, tasks, put_back=put_back) as tasks:
+            with inner.draws.put_back():
+                self._check_reads(inner, buffers, tasks, reach=True)
+            work = self._work(inner, detach(self._meta_parameters()))
             totals, (query_losses, scores) = self._execute(work, buffers, tasks)
         grads, changes, metrics, loss = totals
         grads = {name: grad / count for name, grad in grads.items()}
@@ -383,7 +395,7 @@ class MetaLearner(nn.Module):
             meta, tensors = shared
             support, query = map_tensors(torch.Tensor.detach, (task.support, task.query))
             loop = replace(inner, **tensors)
-            return drive(Pieces(loop, meta, buffers, Task(support, query)))
+            return drive(Pieces(loop, meta, buffers, replace(task, support=support, query=query)))
 
         def statistics(
             inner: InnerLoop, meta: Tensors, totals: Tensors, at: At, carry: Carry, batch: Batch
@@ -392,9 +404,10 @@ class MetaLearner(nn.Module):
 
         def drive(run: Pieces) -> tuple[Any, Any]:
             passes: list[QueryPass] = []
-            (carry,) = run(("start",), start, (run.buffers,))
+            reads = run.inner.start_reads
+            (carry,) = run(("start",), start, (run.buffers,), data=reads)
             if inner.predicting is not None:  # before the first step, by the support set, too
-                (carry,) = run(("statistics",), statistics, (carry,), data=("support",))
+                (carry,) = run(("statistics",), statistics, (carry,), at=At(0), data=("support",))
             for index in range(inner.steps + 1):
                 at = At(index)
                 passed, prediction = run(("judge",), _judge, (carry,), at=at, data=("query",))
@@ -417,11 +430,39 @@ class MetaLearner(nn.Module):
         inner = work.pieces.inner
 
         def identify() -> Hashable:
-            functions = map(fingerprint, (self.loss, inner.metric))
+            functions = map(fingerprint, (self.loss, inner.metric, inner.batches, inner.starting))
             blocks = (self._identity, kind, inner.training, inner.model.key, inner.rule.key)
             return (*blocks, *functions)
 
         return replace(work, identify=identify)
+
+    @contextmanager
+    def _seeded(self, inner: InnerLoop, tasks: Tasks, *, put_back: bool) -> Iterator[Tasks]:
+        """The tasks with what is drawn for each, seeded by one draw of torch's generator and its number.
+
+        The draw is made if the work, or a block before it, draws; with `put_back`, what is drawn here
+        and in the block is put back.
+        """
+        draws, block = inner.draws, inner.training is None and self.batches.draws
+        if draws.known and not draws.kinds and not block:
+            with draws.put_back() if put_back else nullcontext():
+                yield tasks
+            return
+        begin = torch.get_rng_state()
+        number = drawn_seed()
+        after = torch.get_rng_state()
+        idle = put_back
+        try:
+            with draws.put_back() if put_back else nullcontext():
+                yield drawn_for(tasks, self.batches if block else None, inner.steps, number)
+            idle = put_back or not (block or draws.kinds)
+        finally:
+            if idle and torch.equal(torch.get_rng_state(), after):
+                torch.set_rng_state(begin)
+
+    def _first_batch(self, support: Batch) -> Batch:
+        """The batch of the first step, where nothing is drawn."""
+        return self.batches.select(support, None, 0)
 
     def _execute(self, work: TaskWork, buffers: Tensors, tasks: Tasks) -> tuple[Any, Any]:
         """`work((meta, tensors of the inner loop), buffers, task)` on every task."""
@@ -451,7 +492,8 @@ class MetaLearner(nn.Module):
         if norm_statistics == "support":
             predicting = self._functional_model("running").now()
         rule = self._functional_rule.now()
-        frozen = detach({n: p for n, p in self.named_parameters() if not p.requires_grad})
+        meta = self._meta_parameters()
+        frozen = detach({n: p for n, p in self.named_parameters() if n not in meta})
         params, buffers = map(detach, model.state())
         for view in (model, predicting):
             if view is None or view.was_run(training=training):
@@ -459,7 +501,8 @@ class MetaLearner(nn.Module):
             held = Draws(generators_of(params, view.generators))
             with held.put_back(), held.observed():
                 check_inference(self)
-                view.apply(ModuleState(params, buffers), tasks[0].support[0], training=training)
+                inputs, _ = self._first_batch(tasks[0].support)
+                view.apply(ModuleState(params, buffers), inputs, training=training)
         changing = model.changing_buffers(training=training)
         inner = InnerLoop(
             model=model,
@@ -481,6 +524,10 @@ class MetaLearner(nn.Module):
             training=training,
             metric=metric,
             predicting=predicting,
+            batches=self.batches,
+            starting=self.start,
+            reshapes=isinstance(self.executor, Loop) and not self.executor.compile,
+            shapes_held=shapes_held(self.rule),
         )
         return inner, {n: b for n, b in buffers.items() if n in changing}
 
@@ -524,6 +571,8 @@ class MetaLearner(nn.Module):
             model=self.model,
             loss=self.loss,
             steps=self.steps,
+            start=self.start,
+            batches=self.batches,
             rule=self.rule,
             order=self.order,
             step_loss=self.step_loss,
@@ -535,7 +584,7 @@ class MetaLearner(nn.Module):
         )
 
     def _meta_parameters(self) -> Tensors:
-        return {name: p for name, p in self.named_parameters() if p.requires_grad}
+        return learned(dict(self.named_parameters()), self.start, self.model)
 
     def _check_reads(
         self, inner: InnerLoop, buffers: Tensors, tasks: Tasks, *, reach: bool

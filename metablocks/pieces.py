@@ -7,10 +7,11 @@ whether a call serves one task or many at once.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 from torch import Tensor
 
+from metablocks.batches import Side
 from metablocks.inner_loop import InnerLoop
 from metablocks.types import Task, Tensors
 
@@ -24,8 +25,6 @@ class At:
     weights: Mapping[int, Tensor] | None = None
     """The weights of query losses that the piece reads, by the carry."""
 
-
-Side: TypeAlias = Literal["support", "query"]
 
 Piece: TypeAlias = Callable[..., tuple[Any, ...]]
 """`(inner, meta, totals, at, *state, *data) -> parts`, adding to `totals`, sums over tasks by name."""
@@ -56,11 +55,22 @@ class Pieces:
     ) -> tuple[Any, ...]:
         """The parts that `piece` returns.
 
-        Calls of one `name` differ in `at` and in numbers alone.
+        Calls of one `name` differ in `at` and in numbers alone. `data` is handed over as the batch of
+        `at.index`, or whole where that is −1.
         """
-        batches = [getattr(self.task, side) for side in data]
+        at = at or At()
+        batches = [self._batch(side, at.index) for side in data]
         totals = {} if totals is None else totals
-        return piece(self.inner, self.meta, totals, at or At(), *state, *batches)
+        return piece(self.inner, self.meta, totals, at, *state, *batches)
+
+    @property
+    def drawn(self) -> Any:
+        """The part of the task that was drawn, as a state."""
+        return self.task.drawn
+
+    def _batch(self, side: Side, index: int) -> Any:
+        batch_of = self.inner.support_of if side == "support" else self.inner.query_of
+        return batch_of(self.task, index)
 
     def recorded(
         self,

@@ -98,16 +98,16 @@ def _look(
     """The names that one task's loss depends on, and other trainable tensors that it reads, by id."""
     estimator, draws = assembly.estimator, inner.draws
     with watched_leaves() as foreign:
-        batches = estimator.batches(task)
-        if batches is None:
+        if estimator.reads is None:
             with draws.observed():
                 reached = {*task_gradient(estimator, inner, meta, buffers, task).grads}
             return reached, dict(foreign)
         reached = set()
-        for batch in batches:
+        for batch in [getattr(task, side) for side in estimator.reads]:
 
             def loss(meta: Tensors, batch: Any = batch) -> tuple[Tensor, tuple[()]]:
-                return inner.query(meta, inner.start(meta, buffers), batch, 0).loss, ()
+                carry = inner.start(meta, buffers, inner.support_of(task, -1))
+                return inner.query(meta, carry, batch, 0).loss, ()
 
             with draws.observed(whole=False):
                 value, pull, _ = vjp(loss, meta)
@@ -123,7 +123,7 @@ def _name_second_derivative(
     if isinstance(error, MetablocksError) or not any(inner.through):
         return
     try:
-        found = without_second_derivative(assembly.model, task.support[0])
+        found = without_second_derivative(assembly.model, inner.support_of(task, 0)[0])
     except Exception:  # a model that cannot be copied, or not run module by module
         return
     if found:

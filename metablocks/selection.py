@@ -27,19 +27,30 @@ def select(patterns: str | Sequence[str], names: Iterable[str]) -> tuple[str, ..
     patterns = [patterns] if isinstance(patterns, str) else list(patterns)
     if not patterns:
         raise SelectionError('no pattern given; "*" selects every parameter')
-    selected = set(names) if patterns[0].startswith("!") else set()
     for pattern in patterns:
-        excluded = pattern.startswith("!")
-        matched = {name for name in names if fnmatchcase(name, pattern.removeprefix("!"))}
-        if not matched:
+        if not any(fnmatchcase(name, pattern.removeprefix("!")) for name in names):
             raise SelectionError(
                 f'pattern "{pattern}" matches no parameter{suggest(pattern, names)}; '
                 f"the names are: {_shorten(names)}"
             )
-        selected = selected - matched if excluded else selected | matched
+    selected = tuple(name for name in names if fits(patterns, name))
     if not selected:
         raise SelectionError(f"patterns {patterns} leave no parameter selected")
-    return tuple(name for name in names if name in selected)
+    return selected
+
+
+def fits(patterns: str | Sequence[str], name: str) -> bool:
+    """True if the patterns select a name.
+
+    >>> fits(["*", "!*.bias"], "body.weight"), fits("!head.*", "head.bias")
+    (True, False)
+    """
+    patterns = [patterns] if isinstance(patterns, str) else patterns
+    selected = patterns[0].startswith("!")
+    for pattern in patterns:
+        if fnmatchcase(name, pattern.removeprefix("!")):
+            selected = not pattern.startswith("!")
+    return selected
 
 
 def select_parameters(patterns: str | Sequence[str], module: nn.Module) -> tuple[str, ...]:

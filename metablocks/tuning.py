@@ -97,7 +97,7 @@ def choose_executor(
     Raises `BlockError` for a `memory` that is not a size, `ExecutorError` if there is no memory for one
     task at a time, and what the learner raises under `Loop`.
     """
-    count = check_tasks(tasks)
+    count = check_tasks(tasks, learner.batches, learner.steps)
     budget = None if memory is None else parse_bytes(memory)
     device = devices_of(dict(learner.named_parameters()))[-1]
     if budget and peak_memory(device) is None:

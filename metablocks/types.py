@@ -6,8 +6,8 @@ of equal size along a new first dimension: `[tasks, examples, ...]`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Annotated, Any, TypeAlias, overload
+from dataclasses import dataclass, field
+from typing import Annotated, Any, NamedTuple, TypeAlias, overload
 
 import torch
 from torch import Tensor
@@ -38,6 +38,15 @@ class Progress:
     epoch: NonNegative = 0.0
 
 
+class Drawn(NamedTuple):
+    """The part of a task that a learner draws; with tasks stacked, each leaf is `[tasks, ...]`."""
+
+    seed: Tensor
+    """Of the random numbers that the work on the task draws: an integer, on the CPU."""
+    state: Any
+    """The state that the learner's `batches` have for it; None if they draw nothing."""
+
+
 @dataclass(frozen=True)
 class Task:
     """One task: a support batch to adapt on, a query batch to judge by.
@@ -50,9 +59,15 @@ class Task:
 
     support: Batch
     query: Batch
+    drawn: Drawn | None = field(default=None, repr=False, compare=False, kw_only=True)
 
     def __post_init__(self) -> None:
         _as_dicts(self)
+
+    @property
+    def seed(self) -> int | None:
+        """The seed of the random numbers that work on it draws, if a learner gave it one."""
+        return None if self.drawn is None else int(self.drawn.seed)
 
 
 @dataclass(frozen=True)
@@ -72,6 +87,7 @@ class TaskBatch:
 
     support: Batch
     query: Batch
+    drawn: Drawn | None = field(default=None, repr=False, compare=False, kw_only=True)
 
     def __post_init__(self) -> None:
         _as_dicts(self)
@@ -109,6 +125,9 @@ class TaskBatch:
             inputs, target = (map_tensors(lambda leaf: leaf[index], side) for side in batch)
             return inputs, target
 
+        def drawn() -> Drawn | None:
+            return map_tensors(lambda leaf: leaf[index], self.drawn)  # type: ignore[no-any-return]
+
         if isinstance(index, slice):
             chosen = range(len(self))[index]
             if not chosen or chosen.step < 1:
@@ -118,12 +137,12 @@ class TaskBatch:
                     block="TaskBatch",
                     field="index",
                 )
-            return TaskBatch(own(self.support), own(self.query))
+            return TaskBatch(own(self.support), own(self.query), drawn=drawn())
         if type(index) is not int:
             check("TaskBatch", "index", index, int | slice, TaskError)
         if not -len(self) <= index < len(self):
             raise IndexError(f"task {index} of a batch of {len(self)}")
-        return Task(own(self.support), own(self.query))
+        return Task(own(self.support), own(self.query), drawn=drawn())
 
     def to(self, target: torch.device | str | torch.dtype) -> "TaskBatch":
         """The same tasks on a device, or with floating-point tensors of a dtype."""
@@ -145,7 +164,7 @@ class TaskBatch:
                 block="TaskBatch",
                 field="tasks",
             )
-        trees = [(task.support, task.query) for task in tasks]
+        trees = [(task.support, task.query, task.drawn) for task in tasks]
         flat = [pytree.tree_flatten(tree) for tree in trees]
         forms = [[_form(leaf) for leaf in leaves] for leaves, _ in flat]
         for index, (_, spec) in enumerate(flat):
@@ -156,7 +175,8 @@ class TaskBatch:
                 )
         columns = zip(*(leaves for leaves, _ in flat), strict=True)
         stacked = [torch.stack(c) if isinstance(c[0], Tensor) else c[0] for c in columns]
-        return TaskBatch(*pytree.tree_unflatten(stacked, flat[0][1]))
+        support, query, drawn = pytree.tree_unflatten(stacked, flat[0][1])
+        return TaskBatch(support, query, drawn=drawn)
 
 
 class TaskList(list[Task]):

@@ -356,16 +356,17 @@ def test_fused_attention_without_dropout_is_not_taken_for_random(within):
     assert ours.executor._compiler.count == 1
 
 
-ONE_PIECE = [mb.Reptile(), mb.Reptile(batch=2), mb.Implicit(proximal=2.0, cg_steps=2)]
+ONE_PIECE = [mb.Reptile(), mb.Implicit(proximal=2.0, cg_steps=2)]
 
 
 @pytest.mark.parametrize("executor", [mb.Loop, mb.Vmap])
+@pytest.mark.parametrize("batches", [mb.FullBatch(), mb.Minibatches(2)], ids=repr)
 @pytest.mark.parametrize("estimator", ONE_PIECE, ids=repr)
-@pytest.mark.filterwarnings("ignore::metablocks.executors.RandomDrawsWarning")
-def test_other_estimators_are_one_piece_for_each_number_of_steps(estimator, executor, within):
-    ours, plain = (
-        learner(executor(compile=how), estimator=estimator, steps=2) for how in ("trace", False)
-    )
+def test_other_estimators_are_one_piece_for_each_number_of_steps(
+    estimator, batches, executor, within
+):
+    blocks = {"estimator": estimator, "batches": batches, "steps": 2}
+    ours, plain = (learner(executor(compile=how), **blocks) for how in ("trace", False))
     for steps in (2, 3, 2):
         ours.steps = plain.steps = steps
         got, due = ours.meta_gradient(batch()), plain.meta_gradient(batch())

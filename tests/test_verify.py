@@ -146,7 +146,7 @@ def test_a_function_with_other_names_is_a_block_of_the_stated_protocol():
         as_block(mb.Vmap(), protocol="order")
 
 
-@pytest.mark.parametrize("block", [answers, Grouped, mb.Vmap(chunk=2), mb.Reptile(batch=2)])
+@pytest.mark.parametrize("block", [answers, Grouped, mb.Vmap(chunk=2), mb.Reptile()])
 def test_functions_modules_and_instances_are_held_to_their_laws(block):
     report = verify(block, examples=2)
     assert report.ok, str(report)

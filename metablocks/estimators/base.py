@@ -8,11 +8,12 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from metablocks.batches import Side
 from metablocks.checks import name_of, shown, wrong_answer
 from metablocks.inner_loop import InnerLoop, QueryPass
 from metablocks.pieces import At, Pieces
 from metablocks.rules.base import UpdateRule
-from metablocks.types import Batch, Task, Tensors
+from metablocks.types import Batch, Drawn, Task, Tasks, Tensors
 
 
 class TaskGradient(NamedTuple):
@@ -42,6 +43,11 @@ class Estimator(ABC):
 
     exact: ClassVar[bool] = False
     """True if it claims `Unrolled`'s gradient."""
+    reads: ClassVar[tuple[Side, ...] | None] = None
+    """The sets whose loss at θ_0 must depend on every meta-parameter.
+
+    None for an estimator that differentiates the query loss after the inner loop, which must.
+    """
 
     @abstractmethod
     def __call__(
@@ -60,7 +66,7 @@ class Estimator(ABC):
         (result,) = run(
             name,
             partial(_task, self),
-            (run.buffers,),
+            (run.buffers, run.drawn),
             at=At(weights=inner.weights),
             data=("support", "query"),
             totals=grads,
@@ -76,12 +82,9 @@ class Estimator(ABC):
         """An estimator of the same gradient that takes less memory and more time, if there is one."""
         return None
 
-    def batches(self, task: Task) -> list[Batch] | None:
-        """The batches whose loss at θ_0 must depend on every meta-parameter.
-
-        None for an estimator that differentiates the query loss after the inner loop, which must.
-        """
-        return None
+    def in_training(self, tasks: Tasks) -> Tasks:
+        """The tasks as it trains on them: their support sets are what the inner steps see."""
+        return tasks
 
 
 def task_gradient(
@@ -115,10 +118,12 @@ def _task(
     totals: Tensors,
     at: At,
     buffers: Tensors,
+    drawn: Drawn | None,
     support: Batch,
     query: Batch,
 ) -> tuple[TaskGradient]:
-    result = task_gradient(estimator, inner, meta, buffers, Task(support, query))
+    task = Task(support, query, drawn=drawn)
+    result = task_gradient(estimator, inner, meta, buffers, task)
     totals |= result.grads
     return (result._replace(grads={}),)
 

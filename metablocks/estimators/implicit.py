@@ -8,11 +8,12 @@ with ρ the parameters that do not adapt. Memory is that of one step, for any nu
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
+from metablocks.batches import Side
 from metablocks.checks import Count, NonNegative, Positive, checked
 from metablocks.derivatives import gradient, vjp
 from metablocks.estimators.base import Estimator, TaskGradient, at_the_end, filled, reached
@@ -21,7 +22,7 @@ from metablocks.estimators.neumann import neumann_series
 from metablocks.inner_loop import Carry, InnerLoop, QueryPass
 from metablocks.rules.base import Chain, UpdateRule, inner_product, members
 from metablocks.rules.regularizers import Proximal
-from metablocks.types import Batch, Task, Tensors
+from metablocks.types import Task, Tensors
 
 _LEAST_CURVATURE = 0.1  # of the inner problem along a direction of the solver, in units of λ
 
@@ -36,6 +37,9 @@ class Implicit(Estimator):
     is where the inner steps end; the gradient is exact in so far as they converge, and costs no
     memory for them. λ much below the curvature of L_s is slow to converge, and λ above 2/α diverges
     under a rate α.
+
+    Inner steps on mini-batches (`Minibatches`) are steps towards the same φ*: gradients and Hessian
+    there are those of the whole support set.
 
     The system is solved by `cg_steps` products with the Hessian; a task stops where the residual of
     the recursion, relative to ∇L_q, is at most `tolerance`. Reported as `metrics`: `cg_residual`,
@@ -71,6 +75,7 @@ class Implicit(Estimator):
     unknown `solver`, and the combinations above.
     """
 
+    reads: ClassVar[tuple[Side, ...]] = ("support", "query")
     proximal: Positive = 2.0
     cg_steps: Count = 5
     tolerance: NonNegative = 1e-10
@@ -80,19 +85,22 @@ class Implicit(Estimator):
         self, inner: InnerLoop, meta: Tensors, buffers: Tensors, task: Task
     ) -> TaskGradient:
         inner = inner.first_order()
-        carry = inner.start(meta, buffers)
+        carry = begin = inner.start(meta, buffers, inner.support_of(task, -1))
         for index in range(inner.steps):
-            carry, _ = inner.step(meta, carry, task.support, index)
+            carry, _ = inner.step(meta, carry, inner.support_of(task, index), index)
         adapted = {f"model.{name}" for name in inner.adapted}
         rest = {name: tensor for name, tensor in meta.items() if name not in adapted}
 
         def query_loss(fast: Tensors, rest: Tensors) -> tuple[Tensor, QueryPass]:
-            passed = inner.query(meta | rest, _at(carry, fast), task.query, inner.steps)
+            passed = inner.query(
+                meta | rest, _at(carry, fast), inner.query_of(task, inner.steps), inner.steps
+            )
             return passed.loss, passed._replace(prediction=None)
 
         def slope(fast: Tensors, rest: Tensors) -> tuple[Tensors, tuple[()]]:
             def support_loss(fast: Tensors) -> tuple[Tensor, tuple[()]]:
-                passed = inner.query(meta | rest, _at(carry, fast), task.support, inner.steps)
+                whole = inner.support_of(task, -1)
+                passed = inner.query(meta | rest, _at(carry, fast), whole, inner.steps)
                 return passed.loss, ()
 
             slopes, _, _ = gradient(support_loss, fast, differentiable=True)
@@ -116,9 +124,8 @@ class Implicit(Estimator):
         grads |= reached(direct)
         grads |= {name: grads[name] + m if name in grads else m for name, m in mixed.items()}
 
-        start = inner.start(meta, buffers).params
         pulls = {
-            name: support_gradient[name] + self.proximal * (p - start[name])
+            name: support_gradient[name] + self.proximal * (p - begin.params[name])
             for name, p in carry.params.items()
         }
         metrics["inner_gradient"] = inner_product(pulls, pulls).sqrt()
@@ -143,10 +150,6 @@ class Implicit(Estimator):
             least=_LEAST_CURVATURE,
         )
         return solved.vector, {"cg_residual": solved.residual}
-
-    def batches(self, task: Task) -> list[Batch]:
-        """The batches whose loss must depend on every meta-parameter."""
-        return [task.support, task.query]
 
     def inner_rule(self, rule: UpdateRule) -> UpdateRule:
         """The rule with `Proximal` in front, unless it starts with one."""

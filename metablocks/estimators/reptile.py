@@ -5,19 +5,19 @@
 As a gradient for any outer optimiser, φ − φ̃: plain gradient descent with the rate ε is the line above.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from metablocks.checks import Count, checked
+from metablocks.batches import Side
+from metablocks.checks import checked
 from metablocks.errors import TaskError
 from metablocks.estimators.base import Estimator, TaskGradient, at_the_end
 from metablocks.inner_loop import InnerLoop
-from metablocks.types import Batch, Task, Tensors
+from metablocks.types import Task, TaskBatch, Tasks, Tensors
 
 Examples: TypeAlias = Literal["all", "support"]
 
@@ -33,8 +33,8 @@ class Reptile(Estimator):
 
     In training there is no split into support and query. The inner steps see `examples`: `"all"`,
     the support and query set of the task together (n shots and m queries a class are n + m shots),
-    or `"support"` alone. Each step takes all of them or, with `batch`, so many: one shuffled pass
-    after another, batches running on from pass to pass. Evaluation adapts to the support set as ever.
+    or `"support"` alone; mini-batches (`Minibatches`) are drawn from these. Evaluation adapts to the
+    support set as ever.
 
     The loss it reports is the query loss at φ̃, which with `"all"` is a loss on training examples.
 
@@ -42,81 +42,68 @@ class Reptile(Estimator):
     that `adapt` leaves out. So are steps = 0, other step losses than the final one, and orders that
     single out steps.
 
-    Laws: with one step of a learning rate α, it is α times the gradient of the loss on the examples
-    (joint training). Without `batch` nothing is drawn, and all executors give one gradient; with it,
-    the draws follow from torch's global generator, and are `Vmap`'s own there (see
-    `RandomDrawsWarning`).
+    Law: with one step of a learning rate α, it is α times the gradient of the loss on the examples
+    (joint training).
 
     Source: Nichol, Achiam, Schulman 2018, and its released code. Deviation:
     1. A task's inner optimiser starts afresh, with `Adam(beta1=0.0)` too; in the released code
        Adam's second moment goes on from task to task in training.
 
     >>> Reptile(examples="support")
-    Reptile(examples='support', batch=None)
+    Reptile(examples='support')
 
-    Raises `BlockError` for unknown `examples`, a `batch` below 1, and the combinations above;
-    `TaskError` where support and query cannot be joined.
+    Raises `BlockError` for unknown `examples` and the combinations above; `TaskError` where support and
+    query cannot be joined.
     """
 
+    reads: ClassVar[tuple[Side, ...]] = ("support",)
     examples: Examples = "all"
-    batch: Count | None = None
 
     def __call__(
         self, inner: InnerLoop, meta: Tensors, buffers: Tensors, task: Task
     ) -> TaskGradient:
         inner = inner.first_order()
-        batch = self._batches(self._examples(task), inner.steps)
-        start = carry = inner.start(meta, buffers)
+        start = carry = inner.start(meta, buffers, inner.support_of(task, -1))
         for index in range(inner.steps):
-            carry, _ = inner.step(meta, carry, batch(index), index)
-        query = inner.query(meta, carry, task.query, inner.steps)
+            carry, _ = inner.step(meta, carry, inner.support_of(task, index), index)
+        query = inner.query(meta, carry, inner.query_of(task, inner.steps), inner.steps)
         changes = inner.changes((buffers, carry.buffers), (carry.buffers, query.buffers))
         names = [name for name in inner.adapted if f"model.{name}" in meta]
         grads = {f"model.{name}": start.params[name] - carry.params[name] for name in names}
         return TaskGradient(grads, query.loss.detach(), changes=changes, **at_the_end(inner, query))
 
-    def batches(self, task: Task) -> list[Batch]:
-        """The batches whose loss must depend on every meta-parameter."""
-        return [self._examples(task)]
-
-    def _examples(self, task: Task) -> Batch:
+    def in_training(self, tasks: Tasks) -> Tasks:
+        """The tasks, their support sets joined with their query sets if it trains on all examples."""
         if self.examples == "support":
-            return task.support
-        (support, form), (query, other) = map(pytree.tree_flatten, (task.support, task.query))
-        if form != other or not all(map(_join, support, query)):
-            raise TaskError(
-                'Reptile(examples="all") joins support and query, whose tensors differ in form: '
-                f'{_shapes(support)} and {_shapes(query)}; use examples="support"',
-                block="Reptile",
-                field="examples",
-            )
-        joined: Batch = pytree.tree_unflatten(
-            [torch.cat(pair) for pair in zip(support, query, strict=True)], form
+            return tasks
+        if isinstance(tasks, TaskBatch):
+            return _joined(tasks, 1)
+        return [_joined(task, 0) for task in tasks]
+
+
+def _joined(task: Any, dimension: int) -> Any:
+    """The task, or tasks stacked, with the examples of both sets, along a dimension, for support."""
+    (support, form), (query, other) = map(pytree.tree_flatten, (task.support, task.query))
+    if form != other or not all(
+        _join(*pair, dimension) for pair in zip(support, query, strict=True)
+    ):
+        raise TaskError(
+            'Reptile(examples="all") joins support and query, whose tensors differ in form: '
+            f'{_shapes(support)} and {_shapes(query)}; use examples="support"',
+            block="Reptile",
+            field="examples",
         )
-        return joined
-
-    def _batches(self, examples: Batch, steps: int) -> Callable[[int], Batch]:
-        """The examples of each inner step."""
-        if self.batch is None:
-            return lambda index: examples
-        size = self.batch
-        first: Tensor = pytree.tree_leaves(examples)[0]
-        passes = -(-steps * size // len(first))
-        order = torch.rand(passes, len(first), device=first.device).argsort(1)
-        order = order.flatten()
-
-        def batch(index: int) -> Batch:
-            chosen = order[index * size : (index + 1) * size]
-            taken: Batch = pytree.tree_map(lambda leaf: leaf[chosen], examples)
-            return taken
-
-        return batch
+    joined = [torch.cat(pair, dimension) for pair in zip(support, query, strict=True)]
+    return replace(task, support=pytree.tree_unflatten(joined, form))
 
 
-def _join(support: Any, query: Any) -> bool:
+def _join(support: Any, query: Any, dimension: int) -> bool:
     """True if two leaves are the examples of one kind of tensor."""
-    both = isinstance(support, Tensor) and isinstance(query, Tensor)
-    return both and support.ndim > 0 and support.shape[1:] == query.shape[1:]
+    if not isinstance(support, Tensor) or not isinstance(query, Tensor):
+        return False
+    return (
+        support.ndim > dimension and support.shape[dimension + 1 :] == query.shape[dimension + 1 :]
+    )
 
 
 def _shapes(leaves: list[Any]) -> str:

@@ -59,9 +59,9 @@ class Sweep:
         kept: list[tuple[int, Callable[[], Any]]] = []
         recorded: list[Callable[[Any, Tensors], Any]] = []
         first = 0 if self.graphs is None else max(0, self.last - self.graphs)
-        begin = self.draws()
+        begin, reads = self.draws(), inner.start_reads
         draws: list[States] = []  # before each step
-        (carry,) = run(("start",), start, (run.buffers,))
+        (carry,) = run(("start",), start, (run.buffers,), data=reads)
         for index in range(self.last + 1):
             if index in inner.weights:
                 at = At(index, {index: inner.weights[index]})
@@ -99,7 +99,7 @@ class Sweep:
             if index in slopes:
                 adjoint = run.add(adjoint, slopes.pop(index)())
         self.redraw(begin)
-        run(("start back",), _start_back, (run.buffers, adjoint), totals=grads)
+        run(("start back",), _start_back, (run.buffers, adjoint), data=reads, totals=grads)
         self.redraw(end)
         loss, losses, scores = weigh(inner, queries)
         grads = {name: grads[name] for name in run.meta if name in grads}
@@ -201,9 +201,11 @@ def weigh(
     return loss, losses, each_carry(inner, scores) if scores else None
 
 
-def start(inner: InnerLoop, meta: Tensors, totals: Tensors, at: At, buffers: Tensors) -> Any:
-    """Carry 0."""
-    return (inner.start(meta, buffers),)
+def start(
+    inner: InnerLoop, meta: Tensors, totals: Tensors, at: At, buffers: Tensors, *support: Batch
+) -> Any:
+    """Carry 0; `support` is the whole set if the start reads it."""
+    return (inner.start(meta, buffers, *support),)
 
 
 def step(
@@ -313,11 +315,12 @@ def _start_back(
     at: At,
     buffers: Tensors,
     adjoint: Sequence[Tensor | None],
+    *support: Batch,
 ) -> tuple[()]:
     """Add the product with the Jacobian of carry 0, which holds θ_0 and what the rule starts with."""
 
     def begin(meta: Tensors) -> tuple[list[Tensor], tuple[()]]:
-        return _floats(inner.start(meta, buffers))[: len(adjoint)], ()
+        return _floats(inner.start(meta, buffers, *support))[: len(adjoint)], ()
 
     _, pull, _ = vjp(begin, meta)
     pull(adjoint, totals)

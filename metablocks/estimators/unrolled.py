@@ -59,12 +59,12 @@ def weighted_query_loss(
     queries: dict[int, QueryPass] = {}
     passes: list[tuple[Tensors, Tensors]] = []
     last = max(inner.weights)
-    carry = inner.start(meta, buffers)
+    carry = inner.start(meta, buffers, inner.support_of(task, -1))
     for index in range(last + 1):
         if index in inner.weights:
-            queries[index] = inner.query(meta, carry, task.query, index)
+            queries[index] = inner.query(meta, carry, inner.query_of(task, index), index)
             passes.append((carry.buffers, queries[index].buffers))
         if index < last:
-            carry, _ = inner.step(meta, carry, task.support, index)
+            carry, _ = inner.step(meta, carry, inner.support_of(task, index), index)
     loss, losses, scores = weigh(inner, queries)
     return loss, losses, inner.changes((buffers, carry.buffers), *passes), scores

@@ -16,6 +16,7 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from metablocks.batches import Batches
 from metablocks.errors import TaskError, concerning
 from metablocks.generators import Draws, generators_of
 from metablocks.pieces import InPieces
@@ -72,8 +73,10 @@ class Executor(Protocol):
 
 
 @concerning("MetaLearner", "tasks")
-def check_tasks(tasks: Tasks, *, differentiated: bool = False) -> int:
-    """The number of tasks.
+def check_tasks(
+    tasks: Tasks, batches: Batches, steps: int, *, differentiated: bool = False, judged: bool = True
+) -> int:
+    """The number of tasks. Without `judged` their query sets do not count.
 
     Raises `TaskError` for anything but a `TaskBatch` or a list of `Task`, for none, and for tensors
     made under `torch.inference_mode`; if they enter what is `differentiated`, for tensors that require
@@ -92,16 +95,20 @@ def check_tasks(tasks: Tasks, *, differentiated: bool = False) -> int:
                 f"tasks[{index}] is a {type(task).__name__}; it takes Task(support, query)"
             )
         whole.append((f"tasks[{index}]", task))
-    dimension = int(isinstance(tasks, TaskBatch))
     for name, one in whole:
-        for side in ("support", "query"):
+        task = one[0] if isinstance(one, TaskBatch) else one
+        batches.check(task.support, task.query if judged else None, steps)
+        for side in ("support", "query") if judged else ("support",):
+            batch = batches.query(task.query, 0)
+            if side == "support":
+                batch = batches.select(task.support, None, 0)
             for part, tree in enumerate(getattr(one, side)):
-                examples: list[int] = []
                 for path, leaf in pytree.tree_leaves_with_path(tree):
                     if isinstance(leaf, Tensor):
                         where = f"{name}.{side}[{part}]{pytree.keystr(path)}"
                         _check_leaf(where, leaf, differentiated)
-                        examples += leaf.shape[dimension : dimension + 1]
+                leaves = [x for x in pytree.tree_leaves(batch[part]) if isinstance(x, Tensor)]
+                examples = [size for leaf in leaves for size in leaf.shape[:1]]
                 if examples and not any(examples):
                     raise TaskError(
                         f"{name}.{side}[{part}] has no examples; a {side} set has at least one",

@@ -95,10 +95,10 @@ class Compiler:
         """
         cut = work.pieces
         assert cut is not None
-        given = {"support": self.flatten(task.support), "query": self.flatten(task.query)}
         begin, shared = self.flatten(buffers), self._shared(cut.inner, cut.meta)
         autocast = _autocast((cut.meta, task))
-        parts = (shared, begin, *given.values())
+        run = _Run(cut.inner, cut.meta, begin, task, _Plan(self, width, autocast), shared)
+        parts = (shared, begin, run.batch("support", 0), run.batch("query", 0))
         kind = (work.key, width, *autocast, *(part.form for part in parts))
         try:
             plan = self._plans.get(kind)
@@ -110,17 +110,15 @@ class Compiler:
             with self.lock:  # the threads that come meanwhile wait, and find it made
                 plan = self._plans.get(kind)
                 if plan is None:
-                    plan = _Plan(self, width, autocast)
-                    run = _Run(cut.inner, cut.meta, begin, task, plan, shared, given)
+                    plan = run.plan
                     self._prepare(run, plain, work, buffers)
                     if len(self._plans) >= _MOST:
                         del self._plans[next(iter(self._plans))]
                     self._plans[kind] = plan
         if plan.fit:
             states = work.draws.states() if work.draws.kinds else []
-            run = _Run(cut.inner, cut.meta, begin, task, plan, shared, given)
             try:
-                return cut.drive(run), True
+                return cut.drive(replace(run, plan=plan)), True
             except Unfit as error:
                 set_states(states)
                 plan.give_up(error)
@@ -195,7 +193,8 @@ class Compiler:
                 def in_double() -> list[Tensor]:
                     support, query = map_tensors(double, (task.support, task.query))
                     shared, own = map_tensors(double, given)
-                    return _tensors(plain(short, shared, own, Task(support, query)))
+                    precise = replace(task, support=support, query=query)
+                    return _tensors(plain(short, shared, own, precise))
 
                 hold(got, expected, in_double)
 
@@ -314,7 +313,8 @@ class _Run(Pieces):
 
     plan: _Plan
     shared: _Leaves
-    given: dict[str, _Leaves]
+    whole: dict[str, _Leaves] = field(default_factory=dict)
+    """Sets that are handed over whole, and what was drawn."""
 
     def __call__(
         self,
@@ -352,6 +352,42 @@ class _Run(Pieces):
             return part
 
         return _Leaves([*outputs[: first.count]], first), pull
+
+    @property
+    def drawn(self) -> _Leaves:
+        if "drawn" not in self.whole:
+            self.whole["drawn"] = self.plan.compiler.flatten(self.task.drawn)
+        return self.whole["drawn"]
+
+    def batch(self, side: Side, index: int) -> _Leaves:
+        """The batch of an inner step or carry, made outside of what is compiled; −1 for the whole set."""
+        if index < 0 or not self.inner.batches.selects(side):
+            if side not in self.whole:
+                self.whole[side] = self.plan.compiler.flatten(getattr(self.task, side))
+            return self.whole[side]
+        batch = self._batch(side, index) if self.plan.width is None else self._batches(side, index)
+        # The same strides at every step and for any number of them.
+        alike = map_tensors(lambda leaf: leaf if leaf.is_contiguous() else leaf.clone(), batch)
+        return self.plan.compiler.flatten(alike)
+
+    def _batches(self, side: Side, index: int) -> Any:
+        """The batches of many tasks, stacked; what is not a tensor is the same for every task."""
+        task = self.task
+        leaves, spec = pytree.tree_flatten((task.support, task.query, task.drawn))
+        tensors = {i: leaf for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)}
+        form: list[Any] = []
+
+        def one(rows: dict[int, Tensor]) -> dict[int, Tensor]:
+            own = [rows.get(i, leaf) for i, leaf in enumerate(leaves)]
+            support, query, drawn = pytree.tree_unflatten(own, spec)
+            run = replace(self, task=Task(support, query, drawn=drawn))
+            parts, whole = pytree.tree_flatten(run._batch(side, index))
+            form[:] = parts, whole
+            return {i: part for i, part in enumerate(parts) if isinstance(part, Tensor)}
+
+        rows = torch.func.vmap(one)(tensors)
+        parts, whole = form
+        return pytree.tree_unflatten([rows.get(i, part) for i, part in enumerate(parts)], whole)
 
     def open(self, part: _Leaves) -> Any:
         return part.form.tree(iter(part.tensors))
@@ -393,20 +429,21 @@ class _Run(Pieces):
     ) -> tuple[_Made, list[Tensor]]:
         """The piece as it was made, now or before, and the arguments of this call."""
         at = at or At()
-        own = [*state, *(self.given[side] for side in data)]
+        batches = [self.batch(side, at.index) for side in data]
+        own = [*state, *batches]
         beside = [] if at.index < 0 else [self.plan.index(at.index, self.shared)]
         beside += (at.weights or {}).values()
         arguments = [*self.shared.tensors, *beside]
         for part in own:
             arguments += part.tensors
-        key = (name, *(part.form for part in state))
+        key = (name, *(part.form for part in own))
         numbers = {"index": at.index, "steps": self.inner.steps}
         made = self.plan.find(key, numbers)
         if made is None:
             with self.plan.compiler.lock:
                 made = self.plan.find(key, numbers)
                 if made is None:
-                    flat = _Flat(self, piece, own, at, len(beside))
+                    flat = _Flat(self, piece, own, at, len(beside), len(batches))
                     made = self._make(flat, arguments, cotangent)
                     self.plan.told[key] = flat.told | self.plan.told.get(key, set())
                     self.plan.made[self.plan.full(key, numbers)] = made
@@ -464,13 +501,15 @@ class _Flat:
     """A piece as a function of tensors in a row, to the tensors of its parts and the sums over tasks."""
 
     def __init__(
-        self, run: _Run, piece: Piece, own: Sequence[_Leaves], at: At, beside: int
+        self, run: _Run, piece: Piece, own: Sequence[_Leaves], at: At, beside: int, data: int
     ) -> None:
         self.run = run
         self.piece = piece
         self.own = own
         self.at = at
         self.beside = beside
+        self.data = data
+        """So many of the arguments, the last ones, are data."""
         self.cotangents: list[Tensor] | None = None
         self.told: set[str] = set()
         self.parts: list[tuple[tuple[_Other | None, ...], Any]] = []
@@ -518,9 +557,10 @@ class _Flat:
 
     def generic(self, arguments: list[Tensor], seed: int) -> list[Tensor]:
         """The arguments, their state and cotangents at numbers as they never come."""
-        given = {id(tensor) for part in self.run.given.values() for tensor in part.tensors}
         first = len(self.run.shared.tensors) + self.beside
-        own = [x if id(x) in given else _generic(x, seed) for x in arguments[first:]]
+        data = self.own[len(self.own) - self.data :]
+        last = len(arguments) - sum(len(part.tensors) for part in data)
+        own = [*[_generic(x, seed) for x in arguments[first:last]], *arguments[last:]]
         cotangents = [_generic(x, seed) for x in self.cotangents or ()]
         return [*arguments[:first], *own, *cotangents]
 

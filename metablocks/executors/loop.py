@@ -1,6 +1,6 @@
 """One task after another, or a few at a time in threads."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal, TypeAlias
 
@@ -13,7 +13,7 @@ from metablocks.executors.base import TaskFunction, TaskWork
 from metablocks.executors.compiled import Compile, Compiler
 from metablocks.executors.threads import map_in_threads
 from metablocks.outputs import stack_rows
-from metablocks.types import Task, Tasks, Tensors
+from metablocks.types import Tasks, Tensors
 
 ChannelsLast: TypeAlias = bool | Literal["query"]
 
@@ -23,7 +23,7 @@ ChannelsLast: TypeAlias = bool | Literal["query"]
 class Loop:
     """One task after another: the reference, and the one that takes tasks of unequal size.
 
-    Random draws (dropout) follow each other in task order from the global generator. Results of
+    A learner seeds the random draws of a task (dropout) by its number. Results of
     unequal shape come back as a list in place of a stacked tensor.
 
     - `workers`: tasks under way at a time, in threads that share torch's own threads; convolutional
@@ -61,11 +61,12 @@ class Loop:
             task = tasks[index]
             support = _channels_last(task.support) if self.channels_last is True else task.support
             query = _channels_last(task.query) if self.channels_last else task.query
-            task = Task(support, query)
-            if not compiled:
-                return work(shared, buffers, task)
-            result, _ = self._compiler(TaskWork.__call__, work, buffers, task)
-            return result
+            task = replace(task, support=support, query=query)
+            with work.draws.seeded(task.seed):
+                if not compiled:
+                    return work(shared, buffers, task)
+                result, _ = self._compiler(TaskWork.__call__, work, buffers, task)
+                return result
 
         # The first task may have to tell whether the work draws: whose draws come first must not be
         # a matter of chance.

@@ -4,8 +4,8 @@ Reptile: φ − φ̃, from the start of the inner loop to its end. Implicit: wit
 out, (I + ∇²L_s(φ*)/λ)⁻¹ ∇L_q(φ*) for what adapts, and ∂L_q/∂ρ − (1/λ)(∂²L_s/∂φ∂ρ)ᵀ v for the rest.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,24 +14,23 @@ from torch.utils import _pytree as pytree
 from metablocks.estimators import Reptile
 from metablocks.functional import detach
 from metablocks.laws.plain_loop import PlainLoop, gradient
-from metablocks.types import Batch, Task, Tensors
-
-_Result = TypeVar("_Result")
+from metablocks.types import Task, Tensors
 
 
 def reptile_gradient(plain: PlainLoop, estimator: Reptile) -> Tensors:
-    """The mean over tasks of φ − φ̃, on the batches that the estimator draws."""
+    """The mean over tasks of φ − φ̃, on the examples that the estimator trains on."""
+    tasks: list[Task] = [plain.tasks[index] for index in range(len(plain.tasks))]
+    if estimator.examples == "all":
+        pairs = [
+            pytree.tree_map(lambda *x: torch.cat(x), task.support, task.query) for task in tasks
+        ]
+        tasks = [Task(both, task.query) for both, task in zip(pairs, tasks, strict=True)]
 
-    def one(task: Task) -> Tensors:
-        examples: Batch = task.support
-        if estimator.examples == "all":
-            examples = pytree.tree_map(
-                lambda one, more: torch.cat([one, more]), task.support, task.query
-            )
-        start, end, _ = _inner(plain, _batches(examples, plain.learner.steps, estimator.batch))
+    def one(_: int, task: Task) -> Tensors:
+        start, end, _ = _inner(plain, task)
         return {f"model.{name}": start[name] - end[name] for name in start}
 
-    return _mean(_each(plain, one))
+    return _mean(plain.each(one, tasks))
 
 
 class System(NamedTuple):
@@ -50,8 +49,8 @@ class System(NamedTuple):
 def implicit_systems(plain: PlainLoop) -> list[System]:
     """The systems of all tasks, at the end of their inner loops."""
 
-    def one(task: Task) -> System:
-        _, end, buffers = _inner(plain, lambda _: task.support)
+    def one(_: int, task: Task) -> System:
+        _, end, buffers = _inner(plain, task)
         fast = {name: tensor.detach().requires_grad_() for name, tensor in end.items()}
         adapting = {f"model.{name}": tensor for name, tensor in fast.items()}
         rest = {name: p for name, p in plain.parameters.items() if name not in adapting}
@@ -70,7 +69,7 @@ def implicit_systems(plain: PlainLoop) -> list[System]:
             direct,
         )
 
-    return _each(plain, one)
+    return plain.each(one)
 
 
 def implicit_gradient(systems: Sequence[System], proximal: float) -> Tensors:
@@ -96,41 +95,17 @@ def implicit_gradient(systems: Sequence[System], proximal: float) -> Tensors:
     return _mean([one(system) for system in systems])
 
 
-def _inner(plain: PlainLoop, batch: Callable[[int], Batch]) -> tuple[Tensors, Tensors, Tensors]:
+def _inner(plain: PlainLoop, task: Task) -> tuple[Tensors, Tensors, Tensors]:
     """θ_0, θ_K and the buffers at the end of a task's inner loop."""
-    fast, buffers = plain.start()
+    fast, buffers = plain.start(task)
     start = fast = detach(fast)
     with torch.no_grad():
         state: Any = plain.rule.init(fast)
         for index in range(plain.learner.steps):
-            gradients, buffers = plain.support(fast, buffers, batch(index), index, False)
+            batch = plain.support_of(task, index)
+            gradients, buffers = plain.support(fast, buffers, batch, index, False)
             fast, state = plain.move(gradients, state, fast, index)
     return start, fast, buffers
-
-
-def _batches(examples: Batch, steps: int, size: int | None) -> Callable[[int], Batch]:
-    """The examples of each step: all, or one shuffled pass after another in batches.
-
-    Written once more, since it is the reference of what `Reptile` draws.
-    """
-    if size is None:
-        return lambda index: examples
-    first: Tensor = pytree.tree_leaves(examples)[0]
-    passes = -(-steps * size // len(first))
-    order = torch.rand(passes, len(first), device=first.device).argsort(1).flatten()
-
-    def batch(index: int) -> Batch:
-        chosen = order[index * size : (index + 1) * size]
-        taken: Batch = pytree.tree_map(lambda leaf: leaf[chosen], examples)
-        return taken
-
-    return batch
-
-
-def _each(plain: PlainLoop, one: Callable[[Task], _Result]) -> list[_Result]:
-    """`one(task)` of every task, with the draws that `Loop` makes."""
-    with plain.seeded():
-        return [one(plain.tasks[index]) for index in range(len(plain.tasks))]
 
 
 def _mean(each: Sequence[Tensors]) -> Tensors:

@@ -307,9 +307,9 @@ def _shrink_rest(values: dict[str, Any], outputs: int) -> list[str]:
         if ":" not in rule["block"] and kinked:
             rule["activation"] = "softplus"
             changes.append(f"softplus in {rule['block']}")
-    estimator, executor = values["outer"]["estimator"], values["hardware"]["executor"]
-    if estimator["block"] == "reptile" and (estimator.get("batch") or 0) > _BATCH:
-        estimator["batch"] = _BATCH
+    batches, executor = values["inner"]["batches"], values["hardware"]["executor"]
+    if batches["block"] == "minibatches" and batches["size"] > _BATCH:
+        batches["size"] = _BATCH
         changes.append(f"batches of {_BATCH}")
     if executor.get("compile") in (True, "auto"):
         executor["compile"] = "trace"

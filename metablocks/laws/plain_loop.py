@@ -10,19 +10,22 @@ finite differences are its gradient, to any order.
 """
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch.func import functional_call
 
+from metablocks.batches import drawn_for
 from metablocks.functional import detach, module_arguments, step_aware_modules, tracking_norms
 from metablocks.generators import (
+    Draws,
     States,
     devices_of,
+    drawn_seed,
     generators_of,
     get_states,
     kept_draws,
@@ -31,7 +34,9 @@ from metablocks.generators import (
 from metablocks.kernels import twice_differentiable
 from metablocks.learner import MetaLearner
 from metablocks.rules import Chain, MTMask, StepInfo, UpdateRule
-from metablocks.types import Batch, Progress, Task, TaskBatch, Tensors
+from metablocks.types import Batch, Progress, Task, TaskBatch, Tasks, Tensors
+
+_Result = TypeVar("_Result")
 
 SEED = 0
 """Of the draws of every evaluation: dropout, masks, batches."""
@@ -73,7 +78,10 @@ class PlainLoop:
             *((f"model.{name}", p) for name, p in self.tensors.items()),
             *((f"rule.{name}", p) for name, p in self.rule.named_parameters()),
         ]
-        self.parameters: Tensors = {name: p for name, p in named if p.requires_grad}
+        replaced = {f"model.{name}" for name in learner.start.replaced(self.model)}
+        self.parameters: Tensors = {
+            name: p for name, p in named if p.requires_grad and name not in replaced
+        }
         self.rule = _relaxed(self.rule)
 
     @contextmanager
@@ -82,6 +90,26 @@ class PlainLoop:
         with kept_draws(devices_of(self.parameters)):
             torch.manual_seed(SEED)
             yield
+
+    def each(
+        self, one: Callable[[int, Task], _Result], tasks: Tasks | None = None
+    ) -> list[_Result]:
+        """`one(number, task)` of every task, with the draws that `Loop` makes from `SEED` on."""
+        learner, generators = self.learner, generators_of(self.parameters)
+        with self.seeded():
+            batches = learner.batches if learner.batches.draws else None
+            tasks = drawn_for(tasks or self.tasks, batches, learner.steps, drawn_seed())
+            results = []
+            for index in range(len(tasks)):
+                task = tasks[index]
+                with Draws(generators).seeded(task.seed):
+                    results.append(one(index, task))
+            return results
+
+    def support_of(self, task: Task, index: int) -> Batch:
+        """The batch of inner step `index`."""
+        state = None if task.drawn is None else task.drawn.state
+        return self.learner.batches.select(task.support, state, index)
 
     def order(self, progress: Progress) -> tuple[bool, ...]:
         """For each step, whether the learner's order differentiates through it."""
@@ -98,11 +126,8 @@ class PlainLoop:
     ) -> Tensor:
         """L. Steps not differentiated through take what `tape` holds of them, and add it if new."""
         weights = self.learner.step_loss(self.learner.steps, progress)
-        losses = []
-        with self.seeded(), torch.set_grad_enabled(graph):
-            for index in range(len(self.tasks)):
-                loss = self._task(index, self.tasks[index], through, weights, tape, graph)
-                losses.append(loss)
+        with torch.set_grad_enabled(graph):
+            losses = self.each(lambda i, task: self._task(i, task, through, weights, tape, graph))
         return torch.stack(losses).mean()
 
     def gradient(self, through: Sequence[bool], progress: Progress) -> Tensors:
@@ -120,14 +145,15 @@ class PlainLoop:
         graph: bool,
     ) -> Tensor:
         steps = self.learner.steps
-        fast, buffers = self.start()
+        fast, buffers = self.start(task)
         state = self.rule.init(fast)
         generators = generators_of(self.parameters)
         total: list[Tensor] = []
         last = max(k for k in range(steps + 1) if weights[k] > 0)
         for k in range(last + 1):
             if weights[k] > 0:
-                value, _ = self.forward(fast, buffers, task.query, max(k - 1, 0))
+                query = self.learner.batches.query(task.query, k)
+                value, _ = self.forward(fast, buffers, query, max(k - 1, 0))
                 total.append(weights[k].to(value) * value)
             if k < last:
                 held = tape if not through[k] else None
@@ -135,18 +161,38 @@ class PlainLoop:
                     gradients, buffers = held.passes[number, k]
                     set_states(held.draws[number, k])
                 else:
-                    gradients, buffers = self.support(
-                        fast, buffers, task.support, k, through[k] and graph
-                    )
+                    batch = self.support_of(task, k)
+                    gradients, buffers = self.support(fast, buffers, batch, k, through[k] and graph)
                 if held is not None:
                     held.passes[number, k] = gradients, buffers
                     held.draws[number, k] = get_states(generators)
                 fast, state = self.move(gradients, state, fast, k)
         return torch.stack(total).sum()
 
-    def start(self) -> tuple[Tensors, Tensors]:
+    def start(self, task: Task) -> tuple[Tensors, Tensors]:
         """θ_0, of what adapts, and the buffers of a task."""
-        return {name: self.tensors[name] for name in self.learner.adapted}, dict(self.buffers)
+        block, buffers = self.learner.start, dict(self.buffers)
+        params = block.shaped(
+            {name: self.tensors[name] for name in self.learner.adapted}, task.support
+        )
+
+        def features(name: str) -> Tensor:
+            entered: list[Tensor] = []
+            module = self.model.get_submodule(name)
+            hook = module.register_forward_pre_hook(lambda _, args: entered.append(args[0]))
+            try:
+                self.predict({}, buffers, task.support, 0)
+            finally:
+                hook.remove()
+            return entered[0]
+
+        begin = block(params, task.support, features)
+        # Nodes of their own: the first gradient is by θ_0, not by what it came from.
+        nodes = {
+            name: t.view_as(t) if t.requires_grad else t.detach().requires_grad_()
+            for name, t in begin.items()
+        }
+        return nodes, buffers
 
     def support(
         self, fast: Tensors, buffers: Tensors, batch: Batch, index: int, through: bool
@@ -172,12 +218,19 @@ class PlainLoop:
         self, fast: Tensors, buffers: Tensors, batch: Batch, index: int
     ) -> tuple[Tensor, Tensors]:
         """The loss of a batch at fast weights, and the buffers after the pass."""
+        prediction, buffers = self.predict(fast, buffers, batch, index)
+        return self.learner.loss(prediction, batch[1]), buffers
+
+    def predict(
+        self, fast: Tensors, buffers: Tensors, batch: Batch, index: int
+    ) -> tuple[Any, Tensors]:
+        """The prediction of a batch at fast weights, and the buffers after the pass."""
         for module in step_aware_modules(self.model).values():
             module.inner_step = index
         tensors = self.tensors | fast | {name: buffer.clone() for name, buffer in buffers.items()}
         args, kwargs = module_arguments(batch[0])
         prediction = functional_call(self.model, tensors, args, kwargs)
-        return self.learner.loss(prediction, batch[1]), {name: tensors[name] for name in buffers}
+        return prediction, {name: tensors[name] for name in buffers}
 
 
 class _Relaxed(UpdateRule):

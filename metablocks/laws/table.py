@@ -158,10 +158,6 @@ def _not_exact(estimator: Any) -> str | None:
     return None if getattr(estimator, "exact", True) else "it declares exact = False"
 
 
-def _draws_batches(estimator: Any) -> str | None:
-    return "it draws batches" if getattr(estimator, "batch", None) else None
-
-
 def _no_conversion(norm: Any) -> str | None:
     return "it is a module, and not a conversion" if hasattr(norm, "module") else None
 
@@ -247,13 +243,8 @@ LAWS: dict[str, list[Law]] = {
         Law("zero Hessian", zero_hessian(_with_learned_rate), _ALL_ADAPT, _not_exact),
         Law("closed form", estimators.closed_form, _QUADRATIC | _RATES, _not_exact),
         Law("finite differences", _slope(_with_estimator), _ANY | _RULE | _STEP_LOSS, _not_exact),
-        Law(
-            "one gradient",
-            one_gradient(_with_estimator, estimators=()),
-            _ALL_ADAPT_SEVERAL,
-            _draws_batches,
-        ),
-        Law("mean of tasks", _mean(_with_estimator), _ALL_ADAPT_SEVERAL, _draws_batches),
+        Law("one gradient", one_gradient(_with_estimator, estimators=()), _ALL_ADAPT_SEVERAL),
+        Law("mean of tasks", _mean(_with_estimator), _ALL_ADAPT_SEVERAL),
         Law("names what is idle", estimators.names_what_is_idle, _ALL_ADAPT),
         Law("purity", pure(_with_estimator), _ALL_ADAPT),
     ],

@@ -40,6 +40,7 @@ from metablocks.tasks.base import TaskSource
 _ARGUMENTS = {
     "model": "model",
     "steps": "inner.steps",
+    "batches": "inner.batches",
     "rule": "inner.rule",
     "order": "inner.order",
     "adapt": "inner.adapt",
@@ -200,6 +201,7 @@ def _learner(recipe: Recipe, blocks: dict[str, Any], loss: Any) -> MetaLearner:
             blocks["model"],
             loss=loss,
             steps=recipe.at("inner.steps"),
+            batches=blocks["inner.batches"],
             rule=_chained(_rules(blocks)),
             order=blocks["inner.order"],
             step_loss=blocks["outer.step_loss"],

@@ -4,7 +4,7 @@ The dataclasses are read as signatures, as blocks are: `schema.entry` makes pyda
 section's fields are all required, except for those with a default.
 """
 
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Annotated, Any, Literal, get_args, get_type_hints
 
 from annotated_types import Ge, Le
@@ -14,7 +14,7 @@ from metablocks.fit import Nonfinite
 from metablocks.functional import NormStatistics
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class InnerSection:
     """The inner loop: what happens inside a task, and by what batch norms normalise in it.
 
@@ -23,6 +23,9 @@ class InnerSection:
     """
 
     steps: CountFrom0
+    batches: Annotated[Any, Blocks("batches")] = field(
+        default_factory=lambda: {"block": "full_batch"}
+    )
     adapt: str | list[str]
     rule: Annotated[Any, Blocks("rule", at_least=1)]
     order: Annotated[Any, Blocks("order")]
@@ -98,14 +101,14 @@ def slot_paths(layout: type = RecipeLayout, prefix: str = "") -> dict[str, Block
     """Every field that holds blocks, by its path.
 
     >>> {path: mark.slot for path, mark in slot_paths().items() if path.startswith("inner")}
-    {'inner.rule': 'rule', 'inner.order': 'order'}
+    {'inner.batches': 'batches', 'inner.rule': 'rule', 'inner.order': 'order'}
     """
     marks: dict[str, Blocks] = {}
     hints = get_type_hints(layout, include_extras=True)
-    for field in fields(layout):
-        annotation = hints[field.name]
+    for member in fields(layout):
+        annotation = hints[member.name]
         if is_dataclass(annotation) and isinstance(annotation, type):
-            marks |= slot_paths(annotation, f"{prefix}{field.name}.")
+            marks |= slot_paths(annotation, f"{prefix}{member.name}.")
         elif mark := slot_of(annotation):
-            marks[prefix + field.name] = mark
+            marks[prefix + member.name] = mark
     return marks

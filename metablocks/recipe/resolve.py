@@ -54,7 +54,7 @@ class _Reader:
             elif is_dataclass(field.annotation):
                 value = self.section(child, field.annotation, here)
             elif (mark := slot_of(field.annotation)) and (
-                child.value is not None or field.required
+                child.value is not None or field.default is not None
             ):
                 value = self.slot(child, mark, here)
             elif not any(schema.within(other, here) for other in wrong):

