@@ -14,6 +14,7 @@ from torch.nn.modules.conv import _ConvTransposeNd
 from metablocks.errors import BlockError
 from metablocks.estimators import Estimator, Implicit, Reptile
 from metablocks.functional import step_aware_modules
+from metablocks.objective import Objective
 from metablocks.order import FirstOrder, Order, SecondOrder, TruncatedOrder, steps_through
 from metablocks.rules import KFO, LearningRate, MTMask, Proximal, UpdateRule, WeightDecay
 from metablocks.rules.base import members
@@ -28,7 +29,8 @@ class Assembly:
     """The choices that a learner is made of."""
 
     model: nn.Module
-    loss: Callable[[Any, Any], Tensor]
+    loss: Objective
+    support_loss: Objective
     steps: int
     rule: UpdateRule
     order: Order

@@ -36,6 +36,7 @@ from metablocks.functional import (
 )
 from metablocks.generators import Draws, generators_of
 from metablocks.inner_loop import Carry, InnerLoop, QueryPass
+from metablocks.objective import Loss, LossRole, Objective
 from metablocks.order import Order, SecondOrder, steps_through
 from metablocks.pieces import At, InPieces, Pieces
 from metablocks.reach import (
@@ -48,7 +49,6 @@ from metablocks.reach import (
 from metablocks.rules.base import UpdateRule
 from metablocks.selection import select_parameters
 from metablocks.step_loss import FinalStepLoss, StepLoss, step_weights
-from metablocks.twins import Survey
 from metablocks.types import Batch, Progress, Task, Tasks, Tensors, map_tensors
 
 Metric = Callable[[Any, Any], Any]
@@ -115,7 +115,7 @@ class Evaluation(NamedTuple):
     """`[tasks, steps + 1]`: before adaptation, then after each step."""
     predictions: Any
     """The model's output on the query set after the last step, `[tasks, examples, ...]`; what of it is
-    not a tensor of one shape is a list by task."""
+    not a tensor of one shape is a list by task. None if the loss takes no prediction."""
     metrics: Tensor | None
     """`[tasks, steps + 1]`: the metric, where one was given."""
 
@@ -129,7 +129,9 @@ class MetaLearner(nn.Module):
       from support pass to support pass within a task, and end with it; those of a `StepAware` module
       with `collects_buffers = True` (`per_step_batch_norm`) are brought up to date by `backward`: a
       task's passes move them, and what is stored moves by the mean over tasks.
-    - `loss`: `(prediction, target) -> scalar`.
+    - `loss`: `(prediction, target) -> scalar`, which judges query sets; `support_loss`: what the inner
+      steps descend, `loss` unless given. Either may ask by name for `inputs`, `params`, `step`, `model`
+      (see `objective`). One that is a module with trainable parameters is learned.
     - `steps`: inner steps on the support set.
     - `rule`, `order`, `step_loss`, `estimator`, `executor`: one block for each axis. `rule` is set up
       here, for the adapted parameters.
@@ -143,7 +145,8 @@ class MetaLearner(nn.Module):
       statistics are neither updated nor replaced.
     - `allow_unused`: patterns of meta-parameters that no task need reach (`"experts.*"`).
 
-    `named_parameters()` gives the model's parameters under `model.` and the rule's under `rule.`.
+    `named_parameters()` gives the model's parameters under `model.`, the rule's under `rule.`, those of
+    losses under `loss.` and `support_loss.`; a module that is both, under `loss.` alone.
 
     Laws: `meta_gradient`, `evaluate` and `adapt` leave parameters, buffers, plain attributes of modules,
     `.grad`, training flags and random states bit-identical, also when the loss raises. A batch's
@@ -169,7 +172,8 @@ class MetaLearner(nn.Module):
         self,
         model: nn.Module,
         *,
-        loss: Callable[[Any, Any], Tensor],
+        loss: Callable[..., Tensor],
+        support_loss: Callable[..., Tensor] | None = None,
         steps: CountFrom0,
         rule: UpdateRule,
         order: Order | None = None,
@@ -183,13 +187,14 @@ class MetaLearner(nn.Module):
         super().__init__()
         self.model = model
         self.loss = loss
+        self.support_loss = None if support_loss is loss else support_loss
         self.steps = steps
         self.rule = rule
         self.order = order or SecondOrder()
         self.step_loss = step_loss or FinalStepLoss()
         self.estimator = estimator or Unrolled()
         self.executor = executor or Loop()
-        _check_loss(loss)
+        self._objectives: dict[LossRole, Objective] = {}
         rule = self.rule = self.estimator.inner_rule(rule)
         self.norm_statistics = norm_statistics
         self.allow_unused = (
@@ -297,6 +302,7 @@ class MetaLearner(nn.Module):
         with inner.draws.put_back():
             _, result = self._execute(work, buffers, tasks)
         losses, predictions, scores = result
+        predictions = predictions if inner.loss.predicts else None
         return Evaluation(losses, predictions, scores if metric is not None else None)
 
     @_differentiating
@@ -321,7 +327,7 @@ class MetaLearner(nn.Module):
             for index in range(inner.steps):
                 last = carry
                 carry, _ = inner.step(meta, carry, task.support, index)
-            replaced = self.norm_statistics != "running"
+            replaced = self.norm_statistics != "running" and inner.support_loss.predicts
             return adapted_model(
                 self.model, carry, last, inner.steps, task.support, replaced=replaced
             )
@@ -417,7 +423,7 @@ class MetaLearner(nn.Module):
         inner = work.pieces.inner
 
         def identify() -> Hashable:
-            functions = map(fingerprint, (self.loss, inner.metric))
+            functions = map(fingerprint, (self.loss, self.support_loss, inner.metric))
             blocks = (self._identity, kind, inner.training, inner.model.key, inner.rule.key)
             return (*blocks, *functions)
 
@@ -451,27 +457,39 @@ class MetaLearner(nn.Module):
         if norm_statistics == "support":
             predicting = self._functional_model("running").now()
         rule = self._functional_rule.now()
+        loss, support_loss = self._losses()
+        if metric is not None and not loss.predicts:
+            raise BlockError(
+                f"metric is {name_of(metric)}, but the loss {name_of(self.loss)} takes no prediction, so "
+                "that none is made; give the loss (prediction, target) in the first places, or no metric",
+                block="MetaLearner",
+                field="metric",
+            )
         frozen = detach({n: p for n, p in self.named_parameters() if not p.requires_grad})
         params, buffers = map(detach, model.state())
+        task = tasks[0]
+        batch = task.support if support_loss.predicts else task.query if loss.predicts else None
         for view in (model, predicting):
-            if view is None or view.was_run(training=training):
+            if view is None or batch is None or view.was_run(training=training):
                 continue
             held = Draws(generators_of(params, view.generators))
             with held.put_back(), held.observed():
                 check_inference(self)
-                view.apply(ModuleState(params, buffers), tasks[0].support[0], training=training)
-        changing = model.changing_buffers(training=training)
+                view.apply(ModuleState(params, buffers), batch[0], training=training)
+        changing = model.changing_buffers(training=training) if batch is not None else frozenset()
         inner = InnerLoop(
             model=model,
             rule=rule,
-            loss_fn=self.loss,
+            loss=loss,
+            support_loss=support_loss,
             adapted=self.adapted,
             constants=frozen,
             model_buffers={n: b for n, b in buffers.items() if n not in changing},
             rule_buffers=detach(rule.state().buffers),
+            loss_buffers=loss.buffers | support_loss.buffers,
             steps=steps,
             through=through,
-            draws=self._draws_of(training, model, rule, metric),
+            draws=self._draws_of(training, (model, rule), (loss, support_loss), metric),
             weights={
                 index: torch.tensor(weight, dtype=torch.float64, device="cpu")
                 for index, weight in enumerate(weights)
@@ -505,14 +523,38 @@ class MetaLearner(nn.Module):
             self._functional_models[norm_statistics] = made
         return self._functional_models[norm_statistics]
 
+    def _objective(self, role: LossRole) -> Objective:
+        loss = getattr(self, role)
+        known = self._objectives.get(role)
+        if known is None or known.loss is not loss:
+            known = self._objectives[role] = Objective.of(loss, role)
+        return known
+
+    @property
+    def _objectives_now(self) -> tuple[Objective, Objective]:
+        loss = self._objective("loss")
+        return loss, loss if self.support_loss is None else self._objective("support_loss")
+
+    def _losses(self) -> tuple[Loss, Loss]:
+        """`loss` and `support_loss` as they are now."""
+        named = [*self.named_parameters()]
+        loss, support_loss = self._objectives_now
+        judge = loss.now(named)
+        return judge, judge if support_loss is loss else support_loss.now(named)
+
     def _draws_of(
-        self, training: bool | None, model: ModuleView, rule: ModuleView, metric: Metric | None
+        self,
+        training: bool | None,
+        blocks: tuple[ModuleView, ...],
+        losses: tuple[Loss, ...],
+        metric: Metric | None,
     ) -> Draws:
-        """The draws of work on model and rule as they are, in this mode; the last few are remembered."""
-        key = (training, model.key, rule.key, Same(self.loss), Same(metric))
+        """The draws of work on these blocks, in this mode; the last few are remembered."""
+        views = [*blocks, *(loss.view for loss in losses if loss.view is not None)]
+        functions = (*(loss.objective.loss for loss in losses), metric)
+        key = (training, *(view.key for view in views), *map(Same, functions))
         if key not in self._draws:
-            held = [*model.generators, *rule.generators]
-            held += Survey(self.loss).generators if isinstance(self.loss, nn.Module) else []
+            held = [generator for view in views for generator in view.generators]
             kept = [*self._draws.items()][-7:]
             draws = Draws(generators_of(self._meta_parameters(), held))
             self._draws = {**dict(kept), key: draws}
@@ -522,7 +564,8 @@ class MetaLearner(nn.Module):
         """The learner's choices, as they are now."""
         return Assembly(
             model=self.model,
-            loss=self.loss,
+            loss=self._objectives_now[0],
+            support_loss=self._objectives_now[1],
             steps=self.steps,
             rule=self.rule,
             order=self.order,
@@ -545,7 +588,8 @@ class MetaLearner(nn.Module):
         With `reach`, once for all: the tasks reach all of these.
         """
         flags = trainable_flags(self.parameters(), inner)
-        key = (inner.model.key, inner.rule.key, Same(self.loss), Same(inner.metric), flags)
+        losses = Same(self.loss), Same(self.support_loss), Same(inner.metric)
+        key = (inner.model.key, inner.rule.key, *losses, flags)
         if reach and not self._reached:
             check_reach(self._assembly(), inner, buffers, tasks)
             self._reached = True
@@ -571,16 +615,6 @@ def _judge(
 ) -> tuple[QueryPass, Any]:
     passed = inner.query(meta, carry, batch, at.index)
     return passed._replace(prediction=None), passed.prediction
-
-
-def _check_loss(loss: Any) -> None:
-    if isinstance(loss, nn.Module) and any(p.requires_grad for p in loss.parameters()):
-        raise BlockError(
-            f"the loss {type(loss).__name__} has trainable parameters, which no gradient "
-            "would reach; put them into the model, or freeze them with requires_grad_(False)",
-            block="MetaLearner",
-            field="loss",
-        )
 
 
 def _in_training(norm_statistics: NormStatistics) -> NormStatistics:

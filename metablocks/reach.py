@@ -20,6 +20,7 @@ from metablocks.estimators.base import task_gradient
 from metablocks.fingerprint import cell_contents
 from metablocks.functional import detach
 from metablocks.inner_loop import InnerLoop
+from metablocks.pieces import Side
 from metablocks.types import Task, Tasks, Tensors
 
 
@@ -70,7 +71,8 @@ def check_reads(assembly: Assembly, inner: InnerLoop, buffers: Tensors, task: Ta
 
 def trainable_flags(parameters: Iterable[Tensor], inner: InnerLoop) -> tuple[bool, ...]:
     """The trainable flags of the parameters of a learner, and of tensors that it reads beside them."""
-    read = [tensor for _, tensor in _inside("the loss", inner.loss_fn, 3)]
+    losses = {id(x): x for x in (inner.loss.objective.loss, inner.support_loss.objective.loss)}
+    read = [tensor for loss in losses.values() for _, tensor in _inside("the loss", loss, 3)]
     beside = inner.model.beside().values()
     return tuple(tensor.requires_grad for tensor in (*parameters, *read, *beside))
 
@@ -104,10 +106,15 @@ def _look(
                 reached = {*task_gradient(estimator, inner, meta, buffers, task).grads}
             return reached, dict(foreign)
         reached = set()
-        for batch in batches:
+        for side, batch in batches:
 
-            def loss(meta: Tensors, batch: Any = batch) -> tuple[Tensor, tuple[()]]:
-                return inner.query(meta, inner.start(meta, buffers), batch, 0).loss, ()
+            def loss(
+                meta: Tensors, side: Side = side, batch: Any = batch
+            ) -> tuple[Tensor, tuple[()]]:
+                carry = inner.start(meta, buffers)
+                if side == "support":
+                    return inner.support_value(meta, carry, batch, 0), ()
+                return inner.query(meta, carry, batch, 0).loss, ()
 
             with draws.observed(whole=False):
                 value, pull, _ = vjp(loss, meta)
@@ -169,7 +176,12 @@ def _cut_off(assembly: Assembly, tensors: Iterable[Tensor]) -> GradientError:
 
 def _named(assembly: Assembly) -> Iterator[tuple[str, Tensor]]:
     """The trainable tensors that can be found from a learner, with the names to call them by."""
-    for name, reader in (("the loss", assembly.loss), ("the rule", assembly.rule)):
+    readers = {
+        "the support loss": assembly.support_loss.loss,
+        "the loss": assembly.loss.loss,
+        "the rule": assembly.rule,
+    }
+    for name, reader in readers.items():
         yield from _inside(name, reader, 3)
     for name, module in assembly.model.named_modules():
         for attribute, value in vars(module).items():

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from metablocks.checks import name_of, shown, wrong_answer
 from metablocks.inner_loop import InnerLoop, QueryPass
-from metablocks.pieces import At, Pieces
+from metablocks.pieces import At, Pieces, Side
 from metablocks.rules.base import UpdateRule
 from metablocks.types import Batch, Task, Tensors
 
@@ -76,8 +76,8 @@ class Estimator(ABC):
         """An estimator of the same gradient that takes less memory and more time, if there is one."""
         return None
 
-    def batches(self, task: Task) -> list[Batch] | None:
-        """The batches whose loss at θ_0 must depend on every meta-parameter.
+    def batches(self, task: Task) -> list[tuple[Side, Batch]] | None:
+        """The batches whose losses at θ_0 must depend on every meta-parameter, with the loss's side.
 
         None for an estimator that differentiates the query loss after the inner loop, which must.
         """

@@ -19,6 +19,7 @@ from metablocks.estimators.base import Estimator, TaskGradient, at_the_end, fill
 from metablocks.estimators.conjugate_gradient import conjugate_gradient
 from metablocks.estimators.neumann import neumann_series
 from metablocks.inner_loop import Carry, InnerLoop, QueryPass
+from metablocks.pieces import Side
 from metablocks.rules.base import Chain, UpdateRule, inner_product, members
 from metablocks.rules.regularizers import Proximal
 from metablocks.types import Batch, Task, Tensors
@@ -92,8 +93,8 @@ class Implicit(Estimator):
 
         def slope(fast: Tensors, rest: Tensors) -> tuple[Tensors, tuple[()]]:
             def support_loss(fast: Tensors) -> tuple[Tensor, tuple[()]]:
-                passed = inner.query(meta | rest, _at(carry, fast), task.support, inner.steps)
-                return passed.loss, ()
+                at = _at(carry, fast)
+                return inner.support_value(meta | rest, at, task.support, inner.steps), ()
 
             slopes, _, _ = gradient(support_loss, fast, differentiable=True)
             return slopes, ()
@@ -144,9 +145,9 @@ class Implicit(Estimator):
         )
         return solved.vector, {"cg_residual": solved.residual}
 
-    def batches(self, task: Task) -> list[Batch]:
+    def batches(self, task: Task) -> list[tuple[Side, Batch]]:
         """The batches whose loss must depend on every meta-parameter."""
-        return [task.support, task.query]
+        return [("support", task.support), ("query", task.query)]
 
     def inner_rule(self, rule: UpdateRule) -> UpdateRule:
         """The rule with `Proximal` in front, unless it starts with one."""

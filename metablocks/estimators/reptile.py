@@ -17,6 +17,7 @@ from metablocks.checks import Count, checked
 from metablocks.errors import TaskError
 from metablocks.estimators.base import Estimator, TaskGradient, at_the_end
 from metablocks.inner_loop import InnerLoop
+from metablocks.pieces import Side
 from metablocks.types import Batch, Task, Tensors
 
 Examples: TypeAlias = Literal["all", "support"]
@@ -75,9 +76,9 @@ class Reptile(Estimator):
         grads = {f"model.{name}": start.params[name] - carry.params[name] for name in names}
         return TaskGradient(grads, query.loss.detach(), changes=changes, **at_the_end(inner, query))
 
-    def batches(self, task: Task) -> list[Batch]:
+    def batches(self, task: Task) -> list[tuple[Side, Batch]]:
         """The batches whose loss must depend on every meta-parameter."""
-        return [self._examples(task)]
+        return [("support", self._examples(task))]
 
     def _examples(self, task: Task) -> Batch:
         if self.examples == "support":
