@@ -212,6 +212,7 @@ class MetaLearner(nn.Module):
         self._read: tuple[Hashable, ...] = ()
         self._reached = False
         self._evaluation_steps(steps)
+        self._losses()
         check_compatible(self._assembly())
 
     @property
@@ -229,6 +230,7 @@ class MetaLearner(nn.Module):
         limits = [
             self.rule.max_steps,
             *(module.max_steps for module in step_aware_modules(self.model).values()),
+            *(objective.max_steps for objective in self._objectives_now),
         ]
         return min((limit for limit in limits if limit is not None), default=None)
 
@@ -333,7 +335,7 @@ class MetaLearner(nn.Module):
             )
 
     def __getstate__(self) -> dict[str, Any]:
-        caches = {"_draws": {}, "_read": (), "_identity": object()}
+        caches = {"_draws": {}, "_read": (), "_objectives": {}, "_identity": object()}
         return self.__dict__ | caches
 
     def _meta_gradient(
@@ -527,7 +529,10 @@ class MetaLearner(nn.Module):
         loss = getattr(self, role)
         known = self._objectives.get(role)
         if known is None or known.loss is not loss:
-            known = self._objectives[role] = Objective.of(loss, role)
+            known, before = Objective.of(loss, role), known
+            self._objectives[role] = known
+            if before is not None:  # put in its place since
+                check_compatible(self._assembly())
         return known
 
     @property

@@ -2,8 +2,8 @@
 
     inner step:  g_k = ∇ support_loss(θ_k),        query losses:  loss(θ_0), …, loss(θ_K)
 
-A loss is a function or module `(prediction, target) -> scalar`. Keyword-only parameters of these names are
-filled:
+A loss is a function or module `(prediction, target) -> scalar`. Keyword-only parameters of these names
+are filled:
 
 - `target`, `inputs`: the two halves of the batch.
 - `params`: all the model's parameters by name, fast where adapted.
@@ -31,7 +31,7 @@ from metablocks.checks import name_of
 from metablocks.errors import BlockError, suggest_then
 from metablocks.functional import FunctionalModule, ModuleState, ModuleView, step_aware_modules
 from metablocks.generators import Watch, Written, storage
-from metablocks.per_step import Position
+from metablocks.per_step import Position, StepAware
 from metablocks.rules.base import StepInfo
 from metablocks.types import Tensors
 
@@ -119,8 +119,18 @@ class Objective:
     @property
     def is_stepwise(self) -> bool:
         """True if it differs from step to step: it asks for `step`, or holds a step-aware module."""
+        return "step" in self.asks or bool(self._step_aware)
+
+    @property
+    def max_steps(self) -> int | None:
+        """The most inner steps that it can serve; None for any number. A query pass is at carry K."""
+        limits = [module.max_steps for module in self._step_aware if module.max_steps is not None]
+        return min(limits) - (self.role == "loss") if limits else None
+
+    @property
+    def _step_aware(self) -> list[StepAware]:
         held = step_aware_modules(self.loss) if isinstance(self.loss, nn.Module) else {}
-        return "step" in self.asks or bool(held)
+        return [*held.values()]
 
 
 @dataclass(frozen=True)
@@ -216,7 +226,7 @@ def _guarding(state: ModuleState) -> Watch:
 
 
 def _unfit(loss: Any, role: str, name: str) -> BlockError:
-    there_are = f"filled are (prediction, target, *, {', '.join(NAMES)}), those behind the * by name"
+    there_are = f"it gets (prediction, target) and, by name, {', '.join(NAMES)}"
     hint = (
         f"; make it keyword-only, (prediction, target, *, {name})"
         if name in NAMES

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import functional_call
 
 from metablocks.functional import detach, module_arguments, step_aware_modules, tracking_norms
@@ -30,9 +30,11 @@ from metablocks.generators import (
 )
 from metablocks.kernels import twice_differentiable
 from metablocks.learner import MetaLearner
+from metablocks.objective import LossRole, Objective
 from metablocks.rules import Chain, MTMask, StepInfo, UpdateRule
 from metablocks.types import Batch, Progress, Task, TaskBatch, Tensors
 
+_ROLES: tuple[LossRole, ...] = ("loss", "support_loss")
 SEED = 0
 """Of the draws of every evaluation: dropout, masks, batches."""
 
@@ -47,7 +49,7 @@ class Tape:
 
 
 class PlainLoop:
-    """The objective of a learner on tasks, on copies of its model and rule.
+    """The objective of a learner on tasks, on copies of its model, rule and losses.
 
     `parameters` are the copies' meta-parameters under the learner's names; move them to move the
     objective. Random draws are those of `Loop` and `Unrolled` from `SEED` on.
@@ -60,6 +62,11 @@ class PlainLoop:
         self.tasks = tasks
         self.model = copy.deepcopy(learner.model)
         self.rule = copy.deepcopy(learner.rule)
+        copies: dict[int, Any] = {}
+        self.objectives: dict[LossRole, Objective] = {}
+        for role in _ROLES:
+            loss = getattr(learner, role) or learner.loss
+            self.objectives[role] = Objective.of(copy.deepcopy(loss, copies), role)
         for norm in tracking_norms(self.model).values():
             if learner.norm_statistics == "running":
                 norm.eval()
@@ -73,6 +80,11 @@ class PlainLoop:
             *((f"model.{name}", p) for name, p in self.tensors.items()),
             *((f"rule.{name}", p) for name, p in self.rule.named_parameters()),
         ]
+        for role, objective in self.objectives.items():
+            if isinstance(objective.loss, nn.Module):
+                known = {id(p) for _, p in named}
+                own = objective.loss.named_parameters()
+                named += [(f"{role}.{name}", p) for name, p in own if id(p) not in known]
         self.parameters: Tensors = {name: p for name, p in named if p.requires_grad}
         self.rule = _relaxed(self.rule)
 
@@ -127,7 +139,7 @@ class PlainLoop:
         last = max(k for k in range(steps + 1) if weights[k] > 0)
         for k in range(last + 1):
             if weights[k] > 0:
-                value, _ = self.forward(fast, buffers, task.query, max(k - 1, 0))
+                value, _ = self.forward("loss", fast, buffers, task.query, k)
                 total.append(weights[k].to(value) * value)
             if k < last:
                 held = tape if not through[k] else None
@@ -156,7 +168,7 @@ class PlainLoop:
             if not through:
                 fast = {name: tensor.detach().requires_grad_() for name, tensor in fast.items()}
             with twice_differentiable(through):
-                loss, buffers = self.forward(fast, buffers, batch, index)
+                loss, buffers = self.forward("support_loss", fast, buffers, batch, index)
             gradients = gradient(loss, fast, graph=through)
         return (gradients, buffers) if through else (detach(gradients), detach(buffers))
 
@@ -169,15 +181,32 @@ class PlainLoop:
         return {name: tensor + updates[name] for name, tensor in fast.items()}, state
 
     def forward(
-        self, fast: Tensors, buffers: Tensors, batch: Batch, index: int
+        self, role: LossRole, fast: Tensors, buffers: Tensors, batch: Batch, carry: int
     ) -> tuple[Tensor, Tensors]:
-        """The loss of a batch at fast weights, and the buffers after the pass."""
+        """The loss of a batch at a carry, and the buffers after the pass."""
+        objective = self.objectives[role]
         for module in step_aware_modules(self.model).values():
-            module.inner_step = index
-        tensors = self.tensors | fast | {name: buffer.clone() for name, buffer in buffers.items()}
-        args, kwargs = module_arguments(batch[0])
-        prediction = functional_call(self.model, tensors, args, kwargs)
-        return self.learner.loss(prediction, batch[1]), {name: tensors[name] for name in buffers}
+            module.inner_step = max(carry - 1, 0) if role == "loss" else carry
+        params = self.tensors | fast
+        tensors = params | {name: buffer.clone() for name, buffer in buffers.items()}
+
+        def model(*args: Any, **kwargs: Any) -> Any:
+            own = params | {name: buffer.clone() for name, buffer in buffers.items()}
+            return functional_call(self.model, own, args, kwargs)
+
+        places = []
+        if objective.predicts:
+            args, kwargs = module_arguments(batch[0])
+            places = [functional_call(self.model, tensors, args, kwargs), batch[1]]
+        offered = {
+            "inputs": batch[0],
+            "target": batch[1],
+            "params": params,
+            "model": model,
+            "step": StepInfo(carry, self.learner.steps, fast),
+        }
+        value = objective.loss(*places, **{name: offered[name] for name in objective.asks})
+        return value, {name: tensors[name] for name in buffers}
 
 
 class _Relaxed(UpdateRule):
