@@ -320,7 +320,7 @@ class MetaLearner(nn.Module):
         """
         task = Task(*map_tensors(torch.Tensor.detach, (support, support)))
         check_tasks([task])
-        inner, buffers = self._inner_at_evaluation([task], steps)
+        inner, buffers = self._inner_at_evaluation([task], steps, judged=False)
         meta = detach(self._meta_parameters())
         with inner.draws.put_back():
             self._check_reads(inner, buffers, [task], reach=False)
@@ -449,10 +449,12 @@ class MetaLearner(nn.Module):
         training: bool | None = None,
         metric: Metric | None = None,
         norm_statistics: NormStatistics | None = None,
+        judged: bool = True,
     ) -> tuple[InnerLoop, Tensors]:
         """The inner loop as everything is now, and the buffers that a task begins with.
 
-        A model that has not run yet runs on the first support set, to tell which buffers it changes.
+        A model that has not run yet runs on the first support set, to tell which buffers it changes. If
+        nothing is `judged`, the support loss stands for both.
         """
         model = self._functional_model(norm_statistics or _in_training(self.norm_statistics)).now()
         predicting = None
@@ -460,6 +462,7 @@ class MetaLearner(nn.Module):
             predicting = self._functional_model("running").now()
         rule = self._functional_rule.now()
         loss, support_loss = self._losses()
+        loss = loss if judged else support_loss
         if metric is not None and not loss.predicts:
             raise BlockError(
                 f"metric is {name_of(metric)}, but the loss {name_of(self.loss)} takes no prediction, so "
@@ -510,6 +513,7 @@ class MetaLearner(nn.Module):
         steps: int | None,
         metric: Metric | None = None,
         norm_statistics: NormStatistics | None = None,
+        judged: bool = True,
     ) -> tuple[InnerLoop, Tensors]:
         """In `eval()` mode, through no step; the last query loss counts."""
         steps = self._evaluation_steps(steps)
@@ -517,7 +521,7 @@ class MetaLearner(nn.Module):
             check_compatible(self._assembly(norm_statistics))
         weights = (0.0,) * steps + (1.0,)
         norms = norm_statistics or self.norm_statistics
-        return self._inner(tasks, steps, (False,) * steps, weights, False, metric, norms)
+        return self._inner(tasks, steps, (False,) * steps, weights, False, metric, norms, judged)
 
     def _functional_model(self, norm_statistics: NormStatistics) -> FunctionalModule:
         if norm_statistics not in self._functional_models:
@@ -529,10 +533,7 @@ class MetaLearner(nn.Module):
         loss = getattr(self, role)
         known = self._objectives.get(role)
         if known is None or known.loss is not loss:
-            known, before = Objective.of(loss, role), known
-            self._objectives[role] = known
-            if before is not None:  # put in its place since
-                check_compatible(self._assembly())
+            known = self._objectives[role] = Objective.of(loss, role)
         return known
 
     @property
@@ -588,13 +589,16 @@ class MetaLearner(nn.Module):
     def _check_reads(
         self, inner: InnerLoop, buffers: Tensors, tasks: Tasks, *, reach: bool
     ) -> None:
-        """Once for each state of model, rule and loss: nothing trainable is read but meta-parameters.
+        """Once for each state of model, rule and losses: nothing trainable is read but meta-parameters.
 
-        With `reach`, once for all: the tasks reach all of these.
+        And they go together as they are now. With `reach`, once for all: the tasks reach all of these.
         """
         flags = trainable_flags(self.parameters(), inner)
-        losses = Same(self.loss), Same(self.support_loss), Same(inner.metric)
-        key = (inner.model.key, inner.rule.key, *losses, flags)
+        losses = (loss.objective.loss for loss in (inner.loss, inner.support_loss))
+        functions = map(Same, (*losses, inner.metric))
+        key = (inner.model.key, inner.rule.key, *functions, flags)
+        if key not in self._read:
+            check_compatible(self._assembly())
         if reach and not self._reached:
             check_reach(self._assembly(), inner, buffers, tasks)
             self._reached = True
