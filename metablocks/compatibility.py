@@ -60,6 +60,12 @@ def check_compatible(assembly: Assembly) -> None:
         refuse(assembly)
 
 
+def check_losses(assembly: Assembly) -> None:
+    """Raise `BlockError` for losses that do not go with the rest; they may be replaced between calls."""
+    for refuse in (_support_loss, _losses):
+        refuse(assembly)
+
+
 def _truncated_order(assembly: Assembly) -> None:
     order, steps = assembly.order, assembly.steps
     if isinstance(order, TruncatedOrder) and order.last > steps:
@@ -270,8 +276,7 @@ REFUSALS: tuple[Callable[[Assembly], None], ...] = (
     _end_alone,
     _reptile,
     _implicit,
-    _support_loss,
-    _losses,
+    check_losses,
     _ascent,
 )
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from metablocks.adapted import adapted_model
 from metablocks.checks import UNCHECKED, CountFrom0, checked, name_of, wrong_answer
-from metablocks.compatibility import Assembly, check_compatible
+from metablocks.compatibility import Assembly, check_compatible, check_losses
 from metablocks.derivatives import detach_tree
 from metablocks.diagnose import unfit_data
 from metablocks.errors import BlockError, MetablocksError, TaskError, concerning
@@ -591,14 +591,14 @@ class MetaLearner(nn.Module):
     ) -> None:
         """Once for each state of model, rule and losses: nothing trainable is read but meta-parameters.
 
-        And they go together as they are now. With `reach`, once for all: the tasks reach all of these.
+        And the losses go with the rest as they are now. With `reach`, once for all: the tasks reach all of these.
         """
         flags = trainable_flags(self.parameters(), inner)
         losses = (loss.objective.loss for loss in (inner.loss, inner.support_loss))
         functions = map(Same, (*losses, inner.metric))
         key = (inner.model.key, inner.rule.key, *functions, flags)
         if key not in self._read:
-            check_compatible(self._assembly())
+            check_losses(self._assembly())
         if reach and not self._reached:
             check_reach(self._assembly(), inner, buffers, tasks)
             self._reached = True
