@@ -6,15 +6,16 @@ row of `REFUSALS` looks at it when the learner is built, and raises a `BlockErro
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvTransposeNd
 
 from metablocks.batches import Batches, Stream
+from metablocks.checks import name_of
 from metablocks.errors import BlockError
 from metablocks.estimators import Estimator, Implicit, Reptile
 from metablocks.functional import step_aware_modules
+from metablocks.objective import Objective
 from metablocks.order import FirstOrder, Order, SecondOrder, TruncatedOrder, steps_through
 from metablocks.rules import (
     KFO,
@@ -38,7 +39,8 @@ class Assembly:
     """The choices that a learner is made of."""
 
     model: nn.Module
-    loss: Callable[[Any, Any], Tensor]
+    loss: Objective
+    support_loss: Objective
     steps: int
     start: Start
     batches: Batches
@@ -49,7 +51,7 @@ class Assembly:
     adapted: tuple[str, ...]
     """The names of the parameters that move inside a task, by the model."""
     parameters: dict[str, nn.Parameter]
-    """All parameters, under the learner's names, `model.…` and `rule.…`."""
+    """All parameters, under the learner's names, `model.…`, `rule.…`, `loss.…` and `support_loss.…`."""
     norm_statistics: str
     allow_unused: tuple[str, ...]
 
@@ -73,6 +75,12 @@ def learned(parameters: Mapping[str, Tensor], start: Start, model: nn.Module) ->
 def check_compatible(assembly: Assembly) -> None:
     """Raise `BlockError` for the first combination of blocks that makes no sense."""
     for refuse in REFUSALS:
+        refuse(assembly)
+
+
+def check_losses(assembly: Assembly) -> None:
+    """Raise `BlockError` for losses that do not go with the rest; they may be replaced between calls."""
+    for refuse in (_support_loss, _losses):
         refuse(assembly)
 
 
@@ -205,15 +213,16 @@ def _reptile(assembly: Assembly) -> None:
     adapted = {f"model.{name}" for name in assembly.adapted}
     for name in assembly.learned:
         if name not in adapted:
-            remedy = (
-                "use a rule that learns nothing, such as LearningRate(0.1)"
-                if name.startswith("rule.")
-                else 'let it adapt (adapt="*"), or freeze it with requires_grad_(False)'
-            )
+            remedies = {
+                "rule": "use a rule that learns nothing, such as LearningRate(0.1)",
+                "model": 'let it adapt (adapt="*"), or freeze it with requires_grad_(False)',
+            }
+            part = name.partition(".")[0]
+            remedy = remedies.get(part, "use Unrolled(), or freeze it with requires_grad_(False)")
             raise _refusal(
                 f"Reptile has a gradient for what adapts inside a task alone, and {name} does not; "
                 f"{remedy}",
-                field=name if name.startswith("rule.") else "adapt",
+                field="adapt" if part == "model" else name,
             )
 
 
@@ -248,6 +257,40 @@ def _implicit(assembly: Assembly) -> None:
             f"Implicit needs one inner loss for all steps, and a {type(module).__name__} of the model "
             "differs from step to step; use Unrolled()",
             field="estimator",
+        )
+
+
+def _support_loss(assembly: Assembly) -> None:
+    """The gradient of a support loss's own parameters comes through the inner steps alone."""
+    own = [name for name in assembly.learned if name.startswith("support_loss.")]
+    if not own or isinstance(assembly.estimator, Reptile | Implicit):
+        return
+    order, steps = assembly.order, assembly.steps
+    for epoch in range(_EPOCHS if steps else 0):
+        if not any(steps_through(order, steps, Progress(epoch=epoch))):
+            raise _refusal(
+                f"{own[0]} is learned through the inner steps, and {order!r} takes the gradient of each "
+                f"of them for a constant in epoch {epoch}; use SecondOrder(), or freeze it with "
+                "requires_grad_(False)",
+                field="order",
+            )
+
+
+def _losses(assembly: Assembly) -> None:
+    for objective in dict.fromkeys((assembly.loss.role, assembly.support_loss.role)):
+        loss = getattr(assembly, objective)
+        if isinstance(assembly.estimator, Implicit) and loss.is_stepwise:
+            raise _refusal(
+                f"Implicit needs one inner loss for all steps, and {objective} {name_of(loss.loss)} "
+                "asks for the step; use Unrolled()",
+                field=objective,
+            )
+    loss = assembly.support_loss
+    if assembly.norm_statistics == "support" and not loss.predicts:
+        raise _refusal(
+            'norm_statistics is "support", but no prediction is made of support sets, whose statistics '
+            f'these are: {loss.role} {name_of(loss.loss)} takes none; use "batch" or "running"',
+            field="norm_statistics",
         )
 
 
@@ -288,6 +331,7 @@ REFUSALS: tuple[Callable[[Assembly], None], ...] = (
     _stream,
     _reptile,
     _implicit,
+    check_losses,
     _ascent,
 )
 

@@ -22,6 +22,7 @@ from metablocks.derivatives import detach_tree, gradient, nodes_of
 from metablocks.errors import BlockError, GradientError, RuleError, TaskError
 from metablocks.functional import ModuleState, ModuleView, detach, trainable
 from metablocks.generators import Draws, Watch, Written, storage
+from metablocks.objective import Loss, LossRole, Pass
 from metablocks.order import Order, SecondOrder, steps_through
 from metablocks.per_step import Position
 from metablocks.rules.base import StepInfo, TracedStep, UpdateRule, answer_of, check_updates
@@ -210,19 +211,25 @@ def adapt(
 class InnerLoop:
     """One learner's inner loop as pure functions of the meta-parameters: all an estimator needs.
 
-    `meta` holds the meta-parameters under the learner's names, `model.…` and `rule.…`. Nothing here
-    knows how the meta-gradient is computed or how tasks are spread.
+    `meta` holds the meta-parameters under the learner's names, `model.…`, `rule.…`, and `loss.…` and
+    `support_loss.…` of losses that are learned. Nothing here knows how the meta-gradient is computed or
+    how tasks are spread.
     """
 
     model: ModuleView
     rule: ModuleView
-    loss_fn: Callable[[Any, Any], Tensor]
+    loss: Loss
+    """Judges queries."""
+    support_loss: Loss
+    """What the inner steps descend."""
     adapted: tuple[str, ...]
     constants: Tensors
     """Frozen parameters, under the learner's names: needed by the forward pass, never learned."""
     model_buffers: Tensors
     """The model's buffers that no pass writes."""
     rule_buffers: Tensors
+    loss_buffers: Tensors
+    """The buffers of losses, under the learner's names."""
     steps: int
     through: tuple[bool, ...]
     """Per step: is it differentiated through?"""
@@ -339,7 +346,7 @@ class InnerLoop:
     ) -> Carry:
         """The carry with the buffers `names` as a pass over the support batch leaves them."""
         params = {**self._parts(meta).rest, **carry.params}
-        _, _, after = self._forward(self.model, params, carry.buffers, support, 0)
+        _, after = self._predict(self.model, params, carry.buffers, support[0], 0)
         left = {name: b for name, b in after.buffers.items() if name in names}
         return carry._replace(buffers=carry.buffers | left)
 
@@ -351,14 +358,18 @@ class InnerLoop:
     def support(self, meta: Tensors, carry: Carry, support: Batch, index: int) -> SupportPass:
         """The first half of inner step `index`: the gradient on the support batch."""
 
+        parts, through = self._parts(meta), self.through[index]
+        own = parts.support_loss
+        if not through:
+            own = own._replace(params=detach(own.params))
+
         def loss(params: Tensors, buffers: Tensors) -> tuple[Tensor, Any]:
-            value, _, after = self._forward(self.model, params, buffers, support, index)
+            value, _, after = self._forward("support_loss", own, params, buffers, support, index)
             written = self.model.written(training=self.training)
             moved = {name: after.params[name] for name in written if name in carry.params}
             return value, (after.buffers, moved)
 
-        rest = self._parts(meta).rest
-        passed = support_pass(loss, carry, rest, through=self.through[index])
+        passed = support_pass(loss, carry, parts.rest, through=through)
         after: Any = passed.buffers
         buffers, moved = after
         moves = {name: (t - carry.params[name]).detach() for name, t in moved.items()}
@@ -378,16 +389,24 @@ class InnerLoop:
 
     def query(self, meta: Tensors, carry: Carry, query: Batch, index: int) -> QueryPass:
         """The query pass at carry `index`; it belongs to the step that led there."""
-        params = {**self._parts(meta).rest, **carry.params}
-        model = self.predicting or self.model
+        parts = self._parts(meta)
+        params = {**parts.rest, **carry.params}
         value, prediction, after = self._forward(
-            model, params, carry.buffers, query, index, before=1
+            "loss", parts.loss, params, carry.buffers, query, index
         )
         score = None
         if self.metric is not None:
             with torch.no_grad():
                 score = _as_scalar(self.metric(detach_tree(prediction), query[1]), value)
         return QueryPass(check_scalar(value), prediction, after.buffers, score)
+
+    def support_value(self, meta: Tensors, carry: Carry, support: Batch, index: int) -> Tensor:
+        """The support loss at carry `index`, a scalar, by the model of the step that led there."""
+        parts = self._parts(meta)
+        params = {**parts.rest, **carry.params}
+        own, before = parts.support_loss, carry.buffers
+        value, _, _ = self._forward("support_loss", own, params, before, support, index, back=1)
+        return check_scalar(value)
 
     def weighted(self, value: Tensor, index: int) -> Tensor:
         """v_k · `value`, in the dtype of `value`."""
@@ -396,7 +415,7 @@ class InnerLoop:
     @property
     def tensors(self) -> dict[str, Any]:
         """The fields that hold tensors, to be handed to a function that is compiled."""
-        names = ("constants", "model_buffers", "rule_buffers", "weights")
+        names = ("constants", "model_buffers", "rule_buffers", "loss_buffers", "weights")
         return {name: getattr(self, name) for name in names}
 
     def changes(self, *passes: tuple[Tensors, Tensors]) -> Tensors:
@@ -414,28 +433,67 @@ class InnerLoop:
 
     def _forward(
         self,
-        model: ModuleView,
+        role: LossRole,
+        own: ModuleState,
         params: Tensors,
         buffers: Tensors,
         batch: Batch,
         index: int,
         *,
-        before: int = 0,
+        back: int | None = None,
     ) -> tuple[Tensor, Any, ModuleState]:
-        """The pass of step `index`, or so many `before` it."""
-        inputs, target = batch
-        own = max(index - before, 0)
-        step: int | Position = own
-        if self.position is not None:
-            step = Position(own, (self.position.tensor - before).clamp(min=0))
+        """A pass at carry `index`: the loss, whose tensors are `own`, the prediction, the state after.
+
+        The model is at the step of that index, or so many `back`; a query pass belongs to the step that
+        led there.
+        """
+        loss: Loss = getattr(self, role)
+        queries = role == "loss"
+        model = (self.predicting or self.model) if queries else self.model
+        back = int(queries) if back is None else back
+        prediction, after = None, ModuleState(params, buffers)
+        if loss.predicts:
+            prediction, after = self._predict(model, params, buffers, batch[0], index, back)
+        if loss.is_plain:
+            return loss.objective.loss(prediction, batch[1]), prediction, after
+        state = ModuleState(params, self.model_buffers | buffers)
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            step, training = self._step(index, back), self.training
+            return model.call("forward", state, args, kwargs, step=step, training=training)[0]
+
+        position = self._step(index)
+        fast = {name: params[name] for name in self.adapted}
+        info = StepInfo(index, self.steps, fast)
+        if isinstance(position, Position):
+            info = TracedStep(index, self.steps, fast, position)
+        at = Pass(*batch, state, call, info, position, self.training)
+        return loss(prediction, at, own), prediction, after
+
+    def _predict(
+        self,
+        model: ModuleView,
+        params: Tensors,
+        buffers: Tensors,
+        inputs: Any,
+        index: int,
+        back: int = 0,
+    ) -> tuple[Any, ModuleState]:
+        """The prediction, and the model's state after it."""
         prediction, state = model.apply(
             ModuleState(params, self.model_buffers | buffers),
             inputs,
-            step=step,
+            step=self._step(index, back),
             training=self.training,
         )
-        after = ModuleState(state.params, {name: state.buffers[name] for name in buffers})
-        return self.loss_fn(prediction, target), prediction, after
+        return prediction, ModuleState(state.params, {n: state.buffers[n] for n in buffers})
+
+    def _step(self, index: int, back: int = 0) -> int | Position:
+        """Inner step `index`, or so many `back`; the position while a trace is made."""
+        own = max(index - back, 0)
+        if self.position is None:
+            return own
+        return Position(own, (self.position.tensor - back).clamp(min=0))
 
     def _parts(self, meta: Tensors) -> "_Parts":
         """The meta-parameters by what they are for; kept, since all steps of a task have the same."""
@@ -448,7 +506,15 @@ class InnerLoop:
             rest = {name: tensor for name, tensor in model.items() if name not in self.adapted}
             moving = {f"model.{name}" for name in self.adapted}
             fixed = {name: tensor for name, tensor in meta.items() if name not in moving}
-            known = _Parts(meta, adapted, rest, fixed, ModuleState(rule, self.rule_buffers))
+            known = _Parts(
+                meta,
+                adapted,
+                rest,
+                fixed,
+                ModuleState(rule, self.rule_buffers),
+                self.loss.state(tensors, self.loss_buffers),
+                self.support_loss.state(tensors, self.loss_buffers),
+            )
             self.__dict__["_known"] = known
         return known
 
@@ -463,6 +529,8 @@ class _Parts(NamedTuple):
     fixed: Tensors
     """All but the adapted, under the learner's names."""
     rule: ModuleState
+    loss: ModuleState
+    support_loss: ModuleState
 
 
 def _guarding(params: Tensors) -> Watch:

@@ -17,7 +17,13 @@ from torch import Tensor, nn
 from metablocks.adapted import adapted_model
 from metablocks.batches import Batches, FullBatch, drawn_for
 from metablocks.checks import UNCHECKED, CountFrom0, checked, name_of, wrong_answer
-from metablocks.compatibility import Assembly, check_compatible, learned, shapes_held
+from metablocks.compatibility import (
+    Assembly,
+    check_compatible,
+    check_losses,
+    learned,
+    shapes_held,
+)
 from metablocks.derivatives import detach_tree
 from metablocks.diagnose import unfit_data
 from metablocks.errors import BlockError, MetablocksError, TaskError, concerning
@@ -37,6 +43,7 @@ from metablocks.functional import (
 )
 from metablocks.generators import Draws, drawn_seed, generators_of
 from metablocks.inner_loop import Carry, InnerLoop, QueryPass
+from metablocks.objective import Loss, LossRole, Objective
 from metablocks.order import Order, SecondOrder, steps_through
 from metablocks.pieces import At, InPieces, Pieces
 from metablocks.reach import (
@@ -50,7 +57,6 @@ from metablocks.rules.base import UpdateRule
 from metablocks.selection import select_parameters
 from metablocks.start import AsLearned, Start
 from metablocks.step_loss import FinalStepLoss, StepLoss, step_weights
-from metablocks.twins import Survey
 from metablocks.types import Batch, Progress, Task, Tasks, Tensors, map_tensors
 
 Metric = Callable[[Any, Any], Any]
@@ -117,7 +123,7 @@ class Evaluation(NamedTuple):
     """`[tasks, steps + 1]`: before adaptation, then after each step."""
     predictions: Any
     """The model's output on the query set after the last step, `[tasks, examples, ...]`; what of it is
-    not a tensor of one shape is a list by task."""
+    not a tensor of one shape is a list by task. None if the loss takes no prediction."""
     metrics: Tensor | None
     """`[tasks, steps + 1]`: the metric, where one was given."""
 
@@ -131,7 +137,9 @@ class MetaLearner(nn.Module):
       from support pass to support pass within a task, and end with it; those of a `StepAware` module
       with `collects_buffers = True` (`per_step_batch_norm`) are brought up to date by `backward`: a
       task's passes move them, and what is stored moves by the mean over tasks.
-    - `loss`: `(prediction, target) -> scalar`.
+    - `loss`: `(prediction, target) -> scalar`, which judges query sets; `support_loss`: what the inner
+      steps descend, `loss` unless given. Either may ask by name for `inputs`, `params`, `step`, `model`
+      (see `objective`). One that is a module with trainable parameters is learned.
     - `steps`: inner steps on the support set.
     - `start`: the fast weights that a task begins with. Parameters that it puts in the place of learned
       ones (`Zeros`, `Prototypes`, …) have no meta-gradient, and their `.grad` stays None.
@@ -148,7 +156,8 @@ class MetaLearner(nn.Module):
       statistics are neither updated nor replaced.
     - `allow_unused`: patterns of meta-parameters that no task need reach (`"experts.*"`).
 
-    `named_parameters()` gives the model's parameters under `model.` and the rule's under `rule.`.
+    `named_parameters()` gives the model's parameters under `model.`, the rule's under `rule.`, those of
+    losses under `loss.` and `support_loss.`; a module that is both, under `loss.` alone.
 
     Laws: `meta_gradient`, `evaluate` and `adapt` leave parameters, buffers, plain attributes of modules,
     `.grad`, training flags and random states bit-identical, also when the loss raises. A batch's
@@ -174,7 +183,8 @@ class MetaLearner(nn.Module):
         self,
         model: nn.Module,
         *,
-        loss: Callable[[Any, Any], Tensor],
+        loss: Callable[..., Tensor],
+        support_loss: Callable[..., Tensor] | None = None,
         steps: CountFrom0,
         start: Start | None = None,
         batches: Batches | None = None,
@@ -190,6 +200,7 @@ class MetaLearner(nn.Module):
         super().__init__()
         self.model = model
         self.loss = loss
+        self.support_loss = None if support_loss is loss else support_loss
         self.steps = steps
         self.start = start or AsLearned()
         self.batches = batches or FullBatch()
@@ -198,7 +209,7 @@ class MetaLearner(nn.Module):
         self.step_loss = step_loss or FinalStepLoss()
         self.estimator = estimator or Unrolled()
         self.executor = executor or Loop()
-        _check_loss(loss)
+        self._objectives: dict[LossRole, Objective] = {}
         rule = self.rule = self.estimator.inner_rule(rule)
         self.norm_statistics = norm_statistics
         self.allow_unused = (
@@ -216,6 +227,7 @@ class MetaLearner(nn.Module):
         self._read: tuple[Hashable, ...] = ()
         self._reached = False
         self._evaluation_steps(steps)
+        self._losses()
         check_compatible(self._assembly())
 
     @property
@@ -233,6 +245,7 @@ class MetaLearner(nn.Module):
         limits = [
             self.rule.max_steps,
             *(module.max_steps for module in step_aware_modules(self.model).values()),
+            *(objective.max_steps for objective in self._objectives_now),
         ]
         return min((limit for limit in limits if limit is not None), default=None)
 
@@ -306,6 +319,7 @@ class MetaLearner(nn.Module):
         with self._seeded(inner, tasks, put_back=True) as tasks:
             _, result = self._execute(work, buffers, tasks)
         losses, predictions, scores = result
+        predictions = predictions if inner.loss.predicts else None
         return Evaluation(losses, predictions, scores if metric is not None else None)
 
     @_differentiating
@@ -322,7 +336,7 @@ class MetaLearner(nn.Module):
         task = Task(*map_tensors(torch.Tensor.detach, (support, support)))
         steps = self.steps if steps is None else steps
         check_tasks([task], self.batches, steps, judged=False)
-        inner, buffers = self._inner_at_evaluation([task], steps)
+        inner, buffers = self._inner_at_evaluation([task], steps, judged=False)
         meta = detach(self._meta_parameters())
         first = Task(*[self._first_batch(task.support)] * 2)
         with inner.draws.put_back():
@@ -333,12 +347,12 @@ class MetaLearner(nn.Module):
             for index in range(inner.steps):
                 last = carry
                 carry, _ = inner.step(meta, carry, inner.support_of(task, index), index)
-            replaced = self.norm_statistics != "running"
+            replaced = self.norm_statistics != "running" and inner.support_loss.predicts
             support = inner.support_of(task, max(inner.steps - 1, 0))
             return adapted_model(self.model, carry, last, inner.steps, support, replaced=replaced)
 
     def __getstate__(self) -> dict[str, Any]:
-        caches = {"_draws": {}, "_read": (), "_identity": object()}
+        caches = {"_draws": {}, "_read": (), "_objectives": {}, "_identity": object()}
         return self.__dict__ | caches
 
     def _meta_gradient(
@@ -430,7 +444,8 @@ class MetaLearner(nn.Module):
         inner = work.pieces.inner
 
         def identify() -> Hashable:
-            functions = map(fingerprint, (self.loss, inner.metric, inner.batches, inner.starting))
+            read = (self.loss, self.support_loss, inner.metric, inner.batches, inner.starting)
+            functions = map(fingerprint, read)
             blocks = (self._identity, kind, inner.training, inner.model.key, inner.rule.key)
             return (*blocks, *functions)
 
@@ -482,39 +497,57 @@ class MetaLearner(nn.Module):
         training: bool | None = None,
         metric: Metric | None = None,
         norm_statistics: NormStatistics | None = None,
+        judged: bool = True,
     ) -> tuple[InnerLoop, Tensors]:
         """The inner loop as everything is now, and the buffers that a task begins with.
 
-        A model that has not run yet runs on the first support set, to tell which buffers it changes.
+        A model that has not run yet runs on the first support set, to tell which buffers it changes. If
+        nothing is `judged`, the support loss stands for both.
         """
         model = self._functional_model(norm_statistics or _in_training(self.norm_statistics)).now()
         predicting = None
         if norm_statistics == "support":
             predicting = self._functional_model("running").now()
         rule = self._functional_rule.now()
+        loss, support_loss = self._losses()
+        loss = loss if judged else support_loss
+        if metric is not None and not loss.predicts:
+            raise BlockError(
+                f"metric is {name_of(metric)}, but the loss {name_of(self.loss)} takes no prediction, so "
+                "that none is made; give the loss (prediction, target) in the first places, or no metric",
+                block="MetaLearner",
+                field="metric",
+            )
         meta = self._meta_parameters()
         frozen = detach({n: p for n, p in self.named_parameters() if n not in meta})
         params, buffers = map(detach, model.state())
+        task = tasks[0]
+        batch = None
+        if support_loss.predicts:
+            batch = self._first_batch(task.support)
+        elif loss.predicts:
+            batch = self.batches.query(task.query, 0)
         for view in (model, predicting):
-            if view is None or view.was_run(training=training):
+            if view is None or batch is None or view.was_run(training=training):
                 continue
             held = Draws(generators_of(params, view.generators))
             with held.put_back(), held.observed():
                 check_inference(self)
-                inputs, _ = self._first_batch(tasks[0].support)
-                view.apply(ModuleState(params, buffers), inputs, training=training)
-        changing = model.changing_buffers(training=training)
+                view.apply(ModuleState(params, buffers), batch[0], training=training)
+        changing = model.changing_buffers(training=training) if batch is not None else frozenset()
         inner = InnerLoop(
             model=model,
             rule=rule,
-            loss_fn=self.loss,
+            loss=loss,
+            support_loss=support_loss,
             adapted=self.adapted,
             constants=frozen,
             model_buffers={n: b for n, b in buffers.items() if n not in changing},
             rule_buffers=detach(rule.state().buffers),
+            loss_buffers=loss.buffers | support_loss.buffers,
             steps=steps,
             through=through,
-            draws=self._draws_of(training, model, rule, metric),
+            draws=self._draws_of(training, (model, rule), (loss, support_loss), metric),
             weights={
                 index: torch.tensor(weight, dtype=torch.float64, device="cpu")
                 for index, weight in enumerate(weights)
@@ -537,6 +570,7 @@ class MetaLearner(nn.Module):
         steps: int | None,
         metric: Metric | None = None,
         norm_statistics: NormStatistics | None = None,
+        judged: bool = True,
     ) -> tuple[InnerLoop, Tensors]:
         """In `eval()` mode, through no step; the last query loss counts."""
         steps = self._evaluation_steps(steps)
@@ -544,7 +578,7 @@ class MetaLearner(nn.Module):
             check_compatible(self._assembly(norm_statistics))
         weights = (0.0,) * steps + (1.0,)
         norms = norm_statistics or self.norm_statistics
-        return self._inner(tasks, steps, (False,) * steps, weights, False, metric, norms)
+        return self._inner(tasks, steps, (False,) * steps, weights, False, metric, norms, judged)
 
     def _functional_model(self, norm_statistics: NormStatistics) -> FunctionalModule:
         if norm_statistics not in self._functional_models:
@@ -552,14 +586,38 @@ class MetaLearner(nn.Module):
             self._functional_models[norm_statistics] = made
         return self._functional_models[norm_statistics]
 
+    def _objective(self, role: LossRole) -> Objective:
+        loss = getattr(self, role)
+        known = self._objectives.get(role)
+        if known is None or known.loss is not loss:
+            known = self._objectives[role] = Objective.of(loss, role)
+        return known
+
+    @property
+    def _objectives_now(self) -> tuple[Objective, Objective]:
+        loss = self._objective("loss")
+        return loss, loss if self.support_loss is None else self._objective("support_loss")
+
+    def _losses(self) -> tuple[Loss, Loss]:
+        """`loss` and `support_loss` as they are now."""
+        named = [*self.named_parameters()]
+        loss, support_loss = self._objectives_now
+        judge = loss.now(named)
+        return judge, judge if support_loss is loss else support_loss.now(named)
+
     def _draws_of(
-        self, training: bool | None, model: ModuleView, rule: ModuleView, metric: Metric | None
+        self,
+        training: bool | None,
+        blocks: tuple[ModuleView, ...],
+        losses: tuple[Loss, ...],
+        metric: Metric | None,
     ) -> Draws:
-        """The draws of work on model and rule as they are, in this mode; the last few are remembered."""
-        key = (training, model.key, rule.key, Same(self.loss), Same(metric))
+        """The draws of work on these blocks, in this mode; the last few are remembered."""
+        views = [*blocks, *(loss.view for loss in losses if loss.view is not None)]
+        functions = (*(loss.objective.loss for loss in losses), metric)
+        key = (training, *(view.key for view in views), *map(Same, functions))
         if key not in self._draws:
-            held = [*model.generators, *rule.generators]
-            held += Survey(self.loss).generators if isinstance(self.loss, nn.Module) else []
+            held = [generator for view in views for generator in view.generators]
             kept = [*self._draws.items()][-7:]
             draws = Draws(generators_of(self._meta_parameters(), held))
             self._draws = {**dict(kept), key: draws}
@@ -569,7 +627,8 @@ class MetaLearner(nn.Module):
         """The learner's choices, as they are now."""
         return Assembly(
             model=self.model,
-            loss=self.loss,
+            loss=self._objectives_now[0],
+            support_loss=self._objectives_now[1],
             steps=self.steps,
             start=self.start,
             batches=self.batches,
@@ -589,12 +648,17 @@ class MetaLearner(nn.Module):
     def _check_reads(
         self, inner: InnerLoop, buffers: Tensors, tasks: Tasks, *, reach: bool
     ) -> None:
-        """Once for each state of model, rule and loss: nothing trainable is read but meta-parameters.
+        """Once for each state of model, rule and losses: nothing trainable is read but meta-parameters.
 
-        With `reach`, once for all: the tasks reach all of these.
+        And the losses go with the rest as they are now. With `reach`, once for all: the tasks reach all
+        of these.
         """
         flags = trainable_flags(self.parameters(), inner)
-        key = (inner.model.key, inner.rule.key, Same(self.loss), Same(inner.metric), flags)
+        losses = (loss.objective.loss for loss in (inner.loss, inner.support_loss))
+        functions = map(Same, (*losses, inner.metric))
+        key = (inner.model.key, inner.rule.key, *functions, flags)
+        if key not in self._read:
+            check_losses(self._assembly())
         if reach and not self._reached:
             check_reach(self._assembly(), inner, buffers, tasks)
             self._reached = True
@@ -620,16 +684,6 @@ def _judge(
 ) -> tuple[QueryPass, Any]:
     passed = inner.query(meta, carry, batch, at.index)
     return passed._replace(prediction=None), passed.prediction
-
-
-def _check_loss(loss: Any) -> None:
-    if isinstance(loss, nn.Module) and any(p.requires_grad for p in loss.parameters()):
-        raise BlockError(
-            f"the loss {type(loss).__name__} has trainable parameters, which no gradient "
-            "would reach; put them into the model, or freeze them with requires_grad_(False)",
-            block="MetaLearner",
-            field="loss",
-        )
 
 
 def _in_training(norm_statistics: NormStatistics) -> NormStatistics:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from metablocks.batches import Side
 from metablocks.compatibility import Assembly
 from metablocks.derivatives import graph_leaves, vjp, watched_leaves
 from metablocks.diagnose import without_second_derivative
@@ -70,7 +71,8 @@ def check_reads(assembly: Assembly, inner: InnerLoop, buffers: Tensors, task: Ta
 
 def trainable_flags(parameters: Iterable[Tensor], inner: InnerLoop) -> tuple[bool, ...]:
     """The trainable flags of the parameters of a learner, and of tensors that it reads beside them."""
-    read = [tensor for _, tensor in _inside("the loss", inner.loss_fn, 3)]
+    losses = {id(x): x for x in (inner.loss.objective.loss, inner.support_loss.objective.loss)}
+    read = [tensor for loss in losses.values() for _, tensor in _inside("the loss", loss, 3)]
     beside = inner.model.beside().values()
     return tuple(tensor.requires_grad for tensor in (*parameters, *read, *beside))
 
@@ -103,11 +105,13 @@ def _look(
                 reached = {*task_gradient(estimator, inner, meta, buffers, task).grads}
             return reached, dict(foreign)
         reached = set()
-        for batch in [getattr(task, side) for side in estimator.reads]:
+        for side in estimator.reads:
 
-            def loss(meta: Tensors, batch: Any = batch) -> tuple[Tensor, tuple[()]]:
+            def loss(meta: Tensors, side: Side = side) -> tuple[Tensor, tuple[()]]:
                 carry = inner.start(meta, buffers, inner.support_of(task, -1))
-                return inner.query(meta, carry, batch, 0).loss, ()
+                if side == "support":
+                    return inner.support_value(meta, carry, inner.support_of(task, -1), 0), ()
+                return inner.query(meta, carry, inner.query_of(task, 0), 0).loss, ()
 
             with draws.observed(whole=False):
                 value, pull, _ = vjp(loss, meta)
@@ -169,7 +173,12 @@ def _cut_off(assembly: Assembly, tensors: Iterable[Tensor]) -> GradientError:
 
 def _named(assembly: Assembly) -> Iterator[tuple[str, Tensor]]:
     """The trainable tensors that can be found from a learner, with the names to call them by."""
-    for name, reader in (("the loss", assembly.loss), ("the rule", assembly.rule)):
+    readers = {
+        "the support loss": assembly.support_loss.loss,
+        "the loss": assembly.loss.loss,
+        "the rule": assembly.rule,
+    }
+    for name, reader in readers.items():
         yield from _inside(name, reader, 3)
     for name, module in assembly.model.named_modules():
         for attribute, value in vars(module).items():

@@ -71,6 +71,40 @@ def learner_of(model=None, **blocks):
     return mb.MetaLearner(model or nn.Linear(2, 1), **given)
 
 
+class Bias(nn.Module):
+    """A loss with a parameter, which it may leave unused."""
+
+    def __init__(self, by=1):
+        super().__init__()
+        self.by = by
+        self.bias = nn.Parameter(torch.zeros(1))
+
+    def forward(self, prediction, target):
+        bias = self.bias if self.by else 0.0
+        return F.mse_loss(prediction + bias, target)
+
+
+class Frame(nn.Module):
+    """A loss that holds a model."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, prediction, target):
+        return F.mse_loss(prediction, target) + self.model.weight.square().sum()
+
+
+def _loss_that_holds_its_model():
+    model = nn.Linear(2, 1)
+    return learner_of(model, loss=Frame(model))
+
+
+def _writing(prediction, target, *, params):
+    params["weight"].clamp_(max=0.0)
+    return F.mse_loss(prediction, target)
+
+
 def half(*lead, inputs=2, examples=6):
     return torch.randn(*lead, examples, inputs), torch.randn(*lead, examples, 1)
 
@@ -775,11 +809,85 @@ COMBINATIONS: dict[str, tuple[Any, type[MetablocksError], str, str]] = {
         "loss",
         "did you mean MSELoss(…)?",
     ),
-    "a loss that is trained": (
+    "a loss of one argument": (
         lambda: learner_of(loss=nn.PReLU()),
         BlockError,
         "loss",
-        "the loss PReLU has trainable parameters",
+        "loss PReLU takes input alone in the first places; a loss takes two, (prediction, target)",
+    ),
+    "a loss that needs more": (
+        lambda: learner_of(support_loss=lambda p, y, *, parms: p.mean()),
+        BlockError,
+        "support_loss",
+        "support_loss <lambda> requires parms, for which a learner has no value in that place; did you "
+        'mean "params"?',
+    ),
+    "a name in the third place": (
+        lambda: learner_of(loss=lambda p, y, params: p.mean()),
+        BlockError,
+        "loss",
+        "loss <lambda> requires params, for which a learner has no value in that place; make it "
+        "keyword-only, (prediction, target, *, params)",
+    ),
+    "a loss that holds the model": (
+        lambda: _loss_that_holds_its_model(),
+        BlockError,
+        "loss",
+        "loss Frame holds model.weight as its model.weight",
+    ),
+    "a support loss learned in first order": (
+        lambda: learner_of(support_loss=Bias(), order=mb.FirstOrder()),
+        BlockError,
+        "order",
+        "support_loss.bias is learned through the inner steps, and FirstOrder() takes the gradient",
+    ),
+    "in first order at first": (
+        lambda: learner_of(support_loss=Bias(), order=mb.AnnealedOrder(first_order_epochs=2)),
+        BlockError,
+        "order",
+        "for a constant in epoch 0",
+    ),
+    "through no last step": (
+        lambda: learner_of(support_loss=Bias(), order=mb.TruncatedOrder(last=0)),
+        BlockError,
+        "order",
+        "TruncatedOrder(last=0) takes the gradient",
+    ),
+    "a loss learned by Reptile": (
+        lambda: learner_of(support_loss=Bias(), estimator=mb.Reptile()),
+        BlockError,
+        "support_loss.bias",
+        "Reptile has a gradient for what adapts inside a task alone, and support_loss.bias does not",
+    ),
+    "a stepwise loss with Implicit": (
+        lambda: learner_of(loss=lambda p, y, *, step: p.mean(), estimator=mb.Implicit()),
+        BlockError,
+        "loss",
+        "Implicit needs one inner loss for all steps, and loss <lambda> asks for the step",
+    ),
+    "statistics of no pass": (
+        lambda: learner_of(support_loss=lambda *, params: 0, norm_statistics="support"),
+        BlockError,
+        "norm_statistics",
+        "support_loss <lambda> takes none",
+    ),
+    "a metric of no prediction": (
+        lambda: learner_of(loss=lambda *, params: 0).evaluate(tasks(), metric=F.mse_loss),
+        BlockError,
+        "metric",
+        "metric is mse_loss, but the loss <lambda> takes no prediction",
+    ),
+    "a loss that no task reaches": (
+        lambda: learner_of(loss=Bias(by=0)).meta_gradient(tasks()),
+        GradientError,
+        "loss.bias",
+        "does not depend on loss.bias in any task",
+    ),
+    "a loss that writes parameters": (
+        lambda: learner_of(loss=_writing).evaluate(tasks()),
+        BlockError,
+        "loss",
+        "loss _writing writes in place into weight, which is the model's own",
     ),
     "a part that is not used": (
         lambda: meta(model=Unused()),

@@ -99,9 +99,8 @@ class Implicit(Estimator):
 
         def slope(fast: Tensors, rest: Tensors) -> tuple[Tensors, tuple[()]]:
             def support_loss(fast: Tensors) -> tuple[Tensor, tuple[()]]:
-                whole = inner.support_of(task, -1)
-                passed = inner.query(meta | rest, _at(carry, fast), whole, inner.steps)
-                return passed.loss, ()
+                at, whole = _at(carry, fast), inner.support_of(task, -1)
+                return inner.support_value(meta | rest, at, whole, inner.steps), ()
 
             slopes, _, _ = gradient(support_loss, fast, differentiable=True)
             return slopes, ()

@@ -132,7 +132,8 @@ class Compiler:
 
     def _shared(self, inner: InnerLoop, meta: Tensors) -> "_Leaves":
         """The tensors that all tasks and all pieces read."""
-        return self.flatten((meta, inner.constants, inner.model_buffers, inner.rule_buffers))
+        buffers = inner.model_buffers, inner.rule_buffers, inner.loss_buffers
+        return self.flatten((meta, inner.constants, *buffers))
 
     def flatten(self, tree: Any) -> "_Leaves":
         """A tree as its tensors and their form, one object for all that are alike."""
@@ -519,7 +520,8 @@ class _Flat:
     def __call__(self, *leaves: Tensor) -> list[Tensor]:
         given = iter(leaves)
         run, at = self.run, self.at
-        meta, constants, model_buffers, rule_buffers = run.shared.form.tree(given)
+        meta, constants, *buffers = run.shared.form.tree(given)
+        model_buffers, rule_buffers, loss_buffers = buffers
         beside = [next(given) for _ in range(self.beside)]
         position = Position(at.index, beside.pop(0)) if at.index >= 0 else None
         inner = replace(
@@ -527,6 +529,7 @@ class _Flat:
             constants=constants,
             model_buffers=model_buffers,
             rule_buffers=rule_buffers,
+            loss_buffers=loss_buffers,
             weights=dict(zip(at.weights or {}, beside, strict=True)),
             position=position,
         )

@@ -55,11 +55,11 @@ def implicit_systems(plain: PlainLoop) -> list[System]:
         adapting = {f"model.{name}": tensor for name, tensor in fast.items()}
         rest = {name: p for name, p in plain.parameters.items() if name not in adapting}
         both = adapting | rest
-        index = plain.learner.steps - 1
+        steps = plain.learner.steps
         with torch.enable_grad():
-            value, _ = plain.forward(fast, buffers, task.query, index)
+            value, _ = plain.forward("loss", fast, buffers, task.query, steps)
             direct = gradient(value, both)
-            value, _ = plain.forward(fast, buffers, task.support, index)
+            value, _ = plain.forward("support_loss", fast, buffers, task.support, steps)
             slope = _flat(gradient(value, adapting, graph=True))
         rows = [gradient(entry, both, keep=True) for entry in slope]
         return System(

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import functional_call
 
 from metablocks.batches import drawn_for
@@ -33,11 +33,13 @@ from metablocks.generators import (
 )
 from metablocks.kernels import twice_differentiable
 from metablocks.learner import MetaLearner
+from metablocks.objective import LossRole, Objective
 from metablocks.rules import Chain, MTMask, StepInfo, UpdateRule
 from metablocks.types import Batch, Progress, Task, TaskBatch, Tasks, Tensors
 
 _Result = TypeVar("_Result")
 
+_ROLES: tuple[LossRole, ...] = ("loss", "support_loss")
 SEED = 0
 """Of the draws of every evaluation: dropout, masks, batches."""
 
@@ -52,7 +54,7 @@ class Tape:
 
 
 class PlainLoop:
-    """The objective of a learner on tasks, on copies of its model and rule.
+    """The objective of a learner on tasks, on copies of its model, rule and losses.
 
     `parameters` are the copies' meta-parameters under the learner's names; move them to move the
     objective. Random draws are those of `Loop` and `Unrolled` from `SEED` on.
@@ -65,6 +67,11 @@ class PlainLoop:
         self.tasks = tasks
         self.model = copy.deepcopy(learner.model)
         self.rule = copy.deepcopy(learner.rule)
+        copies: dict[int, Any] = {}
+        self.objectives: dict[LossRole, Objective] = {}
+        for role in _ROLES:
+            loss = getattr(learner, role) or learner.loss
+            self.objectives[role] = Objective.of(copy.deepcopy(loss, copies), role)
         for norm in tracking_norms(self.model).values():
             if learner.norm_statistics == "running":
                 norm.eval()
@@ -78,6 +85,11 @@ class PlainLoop:
             *((f"model.{name}", p) for name, p in self.tensors.items()),
             *((f"rule.{name}", p) for name, p in self.rule.named_parameters()),
         ]
+        for role, objective in self.objectives.items():
+            if isinstance(objective.loss, nn.Module):
+                known = {id(p) for _, p in named}
+                own = objective.loss.named_parameters()
+                named += [(f"{role}.{name}", p) for name, p in own if id(p) not in known]
         replaced = {f"model.{name}" for name in learner.start.replaced(self.model)}
         self.parameters: Tensors = {
             name: p for name, p in named if p.requires_grad and name not in replaced
@@ -153,7 +165,7 @@ class PlainLoop:
         for k in range(last + 1):
             if weights[k] > 0:
                 query = self.learner.batches.query(task.query, k)
-                value, _ = self.forward(fast, buffers, query, max(k - 1, 0))
+                value, _ = self.forward("loss", fast, buffers, query, k)
                 total.append(weights[k].to(value) * value)
             if k < last:
                 held = tape if not through[k] else None
@@ -202,7 +214,7 @@ class PlainLoop:
             if not through:
                 fast = {name: tensor.detach().requires_grad_() for name, tensor in fast.items()}
             with twice_differentiable(through):
-                loss, buffers = self.forward(fast, buffers, batch, index)
+                loss, buffers = self.forward("support_loss", fast, buffers, batch, index)
             gradients = gradient(loss, fast, graph=through)
         return (gradients, buffers) if through else (detach(gradients), detach(buffers))
 
@@ -215,11 +227,32 @@ class PlainLoop:
         return {name: tensor + updates[name] for name, tensor in fast.items()}, state
 
     def forward(
-        self, fast: Tensors, buffers: Tensors, batch: Batch, index: int
+        self, role: LossRole, fast: Tensors, buffers: Tensors, batch: Batch, carry: int
     ) -> tuple[Tensor, Tensors]:
-        """The loss of a batch at fast weights, and the buffers after the pass."""
-        prediction, buffers = self.predict(fast, buffers, batch, index)
-        return self.learner.loss(prediction, batch[1]), buffers
+        """The loss of a batch at a carry, and the buffers after the pass."""
+        objective, before = self.objectives[role], buffers
+        index = max(carry - 1, 0) if role == "loss" else carry
+        params = self.tensors | fast
+        places = []
+        if objective.predicts:
+            prediction, buffers = self.predict(fast, buffers, batch, index)
+            places = [prediction, batch[1]]
+
+        def model(*args: Any, **kwargs: Any) -> Any:
+            for module in step_aware_modules(self.model).values():
+                module.inner_step = index
+            own = params | {name: buffer.clone() for name, buffer in before.items()}
+            return functional_call(self.model, own, args, kwargs)
+
+        offered = {
+            "inputs": batch[0],
+            "target": batch[1],
+            "params": params,
+            "model": model,
+            "step": StepInfo(carry, self.learner.steps, fast),
+        }
+        value = objective.loss(*places, **{name: offered[name] for name in objective.asks})
+        return value, buffers
 
     def predict(
         self, fast: Tensors, buffers: Tensors, batch: Batch, index: int

@@ -68,7 +68,7 @@ def kfo_adapts_down_the_slope(make: MakeRule, problem: Problem) -> None:
     theta = {name: p.detach().requires_grad_() for name, p in start.items()}
     state = plain.rule.init(theta)
     for step in range(problem.steps):
-        loss, buffers = plain.forward(theta, buffers, batch, step)
+        loss, buffers = plain.forward("support_loss", theta, buffers, batch, step)
         gradients = gradient(loss, theta, keep=True)
         if step > 0:
             slope = gradient(loss, factors)
