@@ -42,7 +42,7 @@ def classifications(tasks=3, examples=5, classes=3):
 
 
 def by_hand(model, tasks, inner, outer, step=lambda weight, gradient: weight - RATE * gradient):
-    """Mean over tasks of `outer(predict, fast, query)` after steps on `inner(predict, fast, support, k)`."""
+    """The mean of `outer(predict, fast, query)` after steps on `inner(predict, fast, support, k)`."""
     total = 0
     for task in tasks:
         fast = dict(model.named_parameters())
