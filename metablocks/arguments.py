@@ -215,8 +215,8 @@ def parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
 
 _ON_VERIFY = """ Problems are drawn: small smooth nets in
 float64, tasks, and other blocks of every axis; what breaks a law is shrunk to the smallest case.
-The block's code is run. Protocols: rule, order, step_loss, estimator, executor, norm (surgery
-(model, steps) -> model, or a module that takes the number of channels), tasks (a task source)"""
+The block's code is run. Protocols: start, batches, rule, order, step_loss, estimator, executor, norm
+(surgery (model, steps) -> model, or a module that takes the number of channels), tasks (a task source)"""
 
 
 _ON_COMPARE = """

@@ -240,6 +240,11 @@ class MetaLearner(nn.Module):
         return self._selected[1]
 
     @property
+    def learned(self) -> Tensors:
+        """The meta-parameters: all that is trainable, except for what `start` replaces."""
+        return self._meta_parameters()
+
+    @property
     def max_steps(self) -> int | None:
         """The most inner steps that can be taken, where a block is made for so many; else None."""
         limits = [

@@ -87,7 +87,7 @@ def verify(
     """Run every law of a block's protocol on `examples` drawn problems each, in float64.
 
     - `block`: a class without required fields, an instance, a function that makes one, or a `Block`.
-    - `protocol`: rule, order, step_loss, estimator, executor, norm or tasks, if the block does not
+    - `protocol`: one of `laws.blocks.PROTOCOLS`, if the block does not
       tell.
     - `progress`: called with the name of each law before it is run.
 

@@ -258,7 +258,7 @@ def test_every_shipped_block_holds_the_laws_of_its_protocol(protocol, name, devi
             ["xyz"],
             'no block is called "xyz"; it takes a path, my_pkg.my_module:MyRule',
         ),
-        (["kfo", "--as", "xyz"], '"xyz" is not a protocol; there are: rule, order, step_loss,'),
+        (["kfo", "--as", "xyz"], '"xyz" is not a protocol; there are: start, batches, rule,'),
         (["kfo", "--set", "xyz=1"], "--set xyz=1: unknown field; KFO takes: hidden,"),
         (["kfo", "--as", "order"], 'no block is called "kfo"'),
         (["kfo", "--set", "hiden=1"], 'unknown field; did you mean "hidden"? KFO takes: hidden,'),

@@ -10,16 +10,20 @@ from typing import Any
 
 from torch import nn
 
+from metablocks.batches import Batches
 from metablocks.errors import BlockError, MetablocksError, suggest_then
 from metablocks.estimators import Estimator
 from metablocks.executors import Executor
 from metablocks.laws.norms import in_place_of_batch_norms
 from metablocks.order import Order
 from metablocks.rules import UpdateRule
+from metablocks.start import Start
 from metablocks.step_loss import StepLoss
 from metablocks.tasks.base import TaskSource
 
 PROTOCOLS: dict[str, tuple[type | None, str]] = {
+    "start": (Start, "a subclass of metablocks.Start"),
+    "batches": (Batches, "a subclass of metablocks.Batches"),
     "rule": (UpdateRule, "a subclass of metablocks.UpdateRule"),
     "order": (Order, "(step, steps, progress) -> bool"),
     "step_loss": (StepLoss, "(steps, progress) -> weights [steps + 1]"),
@@ -141,7 +145,7 @@ def protocol_of(block: Any) -> str | None:
     if isinstance(block, TaskSource):
         return "tasks"
     for name, (base, _) in PROTOCOLS.items():
-        call = vars(base).get("__call__") if base not in (None, UpdateRule) else None
+        call = vars(base).get("__call__") if base not in (None, UpdateRule, Start) else None
         if call is not None and parameters(block) == parameters(call)[1:]:
             return name
     return None

@@ -205,7 +205,7 @@ def checks(
     """Every law of every block, to be called.
 
     - `blocks`: classes without required fields, instances, functions that make one.
-    - `protocol`: rule, order, step_loss, estimator, executor, norm or tasks, if the blocks do not
+    - `protocol`: one of `laws.blocks.PROTOCOLS`, if the blocks do not
       tell.
 
     >>> import metablocks as mb

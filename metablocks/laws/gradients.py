@@ -154,7 +154,7 @@ def finite_differences(
     without = {
         id(p) for rule in members(learner.rule) if rule.straight_through for p in rule.parameters()
     }
-    learned = {n: p for n, p in learner.named_parameters() if p.requires_grad}
+    learned = {n: p for n, p in learner.named_parameters() if n in grads}
     learned = {name: p for name, p in learned.items() if id(p) not in without}
     for width in widths:
         if all(_agrees(learned, grads, loss, width, within, seed) for seed in (1, 2)):

@@ -6,13 +6,16 @@ on the learner that a protocol makes of a block, `learner_of(block, problem, **b
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial, wraps
 from typing import Any, TypeAlias
 
+import torch
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
+from torch import Tensor
 
+from metablocks.batches import Stream
 from metablocks.estimators import Adjoint, Estimator
 from metablocks.executors import Executor, Vmap
 from metablocks.functional import step_aware_modules
@@ -32,6 +35,7 @@ from metablocks.laws.cases import Case, Problem
 from metablocks.learner import MetaLearner
 from metablocks.rules import LearningRate
 from metablocks.step_loss import UniformStepLoss
+from metablocks.types import TaskBatch, map_tensors
 
 LearnerOf: TypeAlias = Callable[..., MetaLearner]
 Skip: TypeAlias = Callable[[Any], str | None]
@@ -124,6 +128,27 @@ def _learner_with(axis: str, **defaults: Any) -> LearnerOf:
 _with_order = _learner_with("order", rule=lambda: LearningRate(0.1, learn=True))
 _with_step_loss, _with_estimator = _learner_with("step_loss"), _learner_with("estimator")
 _with_executor = _learner_with("executor")
+_with_start, _with_batches = _learner_with("start"), _learner_with("batches")
+
+
+def _on_rows(law: Callable[..., None]) -> Callable[..., None]:
+    """The law on tasks that a `Stream` takes: row k of a task is the batch of the k-th task after it."""
+
+    @wraps(law)
+    def check(block: Any, problem: Problem, **blocks: Any) -> None:
+        if isinstance(block, Stream):
+            tasks, count = problem.tasks, problem.steps + 1
+
+            def rows(leaf: Tensor) -> Tensor:
+                return torch.stack([leaf.roll(-k, 0) for k in range(count)], 1)
+
+            support, query = map_tensors(rows, (tasks.support, tasks.query))
+            problem = replace(problem, tasks=TaskBatch(support, query))
+        law(block, problem, **blocks)
+
+    return check
+
+
 _with_learned_rate = _learner_with("estimator", rule=lambda: LearningRate(0.1, learn=True))
 
 
@@ -158,6 +183,14 @@ def _not_exact(estimator: Any) -> str | None:
     return None if getattr(estimator, "exact", True) else "it declares exact = False"
 
 
+def _draws_states(batches: Any) -> str | None:
+    return "it draws a state for each task, by its number" if batches.draws else None
+
+
+def _other_at_evaluation(batches: Any) -> str | None:
+    return "it may take other batches at evaluation" if batches.draws else None
+
+
 def _no_conversion(norm: Any) -> str | None:
     return "it is a module, and not a conversion" if hasattr(norm, "module") else None
 
@@ -180,6 +213,8 @@ def _evaluates_by_statistics(norm: Any) -> str | None:
 # ---- the table
 
 _ANY = {"case": strategies.cases()}
+# Deep convolutions give tiny images nearly the same features, and the loss of prototypes no slope.
+_FLAT = {"case": strategies.cases(depth=1, tied=False)}
 _ONE_TASK = {"case": strategies.cases(tasks=1)}
 _SEVERAL = {"case": strategies.cases(tasks=[2, 3])}
 _ALL_ADAPT = {"case": strategies.cases(adapt="*")}
@@ -214,6 +249,25 @@ _plain = partial(in_learner, gradients.plain_autograd)
 _mean = partial(in_learner, gradients.mean_of_tasks)
 
 LAWS: dict[str, list[Law]] = {
+    "start": [
+        Law("plain autograd", _plain(_with_start), _FLAT | _POLICIES),
+        Law("finite differences", _slope(_with_start), _FLAT | _RULE | _STEP_LOSS),
+        Law("one gradient", one_gradient(_with_start), _FLAT | _POLICIES),
+        Law("mean of tasks", _mean(_with_start), _SEVERAL),
+        Law("purity", pure(_with_start), _ANY),
+    ],
+    "batches": [
+        Law("plain autograd", _on_rows(_plain(_with_batches)), _ANY | _POLICIES),
+        Law(
+            "finite differences",
+            _on_rows(_slope(_with_batches)),
+            _ANY | _RULE | _STEP_LOSS,
+            _other_at_evaluation,
+        ),
+        Law("one gradient", _on_rows(one_gradient(_with_batches)), _ANY | _POLICIES),
+        Law("mean of tasks", _on_rows(_mean(_with_batches)), _SEVERAL, _draws_states),
+        Law("purity", _on_rows(pure(_with_batches)), _ANY),
+    ],
     "rule": [
         Law("fits the gradients", rules.fits_the_gradients, _ONE_TASK),
         Law("remembers nothing", rules.remembers_nothing, _ONE_TASK),

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from metablocks.batches import Stream
 from metablocks.devices import find_device, has_float64
 from metablocks.errors import (
     ExecutorError,
@@ -32,7 +33,7 @@ from metablocks.recipe.assemble import NEED_THE_LEARNER, assemble, block_paths, 
 from metablocks.recipe.layout import EvaluationSection
 from metablocks.recipe.outer import Clip
 from metablocks.recipe.parse import Place, Problem, join, raise_problems
-from metablocks.recipe.record import Recipe
+from metablocks.recipe.record import Recipe, leaves
 from metablocks.recipe.schema import within
 from metablocks.rules import Chain, UpdateRule
 from metablocks.tasks.base import TaskSource
@@ -40,6 +41,7 @@ from metablocks.tasks.base import TaskSource
 _ARGUMENTS = {
     "model": "model",
     "steps": "inner.steps",
+    "start": "inner.start",
     "batches": "inner.batches",
     "rule": "inner.rule",
     "order": "inner.order",
@@ -134,6 +136,7 @@ def build(
         if source.kind not in LOSSES:
             message = f'tasks of kind "{source.kind}"; it is one of {", ".join(LOSSES)}'
             raise_problems([recipe.problem("tasks", message)])
+        _check_rows(recipe, blocks)
         learner = _learner(recipe, blocks, LOSSES[source.kind])
     _check_rule(recipe, learner)
     mixed = recipe.at("hardware.precision") == "bfloat16"
@@ -201,6 +204,7 @@ def _learner(recipe: Recipe, blocks: dict[str, Any], loss: Any) -> MetaLearner:
             blocks["model"],
             loss=loss,
             steps=recipe.at("inner.steps"),
+            start=blocks["inner.start"],
             batches=blocks["inner.batches"],
             rule=_chained(_rules(blocks)),
             order=blocks["inner.order"],
@@ -246,6 +250,18 @@ def _refused(recipe: Recipe, blocks: dict[str, Any], error: MetablocksError) -> 
         module = getattr(module, part, None)
         path = path_of.get(id(module), path)
     return join(path, parts[-1]) if parts and parts[-1] in (recipe.at(path) or ()) else path
+
+
+def _check_rows(recipe: Recipe, blocks: dict[str, Any]) -> None:
+    """Refuse a stream of tasks that have no rows: those of the sources that ship."""
+    sources = [value for path, value in leaves(recipe.at("tasks")) if path.endswith("block")]
+    if isinstance(blocks["inner.batches"], Stream) and not any(":" in name for name in sources):
+        message = (
+            f"stream takes tasks with a batch for each inner step, and those of {sources[0]} have one "
+            "support set; take full_batch or minibatches, or a source of your own, "
+            "package.module:Name"
+        )
+        raise_problems([recipe.problem("inner.batches", message)])
 
 
 def _check_rule(recipe: Recipe, learner: MetaLearner) -> None:

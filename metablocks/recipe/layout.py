@@ -18,6 +18,8 @@ from metablocks.functional import NormStatistics
 class InnerSection:
     """The inner loop: what happens inside a task, and by what batch norms normalise in it.
 
+    `batches` and `start` may be left out: the full batch, and the parameters as they are learned.
+
     `norm_statistics`: of the batch at hand, of the net as it came (`running`), or, when it is judged,
     of the support set: see `MetaLearner`.
     """
@@ -27,6 +29,7 @@ class InnerSection:
         default_factory=lambda: {"block": "full_batch"}
     )
     adapt: str | list[str]
+    start: Annotated[Any, Blocks("start")] = field(default_factory=lambda: {"block": "as_learned"})
     rule: Annotated[Any, Blocks("rule", at_least=1)]
     order: Annotated[Any, Blocks("order")]
     norm_statistics: NormStatistics = "batch"
@@ -101,7 +104,7 @@ def slot_paths(layout: type = RecipeLayout, prefix: str = "") -> dict[str, Block
     """Every field that holds blocks, by its path.
 
     >>> {path: mark.slot for path, mark in slot_paths().items() if path.startswith("inner")}
-    {'inner.batches': 'batches', 'inner.rule': 'rule', 'inner.order': 'order'}
+    {'inner.batches': 'batches', 'inner.start': 'start', 'inner.rule': 'rule', 'inner.order': 'order'}
     """
     marks: dict[str, Blocks] = {}
     hints = get_type_hints(layout, include_extras=True)

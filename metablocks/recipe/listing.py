@@ -126,6 +126,8 @@ def summary(experiment: Experiment) -> str:
             _plural(learner.steps, "step"),
             rules,
             recipe.at("inner.order.block"),
+            _asked(recipe.at("inner.batches.block"), "full_batch"),
+            _asked(recipe.at("inner.start.block"), "as_learned"),
             f"{_count(learner.rule):,} learned by the rule",
         ],
         "outer": [
@@ -192,6 +194,11 @@ def _shown(value: Any) -> str:
     if isinstance(value, list | tuple):
         return f"[{', '.join(_shown(item) for item in value)}]"
     return value if isinstance(value, str) and value else show(value)
+
+
+def _asked(name: str, usual: str) -> str:
+    """The name of a block, if it is another than the usual one."""
+    return "" if name == usual else name
 
 
 def _count(module: nn.Module) -> int:

@@ -44,6 +44,7 @@ from metablocks.recipe.outer import (
     sgd,
 )
 from metablocks.rules import RULES, UpdateRule
+from metablocks.start import AsLearned, Fixed, Prototypes, Start, ZeroHead, Zeros
 from metablocks.step_loss import AnnealedStepLoss, FinalStepLoss, StepLoss, UniformStepLoss
 from metablocks.tasks import (
     CUB,
@@ -138,6 +139,18 @@ BATCHES = Slot(
     {"full_batch": FullBatch, "minibatches": Minibatches, "stream": Stream},
     Batches,
 )
+START = Slot(
+    "start",
+    "which fast weights a task begins with",
+    {
+        "as_learned": AsLearned,
+        "fixed": Fixed,
+        "zeros": Zeros,
+        "zero_head": ZeroHead,
+        "prototypes": Prototypes,
+    },
+    Start,
+)
 RULE = Slot("rule", "how a gradient becomes an update", RULES, UpdateRule)
 ORDER = Slot(
     "order",
@@ -215,6 +228,7 @@ SLOTS: dict[str, Slot] = {
         MODEL,
         SURGERY,
         BATCHES,
+        START,
         RULE,
         ORDER,
         STEP_LOSS,

@@ -106,7 +106,7 @@ def deployment(experiment: Experiment, scores: Scores) -> Deployment | None:
     Raises nothing for a model or a rule that cannot be compared: `left_out` has the reason.
     """
     adapted = fixed_at_step(copy.deepcopy(experiment.learner.model), 0)
-    meta = sum(p.numel() for p in experiment.learner.parameters() if p.requires_grad)
+    meta = sum(p.numel() for p in experiment.learner.learned.values())
     sizes = (meta, _count(adapted), _count(reduce(adapted)))
     found = [take_out.__name__ for take_out in _found(adapted)]
     if not found:

@@ -77,7 +77,7 @@ def deployment_text(found: Deployment, scores: Scores) -> str:
 
 def facts(experiment: Experiment) -> str:
     """Size and length of a training, in one line."""
-    meta = sum(p.numel() for p in experiment.learner.parameters() if p.requires_grad)
+    meta = sum(p.numel() for p in experiment.learner.learned.values())
     steps = experiment.epochs * experiment.steps_per_epoch
     inner = experiment.learner.steps
     return (

@@ -40,6 +40,7 @@ RANGES: dict[str, st.SearchStrategy[Any]] = {
             "intermediate_size": 8,
         }
     ),
+    "head": st.sampled_from(["head", "head", "head", "body"]),
     "device": st.just("cpu"),
     "seed": st.integers(0, 3),
     "steps": st.sampled_from([1, 2, 3, 0]),
@@ -68,6 +69,8 @@ def value(field: Field, siblings: collections.abc.Collection[Field] = ()) -> Any
     """A strategy for a field; `siblings` are all fields of its block, for optimiser groups."""
     if field.name == "folder" and not field.required:
         return st.none()  # of texts the library's, of a model a configuration
+    if field.name == "size" and len(siblings) == 1:
+        return st.integers(1, 4)  # of mini-batches, not of images
     if field.name in RANGES:
         return RANGES[field.name]
     return _of(field.annotation, siblings)
