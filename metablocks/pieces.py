@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeAlias
 from torch import Tensor
 
 from metablocks.inner_loop import InnerLoop
-from metablocks.types import Task, Tensors
+from metablocks.types import Task, Tensors, map_tensors
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,8 @@ class At:
     """The weights of query losses that the piece reads, by the carry."""
 
 
-Side: TypeAlias = Literal["support", "query"]
+Side: TypeAlias = Literal["support", "query", "weight"]
+"""The parts of a task; its weight is None if tasks have none."""
 
 Piece: TypeAlias = Callable[..., tuple[Any, ...]]
 """`(inner, meta, totals, at, *state, *data) -> parts`, adding to `totals`, sums over tasks by name."""
@@ -91,8 +92,26 @@ class Pieces:
         return [b if a is None else a if b is None else a + b for a, b in pairs]
 
     def sum(self, tree: Any) -> Any:
-        """The sum of opened values over the tasks at hand."""
+        """The weighted sum of opened values over the tasks at hand."""
+        return weighed(tree, self.task.weight)
+
+
+def weighed(tree: Any, weight: Any) -> Any:
+    """A tree of tensors of a task by its weight, or of tasks `[tasks, ...]` by theirs; as it is for None.
+
+    >>> import torch
+    >>> weighed({"a": torch.ones(2)}, torch.tensor(3.0)), weighed({"a": 1}, None)
+    ({'a': tensor([3., 3.])}, {'a': 1})
+    """
+    if weight is None:
         return tree
+
+    def times(leaf: Tensor) -> Tensor:
+        floats = leaf.is_floating_point() or leaf.is_complex()
+        by = weight.to(leaf.dtype) if floats else weight
+        return leaf * by.reshape(by.shape + (1,) * (leaf.ndim - by.ndim))
+
+    return map_tensors(times, tree)
 
 
 @dataclass(frozen=True)

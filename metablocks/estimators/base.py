@@ -10,7 +10,7 @@ from torch import Tensor
 
 from metablocks.checks import name_of, shown, wrong_answer
 from metablocks.inner_loop import InnerLoop, QueryPass
-from metablocks.pieces import At, Pieces, Side
+from metablocks.pieces import At, Pieces, Side, weighed
 from metablocks.rules.base import UpdateRule
 from metablocks.types import Batch, Task, Tensors
 
@@ -62,7 +62,7 @@ class Estimator(ABC):
             partial(_task, self),
             (run.buffers,),
             at=At(weights=inner.weights),
-            data=("support", "query"),
+            data=("support", "query", "weight"),
             totals=grads,
         )
         opened: TaskGradient = run.open(result)
@@ -117,9 +117,10 @@ def _task(
     buffers: Tensors,
     support: Batch,
     query: Batch,
+    weight: Tensor | None,
 ) -> tuple[TaskGradient]:
     result = task_gradient(estimator, inner, meta, buffers, Task(support, query))
-    totals |= result.grads
+    totals |= weighed(result.grads, weight)
     return (result._replace(grads={}),)
 
 

@@ -95,7 +95,8 @@ class Compiler:
         """
         cut = work.pieces
         assert cut is not None
-        given = {"support": self.flatten(task.support), "query": self.flatten(task.query)}
+        sides: tuple[Side, ...] = ("support", "query", "weight")
+        given = {side: self.flatten(getattr(task, side)) for side in sides}
         begin, shared = self.flatten(buffers), self._shared(cut.inner, cut.meta)
         autocast = _autocast((cut.meta, task))
         parts = (shared, begin, *given.values())
@@ -196,7 +197,7 @@ class Compiler:
                 def in_double() -> list[Tensor]:
                     support, query = map_tensors(double, (task.support, task.query))
                     shared, own = map_tensors(double, given)
-                    return _tensors(plain(short, shared, own, Task(support, query)))
+                    return _tensors(plain(short, shared, own, Task(support, query, task.weight)))
 
                 hold(got, expected, in_double)
 
@@ -363,6 +364,7 @@ class _Run(Pieces):
         return _Leaves(sums, one.form)
 
     def sum(self, tree: Any) -> Any:
+        tree = super().sum(tree)
         return tree if self.plan.width is None else map_tensors(lambda leaf: leaf.sum(0), tree)
 
     def _call(self, graph: Graph, arguments: Sequence[Tensor]) -> Sequence[Tensor]:

@@ -61,7 +61,7 @@ class Loop:
             task = tasks[index]
             support = _channels_last(task.support) if self.channels_last is True else task.support
             query = _channels_last(task.query) if self.channels_last else task.query
-            task = Task(support, query)
+            task = Task(support, query, task.weight)
             if not compiled:
                 return work(shared, buffers, task)
             result, _ = self._compiler(TaskWork.__call__, work, buffers, task)

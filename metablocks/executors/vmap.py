@@ -57,7 +57,7 @@ class Vmap:
         def chunk(
             work: TaskWork, shared: Any, buffers: Tensors, chunk: Task
         ) -> tuple[Any, list[Tensor]]:
-            leaves, spec = pytree.tree_flatten((chunk.support, chunk.query))
+            leaves, spec = pytree.tree_flatten((chunk.support, chunk.query, chunk.weight))
             tensors = {i: leaf for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)}
 
             def task_of(tensors: dict[int, Tensor]) -> Task:
@@ -91,7 +91,7 @@ class Vmap:
         rows: list[Any] = []
         for start in range(0, len(tasks), size):
             width = min(size, len(tasks) - start)
-            batches = _rows((tasks.support, tasks.query), start, width)
+            batches = _rows((tasks.support, tasks.query, tasks.weight), start, width)
             # A buffer that a task writes needs a copy of its own for each task.
             own = {name: b.expand(width, *b.shape) for name, b in buffers.items()}
             to_sum, to_stack = run(own, Task(*batches), width)

@@ -115,7 +115,9 @@ class PlainLoop:
             for index in range(len(self.tasks)):
                 loss = self._task(index, self.tasks[index], through, weights, tape, graph)
                 losses.append(loss)
-        return torch.stack(losses).mean()
+        each = torch.stack(losses)
+        weight = self.tasks.weight
+        return each.mean() if weight is None else (weight.to(each) * each).sum() / weight.sum()
 
     def gradient(self, through: Sequence[bool], progress: Progress) -> Tensors:
         """∂L/∂(every meta-parameter), zero if L does not depend on one."""
