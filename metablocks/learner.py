@@ -30,7 +30,7 @@ from metablocks.errors import BlockError, MetablocksError, TaskError, concerning
 from metablocks.estimators import Estimator, Unrolled
 from metablocks.estimators.base import filled, is_cut, task_gradient
 from metablocks.estimators.sweep import start, step
-from metablocks.executors import Executor, Loop, TaskWork, check_tasks
+from metablocks.executors import Executor, Loop, TaskWork, check_tasks, total_weight
 from metablocks.fingerprint import Same, fingerprint
 from metablocks.functional import (
     FunctionalModule,
@@ -45,7 +45,7 @@ from metablocks.generators import Draws, drawn_seed, generators_of
 from metablocks.inner_loop import Carry, InnerLoop, QueryPass
 from metablocks.objective import Loss, LossRole, Objective
 from metablocks.order import Order, SecondOrder, steps_through
-from metablocks.pieces import At, InPieces, Pieces
+from metablocks.pieces import At, InPieces, Pieces, weighed
 from metablocks.reach import (
     check_constant,
     check_inference,
@@ -93,7 +93,7 @@ class MetaGradient(NamedTuple):
     """Result of `meta_gradient` and `backward`."""
 
     loss: Tensor
-    """Scalar: the mean over tasks of the weighted query loss."""
+    """Scalar: the mean over tasks, by their weights, of the weighted query loss."""
     grads: Tensors
     """The meta-gradient, under the names of the learner's trainable parameters."""
     query_losses: Tensor
@@ -363,7 +363,8 @@ class MetaLearner(nn.Module):
     def _meta_gradient(
         self, tasks: Tasks, progress: Progress, metric: Metric | None, *, put_back: bool
     ) -> MetaGradient:
-        count = check_tasks(tasks, self.batches, self.steps, differentiated=True)
+        check_tasks(tasks, self.batches, self.steps, differentiated=True)
+        count = total_weight(tasks)
         tasks = self.estimator.in_training(tasks)
         through = steps_through(self.order, self.steps, progress)
         weights = step_weights(self.step_loss, self.steps, progress)
@@ -375,7 +376,10 @@ class MetaLearner(nn.Module):
             totals, (query_losses, scores) = self._execute(work, buffers, tasks)
         grads, changes, metrics, loss = totals
         grads = {name: grad / count for name, grad in grads.items()}
-        changes = {f"model.{name}": _mean(change, count) for name, change in changes.items()}
+        changes = {
+            f"model.{name}": (change / count).to(self.model.get_buffer(name).dtype)
+            for name, change in changes.items()
+        }
         metrics = {name: total / count for name, total in metrics.items()}
         return MetaGradient(
             loss / count, grads, query_losses, changes, metrics, None if metric is None else scores
@@ -389,10 +393,11 @@ class MetaLearner(nn.Module):
 
         def estimate(shared: Any, buffers: Tensors, task: Task) -> tuple[Any, Any]:
             meta, tensors = shared
-            result = task_gradient(estimator, replace(inner, **tensors), meta, buffers, task)
+            alone = task if task.weight is None else replace(task, weight=None)
+            result = task_gradient(estimator, replace(inner, **tensors), meta, buffers, alone)
             totals = (filled(result.grads, meta), result.changes, result.metrics, result.loss)
             scores = () if result.scores is None else result.scores
-            return totals, (result.query_losses, scores)
+            return weighed(totals, task.weight), (result.query_losses, scores)
 
         def drive(run: Pieces) -> tuple[Any, Any]:
             result = meta_gradient(run)
@@ -693,8 +698,3 @@ def _judge(
 
 def _in_training(norm_statistics: NormStatistics) -> NormStatistics:
     return "batch" if norm_statistics == "support" else norm_statistics
-
-
-def _mean(total: Tensor, count: int) -> Tensor:
-    """The mean of `count` tensors that add up to `total`; integers stay integers."""
-    return (total / count).to(total.dtype)

@@ -7,13 +7,12 @@ whether a call serves one task or many at once.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from torch import Tensor
 
-from metablocks.batches import Side
 from metablocks.inner_loop import InnerLoop
-from metablocks.types import Task, Tensors
+from metablocks.types import Task, Tensors, map_tensors
 
 
 @dataclass(frozen=True)
@@ -25,6 +24,11 @@ class At:
     weights: Mapping[int, Tensor] | None = None
     """The weights of query losses that the piece reads, by the carry."""
 
+
+Part: TypeAlias = Literal["support", "query", "weight"]
+
+PARTS: tuple[Part, ...] = ("support", "query", "weight")
+"""The parts of a task; its weight is None if tasks have none."""
 
 Piece: TypeAlias = Callable[..., tuple[Any, ...]]
 """`(inner, meta, totals, at, *state, *data) -> parts`, adding to `totals`, sums over tasks by name."""
@@ -50,7 +54,7 @@ class Pieces:
         state: Sequence[Any] = (),
         *,
         at: At | None = None,
-        data: Sequence[Side] = (),
+        data: Sequence[Part] = (),
         totals: Tensors | None = None,
     ) -> tuple[Any, ...]:
         """The parts that `piece` returns.
@@ -59,7 +63,7 @@ class Pieces:
         `at.index`, or whole where that is −1.
         """
         at = at or At()
-        batches = [self._batch(side, at.index) for side in data]
+        batches = [self._batch(part, at.index) for part in data]
         totals = {} if totals is None else totals
         return piece(self.inner, self.meta, totals, at, *state, *batches)
 
@@ -68,8 +72,10 @@ class Pieces:
         """The part of the task that was drawn, as a state."""
         return self.task.drawn
 
-    def _batch(self, side: Side, index: int) -> Any:
-        batch_of = self.inner.support_of if side == "support" else self.inner.query_of
+    def _batch(self, part: Part, index: int) -> Any:
+        if part == "weight":
+            return self.task.weight
+        batch_of = self.inner.support_of if part == "support" else self.inner.query_of
         return batch_of(self.task, index)
 
     def recorded(
@@ -80,7 +86,7 @@ class Pieces:
         *,
         cotangent: Callable[[Any], list[Tensor]],
         at: At | None = None,
-        data: Sequence[Side] = (),
+        data: Sequence[Part] = (),
     ) -> tuple[Any, Callable[[Any, Tensors], Any]]:
         """One part, and the way back: `(cotangent, totals) -> cotangent`, by what the pass left.
 
@@ -99,8 +105,26 @@ class Pieces:
         return [b if a is None else a if b is None else a + b for a, b in pairs]
 
     def sum(self, tree: Any) -> Any:
-        """The sum of opened values over the tasks at hand."""
+        """The weighted sum of opened values over the tasks at hand."""
+        return weighed(tree, self.task.weight)
+
+
+def weighed(tree: Any, weight: Any) -> Any:
+    """A tree of tensors of a task by its weight, or of tasks `[tasks, ...]` by theirs; as it is for None.
+
+    >>> import torch
+    >>> weighed({"a": torch.ones(2)}, torch.tensor(3.0)), weighed({"a": 1}, None)
+    ({'a': tensor([3., 3.])}, {'a': 1})
+    """
+    if weight is None:
         return tree
+
+    def times(leaf: Tensor) -> Tensor:
+        floats = leaf.is_floating_point() or leaf.is_complex()
+        by = weight.to(leaf.dtype) if floats else weight
+        return leaf * by.reshape(by.shape + (1,) * (leaf.ndim - by.ndim))
+
+    return map_tensors(times, tree)
 
 
 @dataclass(frozen=True)

@@ -49,7 +49,7 @@ class Drawn(NamedTuple):
 
 @dataclass(frozen=True)
 class Task:
-    """One task: a support batch to adapt on, a query batch to judge by.
+    """One task: a support batch to adapt on, a query batch to judge by, and its weight in a meta-batch.
 
     >>> task = Task(support=(torch.zeros(5, 1), torch.zeros(5, 1)),
     ...             query=(torch.zeros(10, 1), torch.zeros(10, 1)))
@@ -59,10 +59,13 @@ class Task:
 
     support: Batch
     query: Batch
+    weight: Tensor | float | None = None
+    """By which its sums count in the meta-gradient, 0 or more; 1 if None."""
     drawn: Drawn | None = field(default=None, repr=False, compare=False, kw_only=True)
 
     def __post_init__(self) -> None:
         _as_dicts(self)
+        _weigh(self, like=(self.support, self.query))
 
     @property
     def seed(self) -> int | None:
@@ -73,6 +76,9 @@ class Task:
 @dataclass(frozen=True)
 class TaskBatch:
     """Tasks of equal size, stacked: every tensor is `[tasks, examples, ...]`.
+
+    `weight` `[tasks]`, 0 or more and not all 0, are the weights by which the tasks count in the
+    meta-gradient; without it all count alike. Numbers by task and `evaluate` stay unweighted.
 
     What is not a tensor (None, a flag, a number) is the same for every task. Mappings of other kinds
     become dicts, here and in `Task`.
@@ -87,10 +93,12 @@ class TaskBatch:
 
     support: Batch
     query: Batch
+    weight: Tensor | Sequence[float] | None = None
     drawn: Drawn | None = field(default=None, repr=False, compare=False, kw_only=True)
 
     def __post_init__(self) -> None:
         _as_dicts(self)
+        _weigh(self, like=(self.support, self.query))
         sizes = {
             f"{side}{pytree.keystr(path)} {list(leaf.shape)}": leaf.shape[0] if leaf.ndim else None
             for side in ("support", "query")
@@ -111,6 +119,13 @@ class TaskBatch:
                 field="support",
             )
         object.__setattr__(self, "_tasks", next(iter(sizes.values())))
+        if isinstance(self.weight, Tensor) and self.weight.shape != (len(self),):
+            raise TaskError(
+                f"TaskBatch weight is {shown(self.weight)}; it takes one number for each of {len(self)} "
+                "tasks",
+                block="TaskBatch",
+                field="weight",
+            )
 
     def __len__(self) -> int:
         tasks: int = self.__dict__["_tasks"]
@@ -121,8 +136,11 @@ class TaskBatch:
     @overload
     def __getitem__(self, index: slice) -> "TaskBatch": ...
     def __getitem__(self, index: int | slice) -> "Task | TaskBatch":
+        def pick(leaf: Tensor) -> Tensor:
+            return leaf[index]
+
         def own(batch: Batch) -> Batch:
-            inputs, target = (map_tensors(lambda leaf: leaf[index], side) for side in batch)
+            inputs, target = (map_tensors(pick, side) for side in batch)
             return inputs, target
 
         def drawn() -> Drawn | None:
@@ -137,12 +155,14 @@ class TaskBatch:
                     block="TaskBatch",
                     field="index",
                 )
-            return TaskBatch(own(self.support), own(self.query), drawn=drawn())
+            weight = map_tensors(pick, self.weight)
+            return TaskBatch(own(self.support), own(self.query), weight, drawn=drawn())
         if type(index) is not int:
             check("TaskBatch", "index", index, int | slice, TaskError)
         if not -len(self) <= index < len(self):
             raise IndexError(f"task {index} of a batch of {len(self)}")
-        return Task(own(self.support), own(self.query), drawn=drawn())
+        weight = map_tensors(pick, self.weight)
+        return Task(own(self.support), own(self.query), weight, drawn=drawn())
 
     def to(self, target: torch.device | str | torch.dtype) -> "TaskBatch":
         """The same tasks on a device, or with floating-point tensors of a dtype."""
@@ -152,7 +172,7 @@ class TaskBatch:
             keeps = isinstance(target, torch.dtype) and not leaf.is_floating_point()
             return leaf if keeps else leaf.to(target)
 
-        return TaskBatch(*map_tensors(move, (self.support, self.query)))
+        return TaskBatch(*map_tensors(move, (self.support, self.query, self.weight)))
 
     @staticmethod
     def stack(tasks: Sequence[Task]) -> "TaskBatch":
@@ -175,8 +195,23 @@ class TaskBatch:
                 )
         columns = zip(*(leaves for leaves, _ in flat), strict=True)
         stacked = [torch.stack(c) if isinstance(c[0], Tensor) else c[0] for c in columns]
+        weights: Any = None
+        if any(task.weight is not None for task in tasks):
+            weights = torch.stack([weight_of(task) for task in tasks])
         support, query, drawn = pytree.tree_unflatten(stacked, flat[0][1])
-        return TaskBatch(support, query, drawn=drawn)
+        return TaskBatch(support, query, weights, drawn=drawn)
+
+
+def weight_of(task: Task) -> Tensor:
+    """The weight of a task, a scalar: 1 if it has none.
+
+    >>> batch = torch.zeros(2, 1), torch.zeros(2, 1)
+    >>> weight_of(Task(batch, batch)), weight_of(Task(batch, batch, weight=2.0))
+    (tensor(1.), tensor(2.))
+    """
+    if isinstance(task.weight, Tensor):
+        return task.weight
+    return Task(task.support, task.query, 1.0).weight  # type: ignore[return-value]
 
 
 class TaskList(list[Task]):
@@ -248,6 +283,20 @@ def _form(leaf: Any) -> Any:
         return tuple(leaf.shape)
     plain = leaf is None or isinstance(leaf, bool | int | float | str)
     return leaf if plain else f"a {type(leaf).__name__}, {id(leaf)}"
+
+
+def _weigh(owner: Any, like: Any) -> None:
+    """Make a tensor of floats of weights, where the tensors of `like` are."""
+    weight = owner.weight
+    if weight is None:
+        return
+    takes = Tensor | float if isinstance(owner, Task) else Tensor | Sequence[float]
+    check(type(owner).__name__, "weight", weight, takes, TaskError)
+    where = next((x.device for x in pytree.tree_leaves(like) if isinstance(x, Tensor)), None)
+    floats = isinstance(weight, Tensor) and weight.is_floating_point()
+    dtype = weight.dtype if floats else torch.get_default_dtype()
+    made = torch.as_tensor(weight, dtype=dtype, device=where)
+    object.__setattr__(owner, "weight", made)
 
 
 def _as_dicts(owner: Any) -> None:

@@ -883,6 +883,38 @@ COMBINATIONS: dict[str, tuple[Any, type[MetablocksError], str, str]] = {
         "loss.bias",
         "does not depend on loss.bias in any task",
     ),
+    "a weight below 0": (
+        lambda: learner_of().meta_gradient(mb.TaskBatch(half(3), half(3), [1, -2.5, 1])),
+        TaskError,
+        "weight",
+        "a weight of tasks is -2.5; weights are 0 or more and finite",
+    ),
+    "no weight above 0": (
+        lambda: learner_of().meta_gradient([mb.Task(half(), half(), weight=0)]),
+        TaskError,
+        "weight",
+        "all weights of tasks are 0; ",
+    ),
+    "a weight that is learned": (
+        lambda: learner_of().meta_gradient(
+            mb.TaskBatch(half(3), half(3), torch.ones(3, requires_grad=True))
+        ),
+        TaskError,
+        "tasks",
+        "the weight of a task requires a gradient",
+    ),
+    "weights of other tasks": (
+        lambda: mb.TaskBatch(half(3), half(3), weight=[1, 2]),
+        TaskError,
+        "weight",
+        "TaskBatch weight is a Tensor [2] of torch.float32; it takes one number for each of 3 tasks",
+    ),
+    "a weight that is no number": (
+        lambda: mb.Task(half(), half(), weight="much"),
+        TaskError,
+        "weight",
+        "Task weight is 'much'; it takes a Tensor or a finite number",
+    ),
     "a loss that writes parameters": (
         lambda: learner_of(loss=_writing).evaluate(tasks()),
         BlockError,

@@ -11,7 +11,7 @@ from torch import Tensor
 from metablocks.batches import Side
 from metablocks.checks import name_of, shown, wrong_answer
 from metablocks.inner_loop import InnerLoop, QueryPass
-from metablocks.pieces import At, Pieces
+from metablocks.pieces import At, Pieces, weighed
 from metablocks.rules.base import UpdateRule
 from metablocks.types import Batch, Drawn, Task, Tasks, Tensors
 
@@ -68,7 +68,7 @@ class Estimator(ABC):
             partial(_task, self),
             (run.buffers, run.drawn),
             at=At(weights=inner.weights),
-            data=("support", "query"),
+            data=("support", "query", "weight"),
             totals=grads,
         )
         opened: TaskGradient = run.open(result)
@@ -121,10 +121,11 @@ def _task(
     drawn: Drawn | None,
     support: Batch,
     query: Batch,
+    weight: Tensor | None,
 ) -> tuple[TaskGradient]:
     task = Task(support, query, drawn=drawn)
     result = task_gradient(estimator, inner, meta, buffers, task)
-    totals |= result.grads
+    totals |= weighed(result.grads, weight)
     return (result._replace(grads={}),)
 
 

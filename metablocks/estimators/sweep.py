@@ -21,7 +21,7 @@ from metablocks.derivatives import vjp
 from metablocks.estimators.base import TaskGradient, each_carry
 from metablocks.generators import States
 from metablocks.inner_loop import Carry, InnerLoop, QueryPass, SupportPass
-from metablocks.pieces import At, Pieces
+from metablocks.pieces import At, Pieces, weighed
 from metablocks.types import Batch, Tensors
 
 
@@ -66,7 +66,7 @@ class Sweep:
             if index in inner.weights:
                 at = At(index, {index: inner.weights[index]})
                 passed, slope = run(
-                    ("query",), _query, (carry,), at=at, data=("query",), totals=grads
+                    ("query",), _query, (carry,), at=at, data=("query", "weight"), totals=grads
                 )
                 queries[index] = run.open(passed)
                 slopes[index] = self.keep(slope)
@@ -294,9 +294,18 @@ def _through(
 
 
 def _query(
-    inner: InnerLoop, meta: Tensors, totals: Tensors, at: At, carry: Carry, batch: Batch
+    inner: InnerLoop,
+    meta: Tensors,
+    totals: Tensors,
+    at: At,
+    carry: Carry,
+    batch: Batch,
+    weight: Tensor | None,
 ) -> tuple[QueryPass, Any]:
-    """The query pass at a carry, and its weighted gradient by it; by the rest added to `totals`."""
+    """The query pass at a carry, and its weighted gradient by it; by the rest added to `totals`.
+
+    `weight` is the task's.
+    """
     read = carry._replace(rule=())
 
     def loss(fixed: Tensors, floats: list[Tensor]) -> tuple[Tensor, QueryPass]:
@@ -304,7 +313,8 @@ def _query(
         return passed.loss, passed._replace(prediction=None)
 
     value, pull, passed = vjp(loss, inner.fixed(meta), _floats(read))
-    (slope,) = pull(inner.weighted(torch.ones_like(value), at.index), totals)
+    one = weighed(torch.ones_like(value), weight)
+    (slope,) = pull(inner.weighted(one, at.index), totals)
     return passed, _whole(inner, slope, _floats(carry))
 
 

@@ -6,6 +6,7 @@ from metablocks.executors.base import (
     TaskFunction,
     TaskWork,
     check_tasks,
+    total_weight,
 )
 from metablocks.executors.compiled import CompileWarning
 from metablocks.executors.loop import Loop
@@ -20,4 +21,5 @@ __all__ = [
     "TaskWork",
     "Vmap",
     "check_tasks",
+    "total_weight",
 ]

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
+import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
@@ -20,7 +21,7 @@ from metablocks.batches import Batches
 from metablocks.errors import TaskError, concerning
 from metablocks.generators import Draws, generators_of
 from metablocks.pieces import InPieces
-from metablocks.types import Task, TaskBatch, Tasks, Tensors
+from metablocks.types import Task, TaskBatch, Tasks, Tensors, weight_of
 
 TaskFunction: TypeAlias = Callable[[Any, Tensors, Task], tuple[Any, Any]]
 
@@ -115,7 +116,40 @@ def check_tasks(
                         block="Task",
                         field=side,
                     )
+    _check_weights(tasks)
     return len(tasks)
+
+
+def total_weight(tasks: Tasks) -> Tensor | int:
+    """The sum of the weights of tasks: their number, if none of them has one."""
+    if isinstance(tasks, TaskBatch):
+        return len(tasks) if tasks.weight is None else torch.as_tensor(tasks.weight).sum()
+    if all(task.weight is None for task in tasks):
+        return len(tasks)
+    return torch.stack([weight_of(task) for task in tasks]).sum()
+
+
+def _check_weights(tasks: Tasks) -> None:
+    whole = isinstance(tasks, TaskBatch)
+    given = (
+        [tasks.weight] if whole else [weight_of(task) for task in tasks if task.weight is not None]
+    )
+    weights = [weight for weight in given if isinstance(weight, Tensor)]
+    if not weights:
+        return
+    for weight in weights:
+        _check_leaf("the weight of a task", weight, True)
+    numbers = torch.cat([weight.detach().flatten().cpu() for weight in weights])
+    wrong = [float(number) for number in numbers if not 0 <= number < torch.inf]
+    if wrong or (not numbers.any() and len(numbers) == len(tasks)):
+        weights_are = (
+            f"a weight of tasks is {wrong[0]:g}" if wrong else "all weights of tasks are 0"
+        )
+        raise TaskError(
+            f"{weights_are}; weights are 0 or more and finite, and one of them is above 0",
+            block="TaskBatch" if whole else "Task",
+            field="weight",
+        )
 
 
 def _check_leaf(where: str, leaf: Tensor, differentiated: bool) -> None:

@@ -27,7 +27,7 @@ from metablocks.executors.graphs import Graph, Unfit, compiled, compiled_apart, 
 from metablocks.generators import devices_of, kept_draws, set_states
 from metablocks.inner_loop import InnerLoop
 from metablocks.per_step import Position, told
-from metablocks.pieces import At, Piece, Pieces, Side
+from metablocks.pieces import PARTS, At, Part, Piece, Pieces
 from metablocks.types import Task, Tensors, map_tensors
 
 Compile: TypeAlias = bool | Literal["trace"]
@@ -98,7 +98,7 @@ class Compiler:
         begin, shared = self.flatten(buffers), self._shared(cut.inner, cut.meta)
         autocast = _autocast((cut.meta, task))
         run = _Run(cut.inner, cut.meta, begin, task, _Plan(self, width, autocast), shared)
-        parts = (shared, begin, run.batch("support", 0), run.batch("query", 0))
+        parts = (shared, begin, *(run.batch(part, 0) for part in PARTS))
         kind = (work.key, width, *autocast, *(part.form for part in parts))
         try:
             plan = self._plans.get(kind)
@@ -324,7 +324,7 @@ class _Run(Pieces):
         state: Sequence[_Leaves] = (),
         *,
         at: At | None = None,
-        data: Sequence[Side] = (),
+        data: Sequence[Part] = (),
         totals: Tensors | None = None,
     ) -> tuple[_Leaves, ...]:
         made, arguments = self._ready(name, piece, state, at, data)
@@ -338,7 +338,7 @@ class _Run(Pieces):
         *,
         cotangent: Callable[[Any], list[Tensor]],
         at: At | None = None,
-        data: Sequence[Side] = (),
+        data: Sequence[Part] = (),
     ) -> tuple[_Leaves, Callable[[_Leaves, Tensors], _Leaves]]:
         made, arguments = self._ready(name, piece, state, at, data, cotangent=cotangent)
         back = made.back
@@ -360,18 +360,18 @@ class _Run(Pieces):
             self.whole["drawn"] = self.plan.compiler.flatten(self.task.drawn)
         return self.whole["drawn"]
 
-    def batch(self, side: Side, index: int) -> _Leaves:
+    def batch(self, part: Part, index: int) -> _Leaves:
         """The batch of an inner step or carry, made outside of what is compiled; −1 for the whole set."""
-        if index < 0 or not self.inner.batches.selects(side):
-            if side not in self.whole:
-                self.whole[side] = self.plan.compiler.flatten(getattr(self.task, side))
-            return self.whole[side]
-        batch = self._batch(side, index) if self.plan.width is None else self._batches(side, index)
+        if index < 0 or part == "weight" or not self.inner.batches.selects(part):
+            if part not in self.whole:
+                self.whole[part] = self.plan.compiler.flatten(getattr(self.task, part))
+            return self.whole[part]
+        batch = self._batch(part, index) if self.plan.width is None else self._batches(part, index)
         # The same strides at every step and for any number of them.
         alike = map_tensors(lambda leaf: leaf if leaf.is_contiguous() else leaf.clone(), batch)
         return self.plan.compiler.flatten(alike)
 
-    def _batches(self, side: Side, index: int) -> Any:
+    def _batches(self, part: Part, index: int) -> Any:
         """The batches of many tasks, stacked; what is not a tensor is the same for every task."""
         task = self.task
         leaves, spec = pytree.tree_flatten((task.support, task.query, task.drawn))
@@ -382,13 +382,13 @@ class _Run(Pieces):
             own = [rows.get(i, leaf) for i, leaf in enumerate(leaves)]
             support, query, drawn = pytree.tree_unflatten(own, spec)
             run = replace(self, task=Task(support, query, drawn=drawn))
-            parts, whole = pytree.tree_flatten(run._batch(side, index))
-            form[:] = parts, whole
-            return {i: part for i, part in enumerate(parts) if isinstance(part, Tensor)}
+            made, whole = pytree.tree_flatten(run._batch(part, index))
+            form[:] = made, whole
+            return {i: leaf for i, leaf in enumerate(made) if isinstance(leaf, Tensor)}
 
         rows = torch.func.vmap(one)(tensors)
-        parts, whole = form
-        return pytree.tree_unflatten([rows.get(i, part) for i, part in enumerate(parts)], whole)
+        made, whole = form
+        return pytree.tree_unflatten([rows.get(i, leaf) for i, leaf in enumerate(made)], whole)
 
     def open(self, part: _Leaves) -> Any:
         return part.form.tree(iter(part.tensors))
@@ -398,6 +398,7 @@ class _Run(Pieces):
         return _Leaves(sums, one.form)
 
     def sum(self, tree: Any) -> Any:
+        tree = super().sum(tree)
         return tree if self.plan.width is None else map_tensors(lambda leaf: leaf.sum(0), tree)
 
     def _call(self, graph: Graph, arguments: Sequence[Tensor]) -> Sequence[Tensor]:
@@ -424,13 +425,13 @@ class _Run(Pieces):
         piece: Piece,
         state: Sequence[_Leaves],
         at: At | None,
-        data: Sequence[Side],
+        data: Sequence[Part],
         *,
         cotangent: Callable[[Any], list[Tensor]] | None = None,
     ) -> tuple[_Made, list[Tensor]]:
         """The piece as it was made, now or before, and the arguments of this call."""
         at = at or At()
-        batches = [self.batch(side, at.index) for side in data]
+        batches = [self.batch(part, at.index) for part in data]
         own = [*state, *batches]
         beside = [] if at.index < 0 else [self.plan.index(at.index, self.shared)]
         beside += (at.weights or {}).values()

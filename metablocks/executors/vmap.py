@@ -57,14 +57,15 @@ class Vmap:
         def chunk(
             work: TaskWork, shared: Any, buffers: Tensors, chunk: Task
         ) -> tuple[Any, list[Tensor]]:
-            leaves, spec = pytree.tree_flatten((chunk.support, chunk.query, chunk.drawn))
+            parts = (chunk.support, chunk.query, chunk.weight, chunk.drawn)
+            leaves, spec = pytree.tree_flatten(parts)
             tensors = {i: leaf for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)}
 
             def task_of(tensors: dict[int, Tensor]) -> Task:
                 # What is not a tensor is the same for every task.
                 own = [tensors.get(i, leaf) for i, leaf in enumerate(leaves)]
-                support, query, drawn = pytree.tree_unflatten(own, spec)
-                return Task(support, query, drawn=drawn)
+                *parts, drawn = pytree.tree_unflatten(own, spec)
+                return Task(*parts, drawn=drawn)
 
             def one(buffers: Tensors, tensors: dict[int, Tensor]) -> tuple[Any, Any]:
                 to_sum, to_stack = work(shared, buffers, task_of(tensors))
@@ -92,10 +93,12 @@ class Vmap:
         rows: list[Any] = []
         for start in range(0, len(tasks), size):
             width = min(size, len(tasks) - start)
-            support, query, drawn = _rows((tasks.support, tasks.query, tasks.drawn), start, width)
+            *parts, drawn = _rows(
+                (tasks.support, tasks.query, tasks.weight, tasks.drawn), start, width
+            )
             # A buffer that a task writes needs a copy of its own for each task.
             own = {name: b.expand(width, *b.shape) for name, b in buffers.items()}
-            to_sum, to_stack = run(own, Task(support, query, drawn=drawn), width)
+            to_sum, to_stack = run(own, Task(*parts, drawn=drawn), width)
             total = pytree.tree_map(torch.add, total, to_sum) if rows else to_sum
             rows.append(to_stack)
         if work.draws.kinds:

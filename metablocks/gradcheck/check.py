@@ -42,7 +42,7 @@ from metablocks.laws.gradients import slopes
 from metablocks.laws.plain_loop import SEED, PlainLoop, Tape
 from metablocks.learner import MetaGradient, MetaLearner
 from metablocks.step_loss import step_weights
-from metablocks.types import Progress, TaskBatch, Tensors, map_tensors
+from metablocks.types import Progress, TaskBatch, Tensors
 
 _WITHIN = 1e-5
 """Of finite differences: their rounding is 1e-12 / width, over a thousandth of the whole."""
@@ -278,7 +278,7 @@ def run(learner: MetaLearner, tasks: TaskBatch, progress: Progress) -> tuple[Met
 
 def _first(tasks: TaskBatch) -> TaskBatch:
     """The tasks on which the gradient is held to its definition."""
-    return TaskBatch(*map_tensors(lambda leaf: leaf[:_MEASURED], (tasks.support, tasks.query)))
+    return tasks[:_MEASURED]
 
 
 def differentiated(learner: MetaLearner, progress: Progress) -> tuple[bool, ...]:

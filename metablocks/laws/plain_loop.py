@@ -140,7 +140,8 @@ class PlainLoop:
         weights = self.learner.step_loss(self.learner.steps, progress)
         with torch.set_grad_enabled(graph):
             losses = self.each(lambda i, task: self._task(i, task, through, weights, tape, graph))
-        return torch.stack(losses).mean()
+        each, weight = torch.stack(losses), self.tasks.weight
+        return each.mean() if weight is None else (weight.to(each) * each).sum() / weight.sum()
 
     def gradient(self, through: Sequence[bool], progress: Progress) -> Tensors:
         """∂L/∂(every meta-parameter), zero if L does not depend on one."""
