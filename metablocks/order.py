@@ -62,6 +62,8 @@ class FirstOrder:
 class TruncatedOrder:
     """The last `last` steps are differentiated through, the ones before are first-order.
 
+    - `last`: steps at the end that are differentiated through, at most those of the learner.
+
     Law: `last=steps` is second order, `last=0` is first order.
     Source: Shaban, Cheng, Hatch, Boots 2019 (truncated back-propagation for bilevel optimisation).
 
@@ -81,6 +83,8 @@ class TruncatedOrder:
 @dataclass(frozen=True, kw_only=True)
 class AnnealedOrder:
     """First order before epoch `first_order_epochs`, second order from it on.
+
+    - `first_order_epochs`: epochs at the beginning that are first-order.
 
     Source: Antoniou, Edwards, Storkey 2018 (derivative-order annealing, DA).
 

@@ -50,6 +50,8 @@ class UniformStepLoss:
 
         v_k = 1/(N + 1)  for k = 0 … N          with `initial`
 
+    - `initial`: True if the query loss before the first step counts, too.
+
     Source: Antoniou, Edwards, Storkey 2018 (MSL before any annealing); `initial`: Tandon et al. 2025,
     whose streams are judged by θ_0 too.
 
@@ -76,6 +78,8 @@ class AnnealedStepLoss:
 
     with e the whole epoch; from e = E on the last step alone. The annealing is per epoch: a
     fractional `Progress.epoch` counts as the epoch it lies in.
+
+    - `epochs`: the epoch E from which the last step alone counts.
 
     Source: Antoniou, Edwards, Storkey 2018, and its reference code (the floor 0.03/N).
 

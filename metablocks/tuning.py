@@ -171,7 +171,7 @@ def choose_executor(
 class AutoExecutor:
     """An executor that a run is to choose by `choose_executor` before it trains, and state.
 
-    - `memory`: the budget.
+    - `memory`: the budget of a meta-gradient, beyond what is held anyway, such as 4GiB; None for any.
     - `compile`: trace ("trace") or compile (True) what is chosen (see `Compiler`); or what of these and
       neither is fastest ("auto").
 

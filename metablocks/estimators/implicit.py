@@ -52,6 +52,11 @@ class Implicit(Estimator):
     that add to the loss themselves, steps = 0, other step losses than the final one, and orders that
     single out steps.
 
+    - `proximal`: λ, above 0.
+    - `cg_steps`: products with the Hessian, at most.
+    - `tolerance`: the relative residual at which a task stops earlier.
+    - `solver`: "cg" for conjugate gradients, "neumann" for the Neumann series.
+
     Laws: on a quadratic its closed form, λ (A + λI)⁻¹ (C φ* − d); → the plain gradient ∇L_q(φ*) as
     λ → ∞; the finite differences of the loss where the inner loop converges.
 

@@ -31,16 +31,18 @@ class Reptile(Estimator):
     φ ← φ + ε (1/n) Σ_i (φ̃_i − φ): serial for n = 1, batched for more; a `linear` schedule from 1 to
     0 is the paper's ε. Nothing is differentiated through, whatever the order.
 
-    In training there is no split into support and query. The inner steps see `examples`: `"all"`,
-    the support and query set of the task together (n shots and m queries a class are n + m shots),
-    or `"support"` alone. Each step takes all of them or, with `batch`, so many: one shuffled pass
-    after another, batches running on from pass to pass. Evaluation adapts to the support set as ever.
+    In training there is no split into support and query. Batches run on from pass to pass.
+    Evaluation adapts to the support set as ever.
 
     The loss it reports is the query loss at φ̃, which with `"all"` is a loss on training examples.
 
     What does not adapt gets no gradient and is refused: a learned rate or transform, and parameters
     that `adapt` leaves out. So are steps = 0, other step losses than the final one, and orders that
     single out steps.
+
+    - `examples`: what the inner steps see in training: "all", the support and query set of the task
+      together (n shots and m queries a class are n + m shots), or "support" alone.
+    - `batch`: examples of an inner step, one shuffled pass after another; None for all.
 
     Laws: with one step of a learning rate α, it is α times the gradient of the loss on the examples
     (joint training). Without `batch` nothing is drawn, and all executors give one gradient; with it,

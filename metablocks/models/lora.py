@@ -87,6 +87,7 @@ def insert_lora(
     `lora.down.weight` (A) and `lora.up.weight` (B). To adapt these alone: `adapt="*lora.*"`, with the
     head `["*lora.*", "head.*"]`; the outer loop then learns where A and B start, and W.
 
+    - `rank`: the rank r of the update.
     - `layers`: patterns over the names of the layers' weights: `["*query*", "*value*"]`.
     - `freeze`: patterns of the model's own parameters that stay as they are, in the outer loop too:
       `["*", "!head.*"]` for a pre-trained model.

@@ -73,9 +73,11 @@ def insert_tnet(model: nn.Module, *, layers: str | Sequence[str] = "*") -> nn.Mo
     T is for the outer loop: leave it out of the inner one with `adapt=transform_patterns(model)`, or
     in a recipe `adapt: ["*", "!*.transform.*"]`. `fold_tnet` gives the plain model back.
 
-    `layers` selects, by patterns over the names of their weights, which layers get a T; `"!head.*"`
-    is all but the head. Layers with a frozen weight get none: the inner loop leaves them alone.
+    Layers with a frozen weight get none: the inner loop leaves them alone.
     Layers that share their weight share their T. The model is left as it is.
+
+    - `layers`: patterns over the names of weights: which layers get a T; `"!head.*"` is all but the
+      head.
 
     Law: with T = I, trajectory and meta-gradient of W, b are those of the model without. One step
     moves A = T W by −α T Tᵀ ∇_A L.

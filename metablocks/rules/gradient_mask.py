@@ -37,6 +37,9 @@ class MTMask(UpdateRule):
     Draws follow from torch's global generator, are independent between tasks under every executor,
     and `Vmap`'s are not those of `Loop`, as its `RandomDrawsWarning` says.
 
+    - `temperature`: of the Gumbel-softmax.
+    - `init`: ζ at first.
+
     Laws: with all masks on it is the identity; an `init` of 50 is that for certain in float32 and
     float64, since |log u − log(1 − u)| is below 37 there. Whoever wants to know that a learner with
     `MTMask(init=50.0)` is the learner without can run `laws.rule_gradients.same_as_without`.

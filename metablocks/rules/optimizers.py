@@ -36,9 +36,12 @@ Eps = Annotated[float, Ge(1e-12)]
 class Momentum(UpdateRule):
     """Heavy-ball momentum: v ← μ v + g, and v is the direction; with `nesterov`, g + μ v.
 
-    μ is `momentum`, in [0, 1); v starts as zero in every task, so that the first direction is g. This
-    is the convention of `torch.optim.SGD` without dampening: the rate stands outside of v. With
-    `learn`, μ is a meta-parameter, stored as its logit.
+    v starts as zero in every task, so that the first direction is g. This is the convention of
+    `torch.optim.SGD` without dampening: the rate stands outside of v.
+
+    - `momentum`: μ, in [0, 1).
+    - `nesterov`: True for Nesterov's direction, g + μ v.
+    - `learn`: True if μ is a meta-parameter, stored as its logit.
 
     Laws: `Chain(Momentum(μ), LearningRate(α))` takes the steps of `torch.optim.SGD(lr=α,
     momentum=μ)`; `Momentum(0.0)` is the identity.
@@ -155,8 +158,12 @@ class Adam(_OfMoments):
         m ← β₁ m + (1 − β₁) g,    v ← β₂ v + (1 − β₂) g²
         m̂ = m / (1 − β₁ᵗ),        v̂ = v / (1 − β₂ᵗ)          t = 1, 2, … the inner step
 
-    m and v start as zero in every task. `beta1=0.0` is the inner optimiser of Reptile. With `learn`,
-    β₁ and β₂ are meta-parameters, stored as their logits.
+    m and v start as zero in every task.
+
+    - `beta1`: β₁, in [0, 1); 0 in the inner optimiser of Reptile.
+    - `beta2`: β₂, in [0, 1).
+    - `eps`: the bound of the direction's slope: that is at most 1/eps.
+    - `learn`: True if β₁ and β₂ are meta-parameters, stored as their logits.
 
     Laws: where √v̂ is far above `eps`, `Chain(Adam(), LearningRate(α))` takes the steps of
     `torch.optim.Adam(lr=α)`, and `Chain(Adam(), WeightDecay(d), LearningRate(α))`, with the decay
@@ -202,8 +209,12 @@ class Adamax(_OfMoments):
 
         m ← β₁ m + (1 − β₁) g,    u ← max(β₂ u, |g| + eps),    m̂ = m / (1 − β₁ᵗ)
 
-    m and u start as zero in every task. With `learn`, β₁ and β₂ are meta-parameters, stored as their
-    logits.
+    m and u start as zero in every task.
+
+    - `beta1`: β₁, in [0, 1).
+    - `beta2`: β₂, in [0, 1).
+    - `eps`: added to |g|.
+    - `learn`: True if β₁ and β₂ are meta-parameters, stored as their logits.
 
     Law: `Chain(Adamax(), LearningRate(α))` takes the steps of `torch.optim.Adamax(lr=α)`.
 
@@ -242,7 +253,10 @@ class RMSprop(UpdateRule):
     """A gradient by the root of its running mean square: v ← β v + (1 − β) g², and g / √(v + eps²).
 
     v starts as zero in every task, and its bias stays: the first direction has the size 1 / √(1 − β).
-    With `learn`, β is a meta-parameter, stored as its logit.
+
+    - `beta`: β, in [0, 1).
+    - `eps`: inside the root, as in `Adam`.
+    - `learn`: True if β is a meta-parameter, stored as its logit.
 
     Laws: where √v is far above `eps`, `Chain(RMSprop(), LearningRate(α))` takes the steps of
     `torch.optim.RMSprop(lr=α)`, whose `alpha` is β, and `Chain(RMSprop(), Momentum(μ),
@@ -298,6 +312,9 @@ class Adagrad(UpdateRule):
     """A gradient by the root of the sum of its squares: s ← s + g², and g / √(s + eps²).
 
     s starts as `initial` in every task; from 0, the first direction is the gradient's sign.
+
+    - `initial`: s at the start of a task.
+    - `eps`: inside the root, as in `Adam`.
 
     Law: where √s is far above `eps`, `Chain(Adagrad(), LearningRate(α))` takes the steps of
     `torch.optim.Adagrad(lr=α)`, whose `initial_accumulator_value` is `initial`; its `lr_decay` is a

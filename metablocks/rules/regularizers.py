@@ -30,6 +30,8 @@ class ClipNorm(UpdateRule):
     The norm is of one task's gradient at one inner step. What is shorter than `max_norm` goes
     through unchanged, bit for bit; the derivative is finite everywhere, at zero gradients too.
 
+    - `max_norm`: the longest gradient that goes through unchanged.
+
     Law: a `max_norm` that no gradient reaches is the identity.
 
     Source: Pascanu, Mikolov, Bengio 2013 (torch.nn.utils.clip_grad_norm_, but for the 1e-6 that it
@@ -69,8 +71,10 @@ class WeightDecay(UpdateRule):
     """Add the gradient of an L2 penalty on the fast weights: g + decay · θ_k.
 
     With a learning rate behind it, the inner loss is L_s(θ) + (decay / 2) ‖θ‖². Behind `Adam` it is
-    AdamW's decoupled decay: `Chain(Adam(), WeightDecay(0.01), LearningRate(0.001))`. With `learn`, the
-    decay is a meta-parameter, stored as its logarithm.
+    AdamW's decoupled decay: `Chain(Adam(), WeightDecay(0.01), LearningRate(0.001))`.
+
+    - `decay`: the factor of the penalty, 0 or more.
+    - `learn`: True if the decay is a meta-parameter, stored as its logarithm.
 
     Law: `Chain(WeightDecay(d), LearningRate(α))` takes the steps of `torch.optim.SGD(lr=α,
     weight_decay=d)`; `WeightDecay(0.0)` is the identity.
@@ -116,6 +120,8 @@ class Proximal(UpdateRule):
     First in a chain, with a learning rate behind it, it makes the inner loss
     L_s(θ) + (λ/2) ‖θ − θ_0‖², which is what iMAML minimises (see `Implicit`); any estimator may use
     it. The meta-gradient looks through θ_0 too.
+
+    - `strength`: λ, 0 or more.
 
     Law: the first update is that without; `Proximal(0.0)` is the identity.
 

@@ -69,6 +69,12 @@ class Episodes(ClassTasks):
     whenever the example is read, and the global random states stay as they are. `checksum` reads every
     example once.
 
+    - `datasets`: the data set, or one for each split.
+    - `splits`: three shares of the classes, or the labels of each split; None if there is a data
+      set for each.
+    - `size`: side of the images that the model gets, or height and width; None to leave them.
+    - `cache`: MiB of inputs that stay in memory at most.
+
     Raises, when built, `TaskError` for fields out of range; at first use `TaskError` for inputs of
     unequal shape, and for too few classes or examples.
 

@@ -46,7 +46,11 @@ _LISTS: dict[Split, str] = {"train": "train.csv", "validation": "val.csv", "test
 
 @dataclass(frozen=True, kw_only=True)
 class FileSet(ImageSet):
-    """A set of image files; at most `cache` MiB of what has been decoded stay in memory."""
+    """A set of image files, decoded when they are drawn.
+
+    - `size`: side of the images, or height and width, in pixels.
+    - `cache`: MiB of decoded images that stay in memory at most.
+    """
 
     size: Count | tuple[Count, Count] = 84
     cache: CountFrom0 = 1024

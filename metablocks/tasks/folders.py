@@ -43,13 +43,18 @@ class Folders(ClassTasks):
     to RGB, or to `grey`: `metablocks.tasks.image_files.decode`. With `rotate`, every
     class of a training task turns by a multiple of 90°, drawn anew in every task.
 
-    `splits`: None for folders `root/train`, `root/validation` (or `val`) and `root/test`; three shares
-    of the classes, (0.6, 0.2, 0.2), which are dealt by a hash of their names; the names of each split's
-    classes; or the path of a YAML or JSON file that says these, `{train: [cat, …], validation: …}`.
+    - `root`: the folder of the images.
+    - `size`: side of the images that the model gets, or height and width.
+    - `grey`: True for one channel in place of RGB.
+    - `splits`: None for folders `root/train`, `root/validation` (or `val`) and `root/test`; three
+      shares of the classes, (0.6, 0.2, 0.2), which are dealt by a hash of their names; the names of
+      each split's classes; or the path of a YAML or JSON file that says these, `{train: [cat, …],
+      validation: …}`.
+    - `cache`: MiB of images that stay in memory at most; the oldest make room.
 
-    Files are listed at the first use and read when they are drawn. At most `cache` MiB of images stay
-    in memory, and the oldest make room. `checksum` reads every file once, looks for damage, and is
-    remembered in the cache folder for as long as no file changes its name, size or time of change.
+    Files are listed at the first use and read when they are drawn. `checksum` reads every file
+    once, looks for damage, and is remembered in the cache folder for as long as no file changes its
+    name, size or time of change.
 
     Raises, when built, `TaskError` for fields out of range and for a `root` or a file of splits that
     is not there. Raises, at first use, `DataError` for a folder without images, a link in a

@@ -26,6 +26,10 @@ class Linear:
     `sample` returns float32 leaves, inputs and targets `[tasks, examples, 1]`. Obeys the law of
     `TaskSource`. The splits are independent draws of one family.
 
+    - `shots`: support examples of a task.
+    - `queries`: query examples of a task.
+    - `sigma`: standard deviation of θ.
+
     Raises `TaskError` for `shots` or `queries` below 1 and for `sigma` not above 0.
 
     Source: Arnold, Iqbal, Sha 2021.

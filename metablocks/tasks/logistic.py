@@ -40,6 +40,11 @@ class Logistic:
     class alone. No model predicts the labels without error. Obeys the law of `TaskSource`. The
     splits are independent draws of one family.
 
+    - `shots`: support examples of a task, of both classes together.
+    - `queries`: query examples of a task.
+    - `dim`: number of inputs.
+    - `sigma`: standard deviation of every entry of θ.
+
     Raises `TaskError` for `shots`, `queries` or `dim` below 1 and for `sigma` not above 0.
 
     Source: Arnold, Iqbal, Sha 2021.

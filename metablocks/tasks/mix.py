@@ -78,6 +78,9 @@ class Mix(_Made):
     mix is task `index` of the source that is drawn for it, and obeys the law of `TaskSource` if the
     sources do. Tasks of unequal size come as a list (`Loop` takes it).
 
+    - `sources`: the sources that are mixed.
+    - `weights`: the probability of each, up to a factor; None for equal ones.
+
     Raises `TaskError` for sources that differ in kind, `input_shape` or `outputs`, and for weights
     that do not fit.
 
@@ -128,6 +131,10 @@ class BySplit(_Made):
     `outputs` are those of the source with most, for which the model is made; a task of fewer ways
     leaves the rest unused. Obeys the law of `TaskSource` if the sources do and their splits are apart
     (sources that differ in ways, shots and queries alone, and any two without a class in common).
+
+    - `train`: the source of training tasks.
+    - `validation`: the source of validation tasks.
+    - `test`: the source of test tasks.
 
     Raises `TaskError` for sources that differ in kind or `input_shape`.
 

@@ -76,6 +76,9 @@ class Omniglot(DecodedSet):
     `omniglot-py`, which torchvision downloads; the decoded images are cached. Fields, shapes and
     errors: `metablocks.tasks.image_sets.ImageSet`.
 
+    - `split`: "shuffled": all characters are dealt, 1150 / 50 / 423; "original": the evaluation
+      half is for the test.
+
     >>> source = Omniglot(ways=5, shots=1, queries=15)
     >>> source.input_shape, source.outputs
     ((1, 28, 28), 5)

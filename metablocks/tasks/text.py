@@ -37,9 +37,13 @@ class Text:
     are in bits per byte. Obeys the law of `TaskSource`: every document of a split comes once before
     one comes again.
 
-    - `folder`: of the documents, files at any depth whose names fit the pattern `files`. None for the
-      sources of Python's standard library (`*.py`, without its tests): real text on every machine,
-      another one in every version of Python.
+    - `length`: bytes of an example.
+    - `shots`: windows of the support set.
+    - `queries`: windows of the query set.
+    - `files`: the pattern that the names of documents fit.
+    - `folder`: of the documents, files at any depth. None for the sources of Python's standard
+      library (`*.py`, without its tests): real text on every machine, another one in every version
+      of Python.
     - `splits`: the shares of train, validation and test, dealt by a hash of the documents' names.
 
     Documents too short for a task are left out. Files are read when they are drawn. `checksum` is of
