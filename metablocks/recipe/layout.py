@@ -123,6 +123,16 @@ class RecipeLayout:
     hardware: HardwareSection
 
 
+SECTIONS: dict[str, type] = {
+    "recipe": RecipeLayout,
+    "inner": InnerSection,
+    "outer": OuterSection,
+    "evaluation": EvaluationSection,
+    "hardware": HardwareSection,
+}
+"""The recipe as a whole, and its sections by name."""
+
+
 def slot_of(annotation: Any) -> Blocks | None:
     """The mark of a field that holds blocks, or None."""
     marks = (mark for mark in get_args(annotation) if isinstance(mark, Blocks))
