@@ -1,6 +1,7 @@
 """metablocks: small interchangeable blocks for gradient-based meta-learning in PyTorch."""
 
 from metablocks import laws, rules, tasks
+from metablocks.epochs import Epoch, Validation, fit
 from metablocks.errors import MetablocksError
 from metablocks.estimators import Adjoint, Estimator, Implicit, Reptile, TaskGradient, Unrolled
 from metablocks.executors import CompileWarning, Executor, Loop, RandomDrawsWarning, Vmap
@@ -22,6 +23,7 @@ from metablocks.models import (
 from metablocks.order import AnnealedOrder, FirstOrder, Order, SecondOrder, TruncatedOrder
 from metablocks.per_step import StepAware
 from metablocks.rules import *  # noqa: F403  (the names in its __all__)
+from metablocks.runs.loading import LoadedRun, load_run
 from metablocks.step_loss import AnnealedStepLoss, FinalStepLoss, StepLoss, UniformStepLoss
 from metablocks.train_maml import train_maml
 from metablocks.tuning import choose_executor
@@ -37,6 +39,7 @@ __all__ = [
     "Batch",
     "Carry",
     "CompileWarning",
+    "Epoch",
     "Estimator",
     "Evaluation",
     "Executor",
@@ -45,6 +48,7 @@ __all__ = [
     "FunctionalModule",
     "Implicit",
     "InnerLoop",
+    "LoadedRun",
     "Loop",
     "MetaGradient",
     "MetaLearner",
@@ -66,16 +70,19 @@ __all__ = [
     "TruncatedOrder",
     "UniformStepLoss",
     "Unrolled",
+    "Validation",
     "Vmap",
     "adapt",
     "append_linear",
     "choose_executor",
     "collapse_linear",
+    "fit",
     "fold_lora",
     "fold_tnet",
     "insert_lora",
     "insert_tnet",
     "laws",
+    "load_run",
     "norm_patterns",
     "per_step_batch_norm",
     "tasks",

@@ -324,13 +324,9 @@ def _load(args: argparse.Namespace) -> "Recipe":
 
 
 def _check_run(run_dir: Path) -> None:
-    if not run_dir.is_dir():
-        raise RecipeError(
-            f"{run_dir}: no such folder; give one that metablocks run has written, such as "
-            "runs/<name>-<time>"
-        )
-    if not (run_dir / "recipe.yaml").is_file():
-        raise RecipeError(f"{run_dir}: has no recipe.yaml; it is not the folder of a run")
+    from metablocks.runs.loading import check_run
+
+    check_run(run_dir)
 
 
 def _make_importable(allow: list[str]) -> None:

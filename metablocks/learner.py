@@ -49,7 +49,7 @@ from metablocks.rules.base import UpdateRule
 from metablocks.selection import select_parameters
 from metablocks.step_loss import FinalStepLoss, StepLoss, step_weights
 from metablocks.twins import Survey
-from metablocks.types import Batch, Progress, Task, Tasks, Tensors, map_tensors
+from metablocks.types import Batch, Progress, Task, Tasks, Tensors, as_tasks, map_tensors
 
 Metric = Callable[[Any, Any], Any]
 """`(prediction, target) -> score`: a scalar tensor, or a number."""
@@ -72,7 +72,7 @@ def _differentiating(method: Method) -> Method:
                 raise
             except Exception as error:
                 given = args[0] if args else kwargs[data]
-                batch = given if data == "support" else given[0].support
+                batch = given if data == "support" else as_tasks(given)[0].support
                 reason = unfit_data(error, learner.model, batch)
                 if not reason:
                     raise
@@ -238,7 +238,8 @@ class MetaLearner(nn.Module):
     ) -> MetaGradient:
         """The meta-gradient of the mean weighted query loss over tasks; touches nothing.
 
-        `tasks` is a `TaskBatch`, or a list of `Task` where sizes differ. Random draws start from the
+        `tasks` is a `TaskBatch`, a pair `(support, query)` of pairs `(inputs, target)` as a `DataLoader`
+        makes it, or a list of `Task` where sizes differ. Random draws start from the
         current global state, which is put back. `metric(prediction, target)` is taken of every query
         pass that is made anyway (`scores`).
 
@@ -291,6 +292,7 @@ class MetaLearner(nn.Module):
 
         Raises `BlockError` for more steps than a per-step block was set up for.
         """
+        tasks = as_tasks(tasks)
         check_tasks(tasks)
         inner, buffers = self._inner_at_evaluation(tasks, steps, metric, norm_statistics)
         work = self._evaluation_work(inner, detach(self._meta_parameters()))
@@ -333,6 +335,7 @@ class MetaLearner(nn.Module):
     def _meta_gradient(
         self, tasks: Tasks, progress: Progress, metric: Metric | None, *, put_back: bool
     ) -> MetaGradient:
+        tasks = as_tasks(tasks)
         count = check_tasks(tasks, differentiated=True)
         through = steps_through(self.order, self.steps, progress)
         weights = step_weights(self.step_loss, self.steps, progress)

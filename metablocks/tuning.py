@@ -28,7 +28,7 @@ from metablocks.memory import (
     peak_memory,
     release_memory,
 )
-from metablocks.types import TaskBatch, Tasks, Tensors
+from metablocks.types import TaskBatch, Tasks, Tensors, as_tasks
 
 log = logging.getLogger("metablocks")
 
@@ -97,6 +97,7 @@ def choose_executor(
     Raises `BlockError` for a `memory` that is not a size, `ExecutorError` if there is no memory for one
     task at a time, and what the learner raises under `Loop`.
     """
+    tasks = as_tasks(tasks)
     count = check_tasks(tasks)
     budget = None if memory is None else parse_bytes(memory)
     device = devices_of(dict(learner.named_parameters()))[-1]
