@@ -30,6 +30,7 @@ from metablocks.types import Progress, Tasks, Tensors
 class Validation(NamedTuple):
     """Means over the validation tasks, before adaptation and after each inner step: `[steps + 1]`.
 
+    >>> import torch
     >>> import metablocks as mb
     >>> mb.Validation(losses=torch.tensor([0.9, 0.4]), scores=None).losses[-1]
     tensor(0.4000)

@@ -82,7 +82,18 @@ def _differentiating(method: Method) -> Method:
 
 
 class MetaGradient(NamedTuple):
-    """Result of `meta_gradient` and `backward`."""
+    """Result of `meta_gradient` and `backward`.
+
+    >>> import torch
+    >>> import metablocks as mb
+    >>> learner = mb.MetaLearner(
+    ...     torch.nn.Linear(1, 1), loss=torch.nn.functional.mse_loss, steps=2, rule=mb.LearningRate(0.1)
+    ... )
+    >>> tasks = mb.tasks.Linear(shots=3, queries=3).sample("train", range(4))
+    >>> result = learner.meta_gradient(tasks)
+    >>> result.loss.shape, sorted(result.grads), result.query_losses.shape
+    (torch.Size([]), ['model.bias', 'model.weight'], torch.Size([4, 3]))
+    """
 
     loss: Tensor
     """Scalar: the mean over tasks of the weighted query loss."""
@@ -109,7 +120,18 @@ class MetaGradient(NamedTuple):
 
 
 class Evaluation(NamedTuple):
-    """Result of `evaluate`."""
+    """Result of `evaluate`.
+
+    >>> import torch
+    >>> import metablocks as mb
+    >>> learner = mb.MetaLearner(
+    ...     torch.nn.Linear(1, 1), loss=torch.nn.functional.mse_loss, steps=2, rule=mb.LearningRate(0.1)
+    ... )
+    >>> tasks = mb.tasks.Linear(shots=3, queries=3).sample("train", range(4))
+    >>> result = learner.evaluate(tasks)
+    >>> result.query_losses.shape, result.predictions.shape, result.metrics
+    (torch.Size([4, 3]), torch.Size([4, 3, 1]), None)
+    """
 
     query_losses: Tensor
     """`[tasks, steps + 1]`: before adaptation, then after each step."""
@@ -151,13 +173,13 @@ class MetaLearner(nn.Module):
     two calls is seen by the next. Every trainable tensor that the loss depends on is a meta-parameter,
     or is refused by name.
 
-    >>> from metablocks.rules import LearningRate
-    >>> from metablocks.types import TaskBatch
-    >>> learner = MetaLearner(
-    ...     nn.Linear(1, 1), loss=nn.functional.mse_loss, steps=1, rule=LearningRate(0.1)
+    >>> import torch
+    >>> import metablocks as mb
+    >>> learner = mb.MetaLearner(
+    ...     torch.nn.Linear(1, 1), loss=torch.nn.functional.mse_loss, steps=1, rule=mb.LearningRate(0.1)
     ... )
     >>> x = torch.ones(4, 3, 1)
-    >>> result = learner.meta_gradient(TaskBatch(support=(x, x), query=(x, x)))
+    >>> result = learner.meta_gradient(mb.TaskBatch(support=(x, x), query=(x, x)))
     >>> sorted(result.grads), result.query_losses.shape
     (['model.bias', 'model.weight'], torch.Size([4, 2]))
 

@@ -124,10 +124,11 @@ def train_maml(
 
     Source: Finn, Abbeel, Levine 2017; Antoniou, Edwards, Storkey 2018 (MAML++).
 
-    >>> from metablocks.tasks import Sinusoid
-    >>> source = Sinusoid(shots=5, queries=10)
-    >>> model = nn.Sequential(nn.Linear(1, 40), nn.ReLU(), nn.Linear(40, 1))
-    >>> learner, history = train_maml(model, source, iterations=3, progress=False)
+    >>> import torch
+    >>> import metablocks as mb
+    >>> source = mb.tasks.Sinusoid(shots=5, queries=10)
+    >>> model = torch.nn.Sequential(torch.nn.Linear(1, 40), torch.nn.ReLU(), torch.nn.Linear(40, 1))
+    >>> learner, history = mb.train_maml(model, source, iterations=3, progress=False)
     >>> len(history.losses), learner.model is model
     (3, True)
     >>> task = source.sample("test", [0])[0]

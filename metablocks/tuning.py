@@ -83,15 +83,16 @@ def choose_executor(
 
     Law: the learner, its random states included, is as it was, and any choice gives its gradient.
 
-    >>> from metablocks.rules import LearningRate
-    >>> learner = MetaLearner(
+    >>> import torch
+    >>> import metablocks as mb
+    >>> learner = mb.MetaLearner(
     ...     torch.nn.Linear(1, 1),
     ...     loss=torch.nn.functional.mse_loss,
     ...     steps=1,
-    ...     rule=LearningRate(0.1),
+    ...     rule=mb.LearningRate(0.1),
     ... )
     >>> x = torch.ones(4, 3, 1)
-    >>> choice = choose_executor(learner, TaskBatch((x, x), (x, x)), memory="1GiB")
+    >>> choice = mb.choose_executor(learner, mb.TaskBatch((x, x), (x, x)), memory="1GiB")
     >>> learner.executor, learner.estimator = choice.executor, choice.estimator
 
     Raises `BlockError` for a `memory` that is not a size, `ExecutorError` if there is no memory for one

@@ -31,7 +31,8 @@ class Progress:
 
     `epoch` counts epochs from 0 and may be fractional.
 
-    >>> Progress(epoch=3)
+    >>> import metablocks as mb
+    >>> mb.Progress(epoch=3)
     Progress(epoch=3)
     """
 
@@ -42,7 +43,9 @@ class Progress:
 class Task:
     """One task: a support batch to adapt on, a query batch to judge by.
 
-    >>> task = Task(support=(torch.zeros(5, 1), torch.zeros(5, 1)),
+    >>> import torch
+    >>> import metablocks as mb
+    >>> task = mb.Task(support=(torch.zeros(5, 1), torch.zeros(5, 1)),
     ...             query=(torch.zeros(10, 1), torch.zeros(10, 1)))
     >>> task.query[0].shape
     torch.Size([10, 1])
@@ -64,7 +67,9 @@ class TaskBatch:
 
     Raises `TaskError` if the tensors disagree on the number of tasks.
 
-    >>> tasks = TaskBatch(support=(torch.zeros(3, 5, 1), torch.zeros(3, 5, 1)),
+    >>> import torch
+    >>> import metablocks as mb
+    >>> tasks = mb.TaskBatch(support=(torch.zeros(3, 5, 1), torch.zeros(3, 5, 1)),
     ...                   query=(torch.zeros(3, 10, 1), torch.zeros(3, 10, 1)))
     >>> len(tasks), tasks[0].support[0].shape, len(tasks[:2])
     (3, torch.Size([5, 1]), 2)

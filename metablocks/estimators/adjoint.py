@@ -44,7 +44,8 @@ class Adjoint(Estimator):
     on a conv net and an MLP, and no derivative of `mse_loss` under `vmap`. (Reverse-over-forward is
     quicker, and silently wrong through batch norm.) What saves the memory is the sweep.
 
-    >>> Adjoint()
+    >>> import metablocks as mb
+    >>> mb.Adjoint()
     Adjoint(keep_every=1, offload=False, graphs=0)
 
     Raises `BlockError` for `keep_every` below 1 and negative `graphs`.

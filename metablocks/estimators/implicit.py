@@ -69,7 +69,8 @@ class Implicit(Estimator):
     3. The released code takes its inner steps on L_s alone, then one step of the proximal term, and
        evaluates without it; here it is in every step, as in the paper, at evaluation too.
 
-    >>> Implicit(proximal=2.0, cg_steps=5)
+    >>> import metablocks as mb
+    >>> mb.Implicit(proximal=2.0, cg_steps=5)
     Implicit(proximal=2.0, cg_steps=5, tolerance=1e-10, solver='cg')
 
     Raises `BlockError` for a `proximal` not above 0, `cg_steps` below 1, a negative `tolerance`, an

@@ -53,7 +53,8 @@ class Reptile(Estimator):
     1. A task's inner optimiser starts afresh, with `Adam(beta1=0.0)` too; in the released code
        Adam's second moment goes on from task to task in training.
 
-    >>> Reptile(examples="support")
+    >>> import metablocks as mb
+    >>> mb.Reptile(examples="support")
     Reptile(examples='support', batch=None)
 
     Raises `BlockError` for unknown `examples`, a `batch` below 1, and the combinations above;

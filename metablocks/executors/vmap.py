@@ -34,9 +34,11 @@ class Vmap:
 
     Law: equals `Loop`, up to rounding, for any `chunk`.
 
+    >>> import torch
+    >>> import metablocks as mb
     >>> double = lambda shared, buffers, task: (task.query[0].sum(), task.query[0] * 2)
     >>> x = torch.ones(3, 2)
-    >>> total, each = Vmap(chunk=2)(double, {}, {}, TaskBatch((x, x), (x, x)))
+    >>> total, each = mb.Vmap(chunk=2)(double, {}, {}, mb.TaskBatch((x, x), (x, x)))
     >>> total, each.shape
     (tensor(6.), torch.Size([3, 2]))
 

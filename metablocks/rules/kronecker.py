@@ -81,11 +81,13 @@ class KFO(UpdateRule):
     4. `adapt_transform` takes second-order steps only: the release differentiates some of its
        first-order steps all the same.
 
+    >>> import torch
+    >>> import metablocks as mb
     >>> params = {"w": torch.zeros(2, 3)}
-    >>> rule = KFO().setup(params, steps=1)
+    >>> rule = mb.KFO().setup(params, steps=1)
     >>> {name: list(p.shape) for name, p in rule.named_parameters()}
     {'factors.left.w': [2, 2], 'factors.right.w': [3, 3], 'factors.bias.w': [2, 3]}
-    >>> rule({"w": torch.ones(2, 3)}, rule.init(params), StepInfo(0, 1, params))[0]["w"].detach()
+    >>> rule({"w": torch.ones(2, 3)}, rule.init(params), mb.StepInfo(0, 1, params))[0]["w"].detach()
     tensor([[1., 1., 1.],
             [1., 1., 1.]])
 

@@ -55,12 +55,13 @@ class LearningRate(UpdateRule):
     Li et al. 2017 (parameter).
 
     >>> import torch
+    >>> import metablocks as mb
     >>> params = {"w": torch.zeros(2)}
-    >>> rule = LearningRate(0.1).setup(params, steps=1)
-    >>> rule({"w": torch.ones(2)}, (), StepInfo(0, 1, params))[0]["w"]
+    >>> rule = mb.LearningRate(0.1).setup(params, steps=1)
+    >>> rule({"w": torch.ones(2)}, (), mb.StepInfo(0, 1, params))[0]["w"]
     tensor([-0.1000, -0.1000])
     >>> params = {"body.weight": torch.zeros(1), "head.weight": torch.zeros(1)}
-    >>> rule = LearningRate({"head.*": 0.5, "*": 0.1}).setup(params, steps=2)
+    >>> rule = mb.LearningRate({"head.*": 0.5, "*": 0.1}).setup(params, steps=2)
     >>> rule.rate["0"], rule.rate["1"]
     (tensor(0.5000), tensor(0.1000))
 
@@ -215,7 +216,8 @@ def meta_sgd(init: Rates) -> LearningRate:
 
     Source: Li, Zhou, Chen, Li 2017.
 
-    >>> meta_sgd(0.01)
+    >>> import metablocks as mb
+    >>> mb.meta_sgd(0.01)
     LearningRate(0.01, granularity='parameter', per_step=False, learn=True)
     """
     return LearningRate(init, granularity="parameter", learn=True)
@@ -231,7 +233,8 @@ def lslr(init: Rates, *, beyond: Beyond = "error") -> LearningRate:
     Source: Antoniou, Edwards, Storkey 2018 (per-layer per-step learning rates, where the reference
     code's "layer" is one parameter tensor).
 
-    >>> lslr(0.1)
+    >>> import metablocks as mb
+    >>> mb.lslr(0.1)
     LearningRate(0.1, granularity='tensor', per_step=True, learn=True, beyond='error')
     """
     return LearningRate(init, granularity="tensor", per_step=True, learn=True, beyond=beyond)

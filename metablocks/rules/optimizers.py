@@ -48,16 +48,18 @@ class Momentum(UpdateRule):
 
     Source: Polyak 1964; Sutskever, Martens, Dahl, Hinton 2013 (torch.optim.SGD).
 
+    >>> import torch
+    >>> import metablocks as mb
     >>> params = {"w": torch.zeros(1)}
-    >>> rule, ones = Momentum(0.5), {"w": torch.ones(1)}
+    >>> rule, ones = mb.Momentum(0.5), {"w": torch.ones(1)}
     >>> state = rule.init(params)
     >>> for index in range(3):
-    ...     updates, state = rule(ones, state, StepInfo(index, 3, params))
+    ...     updates, state = rule(ones, state, mb.StepInfo(index, 3, params))
     ...     print(float(updates["w"]))
     1.0
     1.5
     1.75
-    >>> [name for name, _ in Momentum(learn=True).setup(params, steps=3).named_parameters()]
+    >>> [name for name, _ in mb.Momentum(learn=True).setup(params, steps=3).named_parameters()]
     ['momentum']
 
     Raises `RuleError` for a `momentum` outside [0, 1), and for `nesterov` or `learn` with momentum 0.
@@ -177,10 +179,12 @@ class Adam(_OfMoments):
     Near a zero gradient the direction turns with the slope 1/eps, and so does the meta-gradient at
     second order: an eps of 1e-3, say, keeps it tame.
 
+    >>> import torch
+    >>> import metablocks as mb
     >>> params = {"w": torch.zeros(2)}
-    >>> rule = Adam()
+    >>> rule = mb.Adam()
     >>> gradients = {"w": torch.tensor([-3.0, 0.0])}
-    >>> updates, _ = rule(gradients, rule.init(params), StepInfo(0, 1, params))
+    >>> updates, _ = rule(gradients, rule.init(params), mb.StepInfo(0, 1, params))
     >>> updates["w"].round(decimals=4).tolist()
     [-1.0, 0.0]
 
@@ -220,12 +224,14 @@ class Adamax(_OfMoments):
 
     Source: Kingma, Ba 2015, section 7.1.
 
+    >>> import torch
+    >>> import metablocks as mb
     >>> params = {"w": torch.zeros(2)}
-    >>> rule = Adamax(beta1=0.0, beta2=0.5)
+    >>> rule = mb.Adamax(beta1=0.0, beta2=0.5)
     >>> state = rule.init(params)
     >>> for size in (4.0, 1.0):
     ...     gradients = {"w": torch.tensor([size, 0.0])}
-    ...     updates, state = rule(gradients, state, StepInfo(0, 2, params))
+    ...     updates, state = rule(gradients, state, mb.StepInfo(0, 2, params))
     >>> updates["w"].tolist()
     [0.5, 0.0]
 
@@ -265,10 +271,12 @@ class RMSprop(UpdateRule):
     Source: Tieleman, Hinton 2012 (torch.optim.RMSprop). Deviations: 1. eps inside the root, as in
     `Adam`, and for its reason. 2. There is no `centered` variant.
 
+    >>> import torch
+    >>> import metablocks as mb
     >>> params = {"w": torch.zeros(2)}
-    >>> rule = RMSprop(beta=0.75)
+    >>> rule = mb.RMSprop(beta=0.75)
     >>> gradients = {"w": torch.tensor([-3.0, 0.0])}
-    >>> updates, _ = rule(gradients, rule.init(params), StepInfo(0, 1, params))
+    >>> updates, _ = rule(gradients, rule.init(params), mb.StepInfo(0, 1, params))
     >>> updates["w"].round(decimals=4).tolist()
     [-2.0, 0.0]
 
@@ -323,11 +331,13 @@ class Adagrad(UpdateRule):
     Source: Duchi, Hazan, Singer 2011 (torch.optim.Adagrad). Deviation: eps stands inside the root, as
     in `Adam`, and for its reason.
 
+    >>> import torch
+    >>> import metablocks as mb
     >>> params = {"w": torch.zeros(1)}
-    >>> rule, state = Adagrad(), Adagrad().init(params)
+    >>> rule, state = mb.Adagrad(), mb.Adagrad().init(params)
     >>> for index in range(4):
     ...     gradients = {"w": torch.full((1,), 5.0)}
-    ...     updates, state = rule(gradients, state, StepInfo(index, 4, params))
+    ...     updates, state = rule(gradients, state, mb.StepInfo(index, 4, params))
     >>> updates["w"]
     tensor([0.5000])
 

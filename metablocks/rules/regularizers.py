@@ -37,8 +37,10 @@ class ClipNorm(UpdateRule):
     Source: Pascanu, Mikolov, Bengio 2013 (torch.nn.utils.clip_grad_norm_, but for the 1e-6 that it
     adds to the norm).
 
-    >>> rule = ClipNorm(1.0)
-    >>> updates, _ = rule({"w": torch.tensor([3.0, 4.0])}, (), StepInfo(0, 1, {}))
+    >>> import torch
+    >>> import metablocks as mb
+    >>> rule = mb.ClipNorm(1.0)
+    >>> updates, _ = rule({"w": torch.tensor([3.0, 4.0])}, (), mb.StepInfo(0, 1, {}))
     >>> updates["w"]
     tensor([0.6000, 0.8000])
 
@@ -81,8 +83,10 @@ class WeightDecay(UpdateRule):
 
     Source: Krogh, Hertz 1991 (torch.optim.SGD).
 
-    >>> rule = WeightDecay(0.1)
-    >>> where = StepInfo(0, 1, {"w": torch.tensor([5.0])})
+    >>> import torch
+    >>> import metablocks as mb
+    >>> rule = mb.WeightDecay(0.1)
+    >>> where = mb.StepInfo(0, 1, {"w": torch.tensor([5.0])})
     >>> rule({"w": torch.tensor([1.0])}, (), where)[0]["w"]
     tensor([1.5000])
 
@@ -127,9 +131,11 @@ class Proximal(UpdateRule):
 
     Source: Rajeswaran, Finn, Kakade, Levine 2019.
 
-    >>> rule = Proximal(2.0)
+    >>> import torch
+    >>> import metablocks as mb
+    >>> rule = mb.Proximal(2.0)
     >>> state = rule.init({"w": torch.tensor([1.0])})
-    >>> where = StepInfo(1, 2, {"w": torch.tensor([4.0])})
+    >>> where = mb.StepInfo(1, 2, {"w": torch.tensor([4.0])})
     >>> rule({"w": torch.tensor([0.5])}, state, where)[0]["w"]
     tensor([6.5000])
 

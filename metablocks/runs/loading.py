@@ -16,7 +16,12 @@ from metablocks.tasks.base import TaskSource
 
 
 class LoadedRun(NamedTuple):
-    """The result of `load_run`."""
+    """The result of `load_run`.
+
+    >>> import metablocks as mb
+    >>> mb.LoadedRun._fields
+    ('learner', 'source', 'recipe')
+    """
 
     learner: MetaLearner
     source: TaskSource

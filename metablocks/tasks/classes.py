@@ -51,8 +51,10 @@ class Classes(ClassTasks):
     split that is not there or has fewer than `ways` classes, and for a class with fewer than
     shots + queries examples.
 
+    >>> import torch
+    >>> import metablocks as mb
     >>> digits = {"train": {"zero": torch.zeros(8, 1, 5, 5), "one": torch.ones(6, 1, 5, 5)}}
-    >>> source = Classes(digits, ways=2, shots=1, queries=4)
+    >>> source = mb.tasks.Classes(digits, ways=2, shots=1, queries=4)
     >>> source.sample("train", range(3)).query[0].shape
     torch.Size([3, 8, 1, 5, 5])
     """

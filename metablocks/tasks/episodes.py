@@ -78,8 +78,10 @@ class Episodes(ClassTasks):
     Raises, when built, `TaskError` for fields out of range; at first use `TaskError` for inputs of
     unequal shape, and for too few classes or examples.
 
+    >>> import torch
+    >>> import metablocks as mb
     >>> data = [(torch.full((1, 4, 4), float(n)), n % 10) for n in range(50)]
-    >>> source = Episodes(data, splits=(0.6, 0.2, 0.2), ways=2, shots=1, queries=3)
+    >>> source = mb.tasks.Episodes(data, splits=(0.6, 0.2, 0.2), ways=2, shots=1, queries=3)
     >>> source.sample("test", range(3)).query[0].shape
     torch.Size([3, 6, 1, 4, 4])
     """

@@ -119,7 +119,8 @@ class CUB(FileSet):
 
     Source: Wah et al. 2011 (the images); Chen et al. 2019 (the split).
 
-    >>> source = CUB(ways=5, shots=1, queries=15)
+    >>> import metablocks as mb
+    >>> source = mb.tasks.CUB(ways=5, shots=1, queries=15)
     >>> source.input_shape, source.sizes
     ((3, 84, 84), {'train': 100, 'validation': 50, 'test': 50})
     """
@@ -154,7 +155,8 @@ class TieredImagenet(FileSet):
 
     Source: Ren et al. 2018.
 
-    >>> source = TieredImagenet(ways=5, shots=1, queries=15)
+    >>> import metablocks as mb
+    >>> source = mb.tasks.TieredImagenet(ways=5, shots=1, queries=15)
     >>> source.input_shape, source.sizes
     ((3, 84, 84), {'train': 351, 'validation': 97, 'test': 160})
     """

@@ -61,14 +61,16 @@ class Folders(ClassTasks):
     circle or an image that cannot be read, and `TaskError` for a class in two splits, for two classes
     whose names differ in case alone, and for too few classes or images.
 
+    >>> import metablocks as mb
     >>> from tempfile import TemporaryDirectory
+    >>> from pathlib import Path
     >>> from PIL import Image
     >>> with TemporaryDirectory() as root:
     ...     for number in range(40):
     ...         folder = Path(root, f"class {number // 4}")
     ...         folder.mkdir(exist_ok=True)
     ...         Image.new("L", (20 + number, 30), number).save(folder / f"{number}.png")
-    ...     source = Folders(root, splits=(0.6, 0.2, 0.2), size=16, ways=2, shots=1, queries=3)
+    ...     source = mb.tasks.Folders(root, splits=(0.6, 0.2, 0.2), size=16, ways=2, shots=1, queries=3)
     ...     source.sample("validation", range(3)).query[0].shape
     torch.Size([3, 6, 3, 16, 16])
     """

@@ -35,7 +35,8 @@ class Linear:
     Source: Arnold, Iqbal, Sha 2021.
 
     >>> import torch
-    >>> tasks = Linear(shots=1, queries=4, sigma=2.0).sample("test", [0, 1, 2])
+    >>> import metablocks as mb
+    >>> tasks = mb.tasks.Linear(shots=1, queries=4, sigma=2.0).sample("test", [0, 1, 2])
     >>> slopes = tasks.query[1] / tasks.query[0]
     >>> slopes.shape, bool(torch.allclose(slopes, slopes[:, :1].expand(-1, 4, -1)))
     (torch.Size([3, 4, 1]), True)

@@ -49,7 +49,8 @@ class Logistic:
 
     Source: Arnold, Iqbal, Sha 2021.
 
-    >>> tasks = Logistic(shots=5, queries=10, dim=2).sample("train", range(25))
+    >>> import metablocks as mb
+    >>> tasks = mb.tasks.Logistic(shots=5, queries=10, dim=2).sample("train", range(25))
     >>> tasks.support[0].shape, tasks.query[1].shape
     (torch.Size([25, 5, 2]), torch.Size([25, 10]))
     >>> tasks.query[1].unique()

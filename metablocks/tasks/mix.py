@@ -84,9 +84,9 @@ class Mix(_Made):
     Raises `TaskError` for sources that differ in kind, `input_shape` or `outputs`, and for weights
     that do not fit.
 
-    >>> from metablocks.tasks import Strokes
-    >>> thin, bold = (Strokes(ways=5, shots=1, queries=2, pen=(w, w)) for w in (0.4, 0.8))
-    >>> Mix([thin, bold], weights=[1, 3]).sample("train", range(4)).query[0].shape
+    >>> import metablocks as mb
+    >>> thin, bold = (mb.tasks.Strokes(ways=5, shots=1, queries=2, pen=(w, w)) for w in (0.4, 0.8))
+    >>> mb.tasks.Mix([thin, bold], weights=[1, 3]).sample("train", range(4)).query[0].shape
     torch.Size([4, 10, 1, 28, 28])
     """
 
@@ -138,9 +138,9 @@ class BySplit(_Made):
 
     Raises `TaskError` for sources that differ in kind or `input_shape`.
 
-    >>> from metablocks.tasks import Strokes
-    >>> five, ten = (Strokes(ways=5, shots=shots, queries=2) for shots in (5, 10))
-    >>> source = BySplit(train=five, validation=five, test=ten)
+    >>> import metablocks as mb
+    >>> five, ten = (mb.tasks.Strokes(ways=5, shots=shots, queries=2) for shots in (5, 10))
+    >>> source = mb.tasks.BySplit(train=five, validation=five, test=ten)
     >>> [source.sample(split, [0]).support[0].shape[1] for split in ("train", "test")]
     [25, 50]
     """

@@ -79,10 +79,11 @@ class Omniglot(DecodedSet):
     - `split`: "shuffled": all characters are dealt, 1150 / 50 / 423; "original": the evaluation
       half is for the test.
 
-    >>> source = Omniglot(ways=5, shots=1, queries=15)
+    >>> import metablocks as mb
+    >>> source = mb.tasks.Omniglot(ways=5, shots=1, queries=15)
     >>> source.input_shape, source.outputs
     ((1, 28, 28), 5)
-    >>> Omniglot(ways=5, shots=10, queries=15)
+    >>> mb.tasks.Omniglot(ways=5, shots=10, queries=15)
     Traceback (most recent call last):
     metablocks.errors.TaskError: Omniglot: shots=10 and queries=15 need 25 examples of every class,
     and a class has 20; shots + queries is at most 20, or add examples

@@ -42,7 +42,8 @@ class Sinusoid:
 
     Source: Finn, Abbeel, Levine 2017, section 5.1.
 
-    >>> tasks = Sinusoid(shots=5, queries=10).sample("train", range(25))
+    >>> import metablocks as mb
+    >>> tasks = mb.tasks.Sinusoid(shots=5, queries=10).sample("train", range(25))
     >>> tasks.support[0].shape, tasks.query[1].shape
     (torch.Size([25, 5, 1]), torch.Size([25, 10, 1]))
     """

@@ -69,7 +69,8 @@ class Strokes:
 
     Raises `TaskError` for a field out of its range.
 
-    >>> tasks = Strokes(ways=5, shots=1, queries=15).sample("train", range(2))
+    >>> import metablocks as mb
+    >>> tasks = mb.tasks.Strokes(ways=5, shots=1, queries=15).sample("train", range(2))
     >>> tasks.support[0].shape, tasks.query[1].shape
     (torch.Size([2, 5, 1, 28, 28]), torch.Size([2, 75]))
     """
