@@ -4,7 +4,7 @@ import pytest
 from recipe_texts import GOOD
 
 from metablocks.cli import main
-from metablocks.recipe import from_text, load, shipped
+from metablocks.recipe import from_text, load
 from metablocks.recipe.record import differing, leaves
 from metablocks.recipe.template import template
 
@@ -64,9 +64,3 @@ def test_a_schedule_that_does_not_fit_the_training_is_noted_at_its_place(overrid
     else:
         (line,) = notes
         assert line.startswith(f"--set {overrides[0]}: {note}")
-
-
-def test_what_ships_needs_no_note():
-    assert {recipe.name: load(recipe.name).notes for recipe in shipped()} == {
-        recipe.name: () for recipe in shipped()
-    }
