@@ -121,6 +121,8 @@ def parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     )
     every = "checkpoint within an epoch, too, after so many minutes (10)"
     run.add_argument("--save-every", type=parse_minutes, default=10.0, metavar="M", help=every)
+    board = "write the curves for TensorBoard, too, into RUN_DIR/tensorboard"
+    run.add_argument("--tensorboard", action="store_true", help=board)
     run.add_argument("--quiet", action="store_true", help="no progress bar")
 
     check = command(

@@ -140,6 +140,7 @@ def _run(args: argparse.Namespace, argv: list[str]) -> int:
         resume=args.resume,
         start=args.start,
         save_every=args.save_every,
+        tensorboard=args.tensorboard,
         quiet=args.quiet,
         argv=argv,
     )
