@@ -2,6 +2,7 @@
 
 from metablocks import laws, rules, tasks
 from metablocks.batches import Batches, FullBatch, Minibatches, Stream
+from metablocks.epochs import Epoch, Validation, fit
 from metablocks.errors import MetablocksError
 from metablocks.estimators import Adjoint, Estimator, Implicit, Reptile, TaskGradient, Unrolled
 from metablocks.executors import CompileWarning, Executor, Loop, RandomDrawsWarning, Vmap
@@ -23,6 +24,7 @@ from metablocks.models import (
 from metablocks.order import AnnealedOrder, FirstOrder, Order, SecondOrder, TruncatedOrder
 from metablocks.per_step import StepAware
 from metablocks.rules import *  # noqa: F403  (the names in its __all__)
+from metablocks.runs.loading import LoadedRun, load_run
 from metablocks.start import AsLearned, Fixed, Prototypes, Start, ZeroHead, Zeros
 from metablocks.step_loss import AnnealedStepLoss, FinalStepLoss, StepLoss, UniformStepLoss
 from metablocks.train_maml import train_maml
@@ -41,6 +43,7 @@ __all__ = [
     "Batches",
     "Carry",
     "CompileWarning",
+    "Epoch",
     "Estimator",
     "Evaluation",
     "Executor",
@@ -51,6 +54,7 @@ __all__ = [
     "FunctionalModule",
     "Implicit",
     "InnerLoop",
+    "LoadedRun",
     "Loop",
     "MetaGradient",
     "MetaLearner",
@@ -76,6 +80,7 @@ __all__ = [
     "TruncatedOrder",
     "UniformStepLoss",
     "Unrolled",
+    "Validation",
     "Vmap",
     "ZeroHead",
     "Zeros",
@@ -83,11 +88,13 @@ __all__ = [
     "append_linear",
     "choose_executor",
     "collapse_linear",
+    "fit",
     "fold_lora",
     "fold_tnet",
     "insert_lora",
     "insert_tnet",
     "laws",
+    "load_run",
     "norm_patterns",
     "per_step_batch_norm",
     "tasks",

@@ -24,7 +24,8 @@ _EXAMPLES = {
     "metablocks check mine.yaml --set inner.rule[0].init=0.1 --allow my_pkg\n"
     "metablocks check maml_pp_omniglot_5w1s --gradients",
     "show": "metablocks show maml_sinusoid --set inner.order.block=first_order",
-    "blocks": "metablocks blocks\nmetablocks blocks rule",
+    "blocks": "metablocks blocks\nmetablocks blocks rule\nmetablocks blocks evaluation",
+    "new": "metablocks new > mine.yaml\nmetablocks check mine.yaml",
     "recipes": "metablocks recipes",
     "schema": "metablocks schema > recipe.schema.json",
     "eval": "metablocks eval runs/maml_sinusoid-20250101-120000 --steps 10 --tasks 1000",
@@ -120,6 +121,8 @@ def parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     )
     every = "checkpoint within an epoch, too, after so many minutes (10)"
     run.add_argument("--save-every", type=parse_minutes, default=10.0, metavar="M", help=every)
+    board = "write the curves for TensorBoard, too, into RUN_DIR/tensorboard"
+    run.add_argument("--tensorboard", action="store_true", help=board)
     run.add_argument("--quiet", action="store_true", help="no progress bar")
 
     check = command(
@@ -135,8 +138,11 @@ def parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     )
 
     _add_recipe(command("show", "print the resolved recipe, with the origin of each value"))
-    blocks = command("blocks", "list the blocks of every slot: fields, defaults, equation, source")
-    blocks.add_argument("slot", nargs="?", metavar="SLOT", help="one slot only, such as rule")
+    about = "list the blocks of every slot, and the fields beside them: what each means, and takes"
+    blocks = command("blocks", about)
+    one = "one slot or section only, such as rule, or evaluation"
+    blocks.add_argument("slot", nargs="?", metavar="SLOT", help=one)
+    command("new", "print a recipe to begin with, each field with what it means")
     command("recipes", "list the recipes that ship")
     command("schema", "print the JSON schema of recipes, by which editors check and complete them")
 

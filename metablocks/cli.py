@@ -140,6 +140,7 @@ def _run(args: argparse.Namespace, argv: list[str]) -> int:
         resume=args.resume,
         start=args.start,
         save_every=args.save_every,
+        tensorboard=args.tensorboard,
         quiet=args.quiet,
         argv=argv,
     )
@@ -169,13 +170,22 @@ def _show(args: argparse.Namespace, argv: list[str]) -> int:
 
 
 def _blocks(args: argparse.Namespace, argv: list[str]) -> int:
+    from metablocks.recipe.layout import SECTIONS
     from metablocks.recipe.listing import blocks_text
     from metablocks.recipe.slots import SLOTS
 
-    if args.slot is not None and args.slot not in SLOTS:
-        hint = suggest(args.slot, SLOTS) or "; there are: " + ", ".join(SLOTS)
+    names = [*SLOTS, *SECTIONS]
+    if args.slot is not None and args.slot not in names:
+        hint = suggest(args.slot, names) or "; there are: " + ", ".join(names)
         raise RecipeError(f'no slot is called "{args.slot}"{hint}')
-    print(blocks_text([SLOTS[args.slot]] if args.slot else SLOTS.values()))
+    print(blocks_text([args.slot]) if args.slot else blocks_text())
+    return 0
+
+
+def _new(args: argparse.Namespace, argv: list[str]) -> int:
+    from metablocks.recipe.template import template
+
+    print(template(), end="")
     return 0
 
 
@@ -292,6 +302,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace, list[str]], int]] = {
     "check": _check,
     "show": _show,
     "blocks": _blocks,
+    "new": _new,
     "recipes": _recipes,
     "schema": _schema,
     "eval": _eval,
@@ -314,13 +325,9 @@ def _load(args: argparse.Namespace) -> "Recipe":
 
 
 def _check_run(run_dir: Path) -> None:
-    if not run_dir.is_dir():
-        raise RecipeError(
-            f"{run_dir}: no such folder; give one that metablocks run has written, such as "
-            "runs/<name>-<time>"
-        )
-    if not (run_dir / "recipe.yaml").is_file():
-        raise RecipeError(f"{run_dir}: has no recipe.yaml; it is not the folder of a run")
+    from metablocks.runs.loading import check_run
+
+    check_run(run_dir)
 
 
 def _make_importable(allow: list[str]) -> None:

@@ -20,9 +20,12 @@ class MetablocksError(Exception):
     named: "adapt", "order.last", "rule.rules.1.rate.*". Both are None if no argument is known to be at
     fault.
 
-    >>> error = BlockError("LearningRate init is nan", block="LearningRate", field="init")
-    >>> error.block, error.field, str(error)
-    ('LearningRate', 'init', 'LearningRate init is nan')
+    >>> import metablocks as mb
+    >>> try:
+    ...     mb.LearningRate(float("nan"))
+    ... except mb.MetablocksError as error:
+    ...     print(error.block, error.field)
+    LearningRate init
     """
 
     def __init__(self, *args: object, block: str | None = None, field: str | None = None) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from metablocks.errors import NonfiniteError
 from metablocks.executors import Loop
 from metablocks.functional import collected_buffers
-from metablocks.learner import MetaGradient, MetaLearner
+from metablocks.learner import MetaGradient, MetaLearner, Metric
 from metablocks.types import Progress, Task, TaskBatch, Tasks
 
 Nonfinite = Literal["stop", "skip"]
@@ -34,13 +34,14 @@ def fit(
     first: int = 0,
     nonfinite: Nonfinite = "stop",
     indexed: bool = False,
+    metric: Metric | None = None,
 ) -> Iterator[MetaGradient]:
     """Take a meta-step for each of `batches`, and yield its meta-gradient once it is taken.
 
     A batch is asked for when the meta-step before it is taken: an iterator may step a schedule.
     `clip` changes the gradients in place. `precision` is the context of the backward pass. `first` is
-    the number of the first meta-step, counted from 0, for messages. Gradients are cleared at the end,
-    however it comes.
+    the number of the first meta-step, counted from 0, for messages. `metric` is for `backward`.
+    Gradients are cleared at the end, however it comes.
 
     If the loss or the meta-gradient is not finite, `nonfinite="stop"` raises `NonfiniteError` before a
     parameter or buffer moves; clipping does not mend that. `"skip"` leaves them as they are, logs the
@@ -68,7 +69,7 @@ def fit(
             model = learner.model
             collected = {n: model.get_buffer(n).clone() for n in collected_buffers(model)}
             with precision():
-                result = learner.backward(tasks, progress=progress)
+                result = learner.backward(tasks, progress=progress, metric=metric)
             if problem := result.nonfinite:
                 for name, before in collected.items():
                     model.get_buffer(name).copy_(before)

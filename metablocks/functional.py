@@ -33,7 +33,14 @@ NormStatistics: TypeAlias = Literal["batch", "running", "support"]
 
 
 class ModuleState(NamedTuple):
-    """Parameters and buffers by the module's own names; a pytree. A tied tensor stands once."""
+    """Parameters and buffers by the module's own names; a pytree. A tied tensor stands once.
+
+    >>> import torch
+    >>> import metablocks as mb
+    >>> state = mb.FunctionalModule(torch.nn.BatchNorm1d(2)).state()
+    >>> list(state.params), list(state.buffers)
+    (['weight', 'bias'], ['running_mean', 'running_var', 'num_batches_tracked'])
+    """
 
     params: Tensors
     buffers: Tensors
@@ -56,8 +63,10 @@ class FunctionalModule:
     Law: a call changes neither `module` nor any tensor of `state`; the same state and arguments (and
     random state) give the same output.
 
-    >>> model = nn.BatchNorm1d(3)
-    >>> fmodel = FunctionalModule(model)
+    >>> import torch
+    >>> import metablocks as mb
+    >>> model = torch.nn.BatchNorm1d(3)
+    >>> fmodel = mb.FunctionalModule(model)
     >>> state = fmodel.state()
     >>> output, new = fmodel(state, torch.ones(4, 3))
     >>> int(new.buffers["num_batches_tracked"]), int(model.num_batches_tracked)

@@ -36,7 +36,14 @@ Rule: TypeAlias = Callable[[Tensors, Any, StepInfo], tuple[Tensors, Any]]
 
 
 class Carry(NamedTuple):
-    """State carried between inner steps; a pytree."""
+    """State carried between inner steps; a pytree.
+
+    >>> import torch
+    >>> import metablocks as mb
+    >>> carry = mb.Carry(params={"w": torch.zeros(2)}, rule=(), buffers={})
+    >>> carry._replace(params={"w": carry.params["w"] + 1}).params
+    {'w': tensor([1., 1.])}
+    """
 
     params: Tensors
     """The fast weights: adapted parameters only."""
@@ -131,7 +138,16 @@ class Reached(NamedTuple):
 
 
 class Trajectory(NamedTuple):
-    """Result of `adapt`."""
+    """Result of `adapt`.
+
+    >>> import torch
+    >>> import metablocks as mb
+    >>> params = {"w": torch.tensor(2.0)}
+    >>> rule = mb.LearningRate(0.25).setup(params, steps=1)
+    >>> trajectory = mb.adapt(lambda params, batch: params["w"] ** 2, params, (), rule=rule, steps=1)
+    >>> trajectory.params[-1], trajectory.losses
+    ({'w': tensor(1.)}, tensor([4.]))
+    """
 
     params: list[Tensors]
     """[θ_0, …, θ_K], each a dict of all parameters, differentiable by autograd."""
@@ -167,14 +183,15 @@ def adapt(
 
     Source: Finn, Abbeel, Levine 2017.
 
-    >>> from metablocks.rules import LearningRate
+    >>> import torch
+    >>> import metablocks as mb
     >>> params = {"w": torch.tensor([4.0])}
-    >>> rule = LearningRate(0.25).setup(params, steps=2)
+    >>> rule = mb.LearningRate(0.25).setup(params, steps=2)
     >>> square = lambda params, batch: (params["w"] ** 2).sum()
-    >>> [float(p["w"]) for p in adapt(square, params, (), rule=rule, steps=2).params]
+    >>> [float(p["w"]) for p in mb.adapt(square, params, (), rule=rule, steps=2).params]
     [4.0, 2.0, 1.0]
-    >>> once = adapt(square, params, (), rule=rule, steps=1)
-    >>> twice = adapt(square, once.params[-1], (), rule=rule, steps=1, state=once.state)
+    >>> once = mb.adapt(square, params, (), rule=rule, steps=1)
+    >>> twice = mb.adapt(square, once.params[-1], (), rule=rule, steps=1, state=once.state)
     >>> float(twice.params[-1]["w"]), twice.state.steps
     (1.0, 2)
 
@@ -214,6 +231,16 @@ class InnerLoop:
     `meta` holds the meta-parameters under the learner's names, `model.…`, `rule.…`, and `loss.…` and
     `support_loss.…` of losses that are learned. Nothing here knows how the meta-gradient is computed or
     how tasks are spread.
+
+    An estimator gets it (the example of `Estimator` uses it):
+
+        carry = inner.start(meta, buffers, inner.support_of(task, -1))    # θ_0, the rule's state, the buffers
+        carry, _ = inner.step(meta, carry, inner.support_of(task, index), index)        # θ_k → θ_{k+1}
+        passed = inner.query(meta, carry, inner.query_of(task, index), index)   # .loss, .score, .buffers
+
+    >>> import metablocks as mb
+    >>> [name for name in ("start", "step", "query", "changes") if not hasattr(mb.InnerLoop, name)]
+    []
     """
 
     model: ModuleView

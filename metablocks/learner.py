@@ -57,7 +57,7 @@ from metablocks.rules.base import UpdateRule
 from metablocks.selection import select_parameters
 from metablocks.start import AsLearned, Start
 from metablocks.step_loss import FinalStepLoss, StepLoss, step_weights
-from metablocks.types import Batch, Progress, Task, Tasks, Tensors, map_tensors
+from metablocks.types import Batch, Progress, Task, Tasks, Tensors, as_tasks, map_tensors
 
 Metric = Callable[[Any, Any], Any]
 """`(prediction, target) -> score`: a scalar tensor, or a number."""
@@ -80,7 +80,7 @@ def _differentiating(method: Method) -> Method:
                 raise
             except Exception as error:
                 given = args[0] if args else kwargs[data]
-                support = given if data == "support" else given[0].support
+                support = given if data == "support" else as_tasks(given)[0].support
                 reason = unfit_data(error, learner.model, learner._first_batch(support))
                 if not reason:
                     raise
@@ -90,7 +90,18 @@ def _differentiating(method: Method) -> Method:
 
 
 class MetaGradient(NamedTuple):
-    """Result of `meta_gradient` and `backward`."""
+    """Result of `meta_gradient` and `backward`.
+
+    >>> import torch
+    >>> import metablocks as mb
+    >>> learner = mb.MetaLearner(
+    ...     torch.nn.Linear(1, 1), loss=torch.nn.functional.mse_loss, steps=2, rule=mb.LearningRate(0.1)
+    ... )
+    >>> tasks = mb.tasks.Linear(shots=3, queries=3).sample("train", range(4))
+    >>> result = learner.meta_gradient(tasks)
+    >>> result.loss.shape, sorted(result.grads), result.query_losses.shape
+    (torch.Size([]), ['model.bias', 'model.weight'], torch.Size([4, 3]))
+    """
 
     loss: Tensor
     """Scalar: the mean over tasks, by their weights, of the weighted query loss."""
@@ -117,7 +128,18 @@ class MetaGradient(NamedTuple):
 
 
 class Evaluation(NamedTuple):
-    """Result of `evaluate`."""
+    """Result of `evaluate`.
+
+    >>> import torch
+    >>> import metablocks as mb
+    >>> learner = mb.MetaLearner(
+    ...     torch.nn.Linear(1, 1), loss=torch.nn.functional.mse_loss, steps=2, rule=mb.LearningRate(0.1)
+    ... )
+    >>> tasks = mb.tasks.Linear(shots=3, queries=3).sample("train", range(4))
+    >>> result = learner.evaluate(tasks)
+    >>> result.query_losses.shape, result.predictions.shape, result.metrics
+    (torch.Size([4, 3]), torch.Size([4, 3, 1]), None)
+    """
 
     query_losses: Tensor
     """`[tasks, steps + 1]`: before adaptation, then after each step."""
@@ -165,13 +187,13 @@ class MetaLearner(nn.Module):
     two calls is seen by the next. Every trainable tensor that the loss depends on is a meta-parameter,
     or is refused by name.
 
-    >>> from metablocks.rules import LearningRate
-    >>> from metablocks.types import TaskBatch
-    >>> learner = MetaLearner(
-    ...     nn.Linear(1, 1), loss=nn.functional.mse_loss, steps=1, rule=LearningRate(0.1)
+    >>> import torch
+    >>> import metablocks as mb
+    >>> learner = mb.MetaLearner(
+    ...     torch.nn.Linear(1, 1), loss=torch.nn.functional.mse_loss, steps=1, rule=mb.LearningRate(0.1)
     ... )
     >>> x = torch.ones(4, 3, 1)
-    >>> result = learner.meta_gradient(TaskBatch(support=(x, x), query=(x, x)))
+    >>> result = learner.meta_gradient(mb.TaskBatch(support=(x, x), query=(x, x)))
     >>> sorted(result.grads), result.query_losses.shape
     (['model.bias', 'model.weight'], torch.Size([4, 2]))
 
@@ -265,7 +287,8 @@ class MetaLearner(nn.Module):
     ) -> MetaGradient:
         """The meta-gradient of the mean weighted query loss over tasks; touches nothing.
 
-        `tasks` is a `TaskBatch`, or a list of `Task` where sizes differ. Random draws start from the
+        `tasks` is a `TaskBatch`, a pair `(support, query)` of pairs `(inputs, target)` as a `DataLoader`
+        makes it, or a list of `Task` where sizes differ. Random draws start from the
         current global state, which is put back. `metric(prediction, target)` is taken of every query
         pass that is made anyway (`scores`).
 
@@ -318,6 +341,7 @@ class MetaLearner(nn.Module):
 
         Raises `BlockError` for more steps than a per-step block was set up for.
         """
+        tasks = as_tasks(tasks)
         check_tasks(tasks, self.batches, self.steps if steps is None else steps)
         inner, buffers = self._inner_at_evaluation(tasks, steps, metric, norm_statistics)
         work = self._evaluation_work(inner, detach(self._meta_parameters()))
@@ -363,6 +387,7 @@ class MetaLearner(nn.Module):
     def _meta_gradient(
         self, tasks: Tasks, progress: Progress, metric: Metric | None, *, put_back: bool
     ) -> MetaGradient:
+        tasks = as_tasks(tasks)
         check_tasks(tasks, self.batches, self.steps, differentiated=True)
         count = total_weight(tasks)
         tasks = self.estimator.in_training(tasks)

@@ -21,6 +21,12 @@ class Order(Protocol):
     """A gradient-order policy.
 
     Law: a function of its arguments alone, and its answer is a `bool`.
+
+    >>> import metablocks as mb
+    >>> def every_other(step, steps, progress):          # an order of one's own
+    ...     return (steps - step) % 2 == 1
+    >>> [every_other(step, 5, mb.Progress()) for step in range(5)]
+    [True, False, True, False, True]
     """
 
     def __call__(self, step: int, steps: int, progress: Progress) -> bool:
@@ -34,7 +40,8 @@ class SecondOrder:
 
     Source: Finn, Abbeel, Levine 2017.
 
-    >>> SecondOrder()(0, 5, Progress())
+    >>> import metablocks as mb
+    >>> mb.SecondOrder()(0, 5, mb.Progress())
     True
     """
 
@@ -49,7 +56,8 @@ class FirstOrder:
 
     Source: Finn, Abbeel, Levine 2017.
 
-    >>> FirstOrder()(4, 5, Progress())
+    >>> import metablocks as mb
+    >>> mb.FirstOrder()(4, 5, mb.Progress())
     False
     """
 
@@ -62,10 +70,13 @@ class FirstOrder:
 class TruncatedOrder:
     """The last `last` steps are differentiated through, the ones before are first-order.
 
+    - `last`: steps at the end that are differentiated through, at most those of the learner.
+
     Law: `last=steps` is second order, `last=0` is first order.
     Source: Shaban, Cheng, Hatch, Boots 2019 (truncated back-propagation for bilevel optimisation).
 
-    >>> [TruncatedOrder(last=2)(step, 5, Progress()) for step in range(5)]
+    >>> import metablocks as mb
+    >>> [mb.TruncatedOrder(last=2)(step, 5, mb.Progress()) for step in range(5)]
     [False, False, False, True, True]
 
     Raises `BlockError` for a negative `last`, and in a learner with fewer steps than `last`.
@@ -82,10 +93,13 @@ class TruncatedOrder:
 class AnnealedOrder:
     """First order before epoch `first_order_epochs`, second order from it on.
 
+    - `first_order_epochs`: epochs at the beginning that are first-order.
+
     Source: Antoniou, Edwards, Storkey 2018 (derivative-order annealing, DA).
 
-    >>> order = AnnealedOrder(first_order_epochs=50)
-    >>> order(0, 5, Progress(epoch=49)), order(0, 5, Progress(epoch=50))
+    >>> import metablocks as mb
+    >>> order = mb.AnnealedOrder(first_order_epochs=50)
+    >>> order(0, 5, mb.Progress(epoch=49)), order(0, 5, mb.Progress(epoch=50))
     (False, True)
 
     Raises `BlockError` for a negative number of epochs.

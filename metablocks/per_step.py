@@ -41,12 +41,13 @@ class StepAware(nn.Module):
     """A module that takes part in the inner loop. Subclass it in place of `nn.Module`.
 
     >>> import torch
-    >>> class StepBias(StepAware):
+    >>> import metablocks as mb
+    >>> class StepBias(mb.StepAware):
     ...     max_steps = 3
     ...
     ...     def __init__(self):
     ...         super().__init__()
-    ...         self.bias = nn.Parameter(torch.zeros(3))
+    ...         self.bias = torch.nn.Parameter(torch.zeros(3))
     ...
     ...     def forward(self, x):
     ...         return x + self.bias[self.inner_step]

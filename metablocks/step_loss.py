@@ -22,6 +22,15 @@ class StepLoss(Protocol):
 
     Laws: a function of its arguments alone; float64 `[steps + 1]`, each weight ≥ 0, the sum 1.
     Every built-in block gives entry 0 no weight, but for `steps = 0`, where it is the only one.
+
+    >>> import torch
+    >>> import metablocks as mb
+    >>> def last_two(steps, progress):                   # a step loss of one's own
+    ...     weights = torch.zeros(steps + 1, dtype=torch.float64)
+    ...     weights[-2:] = 0.5
+    ...     return weights
+    >>> last_two(3, mb.Progress())
+    tensor([0.0000, 0.0000, 0.5000, 0.5000], dtype=torch.float64)
     """
 
     def __call__(self, steps: int, progress: Progress) -> Tensor:
@@ -35,7 +44,8 @@ class FinalStepLoss:
 
     Source: Finn, Abbeel, Levine 2017.
 
-    >>> FinalStepLoss()(3, Progress())
+    >>> import metablocks as mb
+    >>> mb.FinalStepLoss()(3, mb.Progress())
     tensor([0., 0., 0., 1.], dtype=torch.float64)
     """
 
@@ -50,12 +60,15 @@ class UniformStepLoss:
 
         v_k = 1/(N + 1)  for k = 0 … N          with `initial`
 
+    - `initial`: True if the query loss before the first step counts, too.
+
     Source: Antoniou, Edwards, Storkey 2018 (MSL before any annealing); `initial`: Tandon et al. 2025,
     whose streams are judged by θ_0 too.
 
-    >>> UniformStepLoss()(4, Progress())
+    >>> import metablocks as mb
+    >>> mb.UniformStepLoss()(4, mb.Progress())
     tensor([0.0000, 0.2500, 0.2500, 0.2500, 0.2500], dtype=torch.float64)
-    >>> UniformStepLoss(initial=True)(3, Progress())
+    >>> mb.UniformStepLoss(initial=True)(3, mb.Progress())
     tensor([0.2500, 0.2500, 0.2500, 0.2500], dtype=torch.float64)
     """
 
@@ -77,9 +90,12 @@ class AnnealedStepLoss:
     with e the whole epoch; from e = E on the last step alone. The annealing is per epoch: a
     fractional `Progress.epoch` counts as the epoch it lies in.
 
+    - `epochs`: the epoch E from which the last step alone counts.
+
     Source: Antoniou, Edwards, Storkey 2018, and its reference code (the floor 0.03/N).
 
-    >>> AnnealedStepLoss(epochs=10)(2, Progress(epoch=5))
+    >>> import metablocks as mb
+    >>> mb.AnnealedStepLoss(epochs=10)(2, mb.Progress(epoch=5))
     tensor([0.0000, 0.2500, 0.7500], dtype=torch.float64)
 
     Raises `BlockError` unless `epochs` is at least 1.

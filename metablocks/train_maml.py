@@ -2,12 +2,11 @@
 
     learner, history = train_maml(model, tasks, first_order=…, plus_plus=…)
 
-It runs `fit` over a `MetaLearner`, Adam and a progress bar. Whoever needs another optimiser, rule or
-schedule writes that loop (README), or a recipe.
+It trains a `MetaLearner` by Adam in the epochs of `fit`. Whoever needs another optimiser, rule or
+schedule takes `fit`, writes that loop (README), or a recipe.
 """
 
 import logging
-import operator
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -19,21 +18,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.lr_scheduler import CosineAnnealingLR
-from tqdm import tqdm
 
 from metablocks.checks import UNCHECKED, Count, Positive, checked
 from metablocks.devices import find_device
-from metablocks.errors import BlockError, ExecutorError, TaskError
+from metablocks.epochs import train_epochs, validate
+from metablocks.errors import BlockError, ExecutorError, TaskError, concerning
 from metablocks.executors import Executor, Loop, TaskFunction, TaskWork, Vmap
-from metablocks.fit import Nonfinite, accuracy, fit
+from metablocks.fit import Nonfinite, accuracy
 from metablocks.generators import set_states
-from metablocks.learner import MetaLearner
+from metablocks.learner import MetaGradient, MetaLearner, Metric
 from metablocks.models import norm_patterns, per_step_batch_norm
 from metablocks.order import AnnealedOrder, FirstOrder, Order, SecondOrder
 from metablocks.rules import LearningRate, lslr
 from metablocks.step_loss import AnnealedStepLoss, FinalStepLoss
 from metablocks.tasks.base import TaskSource
-from metablocks.tasks.task_batches import check_tasks, epoch_batches
+from metablocks.tasks.task_batches import check_tasks, epoch_batches, known_length
 from metablocks.types import Progress, TaskBatch, Tasks, Tensors
 
 log = logging.getLogger("metablocks")
@@ -125,10 +124,11 @@ def train_maml(
 
     Source: Finn, Abbeel, Levine 2017; Antoniou, Edwards, Storkey 2018 (MAML++).
 
-    >>> from metablocks.tasks import Sinusoid
-    >>> source = Sinusoid(shots=5, queries=10)
-    >>> model = nn.Sequential(nn.Linear(1, 40), nn.ReLU(), nn.Linear(40, 1))
-    >>> learner, history = train_maml(model, source, iterations=3, progress=False)
+    >>> import torch
+    >>> import metablocks as mb
+    >>> source = mb.tasks.Sinusoid(shots=5, queries=10)
+    >>> model = torch.nn.Sequential(torch.nn.Linear(1, 40), torch.nn.ReLU(), torch.nn.Linear(40, 1))
+    >>> learner, history = mb.train_maml(model, source, iterations=3, progress=False)
     >>> len(history.losses), learner.model is model
     (3, True)
     >>> task = source.sample("test", [0])[0]
@@ -140,9 +140,10 @@ def train_maml(
     the meta-gradient is no longer finite (before it is applied), naming meta-step, tasks and
     parameters, and what `MetaLearner` raises.
     """
-    check_tasks(tasks, "train", epochs=epochs, iterations=iterations)
-    if validation is not None:
-        check_tasks(validation, "validation", epochs=epochs, iterations=None)
+    with concerning("train_maml", "tasks"):
+        check_tasks(tasks, "train", epochs, iterations)
+        if validation is not None:
+            check_tasks(validation, "validation", epochs)
     if device is not None:
         try:
             model.to(find_device(str(device)))
@@ -152,7 +153,7 @@ def train_maml(
             ) from None
     if plus_plus:
         model, adapt = _per_step_norms(model, inner_steps, adapt)
-    length = _length(tasks, iterations)
+    length = known_length(tasks, iterations)
     in_parts = epochs == 1 and length is not None  # a single epoch anneals in parts of itself
     parts = 10 if in_parts else epochs
     learner = MetaLearner(
@@ -177,27 +178,36 @@ def train_maml(
                 cosine.step()
             yield batch, Progress(epoch=part)
 
+    def metric_of(batch: Tasks) -> Metric | None:
+        target = batch[0].query[1]
+        classes = isinstance(target, Tensor) and not target.is_floating_point()
+        return accuracy if classes and learner.loss is default_loss else None
+
     history = History()
-    total = epochs * length if length else None
+
+    def take(result: MetaGradient) -> None:
+        history.losses.append(float(result.loss))
+        history.outer_lrs.append(float(optimizer.param_groups[0]["lr"]))
+
     try:
-        with tqdm(total=total, desc="meta-training", unit="step", disable=not progress) as bar:
-            for epoch in range(epochs):
-                started, first = time.perf_counter(), len(history.losses)
-                steps = fit(
-                    learner,
-                    optimizer,
-                    batches_at(epoch),
-                    first=first,
-                    nonfinite=nonfinite,
-                    indexed=isinstance(tasks, TaskSource),
-                )
-                for result in steps:
-                    history.losses.append(float(result.loss))
-                    history.outer_lrs.append(float(optimizer.param_groups[0]["lr"]))
-                    bar.update()
-                    bar.set_postfix(loss=f"{history.losses[-1]:.3f}", refresh=False)
+        with concerning("train_maml", "tasks"):
+            for epoch, started in train_epochs(
+                learner,
+                optimizer,
+                batches_at,
+                take,
+                epochs=epochs,
+                total=epochs * length if length else None,
+                indexed=isinstance(tasks, TaskSource),
+                nonfinite=nonfinite,
+                progress=progress,
+            ):
                 if validation is not None:
-                    _validate(learner, batches(validation, "validation", epoch=epoch), history)
+                    judged = batches(validation, "validation", epoch=epoch)
+                    losses, scores = validate(learner, judged, metric_of)
+                    history.validation_losses.append(float(losses[-1]))
+                    if scores is not None:
+                        history.validation_accuracies.append(float(scores[-1]))
                 history.seconds.append(time.perf_counter() - started)
     except BaseException as error:
         error.trained = TrainedMAML(learner, history)  # type: ignore[attr-defined]
@@ -268,28 +278,7 @@ def _per_step_norms(
     return model, [*patterns, *norm_patterns(model)[1:]]
 
 
-def _length(tasks: Any, iterations: int | None) -> int | None:
-    """Meta-steps of an epoch, as far as they are known beforehand."""
-    known = 0 if isinstance(tasks, TaskSource) else operator.length_hint(tasks)
-    return min(filter(None, (known, iterations)), default=None)
-
-
 def _order(first_order: bool, plus_plus: bool, epochs: int) -> Order:
     if first_order:
         return FirstOrder()
     return AnnealedOrder(first_order_epochs=min(epochs // 2, 50)) if plus_plus else SecondOrder()
-
-
-def _validate(learner: MetaLearner, batches: Iterable[Tasks], history: History) -> None:
-    losses, right = [], []
-    for tasks in batches:
-        target = tasks[0].query[1]
-        classes = isinstance(target, Tensor) and not target.is_floating_point()
-        metric = accuracy if classes and learner.loss is default_loss else None
-        scores = learner.evaluate(tasks, metric=metric)
-        losses.append(scores.query_losses[:, -1])
-        if scores.metrics is not None:
-            right.append(scores.metrics[:, -1])
-    history.validation_losses.append(float(torch.cat(losses).mean()))
-    if right:
-        history.validation_accuracies.append(float(torch.cat(right).mean()))

@@ -28,7 +28,7 @@ from metablocks.memory import (
     peak_memory,
     release_memory,
 )
-from metablocks.types import TaskBatch, Tasks, Tensors
+from metablocks.types import TaskBatch, Tasks, Tensors, as_tasks
 
 log = logging.getLogger("metablocks")
 
@@ -83,20 +83,22 @@ def choose_executor(
 
     Law: the learner, its random states included, is as it was, and any choice gives its gradient.
 
-    >>> from metablocks.rules import LearningRate
-    >>> learner = MetaLearner(
+    >>> import torch
+    >>> import metablocks as mb
+    >>> learner = mb.MetaLearner(
     ...     torch.nn.Linear(1, 1),
     ...     loss=torch.nn.functional.mse_loss,
     ...     steps=1,
-    ...     rule=LearningRate(0.1),
+    ...     rule=mb.LearningRate(0.1),
     ... )
     >>> x = torch.ones(4, 3, 1)
-    >>> choice = choose_executor(learner, TaskBatch((x, x), (x, x)), memory="1GiB")
+    >>> choice = mb.choose_executor(learner, mb.TaskBatch((x, x), (x, x)), memory="1GiB")
     >>> learner.executor, learner.estimator = choice.executor, choice.estimator
 
     Raises `BlockError` for a `memory` that is not a size, `ExecutorError` if there is no memory for one
     task at a time, and what the learner raises under `Loop`.
     """
+    tasks = as_tasks(tasks)
     count = check_tasks(tasks, learner.batches, learner.steps)
     budget = None if memory is None else parse_bytes(memory)
     device = devices_of(dict(learner.named_parameters()))[-1]
@@ -171,7 +173,7 @@ def choose_executor(
 class AutoExecutor:
     """An executor that a run is to choose by `choose_executor` before it trains, and state.
 
-    - `memory`: the budget.
+    - `memory`: the budget of a meta-gradient, beyond what is held anyway, such as 4GiB; None for any.
     - `compile`: trace ("trace") or compile (True) what is chosen (see `Compiler`); or what of these and
       neither is fastest ("auto").
 

@@ -31,7 +31,8 @@ class Progress:
 
     `epoch` counts epochs from 0 and may be fractional.
 
-    >>> Progress(epoch=3)
+    >>> import metablocks as mb
+    >>> mb.Progress(epoch=3)
     Progress(epoch=3)
     """
 
@@ -51,7 +52,9 @@ class Drawn(NamedTuple):
 class Task:
     """One task: a support batch to adapt on, a query batch to judge by, and its weight in a meta-batch.
 
-    >>> task = Task(support=(torch.zeros(5, 1), torch.zeros(5, 1)),
+    >>> import torch
+    >>> import metablocks as mb
+    >>> task = mb.Task(support=(torch.zeros(5, 1), torch.zeros(5, 1)),
     ...             query=(torch.zeros(10, 1), torch.zeros(10, 1)))
     >>> task.query[0].shape
     torch.Size([10, 1])
@@ -85,7 +88,9 @@ class TaskBatch:
 
     Raises `TaskError` if the tensors disagree on the number of tasks.
 
-    >>> tasks = TaskBatch(support=(torch.zeros(3, 5, 1), torch.zeros(3, 5, 1)),
+    >>> import torch
+    >>> import metablocks as mb
+    >>> tasks = mb.TaskBatch(support=(torch.zeros(3, 5, 1), torch.zeros(3, 5, 1)),
     ...                   query=(torch.zeros(3, 10, 1), torch.zeros(3, 10, 1)))
     >>> len(tasks), tasks[0].support[0].shape, len(tasks[:2])
     (3, torch.Size([5, 1]), 2)
@@ -274,6 +279,35 @@ def relative_error(got: Mapping[str, Tensor], expected: Mapping[str, Tensor]) ->
     return error if error == error else float("inf")
 
 
+def as_pair(batch: Any) -> tuple[Any, Any] | None:
+    """Support and query of a batch of tasks as a `DataLoader` makes it, lists for tuples; else None.
+
+    It is a pair `(support, query)` or a mapping with these keys, each a pair `(inputs, target)`.
+
+    >>> x = torch.zeros(3, 5, 1)
+    >>> as_pair([[x, x], [x, x]]) is not None, as_pair([x, x])
+    (True, None)
+    """
+    if isinstance(batch, Mapping) and {"support", "query"} <= batch.keys():
+        batch = (batch["support"], batch["query"])
+    pairs = (batch, *batch) if isinstance(batch, list | tuple) else (batch,)
+    if all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in pairs):
+        support, query = batch
+        return support, query
+    return None
+
+
+def as_tasks(tasks: Any) -> Any:
+    """A `TaskBatch` of what a `DataLoader` makes of pairs (support, query); all else as it is.
+
+    >>> x = torch.zeros(3, 5, 1)
+    >>> len(as_tasks([[x, x], [x, x]]))
+    3
+    """
+    pair = as_pair(tasks)
+    return TaskBatch(*pair) if pair else tasks
+
+
 Tasks: TypeAlias = TaskBatch | Sequence[Task]
 """Tasks of one size, stacked, or a list of tasks of any size."""
 
@@ -310,7 +344,7 @@ def _as_dicts(owner: Any) -> None:
                 block=kind,
                 field=side,
             )
-        object.__setattr__(owner, side, _with_dicts(batch))
+        object.__setattr__(owner, side, tuple(_with_dicts(batch)))
 
 
 def _with_dicts(tree: Any) -> Any:

@@ -3,7 +3,9 @@
 import math
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
+import learn2learn_stand_in
 import pytest
 
 from metablocks.cli import main
@@ -55,6 +57,16 @@ def test_own_model(example, capsys):
 def test_torchvision_model(example, per_step):
     main = example("torchvision_model").main
     assert math.isfinite(main(weights=None, per_step=per_step, size=16, steps=1))
+
+
+def test_higher_code_and_its_counterpart_give_the_same_numbers(example):
+    assert example("from_higher").main(meta_steps=5) < 1e-13
+
+
+def test_learn2learn_code_and_its_counterpart_give_the_same_numbers(example, monkeypatch):
+    package = SimpleNamespace(algorithms=learn2learn_stand_in)
+    monkeypatch.setitem(sys.modules, "learn2learn", package)
+    assert example("from_learn2learn").main(meta_steps=5) < 1e-13
 
 
 def test_python_files_are_not_recipes():

@@ -27,11 +27,11 @@ class Adjoint(Estimator):
     not to take it twice, and a query loss that counts before the last step its own. Time is
     `Unrolled`'s and a second gradient for each step that is differentiated through.
 
-    - `keep_every=n` keeps every n-th carry only, and recomputes the n − 1 between from it: a third
+    - `keep_every`: every so many carries one is kept, and those between are recomputed from it: a third
       gradient for these steps.
-    - `graphs=n` keeps the graphs of the last n steps, which are not gone through again: `Unrolled`'s time
+    - `offload`: True has what is kept wait on the CPU, if it is on another device.
+    - `graphs`: steps at the end whose graphs are kept, and are not gone through again: `Unrolled`'s time
       and memory for these.
-    - `offload=True` has what is kept wait on the CPU, where it is on another device.
 
     Law: equals `Unrolled`, random draws (dropout, masks) included, for every rule, order, step loss
     and executor, and leaves the generators where `Unrolled` leaves them.
@@ -44,7 +44,8 @@ class Adjoint(Estimator):
     on a conv net and an MLP, and no derivative of `mse_loss` under `vmap`. (Reverse-over-forward is
     quicker, and silently wrong through batch norm.) What saves the memory is the sweep.
 
-    >>> Adjoint()
+    >>> import metablocks as mb
+    >>> mb.Adjoint()
     Adjoint(keep_every=1, offload=False, graphs=0)
 
     Raises `BlockError` for `keep_every` below 1 and negative `graphs`.

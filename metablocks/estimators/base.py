@@ -17,7 +17,15 @@ from metablocks.types import Batch, Drawn, Task, Tasks, Tensors
 
 
 class TaskGradient(NamedTuple):
-    """One task's contribution; a pytree."""
+    """One task's contribution; a pytree.
+
+    >>> import torch
+    >>> import metablocks as mb
+    >>> grads = {"model.weight": torch.zeros(1, 1)}
+    >>> one_step = torch.tensor([torch.nan, 0.5])       # the loss before the step did not count
+    >>> mb.TaskGradient(grads, loss=one_step[-1], query_losses=one_step).metrics
+    {}
+    """
 
     grads: Tensors
     """∂(weighted query loss)/∂(meta-parameter), under the learner's names. By plain autograd a name
@@ -39,6 +47,31 @@ class Estimator(ABC):
 
     Law: a pure function of its arguments that composes with `torch.func.vmap`; an estimator that
     claims exactness equals `Unrolled`.
+
+    `inner` is the learner's inner loop as functions of the meta-parameters `meta`; `buffers` is what of
+    the model's buffers changes within a task; gradients are by `torch.func`, or by autograd under `Loop`
+    alone. `inner.weights` are the step loss's, by the carry.
+
+    >>> import torch
+    >>> import metablocks as mb
+    >>> class LastQueryLoss(mb.Estimator):
+    ...     def __call__(self, inner, meta, buffers, task):
+    ...         def loss(meta):
+    ...             carry = inner.start(meta, buffers)
+    ...             for index in range(inner.steps):
+    ...                 carry, _ = inner.step(meta, carry, task.support, index)
+    ...             return inner.query(meta, carry, task.query, inner.steps).loss
+    ...         grads, value = torch.func.grad_and_value(loss)(meta)
+    ...         losses = torch.cat([value.new_full((inner.steps,), torch.nan), value[None]])
+    ...         return mb.TaskGradient(grads, value, losses)
+    >>> tasks = mb.tasks.Linear(shots=3, queries=3).sample("train", range(4))
+    >>> model, loss = torch.nn.Linear(1, 1), torch.nn.functional.mse_loss
+    >>> blocks = {"loss": loss, "steps": 2, "rule": mb.LearningRate(0.1), "executor": mb.Vmap()}
+    >>> learner = mb.MetaLearner(model, estimator=LastQueryLoss(), **blocks)
+    >>> gradient = learner.meta_gradient(tasks).grads["model.weight"]
+    >>> unrolled = mb.MetaLearner(model, **blocks | {"rule": mb.LearningRate(0.1)})
+    >>> bool(torch.allclose(gradient, unrolled.meta_gradient(tasks).grads["model.weight"]))
+    True
     """
 
     exact: ClassVar[bool] = False

@@ -56,6 +56,11 @@ class Implicit(Estimator):
     that add to the loss themselves, steps = 0, other step losses than the final one, and orders that
     single out steps.
 
+    - `proximal`: λ, above 0.
+    - `cg_steps`: products with the Hessian, at most.
+    - `tolerance`: the relative residual at which a task stops earlier.
+    - `solver`: "cg" for conjugate gradients, "neumann" for the Neumann series.
+
     Laws: on a quadratic its closed form, λ (A + λI)⁻¹ (C φ* − d); → the plain gradient ∇L_q(φ*) as
     λ → ∞; the finite differences of the loss where the inner loop converges.
 
@@ -68,7 +73,8 @@ class Implicit(Estimator):
     3. The released code takes its inner steps on L_s alone, then one step of the proximal term, and
        evaluates without it; here it is in every step, as in the paper, at evaluation too.
 
-    >>> Implicit(proximal=2.0, cg_steps=5)
+    >>> import metablocks as mb
+    >>> mb.Implicit(proximal=2.0, cg_steps=5)
     Implicit(proximal=2.0, cg_steps=5, tolerance=1e-10, solver='cg')
 
     Raises `BlockError` for a `proximal` not above 0, `cg_steps` below 1, a negative `tolerance`, an

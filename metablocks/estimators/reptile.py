@@ -31,16 +31,17 @@ class Reptile(Estimator):
     φ ← φ + ε (1/n) Σ_i (φ̃_i − φ): serial for n = 1, batched for more; a `linear` schedule from 1 to
     0 is the paper's ε. Nothing is differentiated through, whatever the order.
 
-    In training there is no split into support and query. The inner steps see `examples`: `"all"`,
-    the support and query set of the task together (n shots and m queries a class are n + m shots),
-    or `"support"` alone; mini-batches (`Minibatches`) are drawn from these. Evaluation adapts to the
-    support set as ever.
+    In training there is no split into support and query; mini-batches (`Minibatches`) are drawn from what
+    `examples` joins. Evaluation adapts to the support set as ever.
 
     The loss it reports is the query loss at φ̃, which with `"all"` is a loss on training examples.
 
     What does not adapt gets no gradient and is refused: a learned rate or transform, and parameters
     that `adapt` leaves out. So are steps = 0, other step losses than the final one, and orders that
     single out steps.
+
+    - `examples`: what the inner steps see in training: "all", the support and query set of the task
+      together (n shots and m queries a class are n + m shots), or "support" alone.
 
     Law: with one step of a learning rate α, it is α times the gradient of the loss on the examples
     (joint training).
@@ -49,7 +50,8 @@ class Reptile(Estimator):
     1. A task's inner optimiser starts afresh, with `Adam(beta1=0.0)` too; in the released code
        Adam's second moment goes on from task to task in training.
 
-    >>> Reptile(examples="support")
+    >>> import metablocks as mb
+    >>> mb.Reptile(examples="support")
     Reptile(examples='support')
 
     Raises `BlockError` for unknown `examples` and the combinations above; `TaskError` where support and

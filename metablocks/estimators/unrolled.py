@@ -28,7 +28,8 @@ class Unrolled(Estimator):
     Law: equals the closed form on quadratics and finite differences in general.
     Source: Finn, Abbeel, Levine 2017.
 
-    >>> Unrolled()
+    >>> import metablocks as mb
+    >>> mb.Unrolled()
     Unrolled()
     """
 

@@ -56,7 +56,13 @@ class TaskWork:
 
 
 class RandomDrawsWarning(UserWarning):
-    """The draws of an executor differ from the plain loop's, as it says when it made some."""
+    """The draws of an executor differ from the plain loop's, as it says when it made some.
+
+    >>> import warnings
+    >>> import metablocks as mb
+    >>> with warnings.catch_warnings():                  # once it is known, and accepted
+    ...     warnings.simplefilter("ignore", mb.RandomDrawsWarning)
+    """
 
 
 @runtime_checkable
@@ -65,6 +71,18 @@ class Executor(Protocol):
 
     Laws: the result is the plain loop's up to rounding, whatever the chunking; random draws are
     independent between tasks and follow from the global seed.
+
+    >>> import torch
+    >>> import metablocks as mb
+    >>> def backwards(fn, shared, buffers, tasks):       # an executor of one's own
+    ...     results = [fn(shared, buffers, tasks[n]) for n in reversed(range(len(tasks)))]
+    ...     totals, rows = zip(*results)
+    ...     return sum(totals), torch.stack(rows[::-1])
+    >>> double = lambda shared, buffers, task: (task.query[0].sum(), task.query[0] * 2)
+    >>> x = torch.ones(3, 2)
+    >>> total, each = backwards(double, {}, {}, mb.TaskBatch((x, x), (x, x)))
+    >>> total, each.shape
+    (tensor(6.), torch.Size([3, 2]))
     """
 
     def __call__(

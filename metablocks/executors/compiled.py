@@ -40,7 +40,13 @@ _KNOWN = (Tensor, bool, int, float, complex, str, bytes, type(None), torch.dtype
 
 
 class CompileWarning(UserWarning):
-    """Warns that work could not be traced or compiled and runs as it is."""
+    """Warns that work could not be traced or compiled and runs as it is.
+
+    >>> import warnings
+    >>> import metablocks as mb
+    >>> with warnings.catch_warnings():                  # once it is known, and accepted
+    ...     warnings.simplefilter("ignore", mb.CompileWarning)
+    """
 
 
 class Compiler:

@@ -37,10 +37,11 @@ class Loop:
 
     Law: neither changes a result, up to rounding.
 
-    >>> from metablocks.types import TaskBatch
+    >>> import torch
+    >>> import metablocks as mb
     >>> double = lambda shared, buffers, task: (task.query[0].sum(), task.query[0] * 2)
     >>> x = torch.ones(3, 2)
-    >>> total, each = Loop(workers=2)(double, {}, {}, TaskBatch((x, x), (x, x)))
+    >>> total, each = mb.Loop(workers=2)(double, {}, {}, mb.TaskBatch((x, x), (x, x)))
     >>> total, each.shape
     (tensor(6.), torch.Size([3, 2]))
 

@@ -22,22 +22,25 @@ from metablocks.types import Task, TaskBatch, Tasks, Tensors
 @checked()
 @dataclass(frozen=True, kw_only=True)
 class Vmap:
-    """Tasks at once, `chunk` at a time (all of them where `chunk` is None), by `torch.func.vmap`.
+    """Tasks at once, or `chunk` at a time, by `torch.func.vmap`.
 
     Per-task gradients of a chunk are held at the same time: memory is `chunk` × the loop's. Random
     draws are independent between tasks and reproducible from the seed for a given `chunk`, but are
     not the draws of `Loop`; a run that made some says so once, with a `RandomDrawsWarning`.
 
+    - `chunk`: tasks at a time; None for all.
+    - `compile`: trace ("trace") or compile (True) the work on a chunk, piece by piece, `vmap` and
+      all (see `Compiler`).
+
     Law: equals `Loop`, up to rounding, for any `chunk`.
 
+    >>> import torch
+    >>> import metablocks as mb
     >>> double = lambda shared, buffers, task: (task.query[0].sum(), task.query[0] * 2)
     >>> x = torch.ones(3, 2)
-    >>> total, each = Vmap(chunk=2)(double, {}, {}, TaskBatch((x, x), (x, x)))
+    >>> total, each = mb.Vmap(chunk=2)(double, {}, {}, mb.TaskBatch((x, x), (x, x)))
     >>> total, each.shape
     (tensor(6.), torch.Size([3, 2]))
-
-    `compile` traces ("trace") or compiles (True) the work on a chunk, piece by piece, `vmap` and all (see
-    `Compiler`).
 
     Raises `BlockError` for a chunk below 1 and a `compile` that is none, `TaskError` for tasks of
     unequal size, `ExecutorError` for a model that `vmap` cannot run.

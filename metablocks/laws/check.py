@@ -209,7 +209,7 @@ def checks(
       tell.
 
     >>> import metablocks as mb
-    >>> [check.law.name for check in checks([mb.UniformStepLoss()])]
+    >>> [check.law.name for check in mb.laws.checks([mb.UniformStepLoss()])]
     ['a weighting', 'weighted sum', 'one gradient']
 
     Raises `BlockError` for a value that is not a block, `MissingError` without hypothesis.
@@ -229,9 +229,12 @@ def parametrize_with_laws(blocks: Iterable[Any], **options: Any) -> Callable[...
     `options` are those of `checks`. A law that does not apply to a block is a skipped test; one that
     fails raises `LawError` with the smallest case and the Python that repeats it.
 
-        @parametrize_with_laws([MyRule])
-        def test_my_rule(law):
-            law()
+    >>> import metablocks as mb
+    >>> @mb.laws.parametrize_with_laws([mb.Proximal(0.5)])
+    ... def test_proximal(law):
+    ...     law()
+    >>> test_proximal.pytestmark[0].name
+    'parametrize'
     """
     import pytest
 
@@ -248,8 +251,8 @@ def run_law(
 ) -> None:
     """Run one law of a block once, on stated arguments, as a report prints it.
 
-    >>> from metablocks import FinalStepLoss, Progress
-    >>> run_law(FinalStepLoss(), "a weighting", steps=3, progress=Progress(epoch=0))
+    >>> import metablocks as mb
+    >>> mb.laws.run_law(mb.FinalStepLoss(), "a weighting", steps=3, progress=mb.Progress(epoch=0))
 
     Raises `LawError` if the law breaks, and whatever the block raises.
     """

@@ -18,12 +18,18 @@ Features = Literal["flat", "mean"]
 class Conv4(nn.Module):
     """`layers` × [3×3 convolution, norm, activation], each halving the image, then a linear head.
 
-    `downsample="stride"` halves by stride 2 (Omniglot in MAML), `"pool"` by 2×2 max-pooling after
-    the activation (mini-ImageNet in MAML, and MAML++). Input `[examples, *input_shape]` with
-    `input_shape = (channels, height, width)`; output `[examples, outputs]`. `features="flat"`
-    flattens the feature map for the head, `"mean"` takes its mean over the image's places, so that
-    the head has `filters` inputs whatever the size of the image. Weights start Xavier-uniform, biases
-    zero. Parameters are named `body.…` and `head.…`.
+    Input `[examples, *input_shape]` with `input_shape = (channels, height, width)`; output
+    `[examples, outputs]`. Weights start Xavier-uniform, biases zero. Parameters are named `body.…`
+    and `head.…`.
+
+    - `filters`: channels of every convolution.
+    - `layers`: number of convolutions.
+    - `downsample`: how a layer halves the image: "stride" by stride 2 (Omniglot in MAML), "pool" by
+      2×2 max-pooling after the activation (mini-ImageNet in MAML, and MAML++).
+    - `norm`: "batch" for batch norm behind every convolution, or "none".
+    - `activation`: the non-linearity of every layer.
+    - `features`: what the head gets: "flat", the feature map; "mean", its mean over the image's
+      places: `filters` numbers whatever the size of the image.
 
     Source: Vinyals et al. 2016; Finn, Abbeel, Levine 2017; initialisation as in Antoniou, Edwards,
     Storkey 2018.

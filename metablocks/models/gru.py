@@ -14,6 +14,9 @@ class GRU(nn.Module):
     each place the scores of the next token. Parameters are named `body.…` and `head.…`. It takes the
     executor `Loop`: vmap has no recurrent layers.
 
+    - `width`: numbers of a token between the layers.
+    - `layers`: number of recurrent layers.
+
     Source: Cho et al. 2014.
 
     >>> import torch

@@ -76,7 +76,9 @@ def append_linear(
     Source: Arnold, Iqbal, Sha 2021 (LinNet). Note: 1. how units beyond F start is our choice, not
     the paper's.
 
-    >>> model = append_linear(nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)), depth=2)
+    >>> from torch import nn
+    >>> import metablocks as mb
+    >>> model = mb.append_linear(nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)), depth=2)
     >>> [name for name, _ in model.named_parameters() if "weight" in name]
     ['0.weight', '2.weight', '2.appended.0.weight', '2.appended.1.weight']
 
@@ -123,8 +125,10 @@ def collapse_linear(model: nn.Module) -> nn.Module:
     Law: outputs are equal up to rounding. Collapse what `learner.adapt` returns; collapsing before
     adaptation keeps the function too, but not how it adapts.
 
-    >>> model = nn.Linear(3, 2)
-    >>> collapse_linear(append_linear(model, depth=3, width=8))
+    >>> import torch
+    >>> import metablocks as mb
+    >>> model = torch.nn.Linear(3, 2)
+    >>> mb.collapse_linear(mb.append_linear(model, depth=3, width=8))
     Linear(in_features=3, out_features=2, bias=True)
 
     Raises `BlockError` for a model without appended layers.

@@ -87,6 +87,7 @@ def insert_lora(
     `lora.down.weight` (A) and `lora.up.weight` (B). To adapt these alone: `adapt="*lora.*"`, with the
     head `["*lora.*", "head.*"]`; the outer loop then learns where A and B start, and W.
 
+    - `rank`: the rank r of the update.
     - `layers`: patterns over the names of the layers' weights: `["*query*", "*value*"]`.
     - `freeze`: patterns of the model's own parameters that stay as they are, in the outer loop too:
       `["*", "!head.*"]` for a pre-trained model.
@@ -97,8 +98,10 @@ def insert_lora(
 
     Source: Hu et al. 2021 (LoRA). Deviations: 1. α is 1; 2. no dropout.
 
-    >>> model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(4, 2))
-    >>> [name for name, _ in insert_lora(model, rank=1, layers="2.*").named_parameters()]
+    >>> import torch
+    >>> import metablocks as mb
+    >>> model = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.Flatten(), torch.nn.Linear(4, 2))
+    >>> [name for name, _ in mb.insert_lora(model, rank=1, layers="2.*").named_parameters()]
     ['0.weight', '0.bias', '2.weight', '2.bias', '2.lora.down.weight', '2.lora.up.weight']
 
     Raises `BlockError` for a `rank` below 1 or above a layer's inputs or outputs, a model without such
@@ -150,7 +153,9 @@ def fold_lora(model: nn.Module) -> nn.Module:
 
     Law: outputs are equal up to rounding. Fold what `learner.adapt` returns to predict with it.
 
-    >>> fold_lora(insert_lora(nn.Linear(3, 2), rank=1))
+    >>> import torch
+    >>> import metablocks as mb
+    >>> mb.fold_lora(mb.insert_lora(torch.nn.Linear(3, 2), rank=1))
     Linear(in_features=3, out_features=2, bias=True)
 
     Raises `BlockError` for a model without low-rank updates.

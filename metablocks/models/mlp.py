@@ -15,11 +15,15 @@ from metablocks.models.layers import ACTIVATIONS, DEEPEST, Activation, xavier
 class MLP(nn.Module):
     """Linear layers of the `hidden` widths with an activation after each, then a linear head.
 
-    Inputs `[examples, *input_shape]` are flattened; output `[examples, outputs]`. `hidden=()` is a
-    linear model. `bias=False` leaves out the bias of every layer. Parameters are named `body.…` and
-    `head.…`. With `init="xavier"` weights start Xavier-uniform and biases zero; with "fan_in" both
-    start uniform within ±1/√inputs, as PyTorch's layers do: units that see one number then bend in
-    different places.
+    Inputs `[examples, *input_shape]` are flattened; output `[examples, outputs]`. Parameters are
+    named `body.…` and `head.…`.
+
+    - `hidden`: widths of the hidden layers; () for a linear model.
+    - `activation`: the non-linearity behind every hidden layer.
+    - `bias`: False leaves out the bias of every layer.
+    - `init`: "xavier": weights start Xavier-uniform and biases zero; "fan_in": both start uniform
+      within ±1/√inputs, as PyTorch's layers do: units that see one number then bend in different
+      places.
 
     Source: Finn, Abbeel, Levine 2017 (sinusoid: two hidden layers of 40, ReLU).
 

@@ -54,6 +54,11 @@ class PerStepBatchNorm(StepAware):
     runs its own `forward` and moves them itself, with the row of its step in their places. (There a
     `momentum` of None is counted in Python, which `torch.func.vmap` refuses.)
 
+    >>> import torch
+    >>> import metablocks as mb
+    >>> norm = mb.PerStepBatchNorm(torch.nn.BatchNorm2d(4), steps=3)
+    >>> norm.weight.shape, norm.running_mean.shape
+    (torch.Size([3, 4]), torch.Size([3, 4]))
     """
 
     collects_buffers = True

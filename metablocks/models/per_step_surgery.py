@@ -55,8 +55,10 @@ def per_step_batch_norm(
     1. tasks combine by a mean and not one after another; 2. evaluation writes nothing, while the
     reference's backup of the statistics aliases them.
 
-    >>> model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
-    >>> [list(p.shape) for p in per_step_batch_norm(model, steps=5).parameters()]
+    >>> import torch
+    >>> import metablocks as mb
+    >>> model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 2))
+    >>> [list(p.shape) for p in mb.per_step_batch_norm(model, steps=5).parameters()]
     [[4, 3], [4], [5, 4], [5, 4], [2, 4], [2]]
 
     Raises `BlockError` for `steps` below 1, an unknown option, a model without batch norm, and one
@@ -113,8 +115,10 @@ def _obstacle(norm: _BatchNorm) -> str:
 def norm_patterns(model: nn.Module) -> list[str]:
     """Patterns for `adapt` that leave γ and β of per-step batch norms to the outer loop.
 
-    >>> model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
-    >>> norm_patterns(per_step_batch_norm(model, steps=5))
+    >>> import torch
+    >>> import metablocks as mb
+    >>> model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 2))
+    >>> mb.norm_patterns(mb.per_step_batch_norm(model, steps=5))
     ['*', '!1.weight', '!1.bias']
     """
 

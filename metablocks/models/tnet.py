@@ -73,9 +73,11 @@ def insert_tnet(model: nn.Module, *, layers: str | Sequence[str] = "*") -> nn.Mo
     T is for the outer loop: leave it out of the inner one with `adapt=transform_patterns(model)`, or
     in a recipe `adapt: ["*", "!*.transform.*"]`. `fold_tnet` gives the plain model back.
 
-    `layers` selects, by patterns over the names of their weights, which layers get a T; `"!head.*"`
-    is all but the head. Layers with a frozen weight get none: the inner loop leaves them alone.
+    Layers with a frozen weight get none: the inner loop leaves them alone.
     Layers that share their weight share their T. The model is left as it is.
+
+    - `layers`: patterns over the names of weights: which layers get a T; `"!head.*"` is all but the
+      head.
 
     Law: with T = I, trajectory and meta-gradient of W, b are those of the model without. One step
     moves A = T W by −α T Tᵀ ∇_A L.
@@ -83,8 +85,10 @@ def insert_tnet(model: nn.Module, *, layers: str | Sequence[str] = "*") -> nn.Mo
     Source: Lee, Choi 2018, and its released code (T behind the bias, on the logits too). Deviation:
     1. the T of a grouped convolution, of which the code has none, is grouped alike, so that it folds.
 
-    >>> model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Flatten(), nn.Linear(4, 2))
-    >>> [name for name, _ in insert_tnet(model).named_parameters()]
+    >>> import torch
+    >>> import metablocks as mb
+    >>> model = torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), torch.nn.Flatten(), torch.nn.Linear(4, 2))
+    >>> [name for name, _ in mb.insert_tnet(model).named_parameters()]
     ['0.weight', '0.bias', '0.transform.weight', '2.weight', '2.bias', '2.transform.weight']
 
     Raises `BlockError` for a model without trainable layers of this kind, with transforms already,
@@ -133,8 +137,10 @@ def fold_tnet(model: nn.Module) -> nn.Module:
     Law: outputs are equal up to rounding. Fold what `learner.adapt` returns to predict with it;
     folding *before* adaptation loses the learned metric.
 
-    >>> model = nn.Linear(3, 2)
-    >>> fold_tnet(insert_tnet(model))
+    >>> import torch
+    >>> import metablocks as mb
+    >>> model = torch.nn.Linear(3, 2)
+    >>> mb.fold_tnet(mb.insert_tnet(model))
     Linear(in_features=3, out_features=2, bias=True)
 
     Raises `BlockError` for a model without transforms.
@@ -171,7 +177,9 @@ def fold_tnet(model: nn.Module) -> nn.Module:
 def transform_patterns(model: nn.Module) -> list[str]:
     """Patterns for `adapt` that leave every T to the outer loop.
 
-    >>> transform_patterns(insert_tnet(nn.Sequential(nn.Linear(3, 2))))
+    >>> import torch
+    >>> import metablocks as mb
+    >>> mb.transform_patterns(mb.insert_tnet(torch.nn.Sequential(torch.nn.Linear(3, 2))))
     ['*', '!0.transform.weight']
     """
     return outer_loop_patterns(

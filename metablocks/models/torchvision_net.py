@@ -31,6 +31,7 @@ def torchvision_classifier(
     that torchvision gives them. A grey image counts as three equal channels: the weights of the first
     convolution are summed over theirs, which is the same function.
 
+    - `name`: the model's name in `torchvision.models.list_models()`.
     - `weights`: None for weights drawn as torchvision draws them, or the file of a `state_dict`, of any
       number of classes: the head stays new if it has another. Nothing is downloaded.
     - `options`: what the model's function takes beside: `{image_size: 32}` of `vit_b_16`,

@@ -17,6 +17,10 @@ class Transformer(nn.Module):
     knows anything. Positions are learned. Parameters are named `body.…` and `head.…`; queries, keys and
     values are layers of their own (`body.block0.attention.query`).
 
+    - `width`: numbers of a token between the layers.
+    - `heads`: attention heads of a layer.
+    - `layers`: number of blocks.
+
     Source: Vaswani et al. 2017; the layer norms' places as in Radford et al. 2019 (GPT-2).
 
     >>> model = Transformer(input_shape=(16,), outputs=256, width=8, heads=2, layers=1)

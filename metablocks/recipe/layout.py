@@ -16,12 +16,18 @@ from metablocks.functional import NormStatistics
 
 @dataclass(frozen=True, kw_only=True)
 class InnerSection:
-    """The inner loop: what happens inside a task, and by what batch norms normalise in it.
+    """The inner loop: what happens inside a task.
 
-    `batches` and `start` may be left out: the full batch, and the parameters as they are learned.
-
-    `norm_statistics`: of the batch at hand, of the net as it came (`running`), or, when it is judged,
-    of the support set: see `MetaLearner`.
+    - `steps`: inner steps that a task takes in training.
+    - `adapt`: which parameters move inside a task, patterns over their names: "*" all, "head.*"
+      those of the head (ANIL), "!head.*" all others (BOIL).
+    - `rule`: how a gradient becomes an update, one block after another.
+    - `order`: through which steps the meta-gradient looks.
+    - `batches`: the examples that each inner step sees; may be left out: the whole support set.
+    - `start`: where a task begins; may be left out: the parameters as they are learned.
+    - `norm_statistics`: by what batch norms normalise inside a task: `batch`, the batch at hand;
+      `running`, the net as it came; `support`, when it is judged, the support set (see
+      `MetaLearner`).
     """
 
     steps: CountFrom0
@@ -37,7 +43,19 @@ class InnerSection:
 
 @dataclass(frozen=True, kw_only=True)
 class OuterSection:
-    """The outer loop: the training of the meta-parameters."""
+    """The outer loop: the training of the meta-parameters.
+
+    - `step_loss`: which steps' query losses count.
+    - `estimator`: how the meta-gradient is computed.
+    - `clip`: how far the meta-gradient may go; null for no bound.
+    - `optimizer`: how the meta-parameters move.
+    - `schedule`: how the outer rate changes with the epoch.
+    - `tasks_per_step`: tasks of a meta-step, over which the meta-gradient is a mean.
+    - `steps_per_epoch`: meta-steps of an epoch; schedules count in epochs.
+    - `epochs`: epochs of the training.
+    - `nonfinite`: what a loss or meta-gradient that is not finite does: `stop` the run, or `skip`
+      the meta-step.
+    """
 
     step_loss: Annotated[Any, Blocks("step_loss")]
     estimator: Annotated[Any, Blocks("estimator")]
@@ -48,14 +66,17 @@ class OuterSection:
     steps_per_epoch: Count
     epochs: Count
     nonfinite: Nonfinite = "stop"
-    """What a loss or meta-gradient that is not finite does: end the run, or skip the meta-step."""
 
 
 @dataclass(frozen=True)
 class EvaluationSection:
-    """The number of tasks of an evaluation, the epochs between two, and its inner steps.
+    """How what is learned is judged: in validations, and in the test at the end.
 
-    `ensemble`: the number of the best checkpoints by validation are tested together, too.
+    - `tasks`: tasks of an evaluation.
+    - `every`: epochs from one validation to the next.
+    - `inner_steps`: inner steps that a task takes when it is judged.
+    - `ensemble`: so many checkpoints, the best by validation, are tested together, too; 1 for the
+      best alone.
     """
 
     tasks: Count
@@ -66,21 +87,35 @@ class EvaluationSection:
 
 @dataclass(frozen=True)
 class HardwareSection:
-    """Device, executor and precision."""
+    """Device, executor and precision.
+
+    - `device`: auto, cpu, cuda, cuda:1, ….
+    - `executor`: how tasks are spread over the hardware.
+    - `precision`: of parameters and data; bfloat16: these in float32, passes under autocast (those
+      of an evaluation under `vmap` stay in float32: PyTorch's vmap takes no notice of autocast if
+      nothing is differentiated).
+    """
 
     device: str
     executor: Annotated[Any, Blocks("executor")]
     precision: Literal["float32", "float64", "bfloat16"]
-    """Of parameters and data. bfloat16: these in float32, passes under autocast.
-
-    (Passes of an evaluation under `vmap` stay in float32: PyTorch's vmap takes no notice of autocast
-    if nothing is differentiated.)
-    """
 
 
 @dataclass(frozen=True, kw_only=True)
 class RecipeLayout:
-    """The whole recipe."""
+    """The whole recipe.
+
+    - `name`: what the experiment is called.
+    - `cite`: the paper that it follows.
+    - `seed`: of the tasks, of the initial weights and of all other draws.
+    - `tasks`: what is learned from.
+    - `model`: what is learned.
+    - `surgery`: how the model is changed before it is learned, one block after another.
+    - `inner`: what happens inside a task.
+    - `outer`: the training of the meta-parameters.
+    - `evaluation`: how what is learned is judged.
+    - `hardware`: device, executor and precision.
+    """
 
     name: str
     cite: str = ""
@@ -92,6 +127,16 @@ class RecipeLayout:
     outer: OuterSection
     evaluation: EvaluationSection
     hardware: HardwareSection
+
+
+SECTIONS: dict[str, type] = {
+    "recipe": RecipeLayout,
+    "inner": InnerSection,
+    "outer": OuterSection,
+    "evaluation": EvaluationSection,
+    "hardware": HardwareSection,
+}
+"""The recipe as a whole, and its sections by name."""
 
 
 def slot_of(annotation: Any) -> Blocks | None:

@@ -1,8 +1,10 @@
 """Texts of the command about blocks and experiments, and the JSON schema, taken from the code itself."""
 
 import inspect
+import re
 import textwrap
 from collections.abc import Callable, Iterable
+from dataclasses import is_dataclass
 from typing import Any
 
 from torch import nn
@@ -10,23 +12,22 @@ from torch import nn
 from metablocks.checks import Blocks
 from metablocks.recipe import schema
 from metablocks.recipe.build import Experiment
-from metablocks.recipe.layout import (
-    HardwareSection,
-    InnerSection,
-    OuterSection,
-    RecipeLayout,
-    slot_of,
-)
+from metablocks.recipe.layout import SECTIONS, RecipeLayout, slot_of
 from metablocks.recipe.load import Shipped
 from metablocks.recipe.parse import show
 from metablocks.recipe.slots import SLOTS, Slot
 from metablocks.tasks.base import example_shapes
 
+_INDENTED: Any = {"initial_indent": " " * 10, "subsequent_indent": " " * 10}
+_MEANING = re.compile(r"^- (`\w+`(?:, `\w+`)*): (.*(?:\n  .*)*)", re.MULTILINE)
 
-def blocks_text(slots: Iterable[Slot] = tuple(SLOTS.values())) -> str:
-    """Every block of the slots: equation, source, and each field's type and default.
 
-    >>> print(blocks_text([SLOTS["order"]]))  # doctest: +ELLIPSIS
+def blocks_text(names: Iterable[str] = (*SECTIONS, *SLOTS)) -> str:
+    """Sections of a recipe, and every block of its slots, by their names.
+
+    With equation, source, and each field's type, default and meaning.
+
+    >>> print(blocks_text(["order"]))  # doctest: +ELLIPSIS
     order: through which steps the meta-gradient looks
     <BLANKLINE>
       second_order (metablocks.order:SecondOrder)
@@ -34,7 +35,24 @@ def blocks_text(slots: Iterable[Slot] = tuple(SLOTS.values())) -> str:
           Source: Finn, Abbeel, Levine 2017.
     ...
     """
-    return "\n\n".join(_slot_text(slot) for slot in slots)
+    return "\n\n".join(
+        _slot_text(SLOTS[name]) if name in SLOTS else _section_text(name) for name in names
+    )
+
+
+def meanings(target: Callable[..., Any]) -> dict[str, str]:
+    """Meanings of the fields of a block or section: the items of its docstring, and of its bases'.
+
+    >>> meanings(SLOTS["order"].blocks["annealed"])
+    {'first_order_epochs': 'epochs at the beginning that are first-order.'}
+    """
+    owners = reversed(inspect.getmro(target)) if inspect.isclass(target) else [target]
+    return {
+        name: " ".join(text.split())
+        for owner in owners
+        for names, text in _MEANING.findall(inspect.cleandoc(owner.__doc__ or ""))
+        for name in re.findall(r"\w+", names)
+    }
 
 
 def shipped_text(recipes: Iterable[Shipped]) -> str:
@@ -53,17 +71,18 @@ def json_schema() -> dict[str, Any]:
 
     >>> recipe = json_schema()
     >>> recipe["$defs"]["InnerSection"]["properties"]["order"]
-    {'$ref': '#/$defs/order'}
-    >>> recipe["$defs"]["order"]["anyOf"][3]["properties"]["last"]
-    {'minimum': 0, 'title': 'Last', 'type': 'integer'}
+    {'$ref': '#/$defs/order', 'description': 'through which steps the meta-gradient looks.'}
+    >>> recipe["$defs"]["order"]["anyOf"][3]["properties"]["last"]  # doctest: +ELLIPSIS
+    {'minimum': 0, 'title': 'Last', 'type': 'integer', 'description': 'steps at the end ...'}
     """
     root = schema.adapter(schema.entry(RecipeLayout, section=True)).json_schema()
     definitions = root["$defs"]
-    for layout in (RecipeLayout, InnerSection, OuterSection, HardwareSection):
+    for layout in SECTIONS.values():
         properties = definitions.get(layout.__name__, root)["properties"]
         for field in schema.fields(layout).values():
             if mark := slot_of(field.annotation):
                 properties[field.name] = _slot_schema(mark, field.required)
+        _describe(properties, layout)
     for slot in SLOTS.values():
         entries = [_block_schema(name, slot, definitions) for name in slot.blocks]
         outside = {
@@ -95,7 +114,14 @@ def _block_schema(name: str, slot: Slot, definitions: dict[str, Any]) -> dict[st
             block["properties"][field.name] = _slot_schema(mark, field.required)
         elif not field.required and schema.is_plain(field.default):
             block["properties"][field.name]["default"] = field.default
+    _describe(block["properties"], target)
     return block
+
+
+def _describe(properties: dict[str, Any], target: Callable[..., Any]) -> None:
+    for name, meaning in meanings(target).items():
+        if name in properties:
+            properties[name]["description"] = meaning
 
 
 def summary(experiment: Experiment) -> str:
@@ -166,15 +192,26 @@ def _slot_text(slot: Slot) -> str:
 
 
 def _block_text(name: str, target: Callable[..., Any], slot: Slot) -> str:
-    known = schema.fields(target, slot.context).values()
-    width = max((len(field.name) for field in known), default=0)
     lines = [f"  {name} ({target.__module__}:{target.__qualname__})"]
     lines += [textwrap.indent(paragraph, " " * 6) for paragraph in _about(target)]
+    return "\n".join([*lines, *_field_lines(target, slot.context)])
+
+
+def _section_text(name: str) -> str:
+    about, *_ = _about(SECTIONS[name])
+    return "\n".join([f"{name}: {about}", *_field_lines(SECTIONS[name])])
+
+
+def _field_lines(target: Callable[..., Any], context: tuple[str, ...] = ()) -> Iterable[str]:
+    known, means = schema.fields(target, context).values(), meanings(target)
+    width = max((len(field.name) for field in known), default=0)
     for field in known:
-        takes = schema.describe(field.annotation) or str(field.annotation)
+        section = is_dataclass(field.annotation)
+        takes = "a section" if section else schema.describe(field.annotation)
         default = "required" if field.required else f"default {_shown(field.default)}"
-        lines.append(f"      - {field.name:<{width}}  {takes}; {default}")
-    return "\n".join(lines)
+        yield f"      - {field.name:<{width}}  {takes or field.annotation}; {default}"
+        if field.name in means:
+            yield textwrap.fill(means[field.name], 100, **_INDENTED)
 
 
 def _about(target: Callable[..., Any]) -> list[str]:

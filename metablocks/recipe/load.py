@@ -5,6 +5,7 @@ Shipped recipes lie in the checkout's `recipes/` or, installed, in `metablocks/_
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,6 +15,7 @@ from metablocks.recipe.overrides import apply_overrides
 from metablocks.recipe.parse import Node, Problem, parse, raise_problems
 from metablocks.recipe.record import Recipe
 from metablocks.recipe.resolve import resolve
+from metablocks.recipe.schedules import schedule_notes
 
 MAX_BYTES = 1_000_000
 _PACKAGE = Path(__file__).resolve().parents[1]
@@ -51,12 +53,12 @@ def from_text(
     """The resolved recipe of YAML text; `source` names it in messages. Raises as `load` does."""
     problems: list[Problem] = []
     root = parse(text, source, problems)
-    root, notes = apply_overrides(root, overrides, problems)
+    root, notes = apply_overrides(root, overrides, problems, allow)
     values, places = resolve(root, allow, problems)
     recipe = Recipe(source, values, places, tuple(notes), tuple(allow))
     try_blocks(recipe, problems)
     raise_problems(problems)
-    return recipe
+    return replace(recipe, notes=(*notes, *schedule_notes(recipe)))
 
 
 def find_recipe(name_or_path: str | Path) -> Path:

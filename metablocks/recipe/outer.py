@@ -42,6 +42,13 @@ def adam(
 ) -> Optimizer:
     """Adam: m ← β₁m + (1−β₁)g, v ← β₂v + (1−β₂)g², θ ← θ − lr · m̂ / (√v̂ + eps).
 
+    - `lr`: the outer learning rate.
+    - `betas`: β₁ and β₂, the decays of the running means of g and g².
+    - `eps`: added to the root in the denominator.
+    - `weight_decay`: factor of the L2 penalty, whose gradient is added to g.
+    - `groups`: other values of these fields for some parameters, `{"rule.*": {lr: 1e-4}}`, by
+      patterns over the learner's parameter names.
+
     Source: Kingma, Ba 2015 (torch.optim.Adam).
 
     >>> model = nn.Linear(1, 1)
@@ -68,6 +75,13 @@ def adamw(
 ) -> Optimizer:
     """AdamW: Adam, with the decay taken off the parameters, θ ← θ − lr · weight_decay · θ.
 
+    - `lr`: the outer learning rate.
+    - `betas`: β₁ and β₂, the decays of the running means of g and g².
+    - `eps`: added to the root in the denominator.
+    - `weight_decay`: share of a parameter, times lr, that every step takes off.
+    - `groups`: other values of these fields for some parameters, `{"rule.*": {lr: 1e-4}}`, by
+      patterns over the learner's parameter names.
+
     Source: Loshchilov, Hutter 2019 (torch.optim.AdamW).
 
     Raises what `split` does for a pattern of `groups` that selects nothing or overlaps another.
@@ -88,6 +102,13 @@ def sgd(
     groups: Groups | None = None,
 ) -> Optimizer:
     """Stochastic gradient descent: b ← momentum · b + g, θ ← θ − lr · b.
+
+    - `lr`: the outer learning rate.
+    - `momentum`: how much of b the next step keeps.
+    - `nesterov`: True for Nesterov's momentum.
+    - `weight_decay`: factor of the L2 penalty, whose gradient is added to g.
+    - `groups`: other values of these fields for some parameters, `{"rule.*": {lr: 1e-4}}`, by
+      patterns over the learner's parameter names.
 
     Source: Robbins, Monro 1951; Sutskever et al. 2013 (torch.optim.SGD).
 
@@ -117,6 +138,9 @@ def cosine(optimizer: Optimizer, *, final: NonNegative, epochs: Count) -> LRSche
 
     Every group of the optimiser goes from its own rate to `final`.
 
+    - `final`: the rate of the last epoch and after.
+    - `epochs`: the epochs until then: in a recipe, all.
+
     Source: Loshchilov, Hutter 2017; MAML++ uses it (torch.optim.lr_scheduler.CosineAnnealingLR).
 
     >>> optimizer = torch.optim.SGD(nn.Linear(1, 1).parameters(), lr=0.5)
@@ -134,6 +158,9 @@ def linear(optimizer: Optimizer, *, final: NonNegative, epochs: Count) -> LRSche
     """A straight line, per epoch e: lr(e) = lr + (final − lr) e / epochs.
 
     Every group of the optimiser goes from its own rate to `final`.
+
+    - `final`: the rate of the last epoch and after.
+    - `epochs`: the epochs until then: in a recipe, all.
 
     Source: Nichol, Achiam, Schulman 2018 (Reptile's ε, from 1 to 0) (torch.optim.lr_scheduler.LambdaLR).
 
@@ -220,7 +247,8 @@ class _Bound:
 class ClipValue(_Bound):
     """Clamp every entry of the meta-gradient: g ← min(max(g, −maximum), maximum).
 
-    `only` are patterns over the learner's parameter names (`model.*`, `rule.*`).
+    - `maximum`: the largest entry that is let through.
+    - `only`: patterns over the learner's parameter names (`model.*`, `rule.*`): what is clipped.
 
     Source: the reference code of Antoniou, Edwards, Storkey 2018 (±10, the net only)
     (torch.nn.utils.clip_grad_value_).
@@ -242,7 +270,8 @@ class ClipValue(_Bound):
 class ClipNorm(_Bound):
     """Scale the meta-gradient down to a norm: g ← g · min(1, maximum / ‖g‖), ‖g‖ over all of it.
 
-    `only` are patterns over the learner's parameter names (`model.*`, `rule.*`).
+    - `maximum`: the longest meta-gradient that is let through.
+    - `only`: patterns over the learner's parameter names (`model.*`, `rule.*`): what is clipped.
 
     Source: Pascanu, Mikolov, Bengio 2013 (torch.nn.utils.clip_grad_norm_).
 

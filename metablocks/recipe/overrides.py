@@ -1,18 +1,21 @@
 """Overrides: `--set inner.steps=3` applied to the tree of a recipe, from left to right.
 
 The value is YAML, read as strictly as the file. A path may end at a field that the file leaves to
-its default; whether the field exists is for the schema to say. Replacing a `block` clears the
-fields that belonged to the old one.
+its default; whether the field exists is for the schema to say. Replacing a `block` keeps the fields
+that the new one takes, too, with these values, and clears the others.
 """
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
+from typing import Any
 
 from metablocks.errors import RecipeError
+from metablocks.recipe import schema
 from metablocks.recipe.layout import slot_paths
 from metablocks.recipe.parse import Node, Place, Problem, join, one_line, parse_value, plain
+from metablocks.recipe.slots import SLOTS, Slot, find
 
 _WORD, _INDEX, _KEY = r"[A-Za-z_][A-Za-z0-9_-]*", r"\[[0-9]{1,6}\]", r'\["(?:[^"\\]|\\.)*"\]'
 _PATH = re.compile(rf"(?:{_WORD}|{_KEY})(?:\.{_WORD}|{_INDEX}|{_KEY})*")
@@ -20,9 +23,9 @@ _STEP = re.compile(rf"\.?({_WORD})|({_INDEX}|{_KEY})")
 
 
 def apply_overrides(
-    root: Node, overrides: Sequence[str], problems: list[Problem]
+    root: Node, overrides: Sequence[str], problems: list[Problem], allow: Collection[str] = ()
 ) -> tuple[Node, list[str]]:
-    """The tree with every `path=value` applied, and notes on what that cleared.
+    """The tree with every `path=value` applied, and notes on what that kept and cleared of a block.
 
     Appends to `problems` what cannot be applied. The given tree is not changed.
 
@@ -33,13 +36,15 @@ def apply_overrides(
     {'inner': {'steps': 3, 'order': {'block': 'final'}}}
     >>> notes
     ['--set inner.order.block=final: cleared last, which belonged to truncated']
+
+    `allow` is the packages that a block may come from.
     """
     notes: list[str] = []
     for override in overrides:
         source = f"--set {one_line(override)}"
         try:
             path, value = _split(override, source, problems)
-            root = _assign(root, path, value, "", source, notes)
+            root = _assign(root, path, value, "", source, notes, allow)
         except RecipeError as error:
             message = str(error).removeprefix(f"{source}: ")
             problems.append(Problem(Place(source), "", message))
@@ -72,11 +77,17 @@ def _cut(override: str) -> tuple[str, str, str]:
 
 
 def _assign(
-    node: Node, path: list[str | int], value: Node, at: str, source: str, notes: list[str]
+    node: Node,
+    path: list[str | int],
+    value: Node,
+    at: str,
+    source: str,
+    notes: list[str],
+    allow: Collection[str],
 ) -> Node:
     if not path:
-        if _is_slot(at) and _fields(node) and _name(value) != _name(node):
-            _note(source, node, notes)
+        if _slot(at) and _fields(node) and _name(value) != _name(node):
+            _note(source, node, {}, notes)
         return replace(value, key=node.key)
     step, *rest = path
     if isinstance(step, int):
@@ -88,9 +99,10 @@ def _assign(
                 f"{at} has {count} {'entry' if count == 1 else 'entries'}; there is no [{step}]"
             )
         items = list(node.value)
-        items[step] = _assign(items[step], rest, value, join(at, step), source, notes)
+        items[step] = _assign(items[step], rest, value, join(at, step), source, notes, allow)
         return replace(node, value=items)
-    if isinstance(node.value, str) and _is_slot(at):  # the shorthand of {block: name}
+    slot = _slot(at)
+    if isinstance(node.value, str) and slot:  # the shorthand of {block: name}
         node = replace(node, value={"block": Node(node.value, node.place)})
     if node.value is None:
         node = replace(node, value={})
@@ -99,19 +111,32 @@ def _assign(
         hint = f"; say which entry: {at}[0].{step}" if kind == "a list" else ""
         raise RecipeError(f'{at} is {kind}; it has no field "{step}"{hint}')
     entries = dict(node.value)
-    if step == "block" and not rest and _is_slot(at) and _name(value) != _name(node):
-        _note(source, node, notes)
-        entries = {}
+    if step == "block" and not rest and slot and _name(value) != _name(node):
+        entries = _kept(node, slot, plain(value), allow)
+        _note(source, node, entries, notes)
     place = Place(source)
     old = entries.get(step, Node(None, place, key=place))
-    entries[step] = _assign(old, rest, value, join(at, step), source, notes)
+    entries[step] = _assign(old, rest, value, join(at, step), source, notes, allow)
     return replace(node, value=entries)
 
 
-def _is_slot(path: str) -> bool:
+def _slot(path: str) -> Slot | None:
     bare, index = re.sub(r"\[\d+\]$", "", path), path.endswith("]")
     mark = slot_paths().get(bare)
-    return mark is not None and index != (mark.at_least is None)
+    return None if mark is None or index == (mark.at_least is None) else SLOTS[mark.slot]
+
+
+def _kept(node: Node, slot: Slot, block: Any, allow: Collection[str]) -> dict[str, Node]:
+    """The fields of a block that another one takes, too, with these values."""
+    try:
+        fields = schema.fields(find(slot, block, allow), slot.context)
+        return {
+            name: node.value[name]
+            for name in _fields(node)
+            if name in fields and schema.fits(node.value[name], fields[name].annotation)
+        }
+    except (RecipeError, TypeError):  # which `resolve` reports, with the place
+        return {}
 
 
 def _name(node: Node) -> object:
@@ -127,7 +152,9 @@ def _fields(node: Node) -> list[str]:
     return [key for key in node.value if key != "block"] if isinstance(node.value, dict) else []
 
 
-def _note(source: str, node: Node, notes: list[str]) -> None:
-    if _fields(node):
+def _note(source: str, node: Node, kept: Collection[str], notes: list[str]) -> None:
+    cleared = [name for name in _fields(node) if name not in kept]
+    if cleared:
         owner = f", which belonged to {_name(node)}" if _has_block(node) else ""
-        notes.append(f"{source}: cleared {', '.join(_fields(node))}{owner}")
+        rest = f"; kept {', '.join(kept)}" if kept else ""
+        notes.append(f"{source}: cleared {', '.join(cleared)}{owner}{rest}")

@@ -170,6 +170,13 @@ def check(node: Node, annotation: Any, path: str, problems: list[Problem]) -> An
     return INVALID
 
 
+def fits(node: Node, annotation: Any) -> bool:
+    """True if the node's value is one that `annotation` takes."""
+    problems: list[Problem] = []
+    check(node, annotation, "", problems)
+    return not problems
+
+
 def describe(annotation: Any, *, many: bool = False) -> str | None:
     """A field's value in words; None for a type that cannot be written in a recipe.
 

@@ -1,7 +1,7 @@
 """Update rules: how a gradient becomes an update.
 
 `RULES` is the table of blocks for the slot `rule` of recipes. A rule of a name there, imported here, is
-known everywhere: in recipes, to `metablocks verify`, and as `metablocks.MyRule`.
+known everywhere: in recipes, to `metablocks verify`, and as a name of `metablocks`.
 """
 
 from collections.abc import Callable

@@ -23,7 +23,14 @@ from metablocks.types import Tensors
 
 @dataclass(frozen=True)
 class StepInfo:
-    """Position in the inner loop: step `index` of `steps`, at fast weights `params`."""
+    """Position in the inner loop: step `index` of `steps`, at fast weights `params`.
+
+    >>> import torch
+    >>> import metablocks as mb
+    >>> step = mb.StepInfo(index=0, steps=5, params={"w": torch.zeros(2)})
+    >>> step.index, step.steps, list(step.params)
+    (0, 5, ['w'])
+    """
 
     index: int
     steps: int
@@ -65,12 +72,32 @@ class UpdateRule(nn.Module):
     differentiable in them, in the meta-parameters and in the state, and changes none of its
     arguments. `metablocks verify my_pkg.my_module:MyRule` holds a rule to them all.
 
-    >>> class Sign(UpdateRule):
+    >>> import torch
+    >>> import metablocks as mb
+    >>> class Sign(mb.UpdateRule):
     ...     def forward(self, updates, state, step):
     ...         return {name: u.sign() for name, u in updates.items()}, state
-    >>> updates, _ = Sign()({"w": torch.tensor([-2.0, 3.0])}, (), StepInfo(0, 1, {}))
+    >>> updates, _ = Sign()({"w": torch.tensor([-2.0, 3.0])}, (), mb.StepInfo(0, 1, {}))
     >>> updates["w"]
     tensor([-1.,  1.])
+
+    A learned rate of its own for every parameter, under the parameters' names:
+
+    >>> class LearnedRate(mb.UpdateRule):
+    ...     negates = True
+    ...     def __init__(self, init):
+    ...         super().__init__()
+    ...         self.initial = init
+    ...     def setup(self, params, steps):
+    ...         rates = {name: torch.full_like(p, self.initial) for name, p in params.items()}
+    ...         self.rate = mb.NamedTensors(rates, learn=True)
+    ...         return self
+    ...     def forward(self, updates, state, step):
+    ...         return {name: -self.rate[name] * u for name, u in updates.items()}, state
+    >>> loss = torch.nn.functional.mse_loss
+    >>> learner = mb.MetaLearner(torch.nn.Linear(1, 1), loss=loss, steps=2, rule=LearnedRate(0.1))
+    >>> [name for name, _ in learner.named_parameters()]
+    ['model.weight', 'model.bias', 'rule.rate.weight', 'rule.rate.bias']
     """
 
     max_steps: int | None = None
@@ -102,10 +129,11 @@ class Chain(UpdateRule):
 
     Law: a chain is its hand-written loop; `Chain(rule)` is `rule`; chains nest.
 
-    >>> from metablocks.rules import LearningRate
+    >>> import torch
+    >>> import metablocks as mb
     >>> params = {"w": torch.ones(2)}
-    >>> rule = Chain(LearningRate(0.5), LearningRate(0.5)).setup(params, steps=1)
-    >>> rule({"w": torch.ones(2)}, rule.init(params), StepInfo(0, 1, params))[0]["w"]
+    >>> rule = mb.Chain(mb.LearningRate(0.5), mb.LearningRate(0.5)).setup(params, steps=1)
+    >>> rule({"w": torch.ones(2)}, rule.init(params), mb.StepInfo(0, 1, params))[0]["w"]
     tensor([0.2500, 0.2500])
 
     Raises `RuleError` for an empty chain and for a member that is no `UpdateRule`.
@@ -177,7 +205,9 @@ class NamedTensors(nn.Module):
     A `nn.ParameterDict` refuses dots; this mirrors the model's own tree of modules instead, so that
     the tensor for `conv1.weight` is called `conv1.weight` here too.
 
-    >>> tensors = NamedTensors({"conv1.weight": torch.zeros(2)}, learn=True)
+    >>> import torch
+    >>> import metablocks as mb
+    >>> tensors = mb.NamedTensors({"conv1.weight": torch.zeros(2)}, learn=True)
     >>> [name for name, _ in tensors.named_parameters()]
     ['conv1.weight']
     >>> tensors["conv1.weight"].shape

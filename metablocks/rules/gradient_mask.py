@@ -37,6 +37,9 @@ class MTMask(UpdateRule):
     Draws follow from torch's global generator, are independent between tasks under every executor,
     and `Vmap`'s are not those of `Loop`, as its `RandomDrawsWarning` says.
 
+    - `temperature`: of the Gumbel-softmax.
+    - `init`: ζ at first.
+
     Laws: with all masks on it is the identity; an `init` of 50 is that for certain in float32 and
     float64, since |log u − log(1 − u)| is below 37 there. Whoever wants to know that a learner with
     `MTMask(init=50.0)` is the learner without can run `laws.rule_gradients.same_as_without`.
@@ -48,12 +51,14 @@ class MTMask(UpdateRule):
     3. A tensor of no such form gets a mask over its first dimension (a scalar: one entry), and where
        weight and bias have one shape (a norm over several dimensions), entry by entry.
 
+    >>> import torch
+    >>> import metablocks as mb
     >>> params = {"fc.weight": torch.zeros(3, 2), "fc.bias": torch.zeros(3)}
-    >>> rule = MTMask(init=50.0).setup(params, steps=1)
+    >>> rule = mb.MTMask(init=50.0).setup(params, steps=1)
     >>> [(name, tuple(p.shape)) for name, p in rule.named_parameters()]
     [('logit.fc.*', (3,))]
     >>> ones = {name: torch.ones_like(p) for name, p in params.items()}
-    >>> updates, state = rule(ones, rule.init(params), StepInfo(0, 1, params))
+    >>> updates, state = rule(ones, rule.init(params), mb.StepInfo(0, 1, params))
     >>> updates["fc.bias"].tolist()
     [1.0, 1.0, 1.0]
 

@@ -38,13 +38,18 @@ class KFO(UpdateRule):
 
     They have the dtype of their parameter, complex for a complex one.
 
-    `bias=False` leaves B out. `psd` puts LᵀL for L and RᵀR for R (LᴴL and RᴴR if they are complex):
-    a positive semi-definite transform. `hidden` layers in front of the last transform make a network
-    of it (the paper: typically 2), each two transforms and `activation` σ:
-    h ← K₋(h) + σ(K₊(h)) − σ(K₋(h)).
+    - `hidden`: layers in front of the last transform, which make a network of it (the paper:
+      typically 2), each two transforms and σ: h ← K₋(h) + σ(K₊(h)) − σ(K₋(h)).
+    - `activation`: σ, of the hidden layers.
+    - `psd`: True puts LᵀL for L and RᵀR for R (LᴴL and RᴴR if they are complex): a positive
+      semi-definite transform.
+    - `bias`: False leaves B out.
+    - `vector_right_factor`: True takes a vector for a matrix `[n, 1]`, with a right factor.
+    - `adapt_transform`: True if the transform's own factors φ adapt inside a task too, from the
+      second step on.
+    - `rate`: α of θ and φ alike, with `adapt_transform`.
 
-    `adapt_transform`: the transform's own factors φ adapt inside a task too, from the second step
-    on, with `rate` α for θ and φ alike:
+    With `adapt_transform`:
 
         φ_k = φ_{k−1} − α ∂L_s(θ_k)/∂φ_{k−1},    θ_k = θ_{k−1} − α U(g_{k−1}; φ_{k−1})
 
@@ -76,11 +81,13 @@ class KFO(UpdateRule):
     4. `adapt_transform` takes second-order steps only: the release differentiates some of its
        first-order steps all the same.
 
+    >>> import torch
+    >>> import metablocks as mb
     >>> params = {"w": torch.zeros(2, 3)}
-    >>> rule = KFO().setup(params, steps=1)
+    >>> rule = mb.KFO().setup(params, steps=1)
     >>> {name: list(p.shape) for name, p in rule.named_parameters()}
     {'factors.left.w': [2, 2], 'factors.right.w': [3, 3], 'factors.bias.w': [2, 3]}
-    >>> rule({"w": torch.ones(2, 3)}, rule.init(params), StepInfo(0, 1, params))[0]["w"].detach()
+    >>> rule({"w": torch.ones(2, 3)}, rule.init(params), mb.StepInfo(0, 1, params))[0]["w"].detach()
     tensor([[1., 1., 1.],
             [1., 1., 1.]])
 

@@ -30,23 +30,23 @@ Rates: TypeAlias = float | Sequence[float] | Mapping[str, float]
 class LearningRate(UpdateRule):
     """Scale a gradient by a negative rate: u = −α ∘ g.
 
-    `granularity` says what shares a rate: `"scalar"` everything, `"layer"` the parameters of one
-    module, `"tensor"` the entries of one parameter tensor, `"parameter"` nothing. With `per_step`
-    every inner step has a rate of its own; at steps past those set up, `beyond` refuses (`"error"`)
-    or uses the last step's rate (`"last"`). With `learn` the rates are meta-parameters, unconstrained
-    in sign; otherwise they are buffers.
-
-    `init` is the rate, or the rates that learning begins with. A list has one for each inner step, as
-    many as the learner takes (`per_step` then). A mapping `{pattern: rate}` has groups of parameters,
-    whose patterns are read as those of `adapt`: the first that fits a name counts, and a name that none
-    fits is refused. A "scalar" then is one rate for each group.
-
     Rates have shape `[]`, or `[*parameter.shape]` for `"parameter"`, behind a `[steps]` dimension
     when `per_step`; on the parameters' device. They are real, those of complex parameters too, in
     the precision of what they serve, the highest one if it is mixed; updates have the dtypes of the
     gradients. They are named after what they serve: `rate.conv1.weight` (tensor, parameter),
     `rate.conv1.*` (layer), `rate.*` (scalar), `rate.0`, `rate.1`, … (the scalars of groups, by the
     position of their pattern).
+
+    - `init`: the rate, or the rates that learning begins with. A list has one for each inner step,
+      as many as the learner takes (`per_step` then). A mapping `{pattern: rate}` has groups of
+      parameters, whose patterns are read as those of `adapt`: the first that fits a name counts,
+      and a name that none fits is refused. A "scalar" then is one rate for each group.
+    - `granularity`: what shares a rate: "scalar" everything, "layer" the parameters of one module,
+      "tensor" the entries of one parameter tensor, "parameter" nothing.
+    - `per_step`: True if every inner step has a rate of its own.
+    - `learn`: True if the rates are meta-parameters, unconstrained in sign; otherwise they are
+      buffers.
+    - `beyond`: at steps past those set up: "error" refuses, "last" uses the last step's rate.
 
     Law: filled with one value, every granularity × per-step × list or groups gives the scalar's
     trajectory, and the gradients of the rates sum to the gradient of the scalar.
@@ -55,12 +55,13 @@ class LearningRate(UpdateRule):
     Li et al. 2017 (parameter).
 
     >>> import torch
+    >>> import metablocks as mb
     >>> params = {"w": torch.zeros(2)}
-    >>> rule = LearningRate(0.1).setup(params, steps=1)
-    >>> rule({"w": torch.ones(2)}, (), StepInfo(0, 1, params))[0]["w"]
+    >>> rule = mb.LearningRate(0.1).setup(params, steps=1)
+    >>> rule({"w": torch.ones(2)}, (), mb.StepInfo(0, 1, params))[0]["w"]
     tensor([-0.1000, -0.1000])
     >>> params = {"body.weight": torch.zeros(1), "head.weight": torch.zeros(1)}
-    >>> rule = LearningRate({"head.*": 0.5, "*": 0.1}).setup(params, steps=2)
+    >>> rule = mb.LearningRate({"head.*": 0.5, "*": 0.1}).setup(params, steps=2)
     >>> rule.rate["0"], rule.rate["1"]
     (tensor(0.5000), tensor(0.1000))
 
@@ -211,9 +212,12 @@ def _refusal(message: str) -> BlockError:
 def meta_sgd(init: Rates) -> LearningRate:
     """Meta-SGD: one learned rate for every single parameter, θ' = θ − α ∘ g.
 
+    - `init`: the rate that learning begins with (see `LearningRate`).
+
     Source: Li, Zhou, Chen, Li 2017.
 
-    >>> meta_sgd(0.01)
+    >>> import metablocks as mb
+    >>> mb.meta_sgd(0.01)
     LearningRate(0.01, granularity='parameter', per_step=False, learn=True)
     """
     return LearningRate(init, granularity="parameter", learn=True)
@@ -223,10 +227,14 @@ def meta_sgd(init: Rates) -> LearningRate:
 def lslr(init: Rates, *, beyond: Beyond = "error") -> LearningRate:
     """LSLR: one learned rate for every parameter tensor and inner step.
 
+    - `init`: the rate that learning begins with (see `LearningRate`).
+    - `beyond`: at steps past those set up: "error" refuses, "last" uses the last step's rates.
+
     Source: Antoniou, Edwards, Storkey 2018 (per-layer per-step learning rates, where the reference
     code's "layer" is one parameter tensor).
 
-    >>> lslr(0.1)
+    >>> import metablocks as mb
+    >>> mb.lslr(0.1)
     LearningRate(0.1, granularity='tensor', per_step=True, learn=True, beyond='error')
     """
     return LearningRate(init, granularity="tensor", per_step=True, learn=True, beyond=beyond)

@@ -44,12 +44,14 @@ class MetaCurvature(UpdateRule):
 
     Source: Park, Oliva 2019 (α fixed; one step).
 
+    >>> import torch
+    >>> import metablocks as mb
     >>> params = {"w": torch.zeros(2, 3), "b": torch.zeros(2)}
-    >>> rule = MetaCurvature().setup(params, steps=1)
+    >>> rule = mb.MetaCurvature().setup(params, steps=1)
     >>> {name: list(p.shape) for name, p in rule.named_parameters()}
     {'factors.out.w': [2, 2], 'factors.in.w': [3, 3], 'factors.scale.b': [2]}
     >>> gradients = {"w": torch.ones(2, 3), "b": torch.ones(2)}
-    >>> rule(gradients, rule.init(params), StepInfo(0, 1, params))[0]["b"].detach()
+    >>> rule(gradients, rule.init(params), mb.StepInfo(0, 1, params))[0]["b"].detach()
     tensor([1., 1.])
 
     Raises `RuleError` for parameters of more than 5 dimensions, and for a rule used before `setup`

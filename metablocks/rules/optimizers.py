@@ -36,25 +36,30 @@ Eps = Annotated[float, Ge(1e-12)]
 class Momentum(UpdateRule):
     """Heavy-ball momentum: v ← μ v + g, and v is the direction; with `nesterov`, g + μ v.
 
-    μ is `momentum`, in [0, 1); v starts as zero in every task, so that the first direction is g. This
-    is the convention of `torch.optim.SGD` without dampening: the rate stands outside of v. With
-    `learn`, μ is a meta-parameter, stored as its logit.
+    v starts as zero in every task, so that the first direction is g. This is the convention of
+    `torch.optim.SGD` without dampening: the rate stands outside of v.
+
+    - `momentum`: μ, in [0, 1).
+    - `nesterov`: True for Nesterov's direction, g + μ v.
+    - `learn`: True if μ is a meta-parameter, stored as its logit.
 
     Laws: `Chain(Momentum(μ), LearningRate(α))` takes the steps of `torch.optim.SGD(lr=α,
     momentum=μ)`; `Momentum(0.0)` is the identity.
 
     Source: Polyak 1964; Sutskever, Martens, Dahl, Hinton 2013 (torch.optim.SGD).
 
+    >>> import torch
+    >>> import metablocks as mb
     >>> params = {"w": torch.zeros(1)}
-    >>> rule, ones = Momentum(0.5), {"w": torch.ones(1)}
+    >>> rule, ones = mb.Momentum(0.5), {"w": torch.ones(1)}
     >>> state = rule.init(params)
     >>> for index in range(3):
-    ...     updates, state = rule(ones, state, StepInfo(index, 3, params))
+    ...     updates, state = rule(ones, state, mb.StepInfo(index, 3, params))
     ...     print(float(updates["w"]))
     1.0
     1.5
     1.75
-    >>> [name for name, _ in Momentum(learn=True).setup(params, steps=3).named_parameters()]
+    >>> [name for name, _ in mb.Momentum(learn=True).setup(params, steps=3).named_parameters()]
     ['momentum']
 
     Raises `RuleError` for a `momentum` outside [0, 1), and for `nesterov` or `learn` with momentum 0.
@@ -155,8 +160,12 @@ class Adam(_OfMoments):
         m ← β₁ m + (1 − β₁) g,    v ← β₂ v + (1 − β₂) g²
         m̂ = m / (1 − β₁ᵗ),        v̂ = v / (1 − β₂ᵗ)          t = 1, 2, … the inner step
 
-    m and v start as zero in every task. `beta1=0.0` is the inner optimiser of Reptile. With `learn`,
-    β₁ and β₂ are meta-parameters, stored as their logits.
+    m and v start as zero in every task.
+
+    - `beta1`: β₁, in [0, 1); 0 in the inner optimiser of Reptile.
+    - `beta2`: β₂, in [0, 1).
+    - `eps`: the bound of the direction's slope: that is at most 1/eps.
+    - `learn`: True if β₁ and β₂ are meta-parameters, stored as their logits.
 
     Laws: where √v̂ is far above `eps`, `Chain(Adam(), LearningRate(α))` takes the steps of
     `torch.optim.Adam(lr=α)`, and `Chain(Adam(), WeightDecay(d), LearningRate(α))`, with the decay
@@ -170,10 +179,12 @@ class Adam(_OfMoments):
     Near a zero gradient the direction turns with the slope 1/eps, and so does the meta-gradient at
     second order: an eps of 1e-3, say, keeps it tame.
 
+    >>> import torch
+    >>> import metablocks as mb
     >>> params = {"w": torch.zeros(2)}
-    >>> rule = Adam()
+    >>> rule = mb.Adam()
     >>> gradients = {"w": torch.tensor([-3.0, 0.0])}
-    >>> updates, _ = rule(gradients, rule.init(params), StepInfo(0, 1, params))
+    >>> updates, _ = rule(gradients, rule.init(params), mb.StepInfo(0, 1, params))
     >>> updates["w"].round(decimals=4).tolist()
     [-1.0, 0.0]
 
@@ -202,19 +213,25 @@ class Adamax(_OfMoments):
 
         m ← β₁ m + (1 − β₁) g,    u ← max(β₂ u, |g| + eps),    m̂ = m / (1 − β₁ᵗ)
 
-    m and u start as zero in every task. With `learn`, β₁ and β₂ are meta-parameters, stored as their
-    logits.
+    m and u start as zero in every task.
+
+    - `beta1`: β₁, in [0, 1).
+    - `beta2`: β₂, in [0, 1).
+    - `eps`: added to |g|.
+    - `learn`: True if β₁ and β₂ are meta-parameters, stored as their logits.
 
     Law: `Chain(Adamax(), LearningRate(α))` takes the steps of `torch.optim.Adamax(lr=α)`.
 
     Source: Kingma, Ba 2015, section 7.1.
 
+    >>> import torch
+    >>> import metablocks as mb
     >>> params = {"w": torch.zeros(2)}
-    >>> rule = Adamax(beta1=0.0, beta2=0.5)
+    >>> rule = mb.Adamax(beta1=0.0, beta2=0.5)
     >>> state = rule.init(params)
     >>> for size in (4.0, 1.0):
     ...     gradients = {"w": torch.tensor([size, 0.0])}
-    ...     updates, state = rule(gradients, state, StepInfo(0, 2, params))
+    ...     updates, state = rule(gradients, state, mb.StepInfo(0, 2, params))
     >>> updates["w"].tolist()
     [0.5, 0.0]
 
@@ -242,7 +259,10 @@ class RMSprop(UpdateRule):
     """A gradient by the root of its running mean square: v ← β v + (1 − β) g², and g / √(v + eps²).
 
     v starts as zero in every task, and its bias stays: the first direction has the size 1 / √(1 − β).
-    With `learn`, β is a meta-parameter, stored as its logit.
+
+    - `beta`: β, in [0, 1).
+    - `eps`: inside the root, as in `Adam`.
+    - `learn`: True if β is a meta-parameter, stored as its logit.
 
     Laws: where √v is far above `eps`, `Chain(RMSprop(), LearningRate(α))` takes the steps of
     `torch.optim.RMSprop(lr=α)`, whose `alpha` is β, and `Chain(RMSprop(), Momentum(μ),
@@ -251,10 +271,12 @@ class RMSprop(UpdateRule):
     Source: Tieleman, Hinton 2012 (torch.optim.RMSprop). Deviations: 1. eps inside the root, as in
     `Adam`, and for its reason. 2. There is no `centered` variant.
 
+    >>> import torch
+    >>> import metablocks as mb
     >>> params = {"w": torch.zeros(2)}
-    >>> rule = RMSprop(beta=0.75)
+    >>> rule = mb.RMSprop(beta=0.75)
     >>> gradients = {"w": torch.tensor([-3.0, 0.0])}
-    >>> updates, _ = rule(gradients, rule.init(params), StepInfo(0, 1, params))
+    >>> updates, _ = rule(gradients, rule.init(params), mb.StepInfo(0, 1, params))
     >>> updates["w"].round(decimals=4).tolist()
     [-2.0, 0.0]
 
@@ -299,6 +321,9 @@ class Adagrad(UpdateRule):
 
     s starts as `initial` in every task; from 0, the first direction is the gradient's sign.
 
+    - `initial`: s at the start of a task.
+    - `eps`: inside the root, as in `Adam`.
+
     Law: where √s is far above `eps`, `Chain(Adagrad(), LearningRate(α))` takes the steps of
     `torch.optim.Adagrad(lr=α)`, whose `initial_accumulator_value` is `initial`; its `lr_decay` is a
     rate for each step, `LearningRate([…])`.
@@ -306,11 +331,13 @@ class Adagrad(UpdateRule):
     Source: Duchi, Hazan, Singer 2011 (torch.optim.Adagrad). Deviation: eps stands inside the root, as
     in `Adam`, and for its reason.
 
+    >>> import torch
+    >>> import metablocks as mb
     >>> params = {"w": torch.zeros(1)}
-    >>> rule, state = Adagrad(), Adagrad().init(params)
+    >>> rule, state = mb.Adagrad(), mb.Adagrad().init(params)
     >>> for index in range(4):
     ...     gradients = {"w": torch.full((1,), 5.0)}
-    ...     updates, state = rule(gradients, state, StepInfo(index, 4, params))
+    ...     updates, state = rule(gradients, state, mb.StepInfo(index, 4, params))
     >>> updates["w"]
     tensor([0.5000])
 

@@ -30,13 +30,17 @@ class ClipNorm(UpdateRule):
     The norm is of one task's gradient at one inner step. What is shorter than `max_norm` goes
     through unchanged, bit for bit; the derivative is finite everywhere, at zero gradients too.
 
+    - `max_norm`: the longest gradient that goes through unchanged.
+
     Law: a `max_norm` that no gradient reaches is the identity.
 
     Source: Pascanu, Mikolov, Bengio 2013 (torch.nn.utils.clip_grad_norm_, but for the 1e-6 that it
     adds to the norm).
 
-    >>> rule = ClipNorm(1.0)
-    >>> updates, _ = rule({"w": torch.tensor([3.0, 4.0])}, (), StepInfo(0, 1, {}))
+    >>> import torch
+    >>> import metablocks as mb
+    >>> rule = mb.ClipNorm(1.0)
+    >>> updates, _ = rule({"w": torch.tensor([3.0, 4.0])}, (), mb.StepInfo(0, 1, {}))
     >>> updates["w"]
     tensor([0.6000, 0.8000])
 
@@ -69,16 +73,20 @@ class WeightDecay(UpdateRule):
     """Add the gradient of an L2 penalty on the fast weights: g + decay · θ_k.
 
     With a learning rate behind it, the inner loss is L_s(θ) + (decay / 2) ‖θ‖². Behind `Adam` it is
-    AdamW's decoupled decay: `Chain(Adam(), WeightDecay(0.01), LearningRate(0.001))`. With `learn`, the
-    decay is a meta-parameter, stored as its logarithm.
+    AdamW's decoupled decay: `Chain(Adam(), WeightDecay(0.01), LearningRate(0.001))`.
+
+    - `decay`: the factor of the penalty, 0 or more.
+    - `learn`: True if the decay is a meta-parameter, stored as its logarithm.
 
     Law: `Chain(WeightDecay(d), LearningRate(α))` takes the steps of `torch.optim.SGD(lr=α,
     weight_decay=d)`; `WeightDecay(0.0)` is the identity.
 
     Source: Krogh, Hertz 1991 (torch.optim.SGD).
 
-    >>> rule = WeightDecay(0.1)
-    >>> where = StepInfo(0, 1, {"w": torch.tensor([5.0])})
+    >>> import torch
+    >>> import metablocks as mb
+    >>> rule = mb.WeightDecay(0.1)
+    >>> where = mb.StepInfo(0, 1, {"w": torch.tensor([5.0])})
     >>> rule({"w": torch.tensor([1.0])}, (), where)[0]["w"]
     tensor([1.5000])
 
@@ -117,13 +125,17 @@ class Proximal(UpdateRule):
     L_s(θ) + (λ/2) ‖θ − θ_0‖², which is what iMAML minimises (see `Implicit`); any estimator may use
     it. The meta-gradient looks through θ_0 too.
 
+    - `strength`: λ, 0 or more.
+
     Law: the first update is that without; `Proximal(0.0)` is the identity.
 
     Source: Rajeswaran, Finn, Kakade, Levine 2019.
 
-    >>> rule = Proximal(2.0)
+    >>> import torch
+    >>> import metablocks as mb
+    >>> rule = mb.Proximal(2.0)
     >>> state = rule.init({"w": torch.tensor([1.0])})
-    >>> where = StepInfo(1, 2, {"w": torch.tensor([4.0])})
+    >>> where = mb.StepInfo(1, 2, {"w": torch.tensor([4.0])})
     >>> rule({"w": torch.tensor([0.5])}, state, where)[0]["w"]
     tensor([6.5000])
 

@@ -7,6 +7,7 @@ import shutil
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from metablocks.runs.log import kept_lines
 from metablocks.runs.scores import Scores
 from metablocks.runs.state import TrainingState
 from metablocks.runs.tables import facts, place_arguments, report, summary, transductive
+from metablocks.runs.tensorboard import curves, summary_writer
 from metablocks.runs.train import Stopped, final_scores, train, training_tasks
 from metablocks.tasks.base import Split
 from metablocks.tuning import AutoExecutor
@@ -45,12 +47,14 @@ def train_recipe(
     start: Path | None = None,
     quiet: bool = False,
     save_every: float = 10.0,
+    tensorboard: bool = False,
     argv: list[str] | None = None,
 ) -> int:
     """Train a recipe in a new directory below `out`, or go on with the run in `resume`.
 
     A new run begins with the weights of the run in `start`, if one is given (see `start_from`).
-    `save_every`: minutes between checkpoints within an epoch.
+    `save_every`: minutes between checkpoints within an epoch. `tensorboard`: write the curves into its
+    folder `tensorboard`, too.
 
     The process keeps freed memory from then on (see `keep_freed_memory`), for speed. Returns the exit
     status: 0 when trained and tested, 130 when stopped by a signal.
@@ -61,6 +65,9 @@ def train_recipe(
     Law: nothing finished is written over. A finished run keeps its log as it is.
     """
     keep_freed_memory()
+    if tensorboard:
+        summary_writer()  # what is missing leaves no directory behind
+    options = {"quiet": quiet, "tensorboard": tensorboard}
     if resume is not None:
         directory = RunDirectory(resume)
         record = directory.read_record()
@@ -68,7 +75,7 @@ def train_recipe(
         with directory.locked(), kept_lines(directory.log):
             experiment = build_seeded(recipe, data, device)
             state = _go_on(experiment, directory, record)
-            return _train(experiment, directory, state, data, device, save_every, quiet=quiet)
+            return _train(experiment, directory, state, data, device, save_every, **options)
     experiment = build_seeded(recipe, data, device)
     executor = None
     if isinstance(experiment.learner.executor, AutoExecutor):
@@ -83,7 +90,7 @@ def train_recipe(
         except RunError:
             shutil.rmtree(directory.path, ignore_errors=True)
             raise
-        return _train(experiment, directory, state, data, device, save_every, quiet=quiet)
+        return _train(experiment, directory, state, data, device, save_every, **options)
 
 
 def evaluate_run(
@@ -336,12 +343,16 @@ def _train(
     save_every: float,
     *,
     quiet: bool,
+    tensorboard: bool,
 ) -> int:
     """Train to the end, test, draw, print the summary; returns the exit status."""
 
     where = place_arguments(experiment.recipe.allow, data, device)
+    folder = directory.path / "tensorboard"
+    watched = curves(folder, state.step) if tensorboard else nullcontext(lambda row: None)
     try:
-        train(experiment, directory, state, quiet=quiet, save_every=save_every)
+        with watched as watch:
+            train(experiment, directory, state, quiet=quiet, save_every=save_every, watch=watch)
         scores, deployed, ensemble = _test(experiment, directory, state)
     except (Stopped, KeyboardInterrupt) as stop:
         trained = state.epochs == experiment.epochs

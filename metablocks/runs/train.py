@@ -30,6 +30,7 @@ from metablocks.runs.directory import RunDirectory
 from metablocks.runs.learned import learned
 from metablocks.runs.scores import Scores, score
 from metablocks.runs.state import TrainingState
+from metablocks.runs.tensorboard import Watch
 from metablocks.tasks.base import Split
 from metablocks.types import Progress, Tasks
 
@@ -45,10 +46,12 @@ def train(
     *,
     quiet: bool = False,
     save_every: float = 10.0,
+    watch: Watch = lambda row: None,
 ) -> TrainingState:
     """Train to the end of the recipe from `state`, which is brought up to date and returned.
 
-    A checkpoint is written after every epoch, and within an epoch after so many minutes.
+    A checkpoint is written after every epoch, and within an epoch after so many minutes. `watch` gets
+    the lines that the logs get.
 
     Raises `Stopped` after the first SIGINT, SIGTERM or SIGHUP, with the checkpoint written, and
     `RunError` if the loss or the meta-gradient is no longer finite, unless the recipe skips such
@@ -86,7 +89,7 @@ def train(
                         f"no meta-step of epoch {state.epochs + 1} was taken: all skipped"
                     )
                 scores = _validate(experiment, state, signals)
-                line = _finish_epoch(experiment, directory, state, scores, meter, logged)
+                line = _finish_epoch(experiment, directory, state, scores, meter, logged, watch)
                 saved = time.monotonic()
                 bar.write(line, file=sys.stdout)
                 sys.stdout.flush()
@@ -187,6 +190,7 @@ def _finish_epoch(
     scores: Scores | None,
     meter: "Meter",
     logged: int,
+    watch: Watch,
 ) -> str:
     """Log and checkpoint the epoch in progress; returns a line about it.
 
@@ -221,6 +225,7 @@ def _finish_epoch(
     cost = {"epoch": epoch, **meter.lap()}
     if epoch > logged:
         directory.append(directory.times, cost)
+        watch(row | cost)
     _save_last(experiment, directory, state)
     directory.keep_members(state.kept)
     return _line(experiment, state, row["train_loss"], scores, cost)

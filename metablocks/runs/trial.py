@@ -24,8 +24,9 @@ def try_out(recipe: Recipe, *, device: str | None = None, data: Path | None = No
 
     The model and everything else are as large as in a run, except for the number of tasks (2), of
     examples in the tasks of shipped sources, and of inner steps (at most 3). Nothing is compiled. Image
-    sets are read if `data` is given; otherwise, and if a source's data is not here, made-up inputs of
-    its shapes take their place. A loss that is not finite is said, and is no error.
+    sets are read if `data` is given; otherwise they are looked for, and made-up inputs of their shapes
+    take their place, as for a source whose data is not here. A loss that is not finite is said, and is
+    no error.
 
     >>> from metablocks.recipe import load
     >>> print(try_out(load("maml_sinusoid"), device="cpu"))  # doctest: +ELLIPSIS
@@ -36,10 +37,9 @@ def try_out(recipe: Recipe, *, device: str | None = None, data: Path | None = No
     """
     experiment = _brief(recipe, device, data)
     count, words = experiment.tasks_per_step, ""
-    if data is None and not _has_data(experiment.source, recipe):
-        name = type(experiment.source).__name__
+    if data is None and (reason := _without_data(experiment.source, recipe)):
         experiment = replace(experiment, source=_made_up(experiment.source))
-        words = f"; on made-up inputs, not {name}'s (--data)"
+        words = f"; on made-up inputs: {reason}"
     what, loss = "the first meta-step", "not finite"
     try:
         with kept_draws():
@@ -80,17 +80,17 @@ def _brief(recipe: Recipe, device: str | None, data: Path | None) -> Experiment:
     return replace(experiment, tasks_per_step=min(_TASKS, experiment.tasks_per_step))
 
 
-def _has_data(source: TaskSource, recipe: Recipe) -> bool:
-    """True if it gives a task; an image set is not asked, which may download."""
+def _without_data(source: TaskSource, recipe: Recipe) -> str | None:
+    """The reason why it gives no task here, if so; an image set is looked for, but not read."""
     if isinstance(source, ImageSet):
-        return False
+        return source.storage.whereabouts()
     try:
         source.sample("train", [0])
-    except DataError:
-        return False
+    except DataError as error:
+        return first_line(error)
     except Exception as error:
         raise _failed(recipe, "tasks", "the task source", error) from error
-    return True
+    return None
 
 
 def _made_up(source: TaskSource) -> TaskSource:

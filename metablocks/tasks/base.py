@@ -27,6 +27,18 @@ class TaskSource(Protocol):
     Law: task `index` of a split depends on nothing but (the source's fields, its seed, the split,
     the index). `sample(split, [3, 7])` is row 3 and row 7 of `sample(split, range(8))`, in any
     process, in any chunking, after any resume.
+
+    >>> import torch
+    >>> import metablocks as mb
+    >>> class Offsets:                                   # a source of one's own: y = x + a
+    ...     kind, input_shape, outputs = "regression", (1,), 1
+    ...     def sample(self, split, indices):
+    ...         first = {"train": 0, "validation": 10**6, "test": 2 * 10**6}[split]
+    ...         a = torch.tensor([[[(first + n) * 0.618 % 1]] for n in indices])
+    ...         x = torch.linspace(-1, 1, 6)[:, None].expand(len(indices), 6, 1)
+    ...         return mb.TaskBatch((x[:, ::2], x[:, ::2] + a), (x[:, 1::2], x[:, 1::2] + a))
+    >>> isinstance(Offsets(), mb.tasks.TaskSource), Offsets().sample("test", [3, 7]).query[0].shape
+    (True, torch.Size([2, 3, 1]))
     """
 
     @property

@@ -59,10 +59,11 @@ class CifarFS(SplitSet):
 
     Source: Krizhevsky 2009 (the images); Bertinetto et al. 2019 (the split).
 
-    >>> source = CifarFS(ways=5, shots=1, queries=15)
+    >>> import metablocks as mb
+    >>> source = mb.tasks.CifarFS(ways=5, shots=1, queries=15)
     >>> source.input_shape, source.outputs, source.sizes
     ((3, 32, 32), 5, {'train': 64, 'validation': 16, 'test': 20})
-    >>> CifarFS(ways=20, shots=1, queries=15)
+    >>> mb.tasks.CifarFS(ways=20, shots=1, queries=15)
     Traceback (most recent call last):
     metablocks.errors.TaskError: CifarFS: ways=20, and the classes of its splits are train 64,
     validation 16, test 20; ways is at most 16

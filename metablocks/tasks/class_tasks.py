@@ -82,16 +82,24 @@ def rows_of(examples: Tensor) -> Callable[[Ints], Tensor]:
 class ClassTasks(ABC):
     """N-way K-shot tasks of examples by class, each split with classes of its own.
 
-    `ways` and `shots` are numbers, or ranges [low, high] from which each task draws its own; then tasks
-    come as a `TaskList`, which `Loop` takes, and `outputs` is the highest number of ways. With
-    `balanced=False` every class of a task draws its own number of shots. With `rotate`, every class of
-    a training task turns by a multiple of 90°, drawn anew in every task, the same for its support and
-    query examples. `unlabelled` tasks make a class of each example, whatever its label: support and
-    query are copies of it, told apart by the transforms.
+    Where `ways` or `shots` are ranges, or shots are not `balanced`, tasks come as a `TaskList`, and
+    `outputs` is the highest number of ways. Transforms are called on each input alone, as the model
+    would get it, and give one of the same shape for all, `input_shape`. What they draw is seeded by
+    the task.
 
-    `support_transform` and `query_transform`, a function each or several that follow one another, are
-    called on each input alone, as the model would get it, and give one of the same shape for all,
-    `input_shape`. What they draw is seeded by the task.
+    - `ways`: classes of a task; a range [low, high], from which each task draws its own, for
+      `Loop`.
+    - `shots`: support examples of each class; a range, from which each task draws its own, for
+      `Loop`.
+    - `queries`: query examples of each class.
+    - `balanced`: True if the classes of a task have equally many shots; else each draws its own.
+    - `rotate`: True if every class of a training task turns by a multiple of 90°, drawn anew in
+      every task, the same for its support and query examples.
+    - `unlabelled`: True to make a class of each example, whatever its label: support and query are
+      copies of it, told apart by the transforms.
+    - `support_transform`: changes of each support input, a transform or several that follow one
+      another.
+    - `query_transform`: the same of each query input.
     """
 
     kind: ClassVar[Kind] = "classification"

@@ -44,13 +44,17 @@ class Classes(ClassTasks):
     class of a training task turns by a multiple of 90°, drawn anew in every task. The tensors are
     copied, to `device`, at the first use.
 
+    - `file`: the path of a file with the dict `{split: {name: tensor}}` that `torch.save` wrote.
+
     Raises, when built, `TaskError` for fields out of range, tensors of different shapes or dtypes and a
     class in two splits, and `DataError` for a file that cannot be read; at first use `TaskError` for a
     split that is not there or has fewer than `ways` classes, and for a class with fewer than
     shots + queries examples.
 
+    >>> import torch
+    >>> import metablocks as mb
     >>> digits = {"train": {"zero": torch.zeros(8, 1, 5, 5), "one": torch.ones(6, 1, 5, 5)}}
-    >>> source = Classes(digits, ways=2, shots=1, queries=4)
+    >>> source = mb.tasks.Classes(digits, ways=2, shots=1, queries=4)
     >>> source.sample("train", range(3)).query[0].shape
     torch.Size([3, 8, 1, 5, 5])
     """

@@ -69,11 +69,19 @@ class Episodes(ClassTasks):
     whenever the example is read, and the global random states stay as they are. `checksum` reads every
     example once.
 
+    - `datasets`: the data set, or one for each split.
+    - `splits`: three shares of the classes, or the labels of each split; None if there is a data
+      set for each.
+    - `size`: side of the images that the model gets, or height and width; None to leave them.
+    - `cache`: MiB of inputs that stay in memory at most.
+
     Raises, when built, `TaskError` for fields out of range; at first use `TaskError` for inputs of
     unequal shape, and for too few classes or examples.
 
+    >>> import torch
+    >>> import metablocks as mb
     >>> data = [(torch.full((1, 4, 4), float(n)), n % 10) for n in range(50)]
-    >>> source = Episodes(data, splits=(0.6, 0.2, 0.2), ways=2, shots=1, queries=3)
+    >>> source = mb.tasks.Episodes(data, splits=(0.6, 0.2, 0.2), ways=2, shots=1, queries=3)
     >>> source.sample("test", range(3)).query[0].shape
     torch.Size([3, 6, 1, 4, 4])
     """

@@ -46,7 +46,11 @@ _LISTS: dict[Split, str] = {"train": "train.csv", "validation": "val.csv", "test
 
 @dataclass(frozen=True, kw_only=True)
 class FileSet(ImageSet):
-    """A set of image files; at most `cache` MiB of what has been decoded stay in memory."""
+    """A set of image files, decoded when they are drawn.
+
+    - `size`: side of the images, or height and width, in pixels.
+    - `cache`: MiB of decoded images that stay in memory at most.
+    """
 
     size: Count | tuple[Count, Count] = 84
     cache: CountFrom0 = 1024
@@ -115,7 +119,8 @@ class CUB(FileSet):
 
     Source: Wah et al. 2011 (the images); Chen et al. 2019 (the split).
 
-    >>> source = CUB(ways=5, shots=1, queries=15)
+    >>> import metablocks as mb
+    >>> source = mb.tasks.CUB(ways=5, shots=1, queries=15)
     >>> source.input_shape, source.sizes
     ((3, 84, 84), {'train': 100, 'validation': 50, 'test': 50})
     """
@@ -150,7 +155,8 @@ class TieredImagenet(FileSet):
 
     Source: Ren et al. 2018.
 
-    >>> source = TieredImagenet(ways=5, shots=1, queries=15)
+    >>> import metablocks as mb
+    >>> source = mb.tasks.TieredImagenet(ways=5, shots=1, queries=15)
     >>> source.input_shape, source.sizes
     ((3, 84, 84), {'train': 351, 'validation': 97, 'test': 160})
     """

@@ -43,27 +43,34 @@ class Folders(ClassTasks):
     to RGB, or to `grey`: `metablocks.tasks.image_files.decode`. With `rotate`, every
     class of a training task turns by a multiple of 90°, drawn anew in every task.
 
-    `splits`: None for folders `root/train`, `root/validation` (or `val`) and `root/test`; three shares
-    of the classes, (0.6, 0.2, 0.2), which are dealt by a hash of their names; the names of each split's
-    classes; or the path of a YAML or JSON file that says these, `{train: [cat, …], validation: …}`.
+    - `root`: the folder of the images.
+    - `size`: side of the images that the model gets, or height and width.
+    - `grey`: True for one channel in place of RGB.
+    - `splits`: None for folders `root/train`, `root/validation` (or `val`) and `root/test`; three
+      shares of the classes, (0.6, 0.2, 0.2), which are dealt by a hash of their names; the names of
+      each split's classes; or the path of a YAML or JSON file that says these, `{train: [cat, …],
+      validation: …}`.
+    - `cache`: MiB of images that stay in memory at most; the oldest make room.
 
-    Files are listed at the first use and read when they are drawn. At most `cache` MiB of images stay
-    in memory, and the oldest make room. `checksum` reads every file once, looks for damage, and is
-    remembered in the cache folder for as long as no file changes its name, size or time of change.
+    Files are listed at the first use and read when they are drawn. `checksum` reads every file
+    once, looks for damage, and is remembered in the cache folder for as long as no file changes its
+    name, size or time of change.
 
     Raises, when built, `TaskError` for fields out of range and for a `root` or a file of splits that
     is not there. Raises, at first use, `DataError` for a folder without images, a link in a
     circle or an image that cannot be read, and `TaskError` for a class in two splits, for two classes
     whose names differ in case alone, and for too few classes or images.
 
+    >>> import metablocks as mb
     >>> from tempfile import TemporaryDirectory
+    >>> from pathlib import Path
     >>> from PIL import Image
     >>> with TemporaryDirectory() as root:
     ...     for number in range(40):
     ...         folder = Path(root, f"class {number // 4}")
     ...         folder.mkdir(exist_ok=True)
     ...         Image.new("L", (20 + number, 30), number).save(folder / f"{number}.png")
-    ...     source = Folders(root, splits=(0.6, 0.2, 0.2), size=16, ways=2, shots=1, queries=3)
+    ...     source = mb.tasks.Folders(root, splits=(0.6, 0.2, 0.2), size=16, ways=2, shots=1, queries=3)
     ...     source.sample("validation", range(3)).query[0].shape
     torch.Size([3, 6, 3, 16, 16])
     """

@@ -26,12 +26,17 @@ class Linear:
     `sample` returns float32 leaves, inputs and targets `[tasks, examples, 1]`. Obeys the law of
     `TaskSource`. The splits are independent draws of one family.
 
+    - `shots`: support examples of a task.
+    - `queries`: query examples of a task.
+    - `sigma`: standard deviation of θ.
+
     Raises `TaskError` for `shots` or `queries` below 1 and for `sigma` not above 0.
 
     Source: Arnold, Iqbal, Sha 2021.
 
     >>> import torch
-    >>> tasks = Linear(shots=1, queries=4, sigma=2.0).sample("test", [0, 1, 2])
+    >>> import metablocks as mb
+    >>> tasks = mb.tasks.Linear(shots=1, queries=4, sigma=2.0).sample("test", [0, 1, 2])
     >>> slopes = tasks.query[1] / tasks.query[0]
     >>> slopes.shape, bool(torch.allclose(slopes, slopes[:, :1].expand(-1, 4, -1)))
     (torch.Size([3, 4, 1]), True)

@@ -40,11 +40,17 @@ class Logistic:
     class alone. No model predicts the labels without error. Obeys the law of `TaskSource`. The
     splits are independent draws of one family.
 
+    - `shots`: support examples of a task, of both classes together.
+    - `queries`: query examples of a task.
+    - `dim`: number of inputs.
+    - `sigma`: standard deviation of every entry of θ.
+
     Raises `TaskError` for `shots`, `queries` or `dim` below 1 and for `sigma` not above 0.
 
     Source: Arnold, Iqbal, Sha 2021.
 
-    >>> tasks = Logistic(shots=5, queries=10, dim=2).sample("train", range(25))
+    >>> import metablocks as mb
+    >>> tasks = mb.tasks.Logistic(shots=5, queries=10, dim=2).sample("train", range(25))
     >>> tasks.support[0].shape, tasks.query[1].shape
     (torch.Size([25, 5, 2]), torch.Size([25, 10]))
     >>> tasks.query[1].unique()

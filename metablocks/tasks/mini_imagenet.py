@@ -78,10 +78,11 @@ class MiniImagenet(SplitSet):
 
     Source: Vinyals et al. 2016 (the images); Ravi, Larochelle 2017 (the split).
 
-    >>> source = MiniImagenet(ways=5, shots=1, queries=15)
+    >>> import metablocks as mb
+    >>> source = mb.tasks.MiniImagenet(ways=5, shots=1, queries=15)
     >>> source.input_shape, source.outputs, source.sizes
     ((3, 84, 84), 5, {'train': 64, 'validation': 16, 'test': 20})
-    >>> MiniImagenet(ways=20, shots=1, queries=15)
+    >>> mb.tasks.MiniImagenet(ways=20, shots=1, queries=15)
     Traceback (most recent call last):
     metablocks.errors.TaskError: MiniImagenet: ways=20, and the classes of its splits are train 64,
     validation 16, test 20; ways is at most 16

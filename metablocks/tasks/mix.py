@@ -78,12 +78,15 @@ class Mix(_Made):
     mix is task `index` of the source that is drawn for it, and obeys the law of `TaskSource` if the
     sources do. Tasks of unequal size come as a list (`Loop` takes it).
 
+    - `sources`: the sources that are mixed.
+    - `weights`: the probability of each, up to a factor; None for equal ones.
+
     Raises `TaskError` for sources that differ in kind, `input_shape` or `outputs`, and for weights
     that do not fit.
 
-    >>> from metablocks.tasks import Strokes
-    >>> thin, bold = (Strokes(ways=5, shots=1, queries=2, pen=(w, w)) for w in (0.4, 0.8))
-    >>> Mix([thin, bold], weights=[1, 3]).sample("train", range(4)).query[0].shape
+    >>> import metablocks as mb
+    >>> thin, bold = (mb.tasks.Strokes(ways=5, shots=1, queries=2, pen=(w, w)) for w in (0.4, 0.8))
+    >>> mb.tasks.Mix([thin, bold], weights=[1, 3]).sample("train", range(4)).query[0].shape
     torch.Size([4, 10, 1, 28, 28])
     """
 
@@ -129,11 +132,15 @@ class BySplit(_Made):
     leaves the rest unused. Obeys the law of `TaskSource` if the sources do and their splits are apart
     (sources that differ in ways, shots and queries alone, and any two without a class in common).
 
+    - `train`: the source of training tasks.
+    - `validation`: the source of validation tasks.
+    - `test`: the source of test tasks.
+
     Raises `TaskError` for sources that differ in kind or `input_shape`.
 
-    >>> from metablocks.tasks import Strokes
-    >>> five, ten = (Strokes(ways=5, shots=shots, queries=2) for shots in (5, 10))
-    >>> source = BySplit(train=five, validation=five, test=ten)
+    >>> import metablocks as mb
+    >>> five, ten = (mb.tasks.Strokes(ways=5, shots=shots, queries=2) for shots in (5, 10))
+    >>> source = mb.tasks.BySplit(train=five, validation=five, test=ten)
     >>> [source.sample(split, [0]).support[0].shape[1] for split in ("train", "test")]
     [25, 50]
     """

@@ -76,10 +76,14 @@ class Omniglot(DecodedSet):
     `omniglot-py`, which torchvision downloads; the decoded images are cached. Fields, shapes and
     errors: `metablocks.tasks.image_sets.ImageSet`.
 
-    >>> source = Omniglot(ways=5, shots=1, queries=15)
+    - `split`: "shuffled": all characters are dealt, 1150 / 50 / 423; "original": the evaluation
+      half is for the test.
+
+    >>> import metablocks as mb
+    >>> source = mb.tasks.Omniglot(ways=5, shots=1, queries=15)
     >>> source.input_shape, source.outputs
     ((1, 28, 28), 5)
-    >>> Omniglot(ways=5, shots=10, queries=15)
+    >>> mb.tasks.Omniglot(ways=5, shots=10, queries=15)
     Traceback (most recent call last):
     metablocks.errors.TaskError: Omniglot: shots=10 and queries=15 need 25 examples of every class,
     and a class has 20; shots + queries is at most 20, or add examples

@@ -24,18 +24,26 @@ from metablocks.types import TaskBatch
 class Sinusoid:
     """Tasks y = A sin(f x − φ), with A, φ, f and every x drawn uniformly from their ranges.
 
-    `points="even"` takes the examples of a task from an even grid over `domain`, ends included, which
-    support and query share out at random: all of it once (Nichol, Achiam, Schulman 2018).
-
     `sample` returns float32 leaves, inputs and targets `[tasks, examples, 1]`: `shots` support and
     `queries` query examples. Values are computed in float64 on the host, so every device gets the
     same numbers. Obeys the law of `TaskSource`. The splits are independent draws of one family.
+
+    - `shots`: support examples of a task.
+    - `queries`: query examples of a task.
+    - `amplitude`: the range of A, [low, high].
+    - `phase`: the range of φ.
+    - `frequency`: the range of f.
+    - `domain`: the range of x.
+    - `points`: "drawn": every x by itself; "even": the examples of a task come from an even grid
+      over `domain`, ends included, which support and query share out at random: all of it once
+      (Nichol, Achiam, Schulman 2018).
 
     Raises `TaskError` for `shots` or `queries` below 1, an invalid range and other `points`.
 
     Source: Finn, Abbeel, Levine 2017, section 5.1.
 
-    >>> tasks = Sinusoid(shots=5, queries=10).sample("train", range(25))
+    >>> import metablocks as mb
+    >>> tasks = mb.tasks.Sinusoid(shots=5, queries=10).sample("train", range(25))
     >>> tasks.support[0].shape, tasks.query[1].shape
     (torch.Size([25, 5, 1]), torch.Size([25, 10, 1]))
     """

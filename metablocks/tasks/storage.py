@@ -148,6 +148,21 @@ class Storage:
         state = f"no {self.name} is there" if folder.is_dir() else "there is no such folder"
         raise DataError(f"data={str(data)!r}: {state}; data is {self.layout}, or its parent")
 
+    def whereabouts(self) -> str:
+        """The place of the data set on this machine in words, or where it was looked for.
+
+        Raises `DataError` for a folder that cannot be read.
+        """
+        place = self.find()
+        if place is not None:
+            return f"{self.name} is in {place}, to be read by --data {place}"
+        way = "a run downloads it" if self.fetch else "it has no download: --data FOLDER"
+        return f"{self.name} is not here (searched {self._searched}); {way}"
+
+    @property
+    def _searched(self) -> str:
+        return ", ".join(map(str, search_path()))
+
     @contextlib.contextmanager
     def located(self, data: str | Path | None) -> Iterator[Path]:
         """The place of the data set: found, or downloaded for as long as the context lasts.
@@ -194,9 +209,8 @@ class Storage:
             yield place
 
     def _absent(self, reason: str, advice: str) -> DataError:
-        searched = ", ".join(map(str, search_path()))
         return DataError(
-            f"{self.name} is not on this machine (searched {searched}) and cannot be downloaded "
+            f"{self.name} is not on this machine (searched {self._searched}) and cannot be downloaded "
             f"({reason}). {advice} --data FOLDER or set METABLOCKS_DATA=FOLDER to {self.layout}, "
             "or its parent"
         )

@@ -58,13 +58,19 @@ class Strokes:
     targets int64 `[tasks, ways * examples]`, class-major. Obeys the law of `TaskSource`; a class is
     a function of (seed, split, class number) alone, so no split shares a class with another.
 
-    `min_strokes` to `max_strokes`: strokes of a character. `jitter`: standard deviation of a
-    control point's displacement, as a share of half the image. `pose`: how much examples differ in
-    slant, turn, size and place; 0 not at all. `pen`: range of the pen width, in 28ths of the image.
+    - `ways`: classes of a task.
+    - `shots`: support examples of each class.
+    - `queries`: query examples of each class.
+    - `size`: side of the image, in pixels.
+    - `min_strokes`, `max_strokes`: the fewest and the most strokes of a character.
+    - `jitter`: standard deviation of a control point's displacement, as a share of half the image.
+    - `pose`: how much examples differ in slant, turn, size and place; 0 not at all.
+    - `pen`: range of the pen width, in 28ths of the image.
 
     Raises `TaskError` for a field out of its range.
 
-    >>> tasks = Strokes(ways=5, shots=1, queries=15).sample("train", range(2))
+    >>> import metablocks as mb
+    >>> tasks = mb.tasks.Strokes(ways=5, shots=1, queries=15).sample("train", range(2))
     >>> tasks.support[0].shape, tasks.query[1].shape
     (torch.Size([2, 5, 1, 28, 28]), torch.Size([2, 75]))
     """

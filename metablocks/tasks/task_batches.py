@@ -5,6 +5,7 @@ a `TaskBatch`; a pair `(support, query)`, or a dict with these two keys, each a 
 `(inputs, target)` of tensors `[tasks, examples, ...]`, tuples or lists alike; a list of `Task`.
 """
 
+import operator
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any
@@ -13,9 +14,9 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils.data import Dataset, IterableDataset
 
-from metablocks.errors import TaskError, concerning
+from metablocks.errors import TaskError
 from metablocks.tasks.base import Split, TaskSource
-from metablocks.types import Task, TaskBatch, Tasks
+from metablocks.types import Task, TaskBatch, Tasks, as_pair
 
 _VALIDATION_TASKS = 100  # of a source
 _STRUCTURES = (
@@ -58,18 +59,25 @@ def epoch_batches(
         raise TaskError(f"{name} gave no batch in epoch {epoch + 1}; {remedy}")
 
 
-@concerning("train_maml", "tasks")
-def check_tasks(tasks: Any, split: Split, *, epochs: int, iterations: int | None) -> None:
+def check_tasks(
+    tasks: Any,
+    split: Split,
+    epochs: int,
+    iterations: int | None = None,
+    argument: str = "iterations",
+) -> None:
     """Raise `TaskError` for what cannot be iterated, or not `epochs` times; looks at no batch.
 
-    >>> check_tasks([], "train", epochs=2, iterations=None)
+    `argument`: what messages call `iterations`.
+
+    >>> check_tasks([], "train", epochs=2)
     """
     name = _name(split)
     if isinstance(tasks, type):
         raise TaskError(f"{name} is the class {tasks.__name__}; did you mean {tasks.__name__}(…)?")
     if isinstance(tasks, TaskSource):
         if split == "train" and iterations is None:
-            raise TaskError("a task source does not end; say how many meta-steps: iterations=1000")
+            raise TaskError(f"a task source does not end; say how many meta-steps: {argument}=1000")
         return
     if isinstance(tasks, TaskBatch | Task | Mapping | Tensor | str) or not (
         hasattr(tasks, "__iter__") or hasattr(tasks, "__getitem__")
@@ -84,15 +92,11 @@ def check_tasks(tasks: Any, split: Split, *, epochs: int, iterations: int | None
             "torch.utils.data.DataLoader(dataset, batch_size=…)"
         )
     if isinstance(tasks, Iterator) and epochs > 1 and iterations is None:
-        alone = "" if split == "validation" else ", or iterations=… for the meta-steps of an epoch"
+        alone = "" if split == "validation" else f", or {argument}=… for the meta-steps of an epoch"
         raise TaskError(
             f"{name} is a {type(tasks).__name__}, which runs once, but epochs is {epochs}; give a list "
             f"or a DataLoader, or epochs=1{alone}"
         )
-
-
-def _name(split: Split) -> str:
-    return "tasks" if split == "train" else split
 
 
 def _sample(
@@ -104,22 +108,25 @@ def _sample(
     return (source.sample(split, rows[start : start + width]) for start in range(0, count, width))
 
 
-@concerning("train_maml", "tasks")
+def known_length(tasks: Any, iterations: int | None) -> int | None:
+    """Meta-steps of an epoch, as far as they are known beforehand.
+
+    >>> known_length([1, 2, 3], iterations=None), known_length(iter([1]), iterations=2)
+    (3, 1)
+    """
+    known = 0 if isinstance(tasks, TaskSource) else operator.length_hint(tasks)
+    return min(filter(None, (known, iterations)), default=None)
+
+
+def _name(split: Split) -> str:
+    return "tasks" if split == "train" else split
+
+
 def _read(batch: Any, like: Tensor, place: str) -> Tasks:
-    if isinstance(batch, Mapping) and {"support", "query"} <= batch.keys():
-        batch = (batch["support"], batch["query"])
+    pair = as_pair(batch)
     listed = isinstance(batch, list | tuple) and all(isinstance(task, Task) for task in batch)
-    parts = (
-        batch
-        if listed
-        else [Task(*batch)]
-        if _is_pair(batch) and all(map(_is_pair, batch))
-        else [batch]
-    )
-    if not parts or not all(
-        isinstance(part, Task | TaskBatch) and _is_pair(part.support) and _is_pair(part.query)
-        for part in parts
-    ):
+    parts = batch if listed else [Task(*pair)] if pair else [batch]
+    if not parts or not all(isinstance(part, Task | TaskBatch) for part in parts):
         raise TaskError(f"{place} is {_describe(batch)}; {_STRUCTURES}")
     if isinstance(batch, Task):
         raise TaskError(f"{place} is a single Task; make a batch of it: [task]")
@@ -138,10 +145,6 @@ def _read(batch: Any, like: Tensor, place: str) -> Tasks:
         return TaskBatch.stack(tasks) if len(sizes) == 1 else tasks
     except TaskError as error:
         raise TaskError(f"{place}: {error}") from error
-
-
-def _is_pair(value: Any) -> bool:
-    return isinstance(value, list | tuple) and len(value) == 2
 
 
 def _describe(value: Any) -> str:

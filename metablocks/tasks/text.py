@@ -37,9 +37,13 @@ class Text:
     are in bits per byte. Obeys the law of `TaskSource`: every document of a split comes once before
     one comes again.
 
-    - `folder`: of the documents, files at any depth whose names fit the pattern `files`. None for the
-      sources of Python's standard library (`*.py`, without its tests): real text on every machine,
-      another one in every version of Python.
+    - `length`: bytes of an example.
+    - `shots`: windows of the support set.
+    - `queries`: windows of the query set.
+    - `files`: the pattern that the names of documents fit.
+    - `folder`: of the documents, files at any depth. None for the sources of Python's standard
+      library (`*.py`, without its tests): real text on every machine, another one in every version
+      of Python.
     - `splits`: the shares of train, validation and test, dealt by a hash of the documents' names.
 
     Documents too short for a task are left out. Files are read when they are drawn. `checksum` is of
@@ -49,7 +53,8 @@ class Text:
     use, `DataError` for files that cannot be read, and `TaskError` for a split without a document that
     is long enough.
 
-    >>> tasks = Text(length=32, shots=2, queries=3).sample("train", range(4))
+    >>> import metablocks as mb
+    >>> tasks = mb.tasks.Text(length=32, shots=2, queries=3).sample("train", range(4))
     >>> tasks.query[0].shape, bool((tasks.query[0][..., 1:] == tasks.query[1][..., :-1]).all())
     (torch.Size([4, 3, 32]), True)
     """

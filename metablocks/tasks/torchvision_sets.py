@@ -29,6 +29,9 @@ def emnist(
 ) -> Examples:
     """Handwritten letters or digits, grey, 28×28.
 
+    - `folder`: torchvision's `root`, the parent of its folder of the data set.
+    - `split`: which characters: see `torchvision.datasets.EMNIST`.
+
     Source: Cohen, Afshar, Tapson, van Schaik 2017.
     """
     halves = [{"split": split, "train": train} for train in (True, False)]
@@ -41,6 +44,9 @@ def fgvc_aircraft(
 ) -> Examples:
     """Photographs of aircraft, of any size.
 
+    - `folder`: torchvision's `root`, the parent of its folder of the data set.
+    - `level`: what makes a class.
+
     Source: Maji, Rahtu, Kannala, Blaschko, Vedaldi 2013.
     """
     halves = [{"split": split, "annotation_level": level} for split in ("trainval", "test")]
@@ -50,6 +56,8 @@ def fgvc_aircraft(
 @checked(TaskError)
 def flowers102(*, folder: str | Path) -> Examples:
     """Photographs of flowers, of any size, 102 kinds.
+
+    - `folder`: torchvision's `root`, the parent of its folder of the data set.
 
     Source: Nilsback, Zisserman 2008.
     """
@@ -61,6 +69,8 @@ def flowers102(*, folder: str | Path) -> Examples:
 def cifar100(*, folder: str | Path) -> Examples:
     """Photographs, 32×32, of 100 kinds.
 
+    - `folder`: torchvision's `root`, the parent of its folder of the data set.
+
     Source: Krizhevsky 2009.
     """
     halves = [{"train": train} for train in (True, False)]
@@ -70,6 +80,8 @@ def cifar100(*, folder: str | Path) -> Examples:
 @checked(TaskError)
 def omniglot_characters(*, folder: str | Path) -> Examples:
     """Drawn characters, 105×105, of both halves.
+
+    - `folder`: torchvision's `root`, the parent of its folder of the data set.
 
     Source: Lake, Salakhutdinov, Tenenbaum 2015.
     """

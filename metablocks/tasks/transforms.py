@@ -30,6 +30,8 @@ def _torchvision(name: str, *arguments: Any, **options: Any) -> Transform:
 def random_horizontal_flip(*, p: Share = 0.5) -> Transform:
     """Mirror left and right with probability `p`.
 
+    - `p`: the probability.
+
     >>> import torch
     >>> random_horizontal_flip(p=1)(torch.tensor([[[0.0, 1.0]]])).tolist()
     [[[1.0, 0.0]]]
@@ -39,13 +41,19 @@ def random_horizontal_flip(*, p: Share = 0.5) -> Transform:
 
 @checked(TaskError)
 def random_vertical_flip(*, p: Share = 0.5) -> Transform:
-    """Mirror top and bottom with probability `p`."""
+    """Mirror top and bottom with probability `p`.
+
+    - `p`: the probability.
+    """
     return _torchvision("RandomVerticalFlip", p)
 
 
 @checked(TaskError)
 def random_rotation(*, degrees: NonNegative) -> Transform:
-    """Turn by an angle between `-degrees` and `degrees`; what comes into view is 0."""
+    """Turn by an angle between `-degrees` and `degrees`; what comes into view is 0.
+
+    - `degrees`: the largest angle.
+    """
     return _torchvision("RandomRotation", degrees)
 
 
@@ -56,7 +64,13 @@ def random_crop(
     padding: CountFrom0 = 0,
     padding_mode: Literal["constant", "edge", "reflect"] = "constant",
 ) -> Transform:
-    """Cut out `size` at a random place, after `padding` pixels on every side."""
+    """Cut out `size` at a random place, after `padding` pixels on every side.
+
+    - `size`: side of what is cut out, or height and width.
+    - `padding`: pixels added on every side before.
+    - `padding_mode`: what is added: "constant" 0, "edge" the last pixel, "reflect" the mirror
+      image.
+    """
     return _torchvision("RandomCrop", size, padding=padding, padding_mode=padding_mode)
 
 
@@ -64,19 +78,30 @@ def random_crop(
 def random_resized_crop(
     *, size: Size, scale: Interval = (0.08, 1.0), ratio: Interval = (0.75, 4 / 3)
 ) -> Transform:
-    """Cut out a share `scale` of the area, `ratio` times as wide as high, and resize it to `size`."""
+    """Cut out a share `scale` of the area, `ratio` times as wide as high, and resize it to `size`.
+
+    - `size`: side of the result, or height and width.
+    - `scale`: the range of the share of the area.
+    - `ratio`: the range of width by height.
+    """
     return _torchvision("RandomResizedCrop", size, scale=scale, ratio=ratio)
 
 
 @checked(TaskError)
 def center_crop(*, size: Size) -> Transform:
-    """Cut `size` out of the middle; what lies outside of the image is 0."""
+    """Cut `size` out of the middle; what lies outside of the image is 0.
+
+    - `size`: side of what is cut out, or height and width.
+    """
     return _torchvision("CenterCrop", size)
 
 
 @checked(TaskError)
 def resize(*, size: tuple[Count, Count]) -> Transform:
-    """Resize to height and width, by area where smaller."""
+    """Resize to height and width, by area where smaller.
+
+    - `size`: height and width of the result.
+    """
     return _torchvision("Resize", size, antialias=True)
 
 
@@ -88,19 +113,31 @@ def color_jitter(
     saturation: NonNegative = 0.0,
     hue: HalfTurn = 0.0,
 ) -> Transform:
-    """Change brightness, contrast and saturation by factors in 1 ± the value, hue by ± the value."""
+    """Change brightness, contrast and saturation by factors in 1 ± the value, hue by ± the value.
+
+    - `brightness`: the largest change of the brightness's factor 1.
+    - `contrast`: the same of the contrast.
+    - `saturation`: the same of the saturation.
+    - `hue`: the largest shift of the hue, of a circle of 1.
+    """
     return _torchvision("ColorJitter", brightness, contrast, saturation, hue)
 
 
 @checked(TaskError)
 def random_grayscale(*, p: Share = 0.1) -> Transform:
-    """Take the colour away with probability `p`."""
+    """Take the colour away with probability `p`.
+
+    - `p`: the probability.
+    """
     return _torchvision("RandomGrayscale", p)
 
 
 @checked(TaskError)
 def random_erasing(*, p: Share = 0.5, scale: Interval = (0.02, 0.33)) -> Transform:
     """Black out a rectangle, a share `scale` of the area, with probability `p`.
+
+    - `p`: the probability.
+    - `scale`: the range of the share of the area.
 
     Source: Zhong, Zheng, Kang, Li, Yang 2020.
     """
@@ -109,7 +146,11 @@ def random_erasing(*, p: Share = 0.5, scale: Interval = (0.02, 0.33)) -> Transfo
 
 @checked(TaskError)
 def normalize(*, mean: list[float], std: list[float]) -> Transform:
-    """Take `mean` off and divide by `std`, a number for each channel."""
+    """Take `mean` off and divide by `std`, a number for each channel.
+
+    - `mean`: what is taken off each channel.
+    - `std`: what each channel is divided by.
+    """
     return _torchvision("Normalize", mean, std)
 
 

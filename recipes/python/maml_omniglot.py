@@ -30,6 +30,7 @@ def main(
 ) -> float:
     """Train, and return the accuracy on new characters after three inner steps."""
     torch.manual_seed(0)
+    source: mb.tasks.TaskSource
     if data is None:
         source = mb.tasks.Strokes(ways=ways, shots=shots, queries=5, device=device)
     else:

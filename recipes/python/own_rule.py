@@ -12,6 +12,8 @@ and in one's own pytest as in `test_own_rule.py`. In a recipe it stands as `{blo
 for `metablocks run mine.yaml --allow own_rule`.
 """
 
+from typing import Any, Self
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -27,13 +29,13 @@ class SignedRoot(mb.UpdateRule):
         self.initial_rate = rate
         self.eps = eps
 
-    def setup(self, params, steps):
+    def setup(self, params: mb.Tensors, steps: int) -> Self:
         like = next(iter(params.values()))
         rate = torch.full((), self.initial_rate, dtype=like.dtype, device=like.device)
         self.rate = nn.Parameter(rate)
         return self
 
-    def forward(self, updates, state, step):
+    def forward(self, updates: mb.Tensors, state: Any, step: mb.StepInfo) -> tuple[mb.Tensors, Any]:
         # Away from 0 this is −α sign(g) √|g|; ε makes it smooth enough for a second derivative at 0.
         return {n: -self.rate * g / (g.abs() + self.eps).sqrt() for n, g in updates.items()}, state
 

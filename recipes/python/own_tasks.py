@@ -11,7 +11,7 @@ In a recipe it stands as `tasks: {block: own_tasks:Oscillations, shots: 5, …}`
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ from metablocks.tasks.base import Split, draw_tasks, regression_tasks
 class Oscillations:
     """Regression tasks y = A e^{−d|x|} sin(f x): float32 leaves `[tasks, examples, 1]`."""
 
-    kind: ClassVar[str] = "regression"
+    kind: ClassVar[Literal["regression"]] = "regression"
     input_shape: ClassVar[tuple[int, ...]] = (1,)
     outputs: ClassVar[int] = 1
 

@@ -3,6 +3,8 @@
 import pytest
 from recipe_texts import GOOD, broken
 
+from metablocks.cli import main
+
 
 def test_it_says_what_came_of_a_meta_step_and_an_evaluation(check):
     status, out, err = check(GOOD)
@@ -33,3 +35,18 @@ def test_a_loss_that_is_not_finite_is_said(check):
     assert status == 0
     assert "a meta-step on 2 tasks, loss not finite" in out
     assert "at meta-step 1, which was not taken" in out
+
+
+def test_published_images_are_looked_for_and_not_read(monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("METABLOCKS_DATA", str(tmp_path / "data"))
+    command = ["check", "maml_omniglot_5w1s", "--device", "cpu", "--set", "model.filters=2"]
+    assert main(command) == 0
+    searched = f"{tmp_path / 'data'}, {tmp_path / 'cache' / 'metablocks'}"
+    out = capsys.readouterr().out
+    assert f"Omniglot is not here (searched {searched}); a run downloads it" in out
+    place = tmp_path / "data" / "omniglot-py"
+    for half in ("images_background", "images_evaluation"):
+        (place / half).mkdir(parents=True)
+    assert main(command) == 0
+    assert f"Omniglot is in {place}, to be read by --data {place}" in capsys.readouterr().out

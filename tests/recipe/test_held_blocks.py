@@ -145,4 +145,4 @@ def test_editors_know_what_a_held_block_is():
         if "const" in entry.get("properties", {}).get("block", {})
     }
     assert held["mix"]["sources"]["items"] == {"$ref": "#/$defs/tasks"}
-    assert held["by_split"]["test"] == {"$ref": "#/$defs/tasks"}
+    assert held["by_split"]["test"]["$ref"] == "#/$defs/tasks"

@@ -113,17 +113,37 @@ def test_every_bad_override_is_reported():
     [
         ("inner.order.block=first_order", "cleared last, which belonged to truncated"),
         ("inner.order=first_order", "cleared last, which belonged to truncated"),
-        ("inner.rule[0].block=meta_sgd", "cleared init, learn, which belonged to learning_rate"),
+        (
+            "inner.rule[0].block=meta_sgd",
+            "cleared learn, which belonged to learning_rate; kept init",
+        ),
     ],
 )
-def test_replacing_a_block_clears_its_fields_and_says_so(override, note, tmp_path, capsys):
+def test_replacing_a_block_keeps_what_both_take_and_says_what_it_clears(
+    override, note, tmp_path, capsys
+):
     path = tmp_path / "good.yaml"
     path.write_text(GOOD)
-    init = ["--set", "inner.rule[0].init=0.1"] if "rule" in override else []
-    assert main(["show", str(path), "--set", override, *init]) == 0
+    assert main(["show", str(path), "--set", override]) == 0
     out, err = capsys.readouterr()
     assert err == f"note: --set {override}: {note}\n"
-    assert (" last:" in out) == ("rule" in override)
+    assert " last:" not in out or "rule" in override
+    assert "init: 0.01 " in out
+
+
+def test_a_kept_field_keeps_its_place():
+    recipe = from_text(GOOD, "x.yaml", overrides=["outer.optimizer.block=sgd"])
+    assert recipe.at("outer.optimizer.lr") == 1e-3
+    assert recipe.origins["outer.optimizer.lr"] == "x.yaml:17"
+    assert recipe.notes == ()
+
+
+def test_a_value_that_the_new_block_does_not_take_is_cleared():
+    tasks = "tasks={block: omniglot, ways: [3, 5], shots: 1, queries: 5}"
+    recipe = from_text(GOOD, overrides=[tasks, "tasks.block=strokes", "tasks.ways=4"])
+    (_, note) = recipe.notes
+    assert note.endswith(": cleared ways, which belonged to omniglot; kept shots, queries")
+    assert recipe.at("tasks.shots") == 1
 
 
 def test_a_block_replaced_by_itself_keeps_its_fields():

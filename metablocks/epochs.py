@@ -1,0 +1,280 @@
+"""Training in Python: epochs of meta-steps, with validation, the best weights and callbacks.
+
+    history = mb.fit(learner, tasks, optimizer=…, epochs=…, validation=…, metric=…)
+
+`train_maml` trains by the same epochs. `metablocks run` takes the same meta-steps, from a recipe, and
+keeps checkpoints to go on from.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from tqdm import tqdm
+
+from metablocks.checks import UNCHECKED, Count, checked
+from metablocks.errors import BlockError, concerning
+from metablocks.fit import Nonfinite
+from metablocks.fit import fit as meta_steps
+from metablocks.learner import MetaGradient, MetaLearner, Metric
+from metablocks.tasks.base import TaskSource
+from metablocks.tasks.task_batches import check_tasks, epoch_batches, known_length
+from metablocks.types import Progress, Tasks, Tensors
+
+
+class Validation(NamedTuple):
+    """Means over the validation tasks, before adaptation and after each inner step: `[steps + 1]`.
+
+    >>> import torch
+    >>> import metablocks as mb
+    >>> mb.Validation(losses=torch.tensor([0.9, 0.4]), scores=None).losses[-1]
+    tensor(0.4000)
+    """
+
+    losses: Tensor
+    """The query losses."""
+    scores: Tensor | None
+    """The metric, if one was given."""
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """A finished epoch of `fit`.
+
+    >>> import metablocks as mb
+    >>> mb.Epoch(number=1, loss=0.5, scores=None, validation=None, seconds=2.0).number
+    1
+    """
+
+    number: int
+    """Counted from 1."""
+    loss: float
+    """The mean over its meta-steps of the training loss."""
+    scores: Tensor | None
+    """`[steps + 1]`: the mean of the metric over the training tasks; nan where no query pass was made."""
+    validation: Validation | None
+    """What `validation` gave after the epoch."""
+    seconds: float
+    """Its time, validation included."""
+
+    @property
+    def score(self) -> float:
+        """The validation as one number, the larger the better: the metric, else minus the loss.
+
+        After the last inner step. Raises `ValueError` without a validation.
+        """
+        if self.validation is None:
+            raise ValueError("the epoch has no validation; give fit validation=…")
+        losses, scores = self.validation
+        return float(-losses[-1] if scores is None else scores[-1])
+
+
+@checked()
+def fit(
+    learner: MetaLearner,
+    tasks: Annotated[TaskSource | Iterable[Any], UNCHECKED],
+    *,
+    optimizer: Optimizer,
+    epochs: Count = 1,
+    steps_per_epoch: Count | None = None,
+    tasks_per_step: Count = 25,
+    scheduler: Annotated[LRScheduler | None, UNCHECKED] = None,
+    validation: Annotated[TaskSource | Iterable[Any] | None, UNCHECKED] = None,
+    metric: Metric | None = None,
+    keep_best: bool = False,
+    callbacks: Sequence[Callable[[Epoch], Any]] = (),
+    progress: bool = True,
+) -> list[Epoch]:
+    """Train a learner, in place, and return its epochs.
+
+    - `tasks`: an iterable of batches of tasks, one a meta-step, such as a `DataLoader` (see
+      `train_maml` for what a batch may be), or a `TaskSource`, of which each meta-step takes the next
+      `tasks_per_step` tasks.
+    - `optimizer`: over `learner.parameters()`. `scheduler` takes a step after each epoch.
+    - `epochs`: passes over `tasks`. `steps_per_epoch`: the most meta-steps of an epoch; needed with a
+      source, or a generator that is to last several epochs.
+    - `validation`: as `tasks`, evaluated after each epoch (the first 100 validation tasks of a source).
+    - `metric`: `(prediction, target) -> score`, of training and validation tasks; the larger the
+      better (give minus an error).
+    - `keep_best`: at the end, however it comes, the learner has the weights of the best epoch by
+      `Epoch.score`.
+    - `callbacks`: functions that get each finished epoch; training stops if one returns True.
+    - `progress`: show a bar.
+
+    What ends training early (Ctrl-C, an error) is raised as it is and carries the finished epochs:
+    `stop.history`.
+
+    Law: without `keep_best`, learner and losses are, bit for bit, those of the hand-written loop of
+    `learner.backward`, `optimizer.step()` and `optimizer.zero_grad()`.
+
+    >>> import torch
+    >>> import metablocks as mb
+    >>> learner = mb.MetaLearner(
+    ...     torch.nn.Sequential(torch.nn.Linear(1, 40), torch.nn.ReLU(), torch.nn.Linear(40, 1)),
+    ...     loss=torch.nn.functional.mse_loss,
+    ...     steps=1,
+    ...     rule=mb.LearningRate(0.01),
+    ...     executor=mb.Vmap(),
+    ... )
+    >>> source = mb.tasks.Sinusoid(shots=5, queries=10)
+    >>> optimizer = torch.optim.Adam(learner.parameters(), lr=1e-3)
+    >>> best = []
+    >>> def patient(epoch):                  # stop after three epochs without a better one
+    ...     best.append(epoch.score)
+    ...     return len(best) - best.index(max(best)) > 3
+    >>> def save(epoch):
+    ...     torch.save(learner.state_dict(), f"{folder}/epoch{epoch.number}.pt")
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     history = mb.fit(
+    ...         learner, source, optimizer=optimizer, epochs=2, steps_per_epoch=3, validation=source,
+    ...         keep_best=True, callbacks=[patient, save], progress=False,
+    ...     )
+    >>> [epoch.number for epoch in history], history[0].validation.losses.shape
+    ([1, 2], torch.Size([2]))
+
+    Raises `BlockError` for a value out of range and for `keep_best` without a validation, `TaskError`
+    for tasks of another structure, `RunError` if the loss or the meta-gradient is no longer finite
+    (before it is applied), and what the learner raises.
+    """
+    if keep_best and validation is None:
+        message = "fit keep_best is True, but there is no validation to judge by; give validation=…"
+        raise BlockError(message, block="fit", field="keep_best")
+    with concerning("fit", "tasks"):
+        check_tasks(tasks, "train", epochs, steps_per_epoch, "steps_per_epoch")
+    if validation is not None:
+        with concerning("fit", "validation"):
+            check_tasks(validation, "validation", epochs)
+    like = next(learner.model.parameters())
+    length = known_length(tasks, steps_per_epoch)
+    losses: list[float] = []
+    scores: list[Tensor] = []
+
+    def batches_at(epoch: int) -> Iterator[tuple[Tasks, Progress]]:
+        with concerning("fit", "tasks"):
+            for batch in epoch_batches(
+                tasks,
+                "train",
+                epoch=epoch,
+                like=like,
+                tasks_per_step=tasks_per_step,
+                iterations=steps_per_epoch,
+            ):
+                yield batch, Progress(epoch=epoch)
+
+    def take(result: MetaGradient) -> None:
+        losses.append(float(result.loss))
+        if result.scores is not None:
+            scores.append(result.scores.nanmean(0))
+
+    history: list[Epoch] = []
+    best: Tensors = {}
+    try:
+        for number, started in train_epochs(
+            learner,
+            optimizer,
+            batches_at,
+            take,
+            epochs=epochs,
+            total=epochs * length if length else None,
+            indexed=isinstance(tasks, TaskSource),
+            metric=metric,
+            progress=progress,
+        ):
+            judged = None
+            if validation is not None:
+                with concerning("fit", "validation"):
+                    judged = validate(
+                        learner,
+                        epoch_batches(
+                            validation,
+                            "validation",
+                            epoch=number,
+                            like=like,
+                            tasks_per_step=tasks_per_step,
+                        ),
+                        lambda _: metric,
+                    )
+            if scheduler is not None:
+                scheduler.step()
+            epoch = Epoch(
+                number + 1,
+                sum(losses) / len(losses),
+                torch.stack(scores).mean(0) if scores else None,
+                judged,
+                time.perf_counter() - started,
+            )
+            losses.clear()
+            scores.clear()
+            if keep_best and _is_best(epoch, history):
+                best = {name: tensor.clone() for name, tensor in learner.state_dict().items()}
+            history.append(epoch)
+            answers = [callback(epoch) for callback in callbacks]
+            if True in answers:
+                break
+    except BaseException as error:
+        error.history = history  # type: ignore[attr-defined]
+        raise
+    finally:
+        if best:
+            learner.load_state_dict(best)
+    return history
+
+
+def train_epochs(
+    learner: MetaLearner,
+    optimizer: Optimizer,
+    batches_at: Callable[[int], Iterable[tuple[Tasks, Progress]]],
+    take: Callable[[MetaGradient], object],
+    *,
+    epochs: int,
+    total: int | None,
+    indexed: bool,
+    nonfinite: Nonfinite = "stop",
+    metric: Metric | None = None,
+    progress: bool,
+) -> Iterator[tuple[int, float]]:
+    """Take the meta-steps of each epoch, and yield its number from 0 and when it began.
+
+    `take` gets every meta-gradient once its step is taken; `total` is for the bar.
+    """
+    taken = 0
+    with tqdm(total=total, desc="meta-training", unit="step", disable=not progress) as bar:
+        for epoch in range(epochs):
+            started = time.perf_counter()
+            steps = meta_steps(
+                learner,
+                optimizer,
+                batches_at(epoch),
+                first=taken,
+                nonfinite=nonfinite,
+                indexed=indexed,
+                metric=metric,
+            )
+            for result in steps:
+                taken += 1
+                take(result)
+                bar.update()
+                bar.set_postfix(loss=f"{float(result.loss):.3f}", refresh=False)
+            yield epoch, started
+
+
+def validate(
+    learner: MetaLearner,
+    batches: Iterable[Tasks],
+    metric_of: Callable[[Tasks], Metric | None],
+) -> Validation:
+    """Means over the tasks of all batches; `metric_of` gives the metric of a batch."""
+    results = [learner.evaluate(tasks, metric=metric_of(tasks)) for tasks in batches]
+    losses = torch.cat([result.query_losses for result in results])
+    scores = [result.metrics for result in results if result.metrics is not None]
+    return Validation(losses.mean(0), torch.cat(scores).mean(0) if scores else None)
+
+
+def _is_best(epoch: Epoch, before: list[Epoch]) -> bool:
+    return epoch.score > max((other.score for other in before), default=-float("inf"))
