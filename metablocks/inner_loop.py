@@ -234,9 +234,9 @@ class InnerLoop:
 
     An estimator gets it (the example of `Estimator` uses it):
 
-        carry = inner.start(meta, buffers, inner.support_of(task, -1))    # θ_0, the rule's state, the buffers
-        carry, _ = inner.step(meta, carry, inner.support_of(task, index), index)        # θ_k → θ_{k+1}
-        passed = inner.query(meta, carry, inner.query_of(task, index), index)   # .loss, .score, .buffers
+        carry = inner.start(meta, buffers, inner.support_of(task, -1))   # θ_0, the rule's state, buffers
+        carry, _ = inner.step(meta, carry, inner.support_of(task, index), index)       # θ_k → θ_{k+1}
+        passed = inner.query(meta, carry, inner.query_of(task, index), index)  # .loss, .score, .buffers
 
     >>> import metablocks as mb
     >>> [name for name in ("start", "step", "query", "changes") if not hasattr(mb.InnerLoop, name)]

@@ -345,6 +345,13 @@ def _as_dicts(owner: Any) -> None:
                 field=side,
             )
         object.__setattr__(owner, side, tuple(_with_dicts(batch)))
+    if owner.drawn is not None and not isinstance(owner.drawn, Drawn):
+        kind = type(owner).__name__
+        raise TaskError(
+            f"{kind} drawn is {shown(owner.drawn)}; it takes none of yours: a learner sets it",
+            block=kind,
+            field="drawn",
+        )
 
 
 def _with_dicts(tree: Any) -> Any:

@@ -139,6 +139,9 @@ NEEDED: dict[Any, dict[str, Any]] = {
     mb.ClipNorm: {"max_norm": 1.0},
     mb.WeightDecay: {"decay": 0.1},
     mb.Proximal: {"strength": 0.1},
+    mb.Minibatches: {"size": 1},
+    mb.Fixed: {"pattern": "*"},
+    mb.Zeros: {"pattern": "*"},
     mb.TruncatedOrder: {"last": 1},
     mb.AnnealedOrder: {"first_order_epochs": 1},
     mb.AnnealedStepLoss: {"epochs": 1},
@@ -217,6 +220,7 @@ NEEDED: dict[Any, dict[str, Any]] = {
 NOT_CALLED = {
     *("Batch", "Tensors", "Granularity", "RULES", "laws", "tasks"),
     *("Order", "StepLoss", "Executor", "Estimator", "UpdateRule", "StepAware", "StepInfo"),
+    *("Batches", "Start"),
     *(
         "Carry",
         "Epoch",
@@ -336,6 +340,8 @@ PLACES = {
     "surgery": "surgery[0]",
     "rule": "inner.rule[0]",
     "order": "inner.order",
+    "batches": "inner.batches",
+    "start": "inner.start",
     "executor": "hardware.executor",
     "transform": "tasks.support_transform[0]",
     "dataset": "tasks.datasets",

@@ -266,7 +266,6 @@ LAWS: dict[str, list[Law]] = {
         ),
         Law("one gradient", _on_rows(one_gradient(_with_batches)), _ANY | _POLICIES),
         Law("mean of tasks", _on_rows(_mean(_with_batches)), _SEVERAL, _draws_states),
-        Law("purity", _on_rows(pure(_with_batches)), _ANY),
     ],
     "rule": [
         Law("fits the gradients", rules.fits_the_gradients, _ONE_TASK),

@@ -10,12 +10,16 @@ from collections import Counter
 from dataclasses import replace
 
 import pytest
+import torch
+from torch import nn
 
 import metablocks as mb
 from metablocks.laws import gradients, purity
 from metablocks.laws.cases import Case
 from metablocks.laws.compare import fixed_draws, perturb
 from metablocks.laws.strategies import RULES
+from metablocks.selection import select_parameters
+from metablocks.types import map_tensors
 
 
 def _surgery(convert, **fields):
@@ -48,6 +52,8 @@ AXES = {
         "linnet": _surgery(lambda m: mb.append_linear(m, depth=2, width=3), tasks=2),
     },
     "adapt": {"all": "*", "head": "head.*", "body": "!head.*"},
+    "start": {name: name for name in ("as learned", "fixed", "zeros", "zero head", "prototypes")},
+    "batches": {"full": mb.FullBatch(), "mini": mb.Minibatches(2), "stream": mb.Stream()},
     "rule": {make.code: make for make in RULES}
     | {
         "MTMask, all on": lambda: mb.Chain(mb.MTMask(init=50.0), mb.lslr(0.1)),
@@ -85,6 +91,40 @@ AXES = {
 }
 
 
+def _start(name, small, adapt):
+    """The start, or one that fits: heads are plain linear layers, and prototypes are of classes."""
+    model = small.model()
+    names = select_parameters(adapt, model)
+    if "head.bias" not in names or type(model.head) is not nn.Linear:
+        name = {"zero head": "zeros", "prototypes": "fixed"}.get(name, name)
+    elif name == "prototypes" and small.tasks.support[1].is_floating_point():
+        name = "zero head"
+    starts = {
+        "as learned": mb.AsLearned,
+        "fixed": lambda: mb.Fixed(names[:1]),
+        "zeros": lambda: mb.Zeros(names[-1:]),
+        "zero head": mb.ZeroHead,
+        "prototypes": mb.Prototypes,
+    }
+    return starts[name]()
+
+
+def _problem(values, **place):
+    """The problem of a row, and the rule; the start among the values, which it fits."""
+    small, make = values.pop("net")(**place), values.pop("rule")
+    values["start"] = _start(values["start"], small, values["adapt"])
+    if isinstance(values["start"], mb.Prototypes) and isinstance(values["batches"], mb.Stream):
+        values["start"] = mb.ZeroHead()
+    if isinstance(values["batches"], mb.Stream):
+        tasks = small.tasks
+
+        def rows(leaf):
+            return torch.stack([leaf.roll(-k, 0) for k in range(small.steps + 1)], 1)
+
+        small = replace(small, tasks=mb.TaskBatch(*map_tensors(rows, (tasks.support, tasks.query))))
+    return small, make
+
+
 def _covering():
     """Rows in which any two values of different axes stand together, greedily few."""
     left = {
@@ -115,8 +155,7 @@ ROWS = list(_covering())
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: "-".join(row[axis] for axis in AXES))
 def test_any_two_blocks_go_together(row, place):
     values = {axis: AXES[axis][name] for axis, name in row.items()}
-    small = values.pop("net")(**place)
-    make = values.pop("rule")
+    small, make = _problem(values, **place)
     progress = mb.Progress(epoch=3)
 
     def learner(**blocks):
@@ -128,7 +167,8 @@ def test_any_two_blocks_go_together(row, place):
     gradients.one_estimator(
         small, [values["estimator"]], lambda e: learner(estimator=e), progress=progress
     )
-    gradients.mean_of_tasks(learner(), small.tasks)
+    if not values["batches"].draws:
+        gradients.mean_of_tasks(learner(), small.tasks)
     purity.leaves_no_trace(learner(), lambda learner: learner.meta_gradient(small.tasks))
     purity.leaves_no_trace(learner(), lambda learner: learner.evaluate(small.tasks))
 
@@ -142,7 +182,10 @@ def test_any_two_blocks_go_together(row, place):
 def test_their_gradient_is_the_slope_of_every_meta_parameter(row, device):
     """On one task, of which the mean is made."""
     values = {axis: AXES[axis][name] for axis, name in row.items()}
-    small = values.pop("net")(device=device)
+    small, make = _problem(values, device=device)
     one = replace(small, tasks=mb.TaskBatch.stack([small.tasks[0]]))
-    learner = perturb(one.learner(values.pop("rule")(), **values), "rule.")
-    gradients.finite_differences(learner, one.tasks, progress=mb.Progress(epoch=3))
+    learner = perturb(one.learner(make(), **values), "rule.")
+    if values["batches"].draws:  # which are others at evaluation
+        gradients.plain_autograd(learner, one.tasks, progress=mb.Progress(epoch=3))
+    else:
+        gradients.finite_differences(learner, one.tasks, progress=mb.Progress(epoch=3))

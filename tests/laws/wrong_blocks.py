@@ -11,10 +11,12 @@ from torch.utils import _pytree as pytree
 
 from metablocks import (
     KFO,
+    Batches,
     FinalStepLoss,
     LearningRate,
     Loop,
     MTMask,
+    Start,
     TaskBatch,
     TruncatedOrder,
     UniformStepLoss,
@@ -232,6 +234,55 @@ def changes(steps, progress):
 
 
 TURNS: list[int] = []
+
+
+# ---- wrong starts and batches
+
+
+class Drifts(Start):
+    """Begins elsewhere at every call."""
+
+    def __init__(self):
+        self.calls = 0
+
+    def __call__(self, params, support, features):
+        self.calls += 1
+        return {name: tensor + 0.01 * self.calls for name, tensor in params.items()}
+
+
+class HalfCutOff(Start):
+    """Doubles the parameters, and cuts off the gradient through one half."""
+
+    def __call__(self, params, support, features):
+        return {name: tensor + tensor.detach() for name, tensor in params.items()}
+
+
+class Doubled(Start):
+    """The same, right."""
+
+    def __call__(self, params, support, features):
+        return {name: 2 * tensor for name, tensor in params.items()}
+
+
+class WritesParameters(Start):
+    """Moves the learned parameters themselves."""
+
+    def __call__(self, params, support, features):
+        for tensor in params.values():
+            tensor.data.add_(0.01)
+        return params
+
+
+class Wanders(Batches):
+    """Takes the batch by the number of its calls."""
+
+    def __init__(self):
+        self.calls = 0
+
+    def select(self, support, state, index):
+        self.calls += 1
+        inputs, target = support
+        return inputs * (1 + 0.01 * self.calls), target
 
 
 # ---- wrong estimators
