@@ -302,11 +302,12 @@ def _shrink_rest(values: dict[str, Any], outputs: int) -> list[str]:
             if block.get("width") is not None:
                 _limit(block, width=ways + 1)
                 changes.append(f"appended layers of width {block['width']}")
-    for rule in values["inner"]["rule"]:
-        kinked = rule.get("activation") in _SMOOTH and rule.get("hidden", 1)
-        if ":" not in rule["block"] and kinked:
-            rule["activation"] = "softplus"
-            changes.append(f"softplus in {rule['block']}")
+    inner = values["inner"]
+    for block in [*inner["rule"], *filter(None, [inner["support_loss"]])]:
+        kinked = block.get("activation") in _SMOOTH and block.get("hidden", 1)
+        if ":" not in block["block"] and kinked:
+            block["activation"] = "softplus"
+            changes.append(f"softplus in {block['block']}")
     estimator, executor = values["outer"]["estimator"], values["hardware"]["executor"]
     if estimator["block"] == "reptile" and (estimator.get("batch") or 0) > _BATCH:
         estimator["batch"] = _BATCH

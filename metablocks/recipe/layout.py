@@ -27,6 +27,8 @@ class InnerSection:
     rule: Annotated[Any, Blocks("rule", at_least=1)]
     order: Annotated[Any, Blocks("order")]
     norm_statistics: NormStatistics = "batch"
+    support_loss: Annotated[Any, Blocks("support_loss")] = None
+    """What the inner steps descend; null for the loss of the tasks."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +100,7 @@ def slot_paths(layout: type = RecipeLayout, prefix: str = "") -> dict[str, Block
     """Every field that holds blocks, by its path.
 
     >>> {path: mark.slot for path, mark in slot_paths().items() if path.startswith("inner")}
-    {'inner.rule': 'rule', 'inner.order': 'order'}
+    {'inner.rule': 'rule', 'inner.order': 'order', 'inner.support_loss': 'support_loss'}
     """
     marks: dict[str, Blocks] = {}
     hints = get_type_hints(layout, include_extras=True)

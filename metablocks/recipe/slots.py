@@ -18,6 +18,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from metablocks.errors import RecipeError, suggest, suggest_then
 from metablocks.estimators import Adjoint, Estimator, Implicit, Reptile, Unrolled
 from metablocks.executors import Executor, Loop, Vmap
+from metablocks.losses import LOSSES
 from metablocks.models import (
     GRU,
     MLP,
@@ -132,6 +133,13 @@ SURGERY = Slot(
     ("model", "steps"),
 )
 RULE = Slot("rule", "how a gradient becomes an update", RULES, UpdateRule)
+SUPPORT_LOSS = Slot(
+    "support_loss",
+    "what the inner steps descend, in place of the tasks' own loss",
+    LOSSES,
+    Callable,
+    ("outputs",),
+)
 ORDER = Slot(
     "order",
     "through which steps the meta-gradient looks",
@@ -203,6 +211,7 @@ SLOTS: dict[str, Slot] = {
         MODEL,
         SURGERY,
         RULE,
+        SUPPORT_LOSS,
         ORDER,
         STEP_LOSS,
         ESTIMATOR,
