@@ -7,6 +7,7 @@ from metablocks.executors import CompileWarning, Executor, Loop, RandomDrawsWarn
 from metablocks.functional import FunctionalModule, ModuleState
 from metablocks.inner_loop import Carry, InnerLoop, Trajectory, adapt
 from metablocks.learner import Evaluation, MetaGradient, MetaLearner
+from metablocks.losses import LearnedLoss, WeightedLoss
 from metablocks.models import (
     PerStepBatchNorm,
     append_linear,
@@ -45,6 +46,7 @@ __all__ = [
     "FunctionalModule",
     "Implicit",
     "InnerLoop",
+    "LearnedLoss",
     "Loop",
     "MetaGradient",
     "MetaLearner",
@@ -67,6 +69,7 @@ __all__ = [
     "UniformStepLoss",
     "Unrolled",
     "Vmap",
+    "WeightedLoss",
     "adapt",
     "append_linear",
     "choose_executor",

@@ -74,13 +74,14 @@ class LearnedLoss(nn.Module):
     def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
         """The loss of predictions `[examples, ..., outputs]`."""
         if not target.is_floating_point():
-            target = F.one_hot(target, self.outputs).to(prediction.dtype)
+            classes = torch.arange(self.outputs, device=target.device)
+            target = (target.unsqueeze(-1) == classes).to(prediction.dtype)
         pairs = [part.reshape(-1, self.outputs) for part in (prediction, target)]
         return F.softplus(self.net(torch.cat(pairs, 1))).mean()
 
 
 @checked()
-class Weighted(nn.Module):
+class WeightedLoss(nn.Module):
     """The loss of each example by a learned weight, which a small net V makes of that loss.
 
         L = 1/n Σ_i V(ℓ_i) ℓ_i
@@ -94,7 +95,7 @@ class Weighted(nn.Module):
     2. The weight is a part of the loss, and differentiated with it. The released code holds the ℓ_i that
        V is given constant; its update is then the gradient of no function.
 
-    >>> Weighted()(torch.zeros(3, 2), torch.tensor([0, 1, 1])).shape
+    >>> WeightedLoss()(torch.zeros(3, 2), torch.tensor([0, 1, 1])).shape
     torch.Size([])
 
     Raises `BlockError` for a width below 1.
@@ -117,7 +118,7 @@ LOSSES: dict[str, Callable[..., Callable[..., Tensor]]] = {
     "cross_entropy": cross_entropy,
     "mse": mse,
     "learned_loss": LearnedLoss,
-    "weighted": Weighted,
+    "weighted": WeightedLoss,
 }
 """The blocks of the slot `support_loss` of recipes."""
 

@@ -113,7 +113,7 @@ def summary(experiment: Experiment) -> str:
     adapted = sum(parameters[name].numel() for name in learner.adapted)
     rules = " → ".join(entry["block"] for entry in recipe.at("inner.rule"))
     optimizer, schedule = recipe.at("outer.optimizer"), recipe.at("outer.schedule.block")
-    clip = recipe.at("outer.clip")
+    clip, support_loss = recipe.at("outer.clip"), recipe.at("inner.support_loss")
     steps = experiment.epochs * experiment.steps_per_epoch
     rows = {
         "tasks": [recipe.at("tasks.block"), *sizes, source.kind, arrow],
@@ -127,6 +127,7 @@ def summary(experiment: Experiment) -> str:
             rules,
             recipe.at("inner.order.block"),
             f"{_count(learner.rule):,} learned by the rule",
+            f"descends {support_loss['block']}" if support_loss else "",
         ],
         "outer": [
             f"{recipe.at('outer.step_loss.block')} loss",
