@@ -9,6 +9,7 @@ from metablocks.executors import CompileWarning, Executor, Loop, RandomDrawsWarn
 from metablocks.functional import FunctionalModule, ModuleState
 from metablocks.inner_loop import Carry, InnerLoop, Trajectory, adapt
 from metablocks.learner import Evaluation, MetaGradient, MetaLearner
+from metablocks.losses import LearnedLoss, WeightedLoss
 from metablocks.models import (
     PerStepBatchNorm,
     append_linear,
@@ -54,6 +55,7 @@ __all__ = [
     "FunctionalModule",
     "Implicit",
     "InnerLoop",
+    "LearnedLoss",
     "LoadedRun",
     "Loop",
     "MetaGradient",
@@ -82,6 +84,7 @@ __all__ = [
     "Unrolled",
     "Validation",
     "Vmap",
+    "WeightedLoss",
     "ZeroHead",
     "Zeros",
     "adapt",

@@ -266,7 +266,12 @@ def _support_loss(assembly: Assembly) -> None:
     if not own or isinstance(assembly.estimator, Reptile | Implicit):
         return
     order, steps = assembly.order, assembly.steps
-    for epoch in range(_EPOCHS if steps else 0):
+    if not steps:
+        raise _refusal(
+            f"{own[0]} is learned through the inner steps; give it steps: 1 or more, not 0",
+            field="steps",
+        )
+    for epoch in range(_EPOCHS):
         if not any(steps_through(order, steps, Progress(epoch=epoch))):
             raise _refusal(
                 f"{own[0]} is learned through the inner steps, and {order!r} takes the gradient of each "

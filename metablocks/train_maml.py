@@ -71,7 +71,8 @@ def train_maml(
     inner_steps: Count = 5,
     first_order: bool = False,
     plus_plus: bool = False,
-    loss: Callable[[Any, Any], Tensor] | None = None,
+    loss: Callable[..., Tensor] | None = None,
+    support_loss: Callable[..., Tensor] | None = None,
     adapt: str | Sequence[str] = "*",
     epochs: Count = 1,
     iterations: Count | None = None,
@@ -93,7 +94,8 @@ def train_maml(
       dtype.
     - `inner_lr`, `outer_lr`: α of the inner loop and the rate of Adam. `adapt`: see `MetaLearner`.
     - `loss`: `(prediction, target) -> scalar`; by default `default_loss`, which is cross-entropy
-      if the target holds integers, and the mean squared error if it holds floats.
+      if the target holds integers, and the mean squared error if it holds floats. `support_loss`: what
+      the inner steps descend, `loss` unless given. For both see `MetaLearner`.
     - `epochs`: passes over `tasks`. `iterations`: the most meta-steps of an epoch; needed with a
       source, or a generator that is to last several epochs.
     - `validation`: as `tasks`, evaluated after each epoch (the first 100 validation tasks of a source).
@@ -146,7 +148,9 @@ def train_maml(
             check_tasks(validation, "validation", epochs)
     if device is not None:
         try:
-            model.to(find_device(str(device)))
+            for part in (model, loss, support_loss):
+                if isinstance(part, nn.Module):
+                    part.to(find_device(str(device)))
         except ValueError as error:
             raise BlockError(
                 f"train_maml device: {error}", block="train_maml", field="device"
@@ -159,6 +163,7 @@ def train_maml(
     learner = MetaLearner(
         model,
         loss=loss or default_loss,
+        support_loss=support_loss,
         steps=inner_steps,
         rule=lslr(inner_lr, beyond="last") if plus_plus else LearningRate(inner_lr),
         order=_order(first_order, plus_plus, epochs),

@@ -857,6 +857,12 @@ COMBINATIONS: dict[str, tuple[Any, type[MetablocksError], str, str]] = {
         "order",
         "support_loss.bias is learned through the inner steps, and FirstOrder() takes the gradient",
     ),
+    "a support loss learned in no step": (
+        lambda: learner_of(support_loss=Bias(), steps=0),
+        BlockError,
+        "steps",
+        "support_loss.bias is learned through the inner steps; give it steps: 1 or more, not 0",
+    ),
     "in first order at first": (
         lambda: learner_of(support_loss=Bias(), order=mb.AnnealedOrder(first_order_epochs=2)),
         BlockError,

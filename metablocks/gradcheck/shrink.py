@@ -302,12 +302,13 @@ def _shrink_rest(values: dict[str, Any], outputs: int) -> list[str]:
             if block.get("width") is not None:
                 _limit(block, width=ways + 1)
                 changes.append(f"appended layers of width {block['width']}")
-    for rule in values["inner"]["rule"]:
-        kinked = rule.get("activation") in _SMOOTH and rule.get("hidden", 1)
-        if ":" not in rule["block"] and kinked:
-            rule["activation"] = "softplus"
-            changes.append(f"softplus in {rule['block']}")
-    batches, executor = values["inner"]["batches"], values["hardware"]["executor"]
+    inner, executor = values["inner"], values["hardware"]["executor"]
+    for block in [*inner["rule"], *filter(None, [inner["support_loss"]])]:
+        kinked = block.get("activation") in _SMOOTH and block.get("hidden", 1)
+        if ":" not in block["block"] and kinked:
+            block["activation"] = "softplus"
+            changes.append(f"softplus in {block['block']}")
+    batches = inner["batches"]
     if batches["block"] == "minibatches" and batches["size"] > _BATCH:
         batches["size"] = _BATCH
         changes.append(f"batches of {_BATCH}")

@@ -17,7 +17,7 @@ from metablocks.recipe.layout import slot_of, slot_paths
 from metablocks.recipe.parse import Problem, join
 from metablocks.recipe.record import Recipe
 from metablocks.recipe.schema import within
-from metablocks.recipe.slots import MODEL, SLOTS, SURGERY, TASKS, Slot, find
+from metablocks.recipe.slots import MODEL, SLOTS, SUPPORT_LOSS, SURGERY, TASKS, Slot, find
 from metablocks.tasks.base import example_shapes
 
 NEED_THE_LEARNER = ("clip", "optimizer", "schedule")
@@ -57,6 +57,10 @@ def assemble(
             if key not in blocks or steps is None:
                 continue
             context = {"model": blocks[key], "steps": steps}
+        elif slot is SUPPORT_LOSS:
+            if "tasks" not in blocks:
+                continue
+            context = {"outputs": blocks["tasks"].outputs}
         with torch.device("meta") if trial and key == "model" else nullcontext():
             blocks[key] = construct(recipe, path, slot, context, problems)
         if blocks[key] is schema.INVALID:

@@ -47,6 +47,7 @@ _ARGUMENTS = {
     "order": "inner.order",
     "adapt": "inner.adapt",
     "norm_statistics": "inner.norm_statistics",
+    "support_loss": "inner.support_loss",
     "step_loss": "outer.step_loss",
     "estimator": "outer.estimator",
     "executor": "hardware.executor",
@@ -203,6 +204,7 @@ def _learner(recipe: Recipe, blocks: dict[str, Any], loss: Any) -> MetaLearner:
         return MetaLearner(
             blocks["model"],
             loss=loss,
+            support_loss=blocks.get("inner.support_loss"),
             steps=recipe.at("inner.steps"),
             start=blocks["inner.start"],
             batches=blocks["inner.batches"],

@@ -25,6 +25,7 @@ class InnerSection:
     - `order`: through which steps the meta-gradient looks.
     - `batches`: the examples that each inner step sees; may be left out: the whole support set.
     - `start`: where a task begins; may be left out: the parameters as they are learned.
+    - `support_loss`: what the inner steps descend; null for the loss of the tasks.
     - `norm_statistics`: by what batch norms normalise inside a task: `batch`, the batch at hand;
       `running`, the net as it came; `support`, when it is judged, the support set (see
       `MetaLearner`).
@@ -36,6 +37,7 @@ class InnerSection:
     )
     adapt: str | list[str]
     start: Annotated[Any, Blocks("start")] = field(default_factory=lambda: {"block": "as_learned"})
+    support_loss: Annotated[Any, Blocks("support_loss")] = None
     rule: Annotated[Any, Blocks("rule", at_least=1)]
     order: Annotated[Any, Blocks("order")]
     norm_statistics: NormStatistics = "batch"
@@ -149,7 +151,8 @@ def slot_paths(layout: type = RecipeLayout, prefix: str = "") -> dict[str, Block
     """Every field that holds blocks, by its path.
 
     >>> {path: mark.slot for path, mark in slot_paths().items() if path.startswith("inner")}
-    {'inner.batches': 'batches', 'inner.start': 'start', 'inner.rule': 'rule', 'inner.order': 'order'}
+    {'inner.batches': 'batches', 'inner.start': 'start', 'inner.support_loss': 'support_loss',
+     'inner.rule': 'rule', 'inner.order': 'order'}
     """
     marks: dict[str, Blocks] = {}
     hints = get_type_hints(layout, include_extras=True)

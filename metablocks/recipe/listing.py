@@ -139,7 +139,7 @@ def summary(experiment: Experiment) -> str:
     adapted = sum(parameters[name].numel() for name in learner.adapted)
     rules = " → ".join(entry["block"] for entry in recipe.at("inner.rule"))
     optimizer, schedule = recipe.at("outer.optimizer"), recipe.at("outer.schedule.block")
-    clip = recipe.at("outer.clip")
+    clip, support_loss = recipe.at("outer.clip"), recipe.at("inner.support_loss")
     steps = experiment.epochs * experiment.steps_per_epoch
     rows = {
         "tasks": [recipe.at("tasks.block"), *sizes, source.kind, arrow],
@@ -155,6 +155,7 @@ def summary(experiment: Experiment) -> str:
             _asked(recipe.at("inner.batches.block"), "full_batch"),
             _asked(recipe.at("inner.start.block"), "as_learned"),
             f"{_count(learner.rule):,} learned by the rule",
+            f"descends {support_loss['block']}" if support_loss else "",
         ],
         "outer": [
             f"{recipe.at('outer.step_loss.block')} loss",

@@ -19,6 +19,7 @@ from metablocks.batches import Batches, FullBatch, Minibatches, Stream
 from metablocks.errors import RecipeError, suggest, suggest_then
 from metablocks.estimators import Adjoint, Estimator, Implicit, Reptile, Unrolled
 from metablocks.executors import Executor, Loop, Vmap
+from metablocks.losses import LOSSES
 from metablocks.models import (
     GRU,
     MLP,
@@ -152,6 +153,13 @@ START = Slot(
     Start,
 )
 RULE = Slot("rule", "how a gradient becomes an update", RULES, UpdateRule)
+SUPPORT_LOSS = Slot(
+    "support_loss",
+    "what the inner steps descend, in place of the tasks' own loss",
+    LOSSES,
+    Callable,
+    ("outputs",),
+)
 ORDER = Slot(
     "order",
     "through which steps the meta-gradient looks",
@@ -230,6 +238,7 @@ SLOTS: dict[str, Slot] = {
         BATCHES,
         START,
         RULE,
+        SUPPORT_LOSS,
         ORDER,
         STEP_LOSS,
         ESTIMATOR,

@@ -200,6 +200,7 @@ def reduced_learner(experiment: Experiment) -> MetaLearner:
     reduced = MetaLearner(
         model,
         loss=learner.loss,
+        support_loss=learner.support_loss,
         steps=learner.steps,
         rule=build_rule(experiment.recipe),
         order=learner.order,

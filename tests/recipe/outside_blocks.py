@@ -82,3 +82,15 @@ def brighter(*, by: float = 0.1) -> Callable[[Tensor], Tensor]:
 def pairs(*, examples: int) -> list[tuple[Tensor, int]]:
     """A data set of one's own, of six classes."""
     return [(torch.full((1, 8, 8), float(n)), n % 6) for n in range(examples)]
+
+
+class OutsideLoss(torch.nn.Module):
+    """A loss with a parameter that is learned, and one of the model that it asks for."""
+
+    def __init__(self, *, decay: Positive) -> None:
+        super().__init__()
+        self.decay = torch.nn.Parameter(torch.tensor(decay))
+
+    def forward(self, prediction: Tensor, target: Tensor, *, params: dict[str, Tensor]) -> Tensor:
+        penalty = torch.stack([p.square().sum() for p in params.values()]).sum()
+        return (prediction - target).abs().mean() + self.decay * penalty

@@ -1,0 +1,136 @@
+"""Losses that inner steps may descend, as recipes name them: fixed ones, and two that are learned.
+
+Each takes predictions `[examples, ..., outputs]` and targets: numbers of the same shape, or the indices
+of classes `[examples, ...]`.
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from metablocks.checks import Count, checked
+from metablocks.models.layers import Activation
+from metablocks.models.mlp import MLP
+
+
+def cross_entropy() -> Callable[[Tensor, Tensor], Tensor]:
+    """The mean cross-entropy of classes.
+
+    >>> cross_entropy()(torch.zeros(3, 2), torch.tensor([0, 1, 1]))
+    tensor(0.6931)
+    """
+    return _cross_entropy
+
+
+def mse() -> Callable[[Tensor, Tensor], Tensor]:
+    """The mean squared error.
+
+    >>> mse()(torch.zeros(3, 2), torch.ones(3, 2))
+    tensor(1.)
+    """
+    return F.mse_loss
+
+
+@checked()
+class LearnedLoss(nn.Module):
+    """A loss that is a small net M over the prediction and the target of each example.
+
+        L = 1/n Σ_i softplus M(ŷ_i, y_i)
+
+    M is an MLP of the `hidden` widths; the class of a target enters as its indicator vector. It begins
+    as drawn, and knows nothing of the task until the outer loop has taught it.
+
+    Source: Bechtle, Molchanov, Chebotar, Grefenstette, Righetti, Sukhatme, Meier 2021 (ML³): two hidden
+    layers of 40, softplus at the end. Deviation:
+    1. The model's initialisation is learned along with the loss. With `adapt` and frozen parameters as
+       a recipe has them, either can be left out.
+
+    >>> loss = LearnedLoss(outputs=2, hidden=(4,))
+    >>> loss(torch.zeros(3, 2), torch.tensor([0, 1, 1])).shape
+    torch.Size([])
+
+    Raises `BlockError` for a width below 1.
+    """
+
+    def __init__(
+        self,
+        *,
+        outputs: Count,
+        hidden: tuple[Count, ...] = (40, 40),
+        activation: Activation = "relu",
+    ) -> None:
+        super().__init__()
+        self.outputs = outputs
+        self.net = MLP(
+            input_shape=(2 * outputs,),
+            outputs=1,
+            hidden=hidden,
+            activation=activation,
+            init="fan_in",
+        )
+
+    def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
+        """The loss of predictions `[examples, ..., outputs]`."""
+        if not target.is_floating_point():
+            classes = torch.arange(self.outputs, device=target.device)
+            target = (target.unsqueeze(-1) == classes).to(prediction.dtype)
+        pairs = [part.reshape(-1, self.outputs) for part in (prediction, target)]
+        return F.softplus(self.net(torch.cat(pairs, 1))).mean()
+
+
+@checked()
+class WeightedLoss(nn.Module):
+    """The loss of each example by a learned weight, which a small net V makes of that loss.
+
+        L = 1/n Σ_i V(ℓ_i) ℓ_i
+
+    ℓ_i is the cross-entropy of an example whose target is a class, and else its squared error. V has one
+    hidden layer, and ends in a sigmoid.
+
+    Source: Shu, Xie, Yi, Zhao, Zhou, Xu, Meng 2019 (Meta-Weight-Net): 1–100–1, ReLU. Deviations:
+    1. The sum is divided by the number of examples, as in the source's inner step that is looked
+       through; its step of the model itself divides by the sum of the weights.
+    2. The weight is a part of the loss, and differentiated with it. The released code holds the ℓ_i that
+       V is given constant; its update is then the gradient of no function.
+
+    >>> WeightedLoss()(torch.zeros(3, 2), torch.tensor([0, 1, 1])).shape
+    torch.Size([])
+
+    Raises `BlockError` for a width below 1.
+    """
+
+    def __init__(self, *, hidden: Count = 100, activation: Activation = "relu") -> None:
+        super().__init__()
+        self.net = MLP(
+            input_shape=(1,), outputs=1, hidden=(hidden,), activation=activation, init="fan_in"
+        )
+
+    def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
+        """The loss of predictions `[examples, ..., outputs]`."""
+        losses = _each(prediction, target)
+        weights = self.net(losses.unsqueeze(1)).squeeze(1).sigmoid()
+        return (weights * losses).mean()
+
+
+LOSSES: dict[str, Callable[..., Callable[..., Tensor]]] = {
+    "cross_entropy": cross_entropy,
+    "mse": mse,
+    "learned_loss": LearnedLoss,
+    "weighted": WeightedLoss,
+}
+"""The blocks of the slot `support_loss` of recipes."""
+
+
+def _cross_entropy(prediction: Tensor, target: Tensor) -> Tensor:
+    return F.cross_entropy(prediction.movedim(-1, 1), target)
+
+
+def _each(prediction: Tensor, target: Tensor) -> Tensor:
+    """The loss of each example `[examples]`: the mean over what an example consists of."""
+    if target.is_floating_point():
+        losses = (prediction - target).square()
+    else:
+        losses = F.cross_entropy(prediction.movedim(-1, 1), target, reduction="none")
+    return losses.reshape(len(prediction), -1).mean(1)
