@@ -27,7 +27,9 @@ class Batches:
     compose with `torch.func.vmap`, so that no control flow depends on numbers; batches of one support
     set have the same shapes at every step, or are compiled for each of them.
 
-    >>> class Halves(Batches):
+    >>> import torch
+    >>> import metablocks as mb
+    >>> class Halves(mb.Batches):
     ...     def select(self, support, state, index):
     ...         inputs, target = support
     ...         half = len(inputs) // 2
@@ -72,8 +74,9 @@ class Batches:
 class FullBatch(Batches):
     """MAML: every step sees the whole support set, every carry is judged by the whole query set.
 
-    >>> support = torch.zeros(5, 1), torch.zeros(5, 1)
-    >>> FullBatch().select(support, None, index=3) is support
+    >>> import metablocks as mb
+    >>> support = [[0.0], [1.0]], [0, 1]
+    >>> mb.FullBatch().select(support, None, index=3) is support
     True
     """
 
@@ -83,15 +86,19 @@ class FullBatch(Batches):
 class Minibatches(Batches):
     """Each step sees `size` examples of the support set, drawn without replacement.
 
-    One shuffled pass through the examples after another, batches running on from pass to pass. A
-    `size` of all examples or more is the full batch. `evaluate` and `adapt` take the full batch.
+    One shuffled pass through the examples after another, batches running on from pass to pass.
+    `evaluate` and `adapt` take the full batch.
+
+    - `size`: examples of a step; of all examples or more it is the full batch.
 
     Law: the same batches on every executor and device.
 
     Source: Nichol, Achiam, Schulman 2018, and its released code.
 
+    >>> import torch
+    >>> import metablocks as mb
     >>> support = torch.arange(6), torch.arange(6)
-    >>> block = Minibatches(2)
+    >>> block = mb.Minibatches(2)
     >>> state = block.draw(support, steps=3)
     >>> torch.cat([block.select(support, state, k)[0] for k in range(3)]).sort().values
     tensor([0, 1, 2, 3, 4, 5])
@@ -122,16 +129,20 @@ class Minibatches(Batches):
 class Stream(Batches):
     """Each step sees a batch of its own: row k of support leaves `[steps, examples, ...]`.
 
-    The loss at carry k is judged by row k of query leaves `[steps + 1, examples, ...]`; with
-    `query=False` one query set judges every carry. `evaluate(steps=k)` goes through the first k rows.
+    `evaluate(steps=k)` goes through the first k rows.
+
+    - `query`: True, and the loss at carry k is judged by row k of query leaves
+      `[steps + 1, examples, ...]`; False, and one query set judges every carry.
 
     Law: with equal rows it is `FullBatch`.
 
     Source: Tandon et al. 2025 (test-time training, end to end). There query row k is support row k: each
     chunk is judged by weights that have seen all before it, with `UniformStepLoss(initial=True)`.
 
+    >>> import torch
+    >>> import metablocks as mb
     >>> chunks = torch.arange(6.0).reshape(3, 2, 1)
-    >>> Stream().select((chunks, chunks), None, index=2)[0]
+    >>> mb.Stream().select((chunks, chunks), None, index=2)[0]
     tensor([[4.],
             [5.]])
 

@@ -39,15 +39,20 @@ class LearnedLoss(nn.Module):
 
         L = 1/n Σ_i softplus M(ŷ_i, y_i)
 
-    M is an MLP of the `hidden` widths; the class of a target enters as its indicator vector. It begins
+    M is an MLP; the class of a target enters as its indicator vector. It begins
     as drawn, and knows nothing of the task until the outer loop has taught it.
+
+    - `hidden`: widths of its hidden layers.
+    - `activation`: what stands between its layers.
 
     Source: Bechtle, Molchanov, Chebotar, Grefenstette, Righetti, Sukhatme, Meier 2021 (ML³): two hidden
     layers of 40, softplus at the end. Deviation:
     1. The model's initialisation is learned along with the loss. With `adapt` and frozen parameters as
        a recipe has them, either can be left out.
 
-    >>> loss = LearnedLoss(outputs=2, hidden=(4,))
+    >>> import torch
+    >>> import metablocks as mb
+    >>> loss = mb.LearnedLoss(outputs=2, hidden=(4,))
     >>> loss(torch.zeros(3, 2), torch.tensor([0, 1, 1])).shape
     torch.Size([])
 
@@ -89,13 +94,18 @@ class WeightedLoss(nn.Module):
     ℓ_i is the cross-entropy of an example whose target is a class, and else its squared error. V has one
     hidden layer, and ends in a sigmoid.
 
+    - `hidden`: width of its hidden layer.
+    - `activation`: what stands between its layers.
+
     Source: Shu, Xie, Yi, Zhao, Zhou, Xu, Meng 2019 (Meta-Weight-Net): 1–100–1, ReLU. Deviations:
     1. The sum is divided by the number of examples, as in the source's inner step that is looked
        through; its step of the model itself divides by the sum of the weights.
     2. The weight is a part of the loss, and differentiated with it. The released code holds the ℓ_i that
        V is given constant; its update is then the gradient of no function.
 
-    >>> WeightedLoss()(torch.zeros(3, 2), torch.tensor([0, 1, 1])).shape
+    >>> import torch
+    >>> import metablocks as mb
+    >>> mb.WeightedLoss()(torch.zeros(3, 2), torch.tensor([0, 1, 1])).shape
     torch.Size([])
 
     Raises `BlockError` for a width below 1.

@@ -27,7 +27,9 @@ class Start:
     Laws: a function of its arguments, which composes with `torch.func.vmap`, so that no control flow
     depends on numbers; its result has the names of `params`, and their shapes.
 
-    >>> class Halved(Start):
+    >>> import torch
+    >>> import metablocks as mb
+    >>> class Halved(mb.Start):
     ...     def __call__(self, params, support, features):
     ...         return {name: tensor / 2 for name, tensor in params.items()}
     >>> Halved()({"w": torch.ones(2)}, None, None)
@@ -66,8 +68,9 @@ class AsLearned(Start):
 
     Source: Finn, Abbeel, Levine 2017.
 
-    >>> params = {"w": torch.ones(2)}
-    >>> AsLearned()(params, None, None) is params
+    >>> import metablocks as mb
+    >>> params = {"w": [1.0, 1.0]}
+    >>> mb.AsLearned()(params, None, None) is params
     True
     """
 
@@ -77,9 +80,13 @@ class AsLearned(Start):
 class Fixed(Start):
     """What `pattern` selects begins with the values that the model has stored, which are not learned.
 
-    Other parameters are. Patterns are those of `adapt` (see `selection`).
+    Other parameters are.
 
-    >>> Fixed("0.*").replaced(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1)))
+    - `pattern`: which parameters, patterns over their names, as those of `adapt`.
+
+    >>> from torch import nn
+    >>> import metablocks as mb
+    >>> mb.Fixed("0.*").replaced(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1)))
     ('0.weight', '0.bias')
 
     Raises `SelectionError` for patterns that select nothing, `BlockError` for parameters that do not
@@ -100,10 +107,13 @@ class Zeros(Start):
     CAVIA is `Zeros("context")` with `adapt="context"`: context parameters alone adapt, and the others are
     learned.
 
+    - `pattern`: which parameters, patterns over their names, as those of `adapt`.
+
     Source: Zintgraf et al. 2019.
 
-    >>> model = nn.Linear(2, 1)
-    >>> Zeros("bias").replaced(model)
+    >>> from torch import nn
+    >>> import metablocks as mb
+    >>> mb.Zeros("bias").replaced(nn.Linear(2, 1))
     ('bias',)
 
     Raises `SelectionError` for patterns that select nothing, `BlockError` for parameters that do not
@@ -177,6 +187,8 @@ class _Head(Start):
 class ZeroHead(_Head):
     """The linear layer `head` begins at zero: neither the order of classes nor their number matters.
 
+    - `head`: the name of the layer.
+
     Under `Loop`, not compiled, it has as many rows as the task has classes, the largest label of the
     support set + 1; elsewhere as many as the model's layer.
 
@@ -185,8 +197,10 @@ class ZeroHead(_Head):
 
     Source: Ye, Chao 2021.
 
+    >>> import torch
+    >>> import metablocks as mb
     >>> params = {"head.weight": torch.ones(2, 3), "head.bias": torch.ones(2)}
-    >>> ZeroHead()(params, None, None)["head.bias"]
+    >>> mb.ZeroHead()(params, None, None)["head.bias"]
     tensor([0., 0.])
 
     Raises `BlockError` for a head that is not a plain, untied `nn.Linear` with a bias, or does not adapt.
@@ -203,6 +217,8 @@ class Prototypes(_Head):
 
         w_c = 2 μ_c,    b_c = −‖μ_c‖²,    μ_c the mean of the features of class c
 
+    - `head`: the name of the layer.
+
     The gradient flows through μ. A class without support examples begins at 0. Features are what enters
     the layer, `[examples, features]`; the head has as many rows as with `ZeroHead`.
 
@@ -211,9 +227,12 @@ class Prototypes(_Head):
 
     Source: Triantafillou et al. 2020; Snell, Swersky, Zemel 2017.
 
+    >>> import torch
+    >>> import metablocks as mb
     >>> features = torch.tensor([[1.0, 0.0], [3.0, 0.0], [0.0, 1.0]])
     >>> params = {"head.weight": torch.zeros(2, 2), "head.bias": torch.zeros(2)}
-    >>> Prototypes()(params, (None, torch.tensor([0, 0, 1])), lambda name: features)["head.weight"]
+    >>> support = None, torch.tensor([0, 0, 1])
+    >>> mb.Prototypes()(params, support, lambda name: features)["head.weight"]
     tensor([[4., 0.],
             [0., 2.]])
 

@@ -155,6 +155,7 @@ def test_run_hands_over_the_recipe_and_the_arguments(trainer, tmp_path, capsys):
         "start": None,
         "save_every": 10.0,
         "quiet": True,
+        "tensorboard": False,
         "argv": argv,
     }
 
