@@ -1,9 +1,16 @@
 """metablocks: small interchangeable blocks for gradient-based meta-learning in PyTorch."""
 
-from metablocks import laws, rules, tasks
+from metablocks import laws, processes, rules, tasks
 from metablocks.errors import MetablocksError
 from metablocks.estimators import Adjoint, Estimator, Implicit, Reptile, TaskGradient, Unrolled
-from metablocks.executors import CompileWarning, Executor, Loop, RandomDrawsWarning, Vmap
+from metablocks.executors import (
+    CompileWarning,
+    Distributed,
+    Executor,
+    Loop,
+    RandomDrawsWarning,
+    Vmap,
+)
 from metablocks.functional import FunctionalModule, ModuleState
 from metablocks.inner_loop import Carry, InnerLoop, Trajectory, adapt
 from metablocks.learner import Evaluation, MetaGradient, MetaLearner
@@ -37,6 +44,7 @@ __all__ = [
     "Batch",
     "Carry",
     "CompileWarning",
+    "Distributed",
     "Estimator",
     "Evaluation",
     "Executor",
@@ -78,6 +86,7 @@ __all__ = [
     "laws",
     "norm_patterns",
     "per_step_batch_norm",
+    "processes",
     "tasks",
     "train_maml",
     "transform_patterns",

@@ -23,7 +23,7 @@ from metablocks.errors import BlockError, MetablocksError, TaskError, concerning
 from metablocks.estimators import Estimator, Unrolled
 from metablocks.estimators.base import filled, is_cut, task_gradient
 from metablocks.estimators.sweep import start, step
-from metablocks.executors import Executor, Loop, TaskWork, check_tasks
+from metablocks.executors import Executor, Loop, TaskWork, check_tasks, share_of
 from metablocks.fingerprint import Same, fingerprint
 from metablocks.functional import (
     FunctionalModule,
@@ -72,6 +72,8 @@ def _differentiating(method: Method) -> Method:
                 raise
             except Exception as error:
                 given = args[0] if args else kwargs[data]
+                if not len(given):
+                    raise
                 batch = given if data == "support" else given[0].support
                 reason = unfit_data(error, learner.model, batch)
                 if not reason:
@@ -333,7 +335,8 @@ class MetaLearner(nn.Module):
     def _meta_gradient(
         self, tasks: Tasks, progress: Progress, metric: Metric | None, *, put_back: bool
     ) -> MetaGradient:
-        count = check_tasks(tasks, differentiated=True)
+        share = share_of(self.executor)
+        count = check_tasks(tasks, differentiated=True, none=share.several)
         through = steps_through(self.order, self.steps, progress)
         weights = step_weights(self.step_loss, self.steps, progress)
         inner, buffers = self._inner(tasks, self.steps, through, weights, metric=metric)
@@ -342,6 +345,7 @@ class MetaLearner(nn.Module):
         work = self._work(inner, detach(self._meta_parameters()))
         with inner.draws.put_back() if put_back else nullcontext():
             totals, (query_losses, scores) = self._execute(work, buffers, tasks)
+        _, count = share.place(count, count)
         grads, changes, metrics, loss = totals
         grads = {name: grad / count for name, grad in grads.items()}
         changes = {f"model.{name}": _mean(change, count) for name, change in changes.items()}
@@ -454,7 +458,7 @@ class MetaLearner(nn.Module):
         frozen = detach({n: p for n, p in self.named_parameters() if not p.requires_grad})
         params, buffers = map(detach, model.state())
         for view in (model, predicting):
-            if view is None or view.was_run(training=training):
+            if view is None or view.was_run(training=training) or not len(tasks):
                 continue
             held = Draws(generators_of(params, view.generators))
             with held.put_back(), held.observed():
@@ -547,11 +551,11 @@ class MetaLearner(nn.Module):
         flags = trainable_flags(self.parameters(), inner)
         key = (inner.model.key, inner.rule.key, Same(self.loss), Same(inner.metric), flags)
         if reach and not self._reached:
-            check_reach(self._assembly(), inner, buffers, tasks)
+            check_reach(self._assembly(), inner, buffers, tasks, share_of(self.executor))
             self._reached = True
-        elif key not in self._read:
+        elif key not in self._read and len(tasks):
             check_reads(self._assembly(), inner, buffers, tasks[0])
-        if key not in self._read:
+        if key not in self._read and len(tasks):
             self._read = (*self._read[-7:], key)
 
     def _evaluation_steps(self, steps: int | None) -> int:

@@ -11,7 +11,7 @@ tasks.
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol, TypeAlias, runtime_checkable
+from typing import Any, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 from torch import Tensor
 from torch.utils import _pytree as pytree
@@ -22,6 +22,7 @@ from metablocks.pieces import InPieces
 from metablocks.types import Task, TaskBatch, Tasks, Tensors
 
 TaskFunction: TypeAlias = Callable[[Any, Tensors, Task], tuple[Any, Any]]
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -71,19 +72,56 @@ class Executor(Protocol):
         """The sum over tasks of the first result, and the second stacked to `[tasks, ...]`."""
 
 
+class Share:
+    """The share of a call's tasks that this process has: all, unless the executor is another share.
+
+    >>> Share().place(3, 3.0), Share().part(range(2, 5))
+    ((0, 3.0), range(2, 5))
+    """
+
+    @property
+    def several(self) -> bool:
+        """True if other processes have tasks, too, and this one may have none."""
+        return False
+
+    def place(self, count: int, weight: float) -> tuple[int, float]:
+        """The number of the share's first task among all, and the weight of all.
+
+        `count` and `weight` are the share's own.
+        """
+        return 0, weight
+
+    def union(self, names: set[str]) -> set[str]:
+        """The names that any process gives."""
+        return names
+
+    def part(self, indices: range) -> range:
+        """The share of tasks with these indices: they are divided evenly, in their order."""
+        return indices
+
+    def gather(self, value: _T) -> list[_T]:
+        """The values of all processes, in the order of their tasks."""
+        return [value]
+
+
+def share_of(executor: Any) -> Share:
+    """The share of tasks that an executor states, or all."""
+    return executor if isinstance(executor, Share) else Share()
+
+
 @concerning("MetaLearner", "tasks")
-def check_tasks(tasks: Tasks, *, differentiated: bool = False) -> int:
+def check_tasks(tasks: Tasks, *, differentiated: bool = False, none: bool = False) -> int:
     """The number of tasks.
 
-    Raises `TaskError` for anything but a `TaskBatch` or a list of `Task`, for none, and for tensors
-    made under `torch.inference_mode`; if they enter what is `differentiated`, for tensors that require
-    a gradient, which they would not get.
+    Raises `TaskError` for anything but a `TaskBatch` or a list of `Task`, for none unless `none`, and
+    for tensors made under `torch.inference_mode`; if they enter what is `differentiated`, for tensors
+    that require a gradient, which they would not get.
     """
     if not isinstance(tasks, TaskBatch | Sequence) or isinstance(tasks, str):
         raise TaskError(
             f"tasks is a {type(tasks).__name__}; it takes a TaskBatch or a list of Task"
         )
-    if not len(tasks):
+    if not len(tasks) and not none:
         raise TaskError("an empty list of tasks; at least one task is needed")
     whole: list[tuple[str, Any]] = [("tasks", tasks)] if isinstance(tasks, TaskBatch) else []
     for index, task in enumerate(tasks if isinstance(tasks, Sequence) else ()):
