@@ -8,8 +8,9 @@ that hangs after `PATIENCE`.
 """
 
 import os
+import re
 import socket
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
@@ -99,31 +100,36 @@ def check_device(device: torch.device) -> None:
         )
 
 
-def launch() -> str | None:
-    """A name of the `torchrun` that started this process, the same after it has restarted it.
+def launch() -> tuple[str | None, bool]:
+    """A name of the `torchrun` that started this process, and whether it may have done so before.
 
-    On one machine it is the name of torchrun's own process; on several, after a restart, their
-    `--rdzv-id`, since rank 0 may be on another of them then. None without torchrun.
+    The name is the same after a restart: on one machine it has the number of torchrun's own process, on
+    several, where rank 0 may move to another, it is their `--rdzv-id`. None without torchrun.
     """
     name = os.environ.get("TORCHELASTIC_RUN_ID")
     if name is None or not launched():
-        return None
+        return None, False
     if name != "none" and int(os.environ.get("GROUP_WORLD_SIZE", "1")) > 1:
-        return name
+        return name, os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
     began = ""
     with suppress(OSError, IndexError):  # Linux: the parent's start, since numbers are used again
         text = Path(f"/proc/{os.getppid()}/stat").read_text()
         began = text.rpartition(")")[2].split()[19]
-    return f"{name} {socket.gethostname()} {os.getppid()} {began}".rstrip()
+    return f"{name} {socket.gethostname()} {os.getppid()} {began}".rstrip(), True
 
 
-def counts(count: int, group: Any = None) -> list[int]:
-    """The numbers that all processes give, by rank."""
-    mine = torch.tensor([count])
-    each = [torch.empty_like(mine) for _ in range(dist.get_world_size(group))]
+def numbers(*mine: float, group: Any = None) -> list[list[float]]:
+    """The numbers that all processes give, by rank; quicker than `gather`."""
+    at = (
+        "cpu"
+        if "cpu" in dist.get_backend_config(group)
+        else torch.accelerator.current_accelerator()
+    )
+    row = torch.tensor(mine, dtype=torch.float64, device=at)
+    rows = [torch.empty_like(row) for _ in range(dist.get_world_size(group))]
     with _talking():
-        dist.all_gather(each, mine, group=group)
-    return [int(number) for number in each]
+        dist.all_gather(rows, row, group=group)
+    return [row.tolist() for row in rows]
 
 
 def gather(value: _T, group: Any = None) -> list[_T]:
@@ -160,23 +166,13 @@ def add_up(tensors: Sequence[Tensor], group: Any = None) -> list[Tensor]:
     return sums
 
 
-def from_first(compute: Callable[[], _T]) -> _T:
-    """`compute()` of rank 0, for all; it runs nowhere else. By itself, a process computes.
-
-    >>> from_first(lambda: 3)
-    3
-    """
-    if not dist.is_initialized():
-        return compute()
-    return broadcast(compute() if dist.get_rank() == 0 else None)  # type: ignore[return-value]
-
-
 @contextmanager
 def _talking() -> Iterator[None]:
     """A failure of the communication as a `ProcessError`."""
     try:
         yield
     except (dist.DistError, RuntimeError, ValueError) as error:
+        reason = re.sub(r"^\[.*?\] ", "", first_line(error)).partition(". ")[0]  # gloo's own place
         raise ProcessError(
-            f"the other processes do not answer: one of them has ended, or hangs ({first_line(error)})"
+            f"the other processes do not answer: one of them has ended, or hangs ({reason})"
         ) from error

@@ -7,6 +7,7 @@ computed in `OUT/<name>-<rank>-of-<count>.pt`.
 import os
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from torch import nn
 
 import metablocks as mb
 from metablocks.errors import GradientError, ProcessError
+from metablocks.fit import accuracy
 
 STEPS = 50
 
@@ -61,7 +63,7 @@ def train(executor: mb.Executor, count: int, steps: int = STEPS) -> dict[str, to
     for step in range(steps):
         first = step % 4 * count
         batch = own(tasks[first : first + count], executor)
-        result = learner.backward(batch, metric=mb.runs.accuracy)
+        result = learner.backward(batch, metric=accuracy)
         optimizer.step()
         optimizer.zero_grad()
     results = {"loss": result.loss, "query_losses": result.query_losses, "scores": result.scores}
@@ -134,8 +136,9 @@ def fork(count: int, work: Callable[[int], object]) -> list[int]:
             try:
                 work(rank)
                 os._exit(0)
+            except BaseException:
+                traceback.print_exc()
             finally:
-                sys.stderr.flush()
                 os._exit(1)
         children.append(child)
     return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]

@@ -10,7 +10,7 @@ from metablocks.executors.base import (
     share_of,
 )
 from metablocks.executors.compiled import CompileWarning
-from metablocks.executors.distributed import Distributed
+from metablocks.executors.distributed import Distributed, executor_of
 from metablocks.executors.loop import Loop
 from metablocks.executors.vmap import Vmap
 
@@ -25,5 +25,6 @@ __all__ = [
     "TaskWork",
     "Vmap",
     "check_tasks",
+    "executor_of",
     "share_of",
 ]

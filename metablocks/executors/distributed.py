@@ -1,5 +1,6 @@
 """Tasks over processes, with `torch.distributed`: each runs its own, and their sums are all-reduced."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Annotated, Any, TypeVar
 
@@ -66,9 +67,9 @@ class Distributed(Share):
             sums, rows = self.executor(work, shared, buffers, tasks)
             if not pytree.tree_leaves(sums):
                 return sums, rows
-        counts = processes.counts(len(tasks), group)
-        if not all(counts):
-            source = next(rank for rank, count in enumerate(counts) if count)
+        counts = processes.numbers(len(tasks), group=group)
+        if [0] in counts:
+            source = next(rank for rank, (count,) in enumerate(counts) if count)
             form = (pytree.tree_map(_Form.of, (sums, rows)), work.draws.kinds)
             (sums_form, rows_form), kinds = processes.broadcast(form, source, group)
             if not len(tasks):
@@ -79,9 +80,9 @@ class Distributed(Share):
         return pytree.tree_unflatten(processes.add_up(leaves, group), spec), rows
 
     def place(self, count: int, weight: float) -> tuple[int, float]:
-        each = processes.gather((count, weight), self._joined())
+        each = self.numbers(count, weight)
         before = each[: dist.get_rank(self.group)]
-        return sum(count for count, _ in before), sum(weight for _, weight in each)
+        return int(sum(count for count, _ in before)), sum(weight for _, weight in each)
 
     def union(self, names: set[str]) -> set[str]:
         return set().union(*processes.gather(names, self._joined()))
@@ -93,8 +94,15 @@ class Distributed(Share):
         first = rank * each + min(rank, more)
         return indices[first : first + each + (rank < more)]
 
+    def numbers(self, *mine: float) -> list[list[float]]:
+        return processes.numbers(*mine, group=self._joined())
+
     def gather(self, value: _T) -> list[_T]:
         return processes.gather(value, self._joined())
+
+    def from_first(self, compute: Callable[[], _T]) -> _T:
+        group = self._joined()
+        return processes.broadcast(compute() if dist.get_rank(group) == 0 else None, group=group)
 
     def _joined(self) -> Any:
         if not dist.is_initialized():
@@ -105,6 +113,17 @@ class Distributed(Share):
                 field="group",
             )
         return self.group
+
+
+def executor_of(learner: Any) -> Any:
+    """The executor that runs a learner's tasks in this process.
+
+    >>> from types import SimpleNamespace
+    >>> executor_of(SimpleNamespace(executor=Distributed(Loop(workers=2)))).workers
+    2
+    """
+    executor = learner.executor
+    return executor.executor if isinstance(executor, Distributed) else executor
 
 
 @dataclass(frozen=True)
