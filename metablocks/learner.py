@@ -336,7 +336,7 @@ class MetaLearner(nn.Module):
         self, tasks: Tasks, progress: Progress, metric: Metric | None, *, put_back: bool
     ) -> MetaGradient:
         share = share_of(self.executor)
-        count = check_tasks(tasks, differentiated=True, none=share.several)
+        count = check_tasks(tasks, differentiated=True, none=share.processes > 1)
         through = steps_through(self.order, self.steps, progress)
         weights = step_weights(self.step_loss, self.steps, progress)
         inner, buffers = self._inner(tasks, self.steps, through, weights, metric=metric)

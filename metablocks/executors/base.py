@@ -80,9 +80,9 @@ class Share:
     """
 
     @property
-    def several(self) -> bool:
-        """True if other processes have tasks, too, and this one may have none."""
-        return False
+    def processes(self) -> int:
+        """The number of processes. In one of several there may be no tasks."""
+        return 1
 
     def place(self, count: int, weight: float) -> tuple[int, float]:
         """The number of the share's first task among all, and the weight of all.

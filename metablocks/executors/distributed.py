@@ -54,8 +54,8 @@ class Distributed(Share):
     group: Annotated[Any, UNCHECKED] = None
 
     @property
-    def several(self) -> bool:
-        return True
+    def processes(self) -> int:
+        return dist.get_world_size(self._joined())
 
     def __call__(
         self, fn: TaskFunction, shared: Any, buffers: Tensors, tasks: Tasks
@@ -89,8 +89,8 @@ class Distributed(Share):
 
     def part(self, indices: range) -> range:
         group = self._joined()
-        rank, several = dist.get_rank(group), dist.get_world_size(group)
-        each, more = divmod(len(indices), several)
+        rank = dist.get_rank(group)
+        each, more = divmod(len(indices), self.processes)
         first = rank * each + min(rank, more)
         return indices[first : first + each + (rank < more)]
 

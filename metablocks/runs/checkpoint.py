@@ -81,7 +81,7 @@ def from_first(experiment: Experiment, restore: Callable[[], _T], *, training: b
     optimiser, schedule and random generators. A process by itself restores, no more.
     """
     share = share_of(experiment.learner.executor)
-    if not share.several:
+    if share.processes == 1:
         return restore()
 
     def states() -> tuple[_T, bytes]:

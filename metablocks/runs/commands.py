@@ -383,7 +383,7 @@ def _note_changes(
 
 def _circumstances(experiment: Experiment) -> dict[str, Any]:
     """The length of a training, and its environment: what may change when it goes on."""
-    count = len(share_of(experiment.learner.executor).numbers(0))
+    count = share_of(experiment.learner.executor).processes
     return {"epochs": experiment.epochs, "processes": count, **environment(experiment.device)}
 
 

@@ -192,7 +192,7 @@ def _validate(
     epoch = state.epochs + 1
     if epoch % experiment.evaluation.every and epoch != experiment.epochs:
         return None
-    if signals.share.several:
+    if signals.share.processes > 1:
         return final_scores(experiment, "validation", between=signals.stop_if_wished)
     with signals.anywhere():
         return final_scores(experiment, "validation")
