@@ -68,6 +68,8 @@ def joined() -> Iterator[None]:
         torch.accelerator.set_device_index(local)
     with _talking():
         store, rank, count = next(dist.rendezvous("env://", timeout=PATIENCE))
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # torchrun's store outlives it
+        store = dist.PrefixStore(f"metablocks, attempt {attempt}", store)
         dist.init_process_group(store=store, rank=rank, world_size=count, timeout=PATIENCE)
     try:
         yield
