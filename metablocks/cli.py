@@ -249,6 +249,7 @@ def _compare(args: argparse.Namespace, argv: list[str]) -> int:
             out=args.out,
             data=args.data,
             device=args.device,
+            plan=args.plan,
             quiet=args.quiet,
             argv=tuple(argv),
         )

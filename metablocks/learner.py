@@ -345,13 +345,13 @@ class MetaLearner(nn.Module):
         work = self._work(inner, detach(self._meta_parameters()))
         with inner.draws.put_back() if put_back else nullcontext():
             totals, (query_losses, scores) = self._execute(work, buffers, tasks)
-        _, count = share.place(count, count)
+        _, weight = share.place(count, count)
         grads, changes, metrics, loss = totals
-        grads = {name: grad / count for name, grad in grads.items()}
-        changes = {f"model.{name}": _mean(change, count) for name, change in changes.items()}
-        metrics = {name: total / count for name, total in metrics.items()}
+        grads = {name: grad / weight for name, grad in grads.items()}
+        changes = {f"model.{name}": _mean(change, weight) for name, change in changes.items()}
+        metrics = {name: total / weight for name, total in metrics.items()}
         return MetaGradient(
-            loss / count, grads, query_losses, changes, metrics, None if metric is None else scores
+            loss / weight, grads, query_losses, changes, metrics, None if metric is None else scores
         )
 
     def _work(self, inner: InnerLoop, meta: Tensors) -> TaskWork:
@@ -591,6 +591,6 @@ def _in_training(norm_statistics: NormStatistics) -> NormStatistics:
     return "batch" if norm_statistics == "support" else norm_statistics
 
 
-def _mean(total: Tensor, count: int) -> Tensor:
-    """The mean of `count` tensors that add up to `total`; integers stay integers."""
-    return (total / count).to(total.dtype)
+def _mean(total: Tensor, weight: float) -> Tensor:
+    """The mean of tensors of this weight that add up to `total`; integers stay integers."""
+    return (total / weight).to(total.dtype)

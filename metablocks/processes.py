@@ -19,6 +19,8 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
 
 from metablocks.errors import MetablocksError, ProcessError, RunError, first_line
 
@@ -67,9 +69,9 @@ def joined() -> Iterator[None]:
     if torch.accelerator.is_available() and local < torch.accelerator.device_count():
         torch.accelerator.set_device_index(local)
     with _talking():
-        store, rank, count = next(dist.rendezvous("env://", timeout=PATIENCE))
+        store, rank, count = next(rendezvous("env://", timeout=PATIENCE))
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # torchrun's store outlives it
-        store = dist.PrefixStore(f"metablocks, attempt {attempt}", store)
+        store = PrefixStore(f"metablocks, attempt {attempt}", store)
         dist.init_process_group(store=store, rank=rank, world_size=count, timeout=PATIENCE)
     try:
         yield
@@ -81,10 +83,11 @@ def joined() -> Iterator[None]:
         dist.destroy_process_group()
 
 
-def _reported(store: "dist.Store", rank: int) -> bool:
+def _reported(store: Store, rank: int) -> bool:
     """True if another process was the first to fail; what it says is enough."""
     with suppress(RuntimeError):  # the store has gone
-        return store.compare_set(_FAILED, "", str(rank)) != str(rank).encode()
+        first: bytes = store.compare_set(_FAILED, "", str(rank))
+        return first != str(rank).encode()
     return False
 
 
@@ -142,7 +145,7 @@ def gather(value: _T, group: Any = None) -> list[_T]:
     return each
 
 
-def broadcast(value: _T, source: int = 0, group: Any = None) -> _T:
+def broadcast(value: Any, source: int = 0, group: Any = None) -> Any:
     """The value that the process of rank `source` in the group gives."""
     box = [value]
     with _talking():
@@ -162,7 +165,7 @@ def add_up(tensors: Sequence[Tensor], group: Any = None) -> list[Tensor]:
         flat = torch.cat([tensors[n].detach().reshape(-1) for n in places])
         with _talking():
             dist.all_reduce(torch.view_as_real(flat) if flat.is_complex() else flat, group=group)
-        parts = flat.split([tensors[n].numel() for n in places])
+        parts = torch.split(flat, [tensors[n].numel() for n in places])
         for n, part in zip(places, parts, strict=True):
             sums[n] = part.view(tensors[n].shape)
     return sums

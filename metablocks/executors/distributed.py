@@ -102,7 +102,10 @@ class Distributed(Share):
 
     def from_first(self, compute: Callable[[], _T]) -> _T:
         group = self._joined()
-        return processes.broadcast(compute() if dist.get_rank(group) == 0 else None, group=group)
+        value: _T = processes.broadcast(
+            compute() if dist.get_rank(group) == 0 else None, group=group
+        )
+        return value
 
     def _joined(self) -> Any:
         if not dist.is_initialized():

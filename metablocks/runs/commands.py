@@ -244,7 +244,7 @@ def _chosen_executor(experiment: Experiment) -> tuple[list[str], str]:
     recipe, learner = experiment.recipe, experiment.learner
     tasks, auto = training_tasks(experiment, 0), executor_of(learner)
     with experiment.precision():
-        choice = auto.choose(learner, tasks)  # type: ignore[attr-defined]
+        choice = auto.choose(learner, tasks)
     _log.info("executor: %s", choice.reason)
     blocks = {"hardware.executor": (type(choice.executor).__name__.lower(), choice.executor)}
     if choice.estimator != learner.estimator:

@@ -1,4 +1,4 @@
-"""Runs over processes, as torchrun starts them: `python ranks_of_runs.py OUT`, which only the tests start.
+"""Runs over processes, as torchrun starts them: `python ranks_of_runs.py OUT`, started by the tests.
 
 The processes are forked, so that nothing is imported twice. Prints a line of JSON for each run: its name,
 the exit status of each process, what rank 0 printed, and all that went to stderr.

@@ -13,8 +13,8 @@ from small_runs import SMALL, finish, only_run, start, wait_for_epochs
 
 import metablocks
 from metablocks.cli import main
-from metablocks.executors import Share
 from metablocks.errors import RunError
+from metablocks.executors import Share
 from metablocks.recipe import build, load, shipped
 from metablocks.runs import Scores
 from metablocks.runs.examples import read_test

@@ -1,4 +1,4 @@
-"""Runs over processes are those of one: tasks divided, one writes, all stop alike, one says what is wrong."""
+"""Runs over processes are those of one: tasks divided, one writes, all stop alike, one reports."""
 
 import json
 import os
