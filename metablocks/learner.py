@@ -335,8 +335,10 @@ class MetaLearner(nn.Module):
     def _meta_gradient(
         self, tasks: Tasks, progress: Progress, metric: Metric | None, *, put_back: bool
     ) -> MetaGradient:
-        share = share_of(self.executor)
-        count = check_tasks(tasks, differentiated=True, none=share.processes > 1)
+        share, count = share_of(self.executor), 0
+        if len(tasks) or share.processes == 1:  # one of several processes may have none
+            count = check_tasks(tasks, differentiated=True)
+        _, weight = share.place(count, count)
         through = steps_through(self.order, self.steps, progress)
         weights = step_weights(self.step_loss, self.steps, progress)
         inner, buffers = self._inner(tasks, self.steps, through, weights, metric=metric)
@@ -345,7 +347,6 @@ class MetaLearner(nn.Module):
         work = self._work(inner, detach(self._meta_parameters()))
         with inner.draws.put_back() if put_back else nullcontext():
             totals, (query_losses, scores) = self._execute(work, buffers, tasks)
-        _, weight = share.place(count, count)
         grads, changes, metrics, loss = totals
         grads = {name: grad / weight for name, grad in grads.items()}
         changes = {f"model.{name}": _mean(change, weight) for name, change in changes.items()}

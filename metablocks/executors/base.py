@@ -118,18 +118,18 @@ def share_of(executor: Any) -> Share:
 
 
 @concerning("MetaLearner", "tasks")
-def check_tasks(tasks: Tasks, *, differentiated: bool = False, none: bool = False) -> int:
+def check_tasks(tasks: Tasks, *, differentiated: bool = False) -> int:
     """The number of tasks.
 
-    Raises `TaskError` for anything but a `TaskBatch` or a list of `Task`, for none unless `none`, and
-    for tensors made under `torch.inference_mode`; if they enter what is `differentiated`, for tensors
-    that require a gradient, which they would not get.
+    Raises `TaskError` for anything but a `TaskBatch` or a list of `Task`, for none, and for tensors
+    made under `torch.inference_mode`; if they enter what is `differentiated`, for tensors that require
+    a gradient, which they would not get.
     """
     if not isinstance(tasks, TaskBatch | Sequence) or isinstance(tasks, str):
         raise TaskError(
             f"tasks is a {type(tasks).__name__}; it takes a TaskBatch or a list of Task"
         )
-    if not len(tasks) and not none:
+    if not len(tasks):
         raise TaskError("an empty list of tasks; at least one task is needed")
     whole: list[tuple[str, Any]] = [("tasks", tasks)] if isinstance(tasks, TaskBatch) else []
     for index, task in enumerate(tasks if isinstance(tasks, Sequence) else ()):
