@@ -1,11 +1,18 @@
 """metablocks: small interchangeable blocks for gradient-based meta-learning in PyTorch."""
 
-from metablocks import laws, rules, tasks
+from metablocks import laws, processes, rules, tasks
 from metablocks.batches import Batches, FullBatch, Minibatches, Stream
 from metablocks.epochs import Epoch, Validation, fit
 from metablocks.errors import MetablocksError
 from metablocks.estimators import Adjoint, Estimator, Implicit, Reptile, TaskGradient, Unrolled
-from metablocks.executors import CompileWarning, Executor, Loop, RandomDrawsWarning, Vmap
+from metablocks.executors import (
+    CompileWarning,
+    Distributed,
+    Executor,
+    Loop,
+    RandomDrawsWarning,
+    Vmap,
+)
 from metablocks.functional import FunctionalModule, ModuleState
 from metablocks.inner_loop import Carry, InnerLoop, Trajectory, adapt
 from metablocks.learner import Evaluation, MetaGradient, MetaLearner
@@ -44,6 +51,7 @@ __all__ = [
     "Batches",
     "Carry",
     "CompileWarning",
+    "Distributed",
     "Epoch",
     "Estimator",
     "Evaluation",
@@ -100,6 +108,7 @@ __all__ = [
     "load_run",
     "norm_patterns",
     "per_step_batch_norm",
+    "processes",
     "tasks",
     "train_maml",
     "transform_patterns",

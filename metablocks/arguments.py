@@ -19,7 +19,8 @@ _EXAMPLES = {
     "metablocks run mine.yaml --set inner.steps=3 --set outer.optimizer.lr=5e-4\n"
     "metablocks run --resume runs/maml_sinusoid-20250101-120000\n"
     "metablocks run --resume runs/maml_sinusoid-20250101-120000 --set outer.epochs=90\n"
-    "metablocks run mine.yaml --from runs/maml_sinusoid-20250101-120000",
+    "metablocks run mine.yaml --from runs/maml_sinusoid-20250101-120000\n"
+    "torchrun --nproc-per-node 4 -m metablocks run mine.yaml    # its tasks over 4 processes",
     "check": "metablocks check maml_omniglot_5w1s\n"
     "metablocks check mine.yaml --set inner.rule[0].init=0.1 --allow my_pkg\n"
     "metablocks check maml_pp_omniglot_5w1s --gradients",
@@ -32,6 +33,7 @@ _EXAMPLES = {
     "replay": "metablocks replay runs/maml_sinusoid-20250101-120000 --step 1234",
     "compare": "metablocks compare maml_sinusoid fomaml_sinusoid --steps 2400\n"
     "metablocks compare maml_omniglot_5w1s mine.yaml --minutes 10 --seeds 3\n"
+    "metablocks compare maml_omniglot_5w1s mine.yaml --seeds 20 --plan > commands.txt\n"
     "metablocks compare runs/maml_sinusoid-20250101-120000 runs/fomaml_sinusoid-20250101-130000",
     "report": "metablocks report runs/maml_sinusoid-20250101-120000\n"
     "metablocks report runs/maml_pp_omniglot_5w1s-*",
@@ -186,6 +188,8 @@ def parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     compare.add_argument(
         "--out", type=_path, default=Path("comparisons"), help="folder of comparisons (comparisons)"
     )
+    plan = "print a command for each training, as for a scheduler's job array, and train none"
+    compare.add_argument("--plan", action="store_true", help=plan)
     compare.add_argument("--quiet", action="store_true", help="no progress, only the result")
     _add_overrides(compare)
     _add_place(compare)

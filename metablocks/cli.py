@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from metablocks.arguments import parse
 from metablocks.errors import DataError, MetablocksError, RecipeError, suggest
+from metablocks.processes import joined, launched, leads
 
 if TYPE_CHECKING:
     from metablocks.recipe import Recipe
@@ -32,10 +33,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     _print_any_character()
-    output = _PastReader(sys.stdout)
+    follows = not leads()  # of several processes, one prints; an error, the one that has it
+    output = _PastReader(None if follows else sys.stdout)
     with (
         contextlib.redirect_stdout(output),
-        contextlib.redirect_stderr(_PastReader(sys.stderr)),
+        contextlib.redirect_stderr(_PastReader(None if follows else sys.stderr)),
         _log_to_stderr(),
     ):
         status = _main(arguments)
@@ -50,15 +52,21 @@ def _main(arguments: list[str]) -> int:
             args = parse(arguments)
         except SystemExit as stop:  # argparse has said why
             return stop.code if isinstance(stop.code, int) else 2
-        status = _COMMANDS[args.command](args, arguments)
+        with joined():
+            if launched() and args.command not in _OVER_PROCESSES:
+                raise RecipeError(
+                    f"metablocks {args.command} works in one process: start it without torchrun, "
+                    f"which is for {' and '.join(_OVER_PROCESSES)}"
+                )
+            status = _COMMANDS[args.command](args, arguments)
         sys.stdout.flush()
         return status
     except (RecipeError, DataError) as error:
         return _fail(error, 2)
     except MetablocksError as error:
         return _fail(error, 1)
-    except KeyboardInterrupt:
-        return _fail("interrupted", 130)
+    except KeyboardInterrupt as stop:
+        return 130 if getattr(stop, "reported", False) else _fail("interrupted", 130)
 
 
 class _PastReader:
@@ -251,6 +259,7 @@ def _compare(args: argparse.Namespace, argv: list[str]) -> int:
             out=args.out,
             data=args.data,
             device=args.device,
+            plan=args.plan,
             quiet=args.quiet,
             argv=tuple(argv),
         )
@@ -314,6 +323,9 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace, list[str]], int]] = {
 }
 
 
+_OVER_PROCESSES = ("run", "eval")
+
+
 def _load(args: argparse.Namespace) -> "Recipe":
     """Load the recipe that the arguments name, and print its notes."""
     from metablocks.recipe import load
@@ -349,5 +361,6 @@ def _print_notes(notes: Sequence[str]) -> None:
 
 def _fail(reason: object, status: int) -> int:
     sys.stdout.flush()
-    print(reason, file=sys.stderr)
+    if not getattr(reason, "reported", False):
+        print(reason, file=sys.stderr if leads() else sys.__stderr__)
     return status

@@ -32,6 +32,8 @@ class MetablocksError(Exception):
         super().__init__(*args)
         self.block = block
         self.field = field
+        self.reported = False
+        """True if another process of those that work together has failed before, and says why."""
 
 
 @contextmanager
@@ -81,6 +83,10 @@ class GradientError(MetablocksError, RuntimeError):
 
 class ExecutorError(MetablocksError, RuntimeError):
     """An executor cannot run the model or the tasks it was given."""
+
+
+class ProcessError(MetablocksError, RuntimeError):
+    """Another process of those that work together has ended, or does not answer."""
 
 
 class TaskError(MetablocksError, ValueError):

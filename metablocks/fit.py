@@ -8,13 +8,14 @@
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from itertools import chain
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from metablocks.errors import NonfiniteError
-from metablocks.executors import Loop
+from metablocks.executors import Loop, share_of
 from metablocks.functional import collected_buffers
 from metablocks.learner import MetaGradient, MetaLearner, Metric
 from metablocks.types import Progress, Task, TaskBatch, Tasks
@@ -75,8 +76,11 @@ def fit(
                     model.get_buffer(name).copy_(before)
                 with precision():
                     places = alone_nonfinite(learner, tasks, progress)
-                start = (number - 1) * len(tasks) if indexed else 0
-                where = _where(result, [start + place for place in places], indexed=indexed)
+                share = share_of(learner.executor)
+                first_task, count = share.place(len(tasks), len(tasks))
+                first_task += (number - 1) * int(count) if indexed else 0
+                named = share.gather([first_task + place for place in places])
+                where = _where(result, [*chain(*named)], indexed=indexed)
                 message = f"the {problem} at meta-step {number}, which was not taken ({where})"
                 if nonfinite == "stop":
                     raise NonfiniteError(

@@ -30,7 +30,14 @@ from metablocks.errors import BlockError, MetablocksError, TaskError, concerning
 from metablocks.estimators import Estimator, Unrolled
 from metablocks.estimators.base import filled, is_cut, task_gradient
 from metablocks.estimators.sweep import start, step
-from metablocks.executors import Executor, Loop, TaskWork, check_tasks, total_weight
+from metablocks.executors import (
+    Executor,
+    Loop,
+    TaskWork,
+    check_tasks,
+    share_of,
+    total_weight,
+)
 from metablocks.fingerprint import Same, fingerprint
 from metablocks.functional import (
     FunctionalModule,
@@ -80,6 +87,8 @@ def _differentiating(method: Method) -> Method:
                 raise
             except Exception as error:
                 given = args[0] if args else kwargs[data]
+                if not len(given):
+                    raise
                 support = given if data == "support" else as_tasks(given)[0].support
                 reason = unfit_data(error, learner.model, learner._first_batch(support))
                 if not reason:
@@ -388,26 +397,35 @@ class MetaLearner(nn.Module):
         self, tasks: Tasks, progress: Progress, metric: Metric | None, *, put_back: bool
     ) -> MetaGradient:
         tasks = as_tasks(tasks)
-        check_tasks(tasks, self.batches, self.steps, differentiated=True)
-        count = total_weight(tasks)
-        tasks = self.estimator.in_training(tasks)
+        share = share_of(self.executor)
+        if len(tasks) or share.processes == 1:  # one of several processes may have none
+            check_tasks(tasks, self.batches, self.steps, differentiated=True)
+            tasks = self.estimator.in_training(tasks)
+        first, weight = share.place(len(tasks), float(total_weight(tasks)))
+        if not weight:
+            raise TaskError(
+                "all weights of tasks are 0; weights are 0 or more and finite, and one of them is above "
+                "0",
+                block="TaskBatch",
+                field="weight",
+            )
         through = steps_through(self.order, self.steps, progress)
         weights = step_weights(self.step_loss, self.steps, progress)
         inner, buffers = self._inner(tasks, self.steps, through, weights, metric=metric)
-        with self._seeded(inner, tasks, put_back=put_back) as tasks:
+        with self._seeded(inner, tasks, first=first, put_back=put_back) as tasks:
             with inner.draws.put_back():
                 self._check_reads(inner, buffers, tasks, reach=True)
             work = self._work(inner, detach(self._meta_parameters()))
             totals, (query_losses, scores) = self._execute(work, buffers, tasks)
         grads, changes, metrics, loss = totals
-        grads = {name: grad / count for name, grad in grads.items()}
+        grads = {name: grad / weight for name, grad in grads.items()}
         changes = {
-            f"model.{name}": (change / count).to(self.model.get_buffer(name).dtype)
+            f"model.{name}": (change / weight).to(self.model.get_buffer(name).dtype)
             for name, change in changes.items()
         }
-        metrics = {name: total / count for name, total in metrics.items()}
+        metrics = {name: total / weight for name, total in metrics.items()}
         return MetaGradient(
-            loss / count, grads, query_losses, changes, metrics, None if metric is None else scores
+            loss / weight, grads, query_losses, changes, metrics, None if metric is None else scores
         )
 
     def _work(self, inner: InnerLoop, meta: Tensors) -> TaskWork:
@@ -487,10 +505,16 @@ class MetaLearner(nn.Module):
         return replace(work, identify=identify)
 
     @contextmanager
-    def _seeded(self, inner: InnerLoop, tasks: Tasks, *, put_back: bool) -> Iterator[Tasks]:
+    def _seeded(
+        self, inner: InnerLoop, tasks: Tasks, *, put_back: bool, first: int = 0
+    ) -> Iterator[Tasks]:
         """The tasks with what is drawn for each, seeded by one draw of torch's generator and its number.
 
-        The draw is made if the work, or a block before it, draws; with `put_back`, what is drawn here
+        Tasks are counted from `first` on. The draw is made if the work, or a block before it, draws;
+        with `put_back`, what is drawn here and in the block is put back.
+        """The tasks with what is drawn for each, seeded by one draw of torch's generator and its number.
+
+        Tasks are counted from `first` on. The draw is made if the work, or a block before it, draws; with `put_back`, what is drawn here
         and in the block is put back.
         """
         draws, block = inner.draws, inner.training is None and self.batches.draws
@@ -504,7 +528,7 @@ class MetaLearner(nn.Module):
         idle = put_back
         try:
             with draws.put_back() if put_back else nullcontext():
-                yield drawn_for(tasks, self.batches if block else None, inner.steps, number)
+                yield drawn_for(tasks, self.batches if block else None, inner.steps, number, first)
             idle = put_back or not (block or draws.kinds)
         finally:
             if idle and torch.equal(torch.get_rng_state(), after):
@@ -556,12 +580,11 @@ class MetaLearner(nn.Module):
         meta = self._meta_parameters()
         frozen = detach({n: p for n, p in self.named_parameters() if n not in meta})
         params, buffers = map(detach, model.state())
-        task = tasks[0]
         batch = None
-        if support_loss.predicts:
-            batch = self._first_batch(task.support)
-        elif loss.predicts:
-            batch = self.batches.query(task.query, 0)
+        if len(tasks) and support_loss.predicts:
+            batch = self._first_batch(tasks[0].support)
+        elif len(tasks) and loss.predicts:
+            batch = self.batches.query(tasks[0].query, 0)
         for view in (model, predicting):
             if view is None or batch is None or view.was_run(training=training):
                 continue
@@ -695,11 +718,11 @@ class MetaLearner(nn.Module):
         if key not in self._read:
             check_losses(self._assembly())
         if reach and not self._reached:
-            check_reach(self._assembly(), inner, buffers, tasks)
+            check_reach(self._assembly(), inner, buffers, tasks, share_of(self.executor))
             self._reached = True
-        elif key not in self._read:
+        elif key not in self._read and len(tasks):
             check_reads(self._assembly(), inner, buffers, tasks[0])
-        if key not in self._read:
+        if key not in self._read and len(tasks):
             self._read = (*self._read[-7:], key)
 
     def _evaluation_steps(self, steps: int | None) -> int:

@@ -18,24 +18,30 @@ from metablocks.derivatives import graph_leaves, vjp, watched_leaves
 from metablocks.diagnose import without_second_derivative
 from metablocks.errors import GradientError, MetablocksError, ModuleError
 from metablocks.estimators.base import task_gradient
+from metablocks.executors import Share
 from metablocks.fingerprint import cell_contents
 from metablocks.functional import detach
 from metablocks.inner_loop import InnerLoop
 from metablocks.types import Task, Tasks, Tensors
 
 
-def check_reach(assembly: Assembly, inner: InnerLoop, buffers: Tensors, tasks: Tasks) -> None:
-    """Raise `GradientError` for a meta-parameter that no task's loss depends on.
+def check_reach(
+    assembly: Assembly, inner: InnerLoop, buffers: Tensors, tasks: Tasks, share: Share
+) -> None:
+    """Raise `GradientError` for a meta-parameter that no task's loss depends on, in any process.
 
     Tasks are tried in turn until all are reached. `check_reads` of each of them.
     """
-    missing = [*assembly.learned]
+    reached: set[str] = set()
     for index in range(len(tasks)):
-        reached = check_reads(assembly, inner, buffers, tasks[index])
-        missing = [name for name in missing if name not in reached]
-        if not missing:
-            return
-    unused = [name for name in missing if not _fits(name, assembly.allow_unused)]
+        if not reached >= {*assembly.learned}:
+            reached |= check_reads(assembly, inner, buffers, tasks[index])
+    missing = {*assembly.learned} - share.union(reached)
+    unused = [
+        name
+        for name in assembly.learned
+        if name in missing and not _fits(name, assembly.allow_unused)
+    ]
     if unused:
         raise GradientError(
             f"the loss does not depend on {', '.join(unused)} in any task of this first batch: there is "

@@ -20,7 +20,14 @@ from pathlib import Path
 from metablocks.compare import table
 from metablocks.compare.budget import check_arguments, choose_seeds, with_budget
 from metablocks.compare.entries import Entry, absorb, check_same_problem, read_entries
-from metablocks.compare.jobs import Display, Job, command_to_finish, plan_runs, run_jobs
+from metablocks.compare.jobs import (
+    Display,
+    Job,
+    command_to_finish,
+    command_to_train,
+    plan_runs,
+    run_jobs,
+)
 from metablocks.compare.notes import machine_text, notes_on
 from metablocks.compare.output import Comparison, print_lines, save, show
 from metablocks.compare.recommend import recommend
@@ -36,8 +43,9 @@ _LONGEST_NAME = 80
 def compare(request: Request) -> int:
     """Train recipes and read runs, save and print their comparison; returns the exit status.
 
-    0: fine. 1: a run failed; the table has the others. 130: interrupted. Raises `RecipeError` for
-    entries that cannot be compared, before anything is trained.
+    0: fine. 1: a run failed; the table has the others. 130: interrupted. A plan writes the recipes and
+    prints the commands that train them. Raises `RecipeError` for entries that cannot be compared,
+    before anything is trained.
     """
     entries = read_entries(request.names, request.recipe_overrides, request.allow)
     check_arguments(entries, request)
@@ -52,6 +60,8 @@ def compare(request: Request) -> int:
     notes += seed_notes
     folder = create(request.out, _name(entries)).path
     jobs = plan_runs(entries, seeds, folder, request)
+    if request.plan:
+        return _print_plan(jobs, [*notes, _command_to_read(entries, folder, request)], request)
     if not request.quiet:
         print_lines([*notes, *[f"training in {folder / 'runs'}"] * bool(jobs)], sys.stderr)
     display = Display(jobs, quiet=request.quiet)
@@ -131,16 +141,32 @@ def _how_to_go_on(
 ) -> str:
     """After an interruption: what is there, and the commands that finish the comparison."""
     unfinished = [job for job in jobs if job.status != 0]
-    words = [shlex.quote(str(run.path)) for entry in entries for run in entry.finished]
-    words.append(f"{shlex.quote(str(folder / 'runs'))}/*")
-    if request.out != Request(()).out:
-        words += ["--out", shlex.quote(str(request.out))]
     commands = [
         *(command_to_finish(job, request) for job in unfinished),
-        f"{command('compare')} {' '.join(words)}",
+        _command_to_read(entries, folder, request),
     ]
     head = (
         f"interrupted: {len(jobs) - len(unfinished)} of {len(jobs)} runs are finished, in "
         f"{folder / 'runs'}. Nothing is lost; to go on:"
     )
     return "\n  ".join([head, *commands])
+
+
+def _command_to_read(entries: Sequence[Entry], folder: Path, request: Request) -> str:
+    """The command that compares all runs once they are trained."""
+    words = [shlex.quote(str(run.path)) for entry in entries for run in entry.finished]
+    words.append(f"{shlex.quote(str(folder / 'runs'))}/*")
+    if request.out != Request(()).out:
+        words += ["--out", shlex.quote(str(request.out))]
+    return f"{command('compare')} {' '.join(words)}"
+
+
+def _print_plan(jobs: Sequence[Job], remarks: Sequence[str], request: Request) -> int:
+    """Print a command for each training, a line each; on stderr what comes before and after."""
+    *notes, reading = remarks
+    if not request.quiet:
+        print_lines(notes, sys.stderr)
+    for job in jobs:
+        print(command_to_train(job))
+    print(f"{len(jobs)} trainings, in any order; then: {reading}", file=sys.stderr)
+    return 0

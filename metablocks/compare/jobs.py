@@ -146,12 +146,17 @@ def plan_runs(
     return jobs
 
 
+def command_to_train(job: Job) -> str:
+    """The command that trains a run."""
+    return command(*job.command[3:-1])
+
+
 def command_to_finish(job: Job, request: Request) -> str:
     """The command that a user finishes an interrupted run with, or trains it with."""
     if job.directory:
         words = ["run", "--resume", job.directory, *place(request)]
         return f"{command(*words)}    # stopped"
-    return f"{command(*job.command[3:-1])}    # not begun"
+    return f"{command_to_train(job)}    # not begun"
 
 
 def place(request: Request) -> tuple[str, ...]:

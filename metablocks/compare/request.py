@@ -29,6 +29,8 @@ class Request:
     out: Path = Path("comparisons")
     data: Path | None = None
     device: str | None = None
+    plan: bool = False
+    """Print the commands that train the runs, and train none."""
     quiet: bool = False
     argv: tuple[str, ...] = ()
 

@@ -11,7 +11,7 @@ tasks.
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Protocol, TypeAlias, runtime_checkable
+from typing import Any, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -24,6 +24,7 @@ from metablocks.pieces import InPieces
 from metablocks.types import Task, TaskBatch, Tasks, Tensors, weight_of
 
 TaskFunction: TypeAlias = Callable[[Any, Tensors, Task], tuple[Any, Any]]
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,51 @@ class Executor(Protocol):
         self, fn: TaskFunction, shared: Any, buffers: Tensors, tasks: Tasks
     ) -> tuple[Any, Any]:
         """The sum over tasks of the first result, and the second stacked to `[tasks, ...]`."""
+
+
+class Share:
+    """The share of a call's tasks that this process has: all, unless the executor is another share.
+
+    >>> Share().place(3, 3.0), Share().part(range(2, 5))
+    ((0, 3.0), range(2, 5))
+    """
+
+    @property
+    def processes(self) -> int:
+        """The number of processes. In one of several there may be no tasks."""
+        return 1
+
+    def place(self, count: int, weight: float) -> tuple[int, float]:
+        """The number of the share's first task among all, and the weight of all.
+
+        `count` and `weight` are the share's own.
+        """
+        return 0, weight
+
+    def union(self, names: set[str]) -> set[str]:
+        """The names that any process gives."""
+        return names
+
+    def part(self, indices: range) -> range:
+        """The share of tasks with these indices: they are divided evenly, in their order."""
+        return indices
+
+    def numbers(self, *mine: float) -> list[list[float]]:
+        """The numbers that the processes give, each its own, in the order of their tasks."""
+        return [[*mine]]
+
+    def gather(self, value: _T) -> list[_T]:
+        """The values that the processes give, of any kind; slower than `numbers`."""
+        return [value]
+
+    def from_first(self, compute: Callable[[], _T]) -> _T:
+        """`compute()` of the first process, which alone runs it, for all."""
+        return compute()
+
+
+def share_of(executor: Any) -> Share:
+    """The share of tasks that an executor states, or all."""
+    return executor if isinstance(executor, Share) else Share()
 
 
 @concerning("MetaLearner", "tasks")
@@ -159,12 +205,10 @@ def _check_weights(tasks: Tasks) -> None:
         _check_leaf("the weight of a task", weight, True)
     numbers = torch.cat([weight.detach().flatten().cpu() for weight in weights])
     wrong = [float(number) for number in numbers if not 0 <= number < torch.inf]
-    if wrong or (not numbers.any() and len(numbers) == len(tasks)):
-        weights_are = (
-            f"a weight of tasks is {wrong[0]:g}" if wrong else "all weights of tasks are 0"
-        )
+    if wrong:
         raise TaskError(
-            f"{weights_are}; weights are 0 or more and finite, and one of them is above 0",
+            f"a weight of tasks is {wrong[0]:g}; weights are 0 or more and finite, and one of them is "
+            "above 0",
             block="TaskBatch" if whole else "Task",
             field="weight",
         )

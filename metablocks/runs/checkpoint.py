@@ -6,18 +6,20 @@ older versions wrote, is not sealed, and holds the hash of the recipe.
 
 import copy
 import hashlib
+import io
 import logging
 import warnings
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
 from metablocks.errors import DamagedError, RunError, first_line
+from metablocks.executors import share_of
 from metablocks.recipe import Experiment, Recipe
 from metablocks.recipe.record import changes_text, differing
 from metablocks.runs.directory import RunDirectory, command
@@ -29,6 +31,7 @@ _log = logging.getLogger(__name__)
 
 FORMAT = 3
 _READ = (2, FORMAT)
+_T = TypeVar("_T")
 
 
 def save(
@@ -69,6 +72,33 @@ def restore(path: Path, experiment: Experiment) -> TrainingState:
     except Exception as error:
         raise _unfit(path, first_line(error)) from error
     return state
+
+
+def from_first(experiment: Experiment, restore: Callable[[], _T], *, training: bool = False) -> _T:
+    """`restore()` in the first process of a distributed learner, which alone reads and writes files.
+
+    All processes get what it returns, and the learner's state there; in `training`, too, that of
+    optimiser, schedule and random generators. A process by itself restores, no more.
+    """
+    share = share_of(experiment.learner.executor)
+    if share.processes == 1:
+        return restore()
+
+    def states() -> tuple[_T, bytes]:
+        value, file = restore(), io.BytesIO()
+        entries = _entries(experiment)
+        torch.save(entries if training else {"learner": entries["learner"]}, file)
+        return value, file.getvalue()
+
+    value, content = share.from_first(states)
+    entries = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    experiment.learner.load_state_dict(entries["learner"])
+    if training:
+        experiment.optimizer.load_state_dict(entries["optimizer"])
+        if experiment.scheduler:
+            experiment.scheduler.load_state_dict(entries["scheduler"])
+        _set_random_states(Path("rank 0"), entries["random"], experiment.device)
+    return value
 
 
 def restore_learner(path: Path, experiment: Experiment) -> TrainingState:

@@ -6,20 +6,23 @@ import logging
 import shutil
 import sys
 import time
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from metablocks.errors import BlockError, DamagedError, NonfiniteError, RecipeError, RunError
+from metablocks.executors import Distributed, Share, executor_of, share_of
 from metablocks.memory import keep_freed_memory
+from metablocks.processes import check_device, joined, launch, launched, leads
 from metablocks.recipe import Experiment, Recipe, build, from_text, load
 from metablocks.recipe.record import changes_text, leaves
 from metablocks.runs import checkpoint, plots
-from metablocks.runs.checkpoint import restore_learner, restore_newest, start_from
+from metablocks.runs.checkpoint import from_first, restore_learner, restore_newest, start_from
 from metablocks.runs.deployment import Deployment, deployment
 from metablocks.runs.directory import RunDirectory, command, create, environment
 from metablocks.runs.ensemble import ensemble_scores
@@ -37,6 +40,7 @@ from metablocks.tuning import AutoExecutor
 _log = logging.getLogger(__name__)
 
 
+@joined()
 def train_recipe(
     recipe: Recipe,
     *,
@@ -68,31 +72,40 @@ def train_recipe(
     if tensorboard:
         summary_writer()  # what is missing leaves no directory behind
     options = {"quiet": quiet, "tensorboard": tensorboard}
+    share = Distributed() if launched() else Share()
+    if resume is None:  # torchrun may have started this again
+        resume = share.from_first(partial(_begun_before, out))
+        recipe = recipe if resume is None else load_recipe(resume, (), recipe.allow)
     if resume is not None:
         directory = RunDirectory(resume)
-        record = directory.read_record()
-        directory.check_resumable()
-        with directory.locked(), kept_lines(directory.log):
+        if leads():
+            directory.read_record()
+            directory.check_resumable()
+        with _held(directory):
             experiment = build_seeded(recipe, data, device)
-            state = _go_on(experiment, directory, record)
+            going_on = partial(_go_on, experiment, directory)
+            state = checkpoint.from_first(experiment, going_on, training=True)
             return _train(experiment, directory, state, data, device, save_every, **options)
     experiment = build_seeded(recipe, data, device)
-    executor = None
-    if isinstance(experiment.learner.executor, AutoExecutor):
-        recipe, executor = _with_chosen_executor(experiment)
+    executor: str | None = None
+    if isinstance(executor_of(experiment.learner), AutoExecutor):
+        overrides, executor = share.from_first(partial(_chosen_executor, experiment))
+        recipe = from_text(recipe.to_yaml(), recipe.source, overrides, recipe.allow)
         experiment = build_seeded(recipe, data, device)
-    origin = start_from(RunDirectory(start), experiment) if start else None
+    origin = None
+    if start:
+        starting = partial(start_from, RunDirectory(start), experiment)
+        origin = checkpoint.from_first(experiment, starting)
     training_tasks(experiment, 0)  # data that fails leaves no directory behind
-    directory = create(out, Path(recipe.source).stem)
-    with directory.locked(), kept_lines(directory.log):
-        try:
-            state = _begin(experiment, directory, argv or [], executor, origin)
-        except RunError:
-            shutil.rmtree(directory.path, ignore_errors=True)
-            raise
+    name = Path(recipe.source).stem
+    directory = RunDirectory(share.from_first(lambda: create(out, name).path))
+    with _held(directory):
+        beginning = partial(_begin, experiment, directory, argv or [], executor, origin)
+        state = checkpoint.from_first(experiment, beginning, training=True)
         return _train(experiment, directory, state, data, device, save_every, **options)
 
 
+@joined()
 def evaluate_run(
     run_dir: Path,
     *,
@@ -119,22 +132,20 @@ def evaluate_run(
     recipe = load_recipe(run_dir, allow=allow)
     own = recipe.values["seed"]
     seed = own if seed is None else seed
-    experiment = build(recipe, device=device, data=data or data_of(record), task_seed=seed)
-    deployed = None
+    data, deployed = data or data_of(record), None
+    experiment = _over_processes(build(recipe, device=device, data=data, task_seed=seed))
     try:
         if checkpoint == "ensemble":
-            members = _members(directory, experiment)
+            members = from_first(experiment, partial(_members, directory, experiment))
             scores = ensemble_scores(
                 experiment, directory, members, split, tasks=tasks, steps=steps
             )
             print(recipe.name)
         else:
-            if checkpoint == "last":
-                state, _ = restore_newest(directory, experiment, restore_learner)
-            else:
-                state = restore_learner(directory.checkpoint(checkpoint), experiment)
+            restore = partial(_restore_chosen, directory, checkpoint, experiment)
+            state = from_first(experiment, restore)
             scores = final_scores(experiment, split, tasks=tasks, steps=steps)
-            deployed = deployment(experiment, scores)
+            deployed = _deployment(experiment, scores)
             print(f"{recipe.name}, {checkpoint} checkpoint (epoch {state.epochs})")
     except BlockError as error:
         if steps is None:
@@ -144,6 +155,8 @@ def evaluate_run(
         print(
             f"the {split} tasks of seed {seed}; the run was trained and tested on those of seed {own}"
         )
+    if not leads():
+        return 0
     print(report(experiment, scores, deployed=deployed))
     row = {"checkpoint": checkpoint, "seed": seed, "scores": scores.as_dict(by_task=True)}
     try:
@@ -152,6 +165,12 @@ def evaluate_run(
     except OSError as error:
         print(f"not saved: {directory.evaluations}: {error.strerror}")
     return 0
+
+
+def _restore_chosen(directory: RunDirectory, which: str, experiment: Experiment) -> TrainingState:
+    if which == "last":
+        return restore_newest(directory, experiment, restore_learner)[0]
+    return restore_learner(directory.checkpoint(which), experiment)
 
 
 def load_recipe(run_dir: Path, overrides: Sequence[str] = (), allow: Sequence[str] = ()) -> Recipe:
@@ -189,17 +208,49 @@ def _recorded_packages(directory: RunDirectory) -> list[str]:
 
 def build_seeded(recipe: Recipe, data: Path | None, device: str | None) -> Experiment:
     """The experiment of a recipe, and the random state with which its training begins."""
-    experiment = build(recipe, device=device, data=data)
+    experiment = _over_processes(build(recipe, device=device, data=data))
     torch.manual_seed(recipe.values["seed"])
     return experiment
 
 
-def _with_chosen_executor(experiment: Experiment) -> tuple[Recipe, str]:
-    """The recipe with the executor that is fastest on the first tasks in place of `auto`, and why."""
+def _over_processes(experiment: Experiment) -> Experiment:
+    """The experiment with its tasks divided among the processes that torchrun has started, if any."""
+    if launched():
+        check_device(experiment.device)
+        experiment.learner.executor = Distributed(experiment.learner.executor)
+    return experiment
+
+
+@contextmanager
+def _held(directory: RunDirectory) -> Iterator[None]:
+    """The directory locked, and what is printed kept there: by the process that writes in it."""
+    if not leads():
+        yield
+        return
+    with directory.locked(), kept_lines(directory.log):
+        yield
+
+
+def _begun_before(out: Path) -> Path | None:
+    """The run that this `torchrun` began, in processes that it has restarted since."""
+    name, restarted = launch()
+    if name is None or not restarted:
+        return None
+    begun = []
+    for path in out.glob("*/run.json"):
+        with suppress(RunError):
+            record = RunDirectory(path.parent).read_record()
+            if record.get("launch") == name:
+                begun.append((str(record.get("started")), path.parent))
+    return max(begun)[1] if begun else None
+
+
+def _chosen_executor(experiment: Experiment) -> tuple[list[str], str]:
+    """Overrides that state the fastest executor on the first tasks in place of `auto`, and why."""
     recipe, learner = experiment.recipe, experiment.learner
-    tasks = training_tasks(experiment, 0)
+    tasks, auto = training_tasks(experiment, 0), executor_of(learner)
     with experiment.precision():
-        choice = learner.executor.choose(learner, tasks)  # type: ignore[attr-defined]
+        choice = auto.choose(learner, tasks)
     _log.info("executor: %s", choice.reason)
     blocks = {"hardware.executor": (type(choice.executor).__name__.lower(), choice.executor)}
     if choice.estimator != learner.estimator:
@@ -208,7 +259,7 @@ def _with_chosen_executor(experiment: Experiment) -> tuple[Recipe, str]:
         f"{path}={json.dumps({'block': name} | asdict(block))}"
         for path, (name, block) in blocks.items()
     ]
-    return from_text(recipe.to_yaml(), recipe.source, overrides, recipe.allow), choice.reason
+    return overrides, choice.reason
 
 
 def _begin(
@@ -218,7 +269,24 @@ def _begin(
     executor: str | None,
     origin: dict[str, Any] | None,
 ) -> TrainingState:
-    """Write what is known before training, the checkpoint at meta-step 0 included."""
+    """Write what is known before training, the checkpoint at meta-step 0 included.
+
+    What fails leaves no directory behind.
+    """
+    try:
+        return _write_first(experiment, directory, argv, executor, origin)
+    except RunError:
+        shutil.rmtree(directory.path, ignore_errors=True)
+        raise
+
+
+def _write_first(
+    experiment: Experiment,
+    directory: RunDirectory,
+    argv: list[str],
+    executor: str | None,
+    origin: dict[str, Any] | None,
+) -> TrainingState:
     recipe = experiment.recipe
     record = {
         "recipe": recipe.hash,
@@ -230,6 +298,7 @@ def _begin(
         "argv": argv,
         "executor": executor,
         "started": _now(),
+        "launch": launch()[0],
         "data": _data_record(experiment),
         "transductive": transductive(experiment),
         **_circumstances(experiment),
@@ -266,14 +335,12 @@ def _outside_code(values: Any) -> dict[str, dict[str, str]]:
     return code
 
 
-def _go_on(
-    experiment: Experiment, directory: RunDirectory, record: dict[str, Any]
-) -> TrainingState:
+def _go_on(experiment: Experiment, directory: RunDirectory) -> TrainingState:
     """The state at the last checkpoint; deletes what does not count, of a run that is not finished.
 
     Raises `RunError`, with nothing deleted, where recipe, data, checkpoint or log do not fit.
     """
-    path, last = directory.path, directory.checkpoint("last")
+    path, last, record = directory.path, directory.checkpoint("last"), directory.read_record()
     known, now = record["data"].get("checksum"), _data_record(experiment).get("checksum")
     if known != now:
         raise RunError(f"{path} was trained on other data: checksum {known}, here {now}")
@@ -322,7 +389,8 @@ def _note_changes(
 
 def _circumstances(experiment: Experiment) -> dict[str, Any]:
     """The length of a training, and its environment: what may change when it goes on."""
-    return {"epochs": experiment.epochs, **environment(experiment.device)}
+    count = share_of(experiment.learner.executor).processes
+    return {"epochs": experiment.epochs, "processes": count, **environment(experiment.device)}
 
 
 def _now() -> str:
@@ -346,10 +414,10 @@ def _train(
     tensorboard: bool,
 ) -> int:
     """Train to the end, test, draw, print the summary; returns the exit status."""
-
     where = place_arguments(experiment.recipe.allow, data, device)
     folder = directory.path / "tensorboard"
-    watched = curves(folder, state.step) if tensorboard else nullcontext(lambda row: None)
+    draws = tensorboard and leads()
+    watched = curves(folder, state.step) if draws else nullcontext(lambda row: None)
     try:
         with watched as watch:
             train(experiment, directory, state, quiet=quiet, save_every=save_every, watch=watch)
@@ -367,6 +435,8 @@ def _train(
     except NonfiniteError as error:
         words = command("replay", directory.path, "--step", error.step, *where)
         raise RunError(f"{error}. To see where it begins: {words}") from error
+    if not leads():
+        return 0
     for note in plots.draw(directory):
         print(note)
     text = report(experiment, scores, ensemble, deployed)
@@ -391,20 +461,34 @@ def _test(
     experiment: Experiment, directory: RunDirectory, state: TrainingState
 ) -> tuple[Scores, Deployment | None, Scores | None]:
     """Test the best checkpoint, and the best ones together; the last line of the log, once."""
-    checkpoint.restore_best(directory, experiment, state)
+    best = partial(checkpoint.restore_best, directory, experiment, state)
+    checkpoint.from_first(experiment, best)
     scores, ensemble = final_scores(experiment, "test"), None
     row = {"test": scores.as_dict(by_task=True)}
-    deployed = deployment(experiment, scores)  # of the best one: the ensemble restores others
+    deployed = _deployment(experiment, scores)  # of the best one: the ensemble restores others
     if deployed and deployed.reductions:
         row["deployment"] = deployed.as_dict()
-    if not directory.tested:  # else it is the same, unless versions or devices have changed
+    tested = not leads() or directory.tested  # the same, unless versions or devices have changed
+    if not tested:
         write_test(directory.test, experiment, scores)
     if experiment.evaluation.ensemble > 1:
         ensemble = ensemble_scores(experiment, directory, state.members, "test")
         row["ensemble"] = ensemble.as_dict()
-    if not directory.tested:
+    if not tested:
         directory.append(directory.metrics, row)
     return scores, deployed, ensemble
+
+
+def _deployment(experiment: Experiment, scores: Scores) -> Deployment | None:
+    """The deployable model's figures, in the process that writes them: it judges all tasks itself."""
+    if not leads():
+        return None
+    learner = experiment.learner
+    executor, learner.executor = learner.executor, executor_of(learner)
+    try:
+        return deployment(experiment, scores)
+    finally:
+        learner.executor = executor
 
 
 def _data_record(experiment: Experiment) -> dict[str, Any]:

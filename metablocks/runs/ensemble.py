@@ -8,11 +8,13 @@ Source: Antoniou, Edwards, Storkey 2018, section 5: the 5 best epochs by validat
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from metablocks.executors import share_of
 from metablocks.fit import accuracy
 from metablocks.recipe import Experiment
 from metablocks.runs import checkpoint
@@ -42,7 +44,8 @@ def ensemble_scores(
     steps = plan.inner_steps if steps is None else steps
     total, targets = list[Tensor](), list[Tensor]()
     for epoch in members:
-        checkpoint.restore_learner(directory.member(epoch), experiment)
+        member = directory.member(epoch)
+        checkpoint.from_first(experiment, partial(checkpoint.restore_learner, member, experiment))
         predictions, targets = _predict(experiment, split, tasks, steps)
         added = zip(total, predictions, strict=True) if total else ()
         total = [a + b for a, b in added] or predictions
@@ -79,11 +82,17 @@ def _predict(
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Each task's predictions after the last step, and targets `[examples, ...]`, float64 on the CPU."""
     learner, batch = experiment.learner, experiment.tasks_per_step
+    share = share_of(learner.executor)
     predictions, targets = list[Tensor](), list[Tensor]()
-    for some in task_batches(experiment.source, split, tasks, batch, experiment.dtype):
-        with experiment.precision():
-            result = learner.evaluate(some, steps=steps)
-        predictions += [task.cpu().double() for task in result.predictions]
-        of_tasks = [some[number].query[1].cpu() for number in range(len(some))]
-        targets += [task.double() if task.is_floating_point() else task for task in of_tasks]
+    for some in task_batches(experiment.source, split, tasks, batch, experiment.dtype, share):
+        own = list[Tensor](), list[Tensor]()
+        if some is not None:
+            with experiment.precision():
+                result = learner.evaluate(some, steps=steps)
+            own[0].extend(task.cpu().double() for task in result.predictions)
+            of_tasks = [some[number].query[1].cpu() for number in range(len(some))]
+            own[1].extend(task.double() if task.is_floating_point() else task for task in of_tasks)
+        for part in share.gather(own):
+            predictions += part[0]
+            targets += part[1]
     return predictions, targets

@@ -6,14 +6,16 @@ transductive convention), unless it or a norm of the model says otherwise.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
+from itertools import chain
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from metablocks.executors import Share, share_of
 from metablocks.fit import accuracy
 from metablocks.learner import MetaLearner
 from metablocks.tasks.base import Split, TaskSource
@@ -164,29 +166,44 @@ def score(
     steps: int | None = None,
     batch: int = 32,
     dtype: torch.dtype = torch.float32,
+    between: Callable[[], object] = lambda: None,
 ) -> Scores:
     """Scores of the learner after each inner step on tasks 0 … `tasks` − 1 of a split.
 
-    `steps` is the learner's own number unless given. `batch` tasks are evaluated at a time; tensors
-    of floats are of `dtype`. Law: scores do not depend on `batch`, up to rounding.
+    `steps` is the learner's own number unless given. `batch` tasks are evaluated at a time, divided
+    among the processes of a distributed learner, which all get the scores of all; tensors of floats are
+    of `dtype`. `between` is called before each batch. Law: scores do not depend on `batch`, nor on the
+    number of processes, up to rounding.
     """
     measure = measure_of(source)
     metric = accuracy if measure == "accuracy" else None
-    values, losses = [], []
-    for part in task_batches(source, split, tasks, batch, dtype):
-        result = learner.evaluate(part, steps=steps, metric=metric)
-        losses.append(result.query_losses.cpu().double())
-        scores = from_losses(losses[-1], measure) if metric is None else result.metrics
-        values.append(scores.cpu().double())  # type: ignore[union-attr]
-    return pool(split, measure, torch.cat(values), torch.cat(losses))
+    share = share_of(learner.executor)
+    rows: list[tuple[Tensor, Tensor]] = []
+    for part in task_batches(source, split, tasks, batch, dtype, share):
+        between()
+        own = []
+        if part is not None:
+            result = learner.evaluate(part, steps=steps, metric=metric)
+            loss = result.query_losses.cpu().double()
+            scores = from_losses(loss, measure) if metric is None else result.metrics
+            own = [(scores.cpu().double(), loss)]  # type: ignore[union-attr]
+        rows += chain(*share.gather(own))
+    values, losses = map(torch.cat, zip(*rows, strict=True))
+    return pool(split, measure, values, losses)
 
 
 def task_batches(
-    source: TaskSource, split: Split, tasks: int, batch: int, dtype: torch.dtype
-) -> Iterator[Tasks]:
-    """Tasks 0 … `tasks` − 1 of a split, `batch` at a time."""
+    source: TaskSource,
+    split: Split,
+    tasks: int,
+    batch: int,
+    dtype: torch.dtype,
+    share: Share,
+) -> Iterator[Tasks | None]:
+    """The share of tasks 0 … `tasks` − 1 of a split, `batch` of all at a time; None for none of these."""
     for first in range(0, tasks, batch):
-        yield source.sample(split, range(first, min(first + batch, tasks))).to(dtype)
+        indices = share.part(range(first, min(first + batch, tasks)))
+        yield source.sample(split, indices).to(dtype) if indices else None
 
 
 def pool(split: Split, measure: Measure, values: Tensor, losses: Tensor) -> Scores:

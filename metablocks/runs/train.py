@@ -21,9 +21,11 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from metablocks.errors import RunError
+from metablocks.executors import Share, share_of
 from metablocks.fit import fit
 from metablocks.learner import MetaGradient
 from metablocks.memory import forget_peak, peak_memory
+from metablocks.processes import leads
 from metablocks.recipe import Experiment
 from metablocks.runs import checkpoint
 from metablocks.runs.directory import RunDirectory
@@ -51,15 +53,16 @@ def train(
     """Train to the end of the recipe from `state`, which is brought up to date and returned.
 
     A checkpoint is written after every epoch, and within an epoch after so many minutes. `watch` gets
-    the lines that the logs get.
+    the lines that the logs get. With a distributed learner all processes call this: each takes its own
+    tasks, all decide alike, and the first one writes.
 
     Raises `Stopped` after the first SIGINT, SIGTERM or SIGHUP, with the checkpoint written, and
     `RunError` if the loss or the meta-gradient is no longer finite, unless the recipe skips such
     meta-steps, and some of the epoch are finite.
     """
-    tasks = experiment.tasks_per_step
+    tasks, share = experiment.tasks_per_step, share_of(experiment.learner.executor)
     total = experiment.epochs * experiment.steps_per_epoch * tasks
-    bar = progress_bar(total, "task", initial=state.step * tasks, quiet=quiet)
+    bar = progress_bar(total, "task", initial=state.step * tasks, quiet=quiet or not leads())
     validated: dict[str, str] = {}
     meter = Meter(experiment.device, state.spent)
     logged = directory.epochs_logged
@@ -67,10 +70,11 @@ def train(
 
     def save() -> float:
         state.spent = meter.spent()
-        _save_last(experiment, directory, state)
+        if leads():
+            _save_last(experiment, directory, state)
         return time.monotonic()
 
-    with bar, lines, _stop_signals() as signals:
+    with bar, lines, _stop_signals(share) as signals:
         try:
             saved = time.monotonic()
             while state.epochs < experiment.epochs:
@@ -81,8 +85,8 @@ def train(
                         bar.update(tasks)
                         loss = f"{float(result.loss):.3f}"
                         bar.set_postfix({"loss": loss, **validated}, refresh=False)
-                        signals.stop_if_wished()
-                        if time.monotonic() - saved > 60 * save_every:
+                        late = leads() and time.monotonic() - saved > 60 * save_every
+                        if signals.stop_if_wished(late):
                             saved = save()
                 if not state.losses:
                     raise RunError(
@@ -91,8 +95,9 @@ def train(
                 scores = _validate(experiment, state, signals)
                 line = _finish_epoch(experiment, directory, state, scores, meter, logged, watch)
                 saved = time.monotonic()
-                bar.write(line, file=sys.stdout)
-                sys.stdout.flush()
+                if leads():
+                    bar.write(line, file=sys.stdout)
+                    sys.stdout.flush()
                 if scores:
                     validated = {f"validation {scores.measure}": scores.text(-1)}
             signals.stop_if_wished()
@@ -103,9 +108,17 @@ def train(
 
 
 def final_scores(
-    experiment: Experiment, split: Split, *, tasks: int | None = None, steps: int | None = None
+    experiment: Experiment,
+    split: Split,
+    *,
+    tasks: int | None = None,
+    steps: int | None = None,
+    between: Callable[[], object] = lambda: None,
 ) -> Scores:
-    """Scores on the fixed tasks of a split, by the recipe's evaluation plan unless overridden."""
+    """Scores on the fixed tasks of a split, by the recipe's evaluation plan unless overridden.
+
+    `between` is called before each batch of tasks.
+    """
     plan = experiment.evaluation
     with experiment.precision():
         return score(
@@ -116,14 +129,16 @@ def final_scores(
             steps=plan.inner_steps if steps is None else steps,
             batch=experiment.tasks_per_step,
             dtype=experiment.dtype,
+            between=between,
         )
 
 
 def training_tasks(experiment: Experiment, number: int) -> Tasks:
-    """The tasks of meta-step `number`, counted from 0."""
+    """The tasks of meta-step `number`, counted from 0; in several processes this one's share of them."""
     first = number * experiment.tasks_per_step
     indices = range(first, first + experiment.tasks_per_step)
-    return experiment.source.sample("train", indices).to(experiment.dtype)
+    own = share_of(experiment.learner.executor).part(indices)
+    return experiment.source.sample("train", own).to(experiment.dtype) if own else []
 
 
 def meta_step(experiment: Experiment, number: int, progress: Progress) -> MetaGradient:
@@ -179,6 +194,8 @@ def _validate(
     epoch = state.epochs + 1
     if epoch % experiment.evaluation.every and epoch != experiment.epochs:
         return None
+    if signals.share.processes > 1:
+        return final_scores(experiment, "validation", between=signals.stop_if_wished)
     with signals.anywhere():
         return final_scores(experiment, "validation")
 
@@ -196,7 +213,7 @@ def _finish_epoch(
 
     The last checkpoint makes the epoch count. The lines of both logs and all else that it needs are
     written before it, unless the epoch is among the `logged` of a finished run; what neither it nor
-    the checkpoint before it needs is deleted after it.
+    the checkpoint before it needs is deleted after it. All that is the first process's to do.
     """
     epoch, before = state.epochs + 1, state.members
     row: dict[str, Any] = {
@@ -216,18 +233,20 @@ def _finish_epoch(
         state.judge(epoch, scores, keep=experiment.evaluation.ensemble)
     state.kept = sorted({*before, *state.members})
     _end_epoch(experiment, state)
-    if epoch > logged:
-        directory.append(directory.metrics, row)
-    if state.best_epoch == epoch:
-        checkpoint.save(directory.checkpoint("best"), experiment, state)
-    if experiment.evaluation.ensemble > 1 and epoch in state.members:
-        checkpoint.save(directory.member(epoch), experiment, state)
+    if leads():
+        if epoch > logged:
+            directory.append(directory.metrics, row)
+        if state.best_epoch == epoch:
+            checkpoint.save(directory.checkpoint("best"), experiment, state)
+        if experiment.evaluation.ensemble > 1 and epoch in state.members:
+            checkpoint.save(directory.member(epoch), experiment, state)
     cost = {"epoch": epoch, **meter.lap()}
-    if epoch > logged:
-        directory.append(directory.times, cost)
-        watch(row | cost)
-    _save_last(experiment, directory, state)
-    directory.keep_members(state.kept)
+    if leads():
+        if epoch > logged:
+            directory.append(directory.times, cost)
+            watch(row | cost)
+        _save_last(experiment, directory, state)
+        directory.keep_members(state.kept)
     return _line(experiment, state, row["train_loss"], scores, cost)
 
 
@@ -320,16 +339,23 @@ class Meter:
 
 
 class _StopSignals:
-    """The first SIGINT, SIGTERM or SIGHUP becomes a wish to stop; the second acts as it always did."""
+    """The first SIGINT, SIGTERM or SIGHUP becomes a wish to stop; the second acts as it always did.
 
-    def __init__(self) -> None:
+    What one process wishes, all of the share do, at the same point.
+    """
+
+    def __init__(self, share: Share) -> None:
+        self.share = share
         self.wished = False
         self._anywhere = False
         self.previous: dict[int, Any] = {}
 
-    def stop_if_wished(self) -> None:
-        if self.wished:
+    def stop_if_wished(self, other: bool = False) -> bool:
+        """Stop if any process wishes it; returns True if any process wishes the `other`."""
+        wished, others = zip(*self.share.numbers(self.wished, other), strict=True)
+        if any(wished):
             raise Stopped
+        return any(others)
 
     @contextmanager
     def anywhere(self) -> Iterator[None]:
@@ -349,8 +375,8 @@ class _StopSignals:
 
 
 @contextmanager
-def _stop_signals() -> Iterator[_StopSignals]:
-    signals = _StopSignals()
+def _stop_signals(share: Share) -> Iterator[_StopSignals]:
+    signals = _StopSignals(share)
     with on_stop_signals(signals.handle) as signals.previous:
         yield signals
 

@@ -14,6 +14,7 @@ from small_runs import SMALL, finish, only_run, start, wait_for_epochs
 import metablocks
 from metablocks.cli import main
 from metablocks.errors import RunError
+from metablocks.executors import Share
 from metablocks.recipe import build, load, shipped
 from metablocks.runs import Scores
 from metablocks.runs.examples import read_test
@@ -210,7 +211,7 @@ def test_the_signals_are_wishes_to_stop(number):
         number, signal.default_int_handler
     )  # whatever the tests were started with
     try:
-        with _stop_signals() as signals:
+        with _stop_signals(Share()) as signals:
             signals.stop_if_wished()
             os.kill(os.getpid(), number)
             assert signal.getsignal(number) == signal.default_int_handler  # the second acts as ever

@@ -5,10 +5,13 @@ imports its library when it is built, and uses it as its own documentation does.
 graph before the next task begins.
 """
 
+import os
+import tempfile
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.func import functional_call
 
@@ -157,7 +160,8 @@ def metablocks(contender: Contender, problem: Problem) -> Run:
         settings["chunk"] = contender.chunk
     if contender.wide:
         layout = "query" if problem.second_order else True  # as README advises
-        settings |= {"workers": torch.get_num_threads(), "channels_last": layout}
+        workers = 1 if contender.processes else torch.get_num_threads()
+        settings |= {"workers": workers, "channels_last": layout}
     device = next(problem.model.parameters()).device.type
     learner = mb.MetaLearner(
         problem.model,
@@ -169,12 +173,46 @@ def metablocks(contender: Contender, problem: Problem) -> Run:
         executor=getattr(mb, contender.executor)(**settings),
     )
 
-    def run() -> Gradients:
+    def run(tasks: Any = problem.tasks) -> Gradients:
         with torch.autocast(device, torch.bfloat16, enabled=contender.bfloat16):
-            grads = learner.meta_gradient(problem.tasks).grads
+            grads = learner.meta_gradient(tasks).grads
         return {name.removeprefix("model."): g for name, g in grads.items()}
 
-    return run
+    if not contender.processes:
+        return run
+    learner.executor = mb.Distributed(learner.executor)
+    return _in_processes(learner.executor.part, run, problem)
+
+
+def _in_processes(
+    part: Callable[[range], range], run: Callable[[Any], Any], problem: Problem
+) -> Run:
+    """`run` on a part of the tasks in each of as many processes as torch has threads, of one thread.
+
+    They are forked from this one, repeat what it does, and end with it.
+    """
+    count, place = torch.get_num_threads(), f"file://{tempfile.mkdtemp()}/meet"
+    if dist.is_initialized():  # those of the problem before end here
+        dist.destroy_process_group()
+    rank = next((rank for rank in range(1, count) if not os.fork()), 0)
+    dist.init_process_group("gloo", init_method=place, rank=rank, world_size=count)
+    indices = part(range(len(problem.tasks)))
+    own = problem.tasks[indices.start : indices.stop] if indices else []
+
+    def alone() -> Gradients:
+        torch.set_num_threads(1)
+        try:
+            return run(own)
+        finally:
+            torch.set_num_threads(count)
+
+    if rank:
+        try:
+            while True:
+                alone()
+        finally:
+            os._exit(0)
+    return alone
 
 
 def _add(total: list[Tensor] | None, grads: tuple[Tensor, ...]) -> list[Tensor]:

@@ -103,8 +103,9 @@ class Contender:
 
     Ours are an estimator and an executor, by name; of the others `contenders.py` has a function of
     this `name`. `compile` is the executor's setting; `wide` takes as many workers as torch has threads,
-    and images channels last (of query sets, in first order all); `bfloat16` computes under autocast,
-    and is not held to exactness.
+    and images channels last (of query sets, in first order all); with `processes`, too, these are
+    processes of one thread each, whose memory is not counted but for the first's; `bfloat16` computes
+    under autocast, and is not held to exactness.
     """
 
     name: str
@@ -116,6 +117,7 @@ class Contender:
     compile: bool | str = False
     wide: bool = False
     bfloat16: bool = False
+    processes: bool = False
 
     def left_out(self, case: Case, *, quick: bool = False) -> str | None:
         """Why it is not measured on a case unless it is named; None where it is."""
@@ -166,16 +168,25 @@ def _ours(
     compile: bool | str = False,  # noqa: A002
     wide: bool = False,
     bfloat16: bool = False,
+    processes: bool = False,
 ) -> Contender:
     """`metablocks_vmap_compiled` and the like; names leave out the estimator `Unrolled`."""
     done = {False: [], True: ["compiled"], "trace": ["traced"]}[compile]
     done += ["bfloat16"] if bfloat16 else []
+    done += ["processes"] if processes else []
     words = ["metablocks", *([] if estimator == "Unrolled" else [estimator.lower()])]
     words += [f"{'wide' if wide else ''}{executor.lower()}{chunk or ''}", *done]
     title = f"metablocks {estimator} × {executor}{f'(chunk={chunk})' if chunk else ''}"
-    title = ", ".join([title, *(["threads, channels last"] if wide else []), *done])
+    title = ", ".join(
+        [
+            title,
+            *(["channels last"] if processes else ["threads, channels last"] if wide else []),
+            *done,
+        ]
+    )
     name = "_".join(words)
-    return Contender(name, title, "ours", estimator, executor, chunk, compile, wide, bfloat16)
+    settings = (chunk, compile, wide, bfloat16, processes)
+    return Contender(name, title, "ours", estimator, executor, *settings)
 
 
 CONTENDERS = {
@@ -196,6 +207,7 @@ CONTENDERS = {
             _ours(e, "Loop", wide=True, compile=compiled)
             for compiled, e in product((False, "trace", True), ("Unrolled", "Adjoint"))
         ),
+        _ours("Unrolled", "Loop", wide=True, processes=True),
         _ours("Unrolled", "Loop", wide=True, compile="trace", bfloat16=True),
         _ours("Unrolled", "Loop", compile=True, bfloat16=True),
     )
