@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
@@ -66,10 +67,11 @@ class Epoch:
     def score(self) -> float:
         """The validation as one number, the larger the better: the metric, else minus the loss.
 
-        After the last inner step. Raises `ValueError` without a validation.
+        After the last inner step. Raises `BlockError` without a validation.
         """
         if self.validation is None:
-            raise ValueError("the epoch has no validation; give fit validation=…")
+            message = "the epoch has no validation to be scored by; give fit validation=…"
+            raise BlockError(message, block="fit", field="validation")
         losses, scores = self.validation
         return float(-losses[-1] if scores is None else scores[-1])
 
@@ -215,7 +217,7 @@ def fit(
                 best = {name: tensor.clone() for name, tensor in learner.state_dict().items()}
             history.append(epoch)
             answers = [callback(epoch) for callback in callbacks]
-            if True in answers:
+            if any(isinstance(answer, bool | np.bool_) and answer for answer in answers):
                 break
     except BaseException as error:
         error.history = history  # type: ignore[attr-defined]

@@ -1,5 +1,6 @@
 """`fit` is the hand-written loop, with validation, the best weights and callbacks; `load_run`."""
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -90,11 +91,15 @@ def test_the_best_weights_are_put_back_however_training_ends(fails):
 
 def test_a_callback_that_returns_true_stops_and_each_one_is_called():
     seen = []
-    callbacks = [lambda epoch: epoch.number == 2, seen.append]
     learner = learner_of(net())
-    history = train(learner, sinusoids(1), epochs=5, callbacks=callbacks)
-    assert seen == history
-    assert len(history) == 2
+    for true in (True, np.True_):
+        seen.clear()
+        callbacks = [lambda epoch, true=true: epoch.number == 2 and true, seen.append]
+        history = train(learner, sinusoids(1), epochs=5, callbacks=callbacks)
+        assert seen == history
+        assert len(history) == 2
+    with pytest.raises(BlockError, match="no validation to be scored by"):
+        _ = history[0].score
 
 
 def test_what_a_data_loader_makes_of_pairs_goes_into_all_calls():

@@ -100,9 +100,9 @@ def test_timing_looks_at_the_whole_training():
     seen = []
     backward = experiment.learner.backward
 
-    def noted(tasks, *, progress):
+    def noted(tasks, *, progress, metric):
         seen.append(progress.epoch)
-        return backward(tasks, progress=progress)
+        return backward(tasks, progress=progress, metric=metric)
 
     experiment.learner.backward = noted
     pace = timing.measure(experiment, points=4, seconds=0.0)
