@@ -27,8 +27,8 @@ class Adjoint(Estimator):
     not to take it twice, and a query loss that counts before the last step its own. Time is
     `Unrolled`'s and a second gradient for each step that is differentiated through.
 
-    - `keep_every=n` keeps every n-th carry only, and recomputes the n − 1 between from it: a third
-      gradient for these steps.
+    - `keep_every=n` keeps every n-th carry only, and recomputes the n − 1 between from it, a third
+      gradient for these steps, and the query losses at them, none of whose gradients is kept.
     - `graphs=n` keeps the graphs of the last n steps, which are not gone through again: `Unrolled`'s time
       and memory for these.
     - `offload=True` has what is kept wait on the CPU, where it is on another device.
