@@ -512,10 +512,6 @@ class MetaLearner(nn.Module):
 
         Tasks are counted from `first` on. The draw is made if the work, or a block before it, draws;
         with `put_back`, what is drawn here and in the block is put back.
-        """The tasks with what is drawn for each, seeded by one draw of torch's generator and its number.
-
-        Tasks are counted from `first` on. The draw is made if the work, or a block before it, draws; with `put_back`, what is drawn here
-        and in the block is put back.
         """
         draws, block = inner.draws, inner.training is None and self.batches.draws
         if draws.known and not draws.kinds and not block:

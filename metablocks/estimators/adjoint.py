@@ -28,7 +28,7 @@ class Adjoint(Estimator):
     `Unrolled`'s and a second gradient for each step that is differentiated through.
 
     - `keep_every`: every so many carries one is kept, and those between are recomputed from it: a third
-      gradient for these steps.
+      gradient for these steps, and the query losses at them, none of whose gradients is kept.
     - `offload`: True has what is kept wait on the CPU, if it is on another device.
     - `graphs`: steps at the end whose graphs are kept, and are not gone through again: `Unrolled`'s time
       and memory for these.

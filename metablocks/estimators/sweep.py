@@ -41,7 +41,7 @@ class Sweep:
 
     The last `graphs` steps keep their graphs (None: all of them). Of the others every `keep_every`-th
     keeps its carry, and the products on the way back go through one step at a time, recomputed with the
-    random draws it had.
+    random draws it had; so are query losses then, to have no slope of them kept.
     """
 
     run: Pieces
@@ -55,6 +55,7 @@ class Sweep:
         grads: Tensors = {}
         queries: dict[int, QueryPass] = {}
         slopes: dict[int, Callable[[], Any]] = {}  # of the query losses, by carry
+        later: dict[int, States] = {}  # of those whose slope is taken on the way back: before them
         passes: list[tuple[Tensors, Tensors]] = []
         kept: list[tuple[int, Callable[[], Any]]] = []
         recorded: list[Callable[[Any, Tensors], Any]] = []
@@ -64,14 +65,16 @@ class Sweep:
         (carry,) = run(("start",), start, (run.buffers,), data=reads)
         for index in range(self.last + 1):
             if index in inner.weights:
-                at = At(index, {index: inner.weights[index]})
-                passed, slope = run(
-                    ("query",), _query, (carry,), at=at, data=("query", "weight"), totals=grads
-                )
-                queries[index] = run.open(passed)
-                slopes[index] = self.keep(slope)
+                if self.keep_every > 1 and index < min(first, self.last):
+                    later[index] = self.draws()
+                    (passed,) = run(("look",), _look, (carry,), at=At(index), data=("query",))
+                else:
+                    passed, slope = self.query(carry, index, grads)
+                    slopes[index] = self.keep(slope)
+                query = run.open(passed)
+                queries[index] = query._replace(buffers={})
                 if inner.collected:
-                    passes.append((run.open(carry).buffers, queries[index].buffers))
+                    passes.append((run.open(carry).buffers, query.buffers))
             if first <= index < self.last:
                 carry, back = self.record(carry, index)
                 recorded.append(back)
@@ -95,7 +98,11 @@ class Sweep:
                 if not visits:
                     start_of, recall = kept.pop()
                     visits = self.between(recall(), start_of, index, draws)
-                adjoint = self.back(visits.pop(), adjoint, index, grads)
+                visit = visits.pop()
+                adjoint = self.back(visit, adjoint, index, grads)
+                if index in later:
+                    self.redraw(later[index])
+                    adjoint = run.add(adjoint, self.query(visit.carry, index, grads)[1])
             if index in slopes:
                 adjoint = run.add(adjoint, slopes.pop(index)())
         self.redraw(begin)
@@ -109,6 +116,14 @@ class Sweep:
     def last(self) -> int:
         """The last carry whose query loss counts. Nothing reads its rule's state."""
         return max(self.run.inner.weights)
+
+    def query(self, carry: Any, index: int, grads: Tensors) -> tuple[Any, Any]:
+        """The query pass at carry `index`, and its slope; by the rest added to `grads`."""
+        at = At(index, {index: self.run.inner.weights[index]})
+        passed, slope = self.run(
+            ("query",), _query, (carry,), at=at, data=("query", "weight"), totals=grads
+        )
+        return passed, slope
 
     def record(self, carry: Any, index: int) -> tuple[Any, Callable[[Any, Tensors], Any]]:
         """Inner step `index`: the next carry, and the way back by the step's graph."""
@@ -291,6 +306,14 @@ def _through(
         return _whole(inner, cotangent, floats)
 
     return result, back
+
+
+def _look(
+    inner: InnerLoop, meta: Tensors, totals: Tensors, at: At, carry: Carry, batch: Batch
+) -> tuple[QueryPass]:
+    """The query pass at a carry, without a graph."""
+    with torch.no_grad():
+        return (inner.query(meta, carry, batch, at.index)._replace(prediction=None),)
 
 
 def _query(
