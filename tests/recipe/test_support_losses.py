@@ -61,6 +61,19 @@ def test_losses_take_sequences_of_classes():
     torch.testing.assert_close(even(scores, targets), expected / 2)
 
 
+@pytest.mark.parametrize(
+    ("kind", "block", "message"),
+    [
+        ("regression", "cross_entropy", "these are numbers; use mse"),
+        ("classification", "mse", "use cross_entropy"),
+    ],
+)
+def test_a_loss_for_other_targets_is_refused(kind, block, message):
+    made = experiment(kind, block)
+    with pytest.raises(mb.MetablocksError, match=message):
+        made.learner.meta_gradient(made.source.sample("train", [0, 1]).to(torch.float64))
+
+
 def test_a_recipe_without_the_field_reads_as_before():
     text = load("maml_sinusoid").to_yaml()
     assert "support_loss: null" in text
