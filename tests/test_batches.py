@@ -15,7 +15,7 @@ from metablocks.laws.compare import assert_close
 from metablocks.laws.plain_loop import PlainLoop
 
 TRACED = mb.Vmap(chunk=2, compile="trace")
-EXECUTORS = [mb.Loop(), mb.Vmap(), mb.Vmap(chunk=2)]
+EXECUTORS = [mb.Loop(), mb.Vmap(chunk=2)]
 executors = pytest.mark.parametrize("executor", EXECUTORS, ids=repr)
 ESTIMATORS = [mb.Unrolled(), mb.Adjoint(keep_every=2)]
 estimators = pytest.mark.parametrize("estimator", ESTIMATORS, ids=repr)

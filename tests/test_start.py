@@ -12,7 +12,7 @@ from metablocks.errors import BlockError, MetablocksError, SelectionError
 from metablocks.laws import gradients, purity
 from metablocks.laws.compare import assert_close
 
-EXECUTORS = [mb.Loop(), mb.Vmap(), mb.Vmap(chunk=2)]
+EXECUTORS = [mb.Loop(), mb.Vmap(chunk=2)]
 ESTIMATORS = [mb.Unrolled(), mb.Adjoint(keep_every=2)]
 executors = pytest.mark.parametrize("executor", EXECUTORS, ids=repr)
 ways = pytest.mark.parametrize(

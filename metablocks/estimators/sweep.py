@@ -61,25 +61,27 @@ class Sweep:
         recorded: list[Callable[[Any, Tensors], Any]] = []
         first = 0 if self.graphs is None else max(0, self.last - self.graphs)
         begin, reads = self.draws(), inner.start_reads
+        states = begin
         draws: list[States] = []  # before each step
         (carry,) = run(("start",), start, (run.buffers,), data=reads)
         for index in range(self.last + 1):
             if index in inner.weights:
                 if self.keep_every > 1 and index < min(first, self.last):
-                    later[index] = self.draws()
+                    later[index] = states = self.draws(states)
                     (passed,) = run(("look",), _look, (carry,), at=At(index), data=("query",))
                 else:
                     passed, slope = self.query(carry, index, grads)
                     slopes[index] = self.keep(slope)
                 query = run.open(passed)
-                queries[index] = query._replace(buffers={})
+                # A copy: the scalar that mse_loss returns lies in the storage of all its terms.
+                queries[index] = query._replace(loss=query.loss.clone(), buffers={})
                 if inner.collected:
                     passes.append((run.open(carry).buffers, query.buffers))
             if first <= index < self.last:
                 carry, back = self.record(carry, index)
                 recorded.append(back)
             elif index < self.last:
-                draws.append(self.draws())
+                draws.append(states := self.draws(states))
                 visit, carry = self.visit(carry, index, draws[index])
                 if index % self.keep_every == 0:
                     kept.append((index, self.keep(visit)))
@@ -196,10 +198,14 @@ class Sweep:
 
         return recall
 
-    def draws(self) -> States:
-        """The state of every generator that the work may draw from."""
+    def draws(self, before: States | None = None) -> States:
+        """The state of every generator that the work may draw from; `before` if they are there still."""
         draws = self.run.inner.draws
-        return draws.states() if draws.kinds or not draws.known else []
+        if draws.known and not draws.kinds:
+            return []
+        if before and all(generator.is_at(state) for generator, state in before):
+            return before
+        return draws.states()
 
     def redraw(self, states: States) -> None:
         """Put the generators that the work draws from back into an earlier state."""
