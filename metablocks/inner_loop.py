@@ -387,7 +387,7 @@ class InnerLoop:
 
         parts, through = self._parts(meta), self.through[index]
         own = parts.support_loss
-        if not through:
+        if own.params and not through:
             own = own._replace(params=detach(own.params))
 
         def loss(params: Tensors, buffers: Tensors) -> tuple[Tensor, Any]:

@@ -436,11 +436,13 @@ class MetaLearner(nn.Module):
 
         def estimate(shared: Any, buffers: Tensors, task: Task) -> tuple[Any, Any]:
             meta, tensors = shared
-            alone = task if task.weight is None else replace(task, weight=None)
-            result = task_gradient(estimator, replace(inner, **tensors), meta, buffers, alone)
+            weight = task.weight
+            if weight is not None:
+                task = replace(task, weight=None)
+            result = task_gradient(estimator, replace(inner, **tensors), meta, buffers, task)
             totals = (filled(result.grads, meta), result.changes, result.metrics, result.loss)
             scores = () if result.scores is None else result.scores
-            return weighed(totals, task.weight), (result.query_losses, scores)
+            return weighed(totals, weight), (result.query_losses, scores)
 
         def drive(run: Pieces) -> tuple[Any, Any]:
             result = meta_gradient(run)
@@ -654,10 +656,11 @@ class MetaLearner(nn.Module):
 
     def _losses(self) -> tuple[Loss, Loss]:
         """`loss` and `support_loss` as they are now."""
-        named = [*self.named_parameters()]
         loss, support_loss = self._objectives_now
-        judge = loss.now(named)
-        return judge, judge if support_loss is loss else support_loss.now(named)
+        judge = loss.now(self.named_parameters())
+        if support_loss is loss:
+            return judge, judge
+        return judge, support_loss.now(self.named_parameters())
 
     def _draws_of(
         self,

@@ -14,24 +14,33 @@ from metablocks.checks import Count, checked
 from metablocks.errors import BlockError
 from metablocks.models.layers import Activation
 from metablocks.models.mlp import MLP
+from metablocks.tasks.base import Kind
 
 
-def cross_entropy() -> Callable[[Tensor, Tensor], Tensor]:
-    """The mean cross-entropy of classes. Raises `BlockError` for targets that are numbers.
+def cross_entropy(*, kind: Kind = "classification") -> Callable[[Tensor, Tensor], Tensor]:
+    """The mean cross-entropy of classes.
 
     >>> cross_entropy()(torch.zeros(3, 2), torch.tensor([0, 1, 1]))
     tensor(0.6931)
+
+    Raises `BlockError` for tasks of regression.
     """
+    if kind == "regression":
+        raise BlockError("cross_entropy takes classes for targets; tasks of regression need mse")
     return _cross_entropy
 
 
-def mse() -> Callable[[Tensor, Tensor], Tensor]:
-    """The mean squared error. Raises `BlockError` for targets of another shape than the prediction's.
+def mse(*, kind: Kind = "regression") -> Callable[[Tensor, Tensor], Tensor]:
+    """The mean squared error.
 
     >>> mse()(torch.zeros(3, 2), torch.ones(3, 2))
     tensor(1.)
+
+    Raises `BlockError` for tasks whose targets are classes.
     """
-    return _mse
+    if kind != "regression":
+        raise BlockError(f"mse takes numbers for targets; tasks of {kind} need cross_entropy")
+    return F.mse_loss
 
 
 @checked()
@@ -134,19 +143,7 @@ LOSSES: dict[str, Callable[..., Callable[..., Tensor]]] = {
 """The blocks of the slot `support_loss` of recipes."""
 
 
-def _mse(prediction: Tensor, target: Tensor) -> Tensor:
-    if prediction.shape != target.shape:
-        shapes = f"{list(prediction.shape)} and {list(target.shape)}"
-        raise _unfit(
-            f"mse takes a target of the prediction's shape, and these are {shapes}; for classes "
-            "use cross_entropy"
-        )
-    return F.mse_loss(prediction, target)
-
-
 def _cross_entropy(prediction: Tensor, target: Tensor) -> Tensor:
-    if target.is_floating_point():
-        raise _unfit("cross_entropy takes classes for targets, and these are numbers; use mse")
     return F.cross_entropy(prediction.movedim(-1, 1), target)
 
 
@@ -157,7 +154,3 @@ def _each(prediction: Tensor, target: Tensor) -> Tensor:
     else:
         losses = F.cross_entropy(prediction.movedim(-1, 1), target, reduction="none")
     return losses.reshape(len(prediction), -1).mean(1)
-
-
-def _unfit(message: str) -> BlockError:
-    return BlockError(message, block="MetaLearner", field="support_loss")

@@ -22,6 +22,7 @@ import inspect
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import cached_property
 from inspect import Parameter
 from typing import Any, Literal, TypeAlias
 
@@ -171,12 +172,12 @@ class Loss:
         own = {} if self.view is None else self.view.state().buffers
         return {f"{self.objective.role}.{name}": b.detach() for name, b in own.items()}
 
-    @property
+    @cached_property
     def predicts(self) -> bool:
         """True if it takes a prediction."""
         return self.objective.predicts
 
-    @property
+    @cached_property
     def is_plain(self) -> bool:
         """True for a function of prediction and target alone."""
         return self.view is None and self.predicts and not self.objective.asks

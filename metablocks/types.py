@@ -141,14 +141,16 @@ class TaskBatch:
     @overload
     def __getitem__(self, index: slice) -> "TaskBatch": ...
     def __getitem__(self, index: int | slice) -> "Task | TaskBatch":
-        def pick(leaf: Tensor) -> Tensor:
-            return leaf[index]
-
         def own(batch: Batch) -> Batch:
-            inputs, target = (map_tensors(pick, side) for side in batch)
+            inputs, target = (map_tensors(lambda leaf: leaf[index], side) for side in batch)
             return inputs, target
 
+        def weight() -> Any:
+            return None if self.weight is None else self.weight[index]
+
         def drawn() -> Drawn | None:
+            if self.drawn is None:
+                return None
             return map_tensors(lambda leaf: leaf[index], self.drawn)  # type: ignore[no-any-return]
 
         if isinstance(index, slice):
@@ -160,14 +162,12 @@ class TaskBatch:
                     block="TaskBatch",
                     field="index",
                 )
-            weight = map_tensors(pick, self.weight)
-            return TaskBatch(own(self.support), own(self.query), weight, drawn=drawn())
+            return TaskBatch(own(self.support), own(self.query), weight(), drawn=drawn())
         if type(index) is not int:
             check("TaskBatch", "index", index, int | slice, TaskError)
         if not -len(self) <= index < len(self):
             raise IndexError(f"task {index} of a batch of {len(self)}")
-        weight = map_tensors(pick, self.weight)
-        return Task(own(self.support), own(self.query), weight, drawn=drawn())
+        return Task(own(self.support), own(self.query), weight(), drawn=drawn())
 
     def to(self, target: torch.device | str | torch.dtype) -> "TaskBatch":
         """The same tasks on a device, or with floating-point tensors of a dtype."""

@@ -29,7 +29,9 @@ def tasks(weight=None):
 def learner(**blocks):
     torch.manual_seed(1)
     model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Tanh(), nn.Linear(4, 2)).double()
-    if isinstance(blocks.get("estimator"), mb.Unrolled | mb.Adjoint):
+    if blocks.pop("plain", False):
+        model = nn.Linear(3, 2).double()
+    elif isinstance(blocks.get("estimator"), mb.Unrolled | mb.Adjoint):
         model = mb.per_step_batch_norm(model, 2).double()
     blocks = {"loss": F.mse_loss, "steps": 2, "rule": mb.LearningRate(0.1), **blocks}
     return mb.MetaLearner(model, **blocks)
@@ -45,9 +47,10 @@ def learner(**blocks):
     ids=repr,
 )
 def test_the_gradient_is_the_weighted_mean(executor, estimator):
-    ours = learner(executor=copy.deepcopy(executor), estimator=estimator)
+    blocks = {"estimator": estimator, "plain": bool(executor.compile)}
+    ours = learner(executor=copy.deepcopy(executor), **blocks)
     got = ours.meta_gradient(tasks(WEIGHTS), metric=F.mse_loss)
-    alone = [learner(estimator=estimator).meta_gradient(tasks()[i : i + 1]) for i in range(4)]
+    alone = [learner(**blocks).meta_gradient(tasks()[i : i + 1]) for i in range(4)]
 
     def mean(values):
         return sum(w * v for w, v in zip(WEIGHTS, values, strict=True)) / sum(WEIGHTS)

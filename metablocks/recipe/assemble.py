@@ -60,7 +60,7 @@ def assemble(
         elif slot is SUPPORT_LOSS:
             if "tasks" not in blocks:
                 continue
-            context = {"outputs": blocks["tasks"].outputs}
+            context = {"outputs": blocks["tasks"].outputs, "kind": blocks["tasks"].kind}
         with torch.device("meta") if trial and key == "model" else nullcontext():
             blocks[key] = construct(recipe, path, slot, context, problems)
         if blocks[key] is schema.INVALID:

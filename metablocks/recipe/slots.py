@@ -158,7 +158,7 @@ SUPPORT_LOSS = Slot(
     "what the inner steps descend, in place of the tasks' own loss",
     LOSSES,
     Callable,
-    ("outputs",),
+    ("outputs", "kind"),
 )
 ORDER = Slot(
     "order",

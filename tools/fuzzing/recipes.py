@@ -19,7 +19,7 @@ from metablocks.errors import MetablocksError
 from metablocks.recipe import schema
 from metablocks.recipe.layout import RecipeLayout, slot_of, slot_paths
 from metablocks.recipe.parse import join
-from metablocks.recipe.slots import MODEL, RULE, SLOTS, SURGERY, TASKS, Slot
+from metablocks.recipe.slots import MODEL, RULE, SLOTS, SUPPORT_LOSS, SURGERY, TASKS, Slot
 from metablocks.rules import StepInfo
 from metablocks.tasks.base import example_shapes
 from tools.fuzzing.values import JUNK, PATTERNS, STATED, always_drawn, value
@@ -38,6 +38,10 @@ def recipes(draw: Draw, slot: str | None = None, block: str | None = None) -> st
     varied = draw(st.sets(st.sampled_from(axes), max_size=5)) | _holding(slot)
     wanted = (slot, block)
     values = _section(draw, RecipeLayout, "", varied, wanted)
+    if slot == SUPPORT_LOSS.name:
+        others = [_entry(draw, TASKS, name, False) for name in TASKS.blocks]
+        entry = values["inner"]["support_loss"]
+        values["tasks"] = draw(st.sampled_from([e for e in others if _descends_on(entry, e)]))
     values["tasks"], values["model"] = _model(draw, values, "model" in varied, wanted)
     if block is None and draw(st.integers(0, 7)) == 7:
         _spoil(draw, values)
@@ -177,6 +181,18 @@ def _descends(name: str) -> bool:
     except (MetablocksError, TypeError):
         return False
     return bool((updates["weight"] < 0).all())
+
+
+def _descends_on(entry: Entry, tasks: Entry) -> bool:
+    """Whether the support loss is one for the tasks."""
+    try:
+        source = _make(TASKS, tasks)
+        context = {"outputs": source.outputs, "kind": source.kind}
+        target = SUPPORT_LOSS.blocks[entry["block"]]
+        _make(SUPPORT_LOSS, entry, **schema.supplied(target, context))
+    except (MetablocksError, OSError):
+        return False
+    return True
 
 
 def _make(slot: Slot, entry: Entry, **context: Any) -> Any:
