@@ -1,6 +1,6 @@
 """metablocks: small interchangeable blocks for gradient-based meta-learning in PyTorch."""
 
-from metablocks import laws, processes, rules, tasks
+from metablocks import laws, rules, tasks
 from metablocks.errors import MetablocksError
 from metablocks.estimators import Adjoint, Estimator, Implicit, Reptile, TaskGradient, Unrolled
 from metablocks.executors import (
@@ -86,7 +86,6 @@ __all__ = [
     "laws",
     "norm_patterns",
     "per_step_batch_norm",
-    "processes",
     "tasks",
     "train_maml",
     "transform_patterns",

@@ -72,7 +72,7 @@ def _differentiating(method: Method) -> Method:
                 raise
             except Exception as error:
                 given = args[0] if args else kwargs[data]
-                if not len(given):
+                if given == []:
                     raise
                 batch = given if data == "support" else given[0].support
                 reason = unfit_data(error, learner.model, batch)
@@ -336,7 +336,7 @@ class MetaLearner(nn.Module):
         self, tasks: Tasks, progress: Progress, metric: Metric | None, *, put_back: bool
     ) -> MetaGradient:
         share, count = share_of(self.executor), 0
-        if len(tasks) or share.processes == 1:  # one of several processes may have none
+        if share.processes == 1 or tasks != []:  # one of several processes may have none
             count = check_tasks(tasks, differentiated=True)
         _, weight = share.place(count, count)
         through = steps_through(self.order, self.steps, progress)
