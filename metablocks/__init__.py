@@ -1,6 +1,6 @@
 """metablocks: small interchangeable blocks for gradient-based meta-learning in PyTorch."""
 
-from metablocks import laws, processes, rules, tasks
+from metablocks import laws, rules, tasks
 from metablocks.batches import Batches, FullBatch, Minibatches, Stream
 from metablocks.epochs import Epoch, Validation, fit
 from metablocks.errors import MetablocksError
@@ -108,7 +108,6 @@ __all__ = [
     "load_run",
     "norm_patterns",
     "per_step_batch_norm",
-    "processes",
     "tasks",
     "train_maml",
     "transform_patterns",

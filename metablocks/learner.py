@@ -87,7 +87,7 @@ def _differentiating(method: Method) -> Method:
                 raise
             except Exception as error:
                 given = args[0] if args else kwargs[data]
-                if not len(given):
+                if given == []:
                     raise
                 support = given if data == "support" else as_tasks(given)[0].support
                 reason = unfit_data(error, learner.model, learner._first_batch(support))
@@ -398,7 +398,7 @@ class MetaLearner(nn.Module):
     ) -> MetaGradient:
         tasks = as_tasks(tasks)
         share = share_of(self.executor)
-        if len(tasks) or share.processes == 1:  # one of several processes may have none
+        if share.processes == 1 or tasks != []:  # one of several processes may have none
             check_tasks(tasks, self.batches, self.steps, differentiated=True)
             tasks = self.estimator.in_training(tasks)
         first, weight = share.place(len(tasks), float(total_weight(tasks)))

@@ -39,10 +39,10 @@ class Distributed(Share):
 
     Started by `torchrun --nproc-per-node 2 train.py`:
 
-        with mb.processes.joined():  # or torch.distributed.init_process_group()
-            learner = mb.MetaLearner(…, executor=mb.Distributed(mb.Vmap()))
-            own = learner.executor.part(range(25))  # of 25 tasks a step
-            learner.backward(source.sample("train", own) if own else [])
+        torch.distributed.init_process_group()
+        learner = mb.MetaLearner(…, executor=mb.Distributed(mb.Vmap()))
+        own = learner.executor.part(range(25))  # of 25 tasks a step
+        learner.backward(source.sample("train", own) if own else [])
 
     >>> Distributed(Loop(workers=2)).executor
     Loop(workers=2, channels_last=False, compile=False)

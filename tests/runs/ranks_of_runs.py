@@ -111,6 +111,8 @@ if __name__ == "__main__":
         train(f"of {processes}", processes)
     train("killed", 3, *EVERY_STEP, kill=(1, signal.SIGKILL, 6))
     run("killed, on 2", 2, "run", "--resume", only(out / "killed"), "--quiet")
+    train("first killed", 2, *EVERY_STEP, kill=(0, signal.SIGKILL, 6))
+    run("first killed, on 3", 3, "run", "--resume", only(out / "first killed"), "--quiet")
     train("stopped", 2, kill=(1, signal.SIGTERM, 6))
     run("stopped, on 1", 1, "run", "--resume", only(out / "stopped"), "--quiet")
     run("eval", 2, "eval", only(out / "of 2"), "--checkpoint", "ensemble")

@@ -84,6 +84,15 @@ def test_one_that_is_killed_ends_all_with_one_error_and_a_whole_checkpoint(out, 
     assert_same_training(only_run(out / "killed"), only_run(out / "alone"))
 
 
+def test_nor_is_anything_lost_with_the_one_that_writes(out, ended):
+    statuses, _, errors = ended["first killed"]
+    assert statuses == [-signal.SIGKILL, 1]
+    assert errors.count("the other processes do not answer: one of them has ended") == 1
+    statuses, _, errors = ended["first killed, on 3"]
+    assert (statuses, errors) == ([0, 0, 0], "")
+    assert_same_training(only_run(out / "first killed"), only_run(out / "alone"))
+
+
 def test_a_signal_to_one_stops_all_at_the_same_meta_step(out, ended):
     statuses, printed, errors = ended["stopped"]
     assert (statuses, errors) == ([130, 130], "")
