@@ -44,7 +44,8 @@ class Distributed(Share):
         own = learner.executor.part(range(25))  # of 25 tasks a step
         learner.backward(source.sample("train", own) if own else [])
 
-    >>> Distributed(Loop(workers=2)).executor
+    >>> import metablocks as mb
+    >>> mb.Distributed(mb.Loop(workers=2)).executor
     Loop(workers=2, channels_last=False, compile=False)
 
     Raises `ExecutorError` if there is no process group, `BlockError` for an executor that is none.
