@@ -188,7 +188,9 @@ def drawn_for(
     Places are counted from `first` on.
     """
     states: list[Any] = [None] * len(tasks)
-    for index in range(len(tasks) if batches is not None else 0):
+    for index in range(len(tasks)):
+        if batches is None:
+            break
         support = tasks[index].support
         draws = Draws(generators_of(support))
         with torch.no_grad(), draws.seeded(combined(number, first + index, 1)):

@@ -348,9 +348,10 @@ class InnerLoop:
         def features(name: str) -> Tensor:
             assert support is not None
             whole = ModuleState({**self._parts(meta).rest, **learned}, self.model_buffers | buffers)
-            return self.model.entering(name, whole, support[0], training=self.training)
+            entered: Tensor = self.model.entering(name, whole, support[0], training=self.training)
+            return entered
 
-        answer: Any = self.starting(params, support, features)
+        answer: Any = self.starting(params, support, features)  # type: ignore[arg-type]
         known = isinstance(answer, dict) and answer.keys() == params.keys()
         shapes = {name: tensor.shape for name, tensor in params.items()}
         if not known or {n: getattr(t, "shape", None) for n, t in answer.items()} != shapes:
@@ -366,7 +367,8 @@ class InnerLoop:
                         block="MetaLearner",
                         field="start",
                     )
-        return answer
+        begun: Tensors = answer
+        return begun
 
     def with_statistics(
         self, meta: Tensors, carry: Carry, support: Batch, names: Container[str]

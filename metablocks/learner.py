@@ -376,7 +376,8 @@ class MetaLearner(nn.Module):
         check_tasks([task], self.batches, steps, judged=False)
         inner, buffers = self._inner_at_evaluation([task], steps, judged=False)
         meta = detach(self._meta_parameters())
-        first = Task(*[self._first_batch(task.support)] * 2)
+        batch = self._first_batch(task.support)
+        first = Task(batch, batch)
         with inner.draws.put_back():
             self._check_reads(replace(inner, batches=FullBatch()), buffers, [first], reach=False)
         seeded = self._seeded(inner, [task], put_back=True)

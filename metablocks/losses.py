@@ -130,7 +130,7 @@ class WeightedLoss(nn.Module):
     def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
         """The loss of predictions `[examples, ..., outputs]`."""
         losses = _each(prediction, target)
-        weights = self.net(losses.unsqueeze(1)).squeeze(1).sigmoid()
+        weights: Tensor = self.net(losses.unsqueeze(1)).squeeze(1).sigmoid()
         return (weights * losses).mean()
 
 

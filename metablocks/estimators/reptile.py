@@ -78,9 +78,12 @@ class Reptile(Estimator):
         """The tasks, their support sets joined with their query sets if it trains on all examples."""
         if self.examples == "support":
             return tasks
+        joined: Tasks
         if isinstance(tasks, TaskBatch):
-            return _joined(tasks, 1)
-        return [_joined(task, 0) for task in tasks]
+            joined = _joined(tasks, 1)
+        else:
+            joined = [_joined(task, 0) for task in tasks]
+        return joined
 
 
 def _joined(task: Any, dimension: int) -> Any:

@@ -195,9 +195,8 @@ def total_weight(tasks: Tasks) -> Tensor | int:
 
 def _check_weights(tasks: Tasks) -> None:
     whole = isinstance(tasks, TaskBatch)
-    given = (
-        [tasks.weight] if whole else [weight_of(task) for task in tasks if task.weight is not None]
-    )
+    own = [tasks] if isinstance(tasks, TaskBatch) else tasks
+    given = [task.weight for task in own]
     weights = [weight for weight in given if isinstance(weight, Tensor)]
     if not weights:
         return

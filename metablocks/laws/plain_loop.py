@@ -140,8 +140,11 @@ class PlainLoop:
         weights = self.learner.step_loss(self.learner.steps, progress)
         with torch.set_grad_enabled(graph):
             losses = self.each(lambda i, task: self._task(i, task, through, weights, tape, graph))
-        each, weight = torch.stack(losses), self.tasks.weight
-        return each.mean() if weight is None else (weight.to(each) * each).sum() / weight.sum()
+        each = torch.stack(losses)
+        if self.tasks.weight is None:
+            return each.mean()
+        weight = torch.as_tensor(self.tasks.weight).to(each)
+        return (weight * each).sum() / weight.sum()
 
     def gradient(self, through: Sequence[bool], progress: Progress) -> Tensors:
         """∂L/∂(every meta-parameter), zero if L does not depend on one."""

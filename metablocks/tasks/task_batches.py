@@ -137,11 +137,14 @@ def _read(batch: Any, like: Tensor, place: str) -> Tasks:
         return leaf.to(like.device, like.dtype if leaf.is_floating_point() else None)
 
     try:
-        sides = [pytree.tree_map(move, (tuple(part.support), tuple(part.query))) for part in parts]
+        sides: list[Any] = [
+            pytree.tree_map(move, (tuple(part.support), tuple(part.query))) for part in parts
+        ]
         if not listed:
-            return TaskBatch(*sides[0], getattr(parts[0], "weight", None))
+            support, query = sides[0]
+            return TaskBatch(support, query, getattr(parts[0], "weight", None))
         sizes = {tuple(leaf.shape for leaf in pytree.tree_leaves(side)) for side in sides}
-        tasks = [Task(*side, part.weight) for side, part in zip(sides, parts, strict=True)]
+        tasks = [Task(s, q, part.weight) for (s, q), part in zip(sides, parts, strict=True)]
         return TaskBatch.stack(tasks) if len(sizes) == 1 else tasks
     except TaskError as error:
         raise TaskError(f"{place}: {error}") from error
