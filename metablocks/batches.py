@@ -172,11 +172,12 @@ class Stream(Batches):
 def drawn_for(tasks: Tasks, batches: Batches | None, steps: int, number: int) -> Tasks:
     """The tasks, each with a seed made of `number` and its place, and with what a block draws for it."""
     states: list[Any] = [None] * len(tasks)
-    for index in range(len(tasks) if batches is not None else 0):
-        support = tasks[index].support
-        draws = Draws(generators_of(support))
-        with torch.no_grad(), draws.seeded(combined(number, index, 1)):
-            states[index] = batches.draw(support, steps)
+    if batches is not None:
+        for index in range(len(tasks)):
+            support = tasks[index].support
+            draws = Draws(generators_of(support))
+            with torch.no_grad(), draws.seeded(combined(number, index, 1)):
+                states[index] = batches.draw(support, steps)
     seeds = torch.tensor([combined(number, index) for index in range(len(tasks))], device="cpu")
     if not isinstance(tasks, TaskBatch):
         rows = zip(tasks, seeds, states, strict=True)

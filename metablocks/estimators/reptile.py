@@ -6,7 +6,7 @@ As a gradient for any outer optimiser, φ − φ̃: plain gradient descent with 
 """
 
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal, TypeAlias
+from typing import Any, ClassVar, Literal, TypeAlias, cast
 
 import torch
 from torch import Tensor
@@ -77,7 +77,7 @@ class Reptile(Estimator):
         if self.examples == "support":
             return tasks
         if isinstance(tasks, TaskBatch):
-            return _joined(tasks, 1)
+            return cast(TaskBatch, _joined(tasks, 1))
         return [_joined(task, 0) for task in tasks]
 
 

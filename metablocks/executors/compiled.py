@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from metablocks.batches import Side
 from metablocks.devices import has_float64
 from metablocks.errors import BlockError, caller_stacklevel
 from metablocks.executors.base import TaskWork
@@ -27,7 +28,7 @@ from metablocks.executors.graphs import Graph, Unfit, compiled, compiled_apart, 
 from metablocks.generators import devices_of, kept_draws, set_states
 from metablocks.inner_loop import InnerLoop
 from metablocks.per_step import Position, told
-from metablocks.pieces import At, Piece, Pieces, Side
+from metablocks.pieces import At, Piece, Pieces
 from metablocks.types import Task, Tensors, map_tensors
 
 Compile: TypeAlias = bool | Literal["trace"]

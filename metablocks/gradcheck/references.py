@@ -26,7 +26,7 @@ def reptile_gradient(plain: PlainLoop, estimator: Reptile) -> Tensors:
         ]
         tasks = [Task(both, task.query) for both, task in zip(pairs, tasks, strict=True)]
 
-    def one(_: int, task: Task) -> Tensors:
+    def one(number: int, task: Task) -> Tensors:
         start, end, _ = _inner(plain, task)
         return {f"model.{name}": start[name] - end[name] for name in start}
 
@@ -49,7 +49,7 @@ class System(NamedTuple):
 def implicit_systems(plain: PlainLoop) -> list[System]:
     """The systems of all tasks, at the end of their inner loops."""
 
-    def one(_: int, task: Task) -> System:
+    def one(number: int, task: Task) -> System:
         _, end, buffers = _inner(plain, task)
         fast = {name: tensor.detach().requires_grad_() for name, tensor in end.items()}
         adapting = {f"model.{name}": tensor for name, tensor in fast.items()}
