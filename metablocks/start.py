@@ -162,7 +162,9 @@ class _Head(Start):
     def shaped(self, params: Tensors, support: Batch) -> Tensors:
         """The parameters with as many rows in the head as the task has classes."""
         labels = support[1]
-        if not _are_labels(labels):
+        if (
+            not _are_labels(labels) or labels.ndim != 1
+        ):  # of tokens, say, whose number is the model's
             return params
         classes = int(labels.max()) + 1
         weight, bias = (params[name] for name in self._names)
@@ -178,7 +180,7 @@ class ZeroHead(_Head):
     """The linear layer `head` begins at zero: neither the order of classes nor their number matters.
 
     Under `Loop`, not compiled, it has as many rows as the task has classes, the largest label of the
-    support set + 1; elsewhere as many as the model's layer.
+    support set `[examples]` + 1; elsewhere as many as the model's layer.
 
     Law: a permutation of the classes of a task permutes its predictions, under rules without rates of
     single parameters.
