@@ -181,6 +181,12 @@ def _start(assembly: Assembly) -> None:
                 "add it to adapt, or leave it out of the start",
                 field="start",
             )
+    if not assembly.learned:
+        raise _refusal(
+            f"{block} leaves nothing to learn: every trainable parameter begins with another value; "
+            "leave some out of the start, or learn a rate",
+            field="start",
+        )
     if not isinstance(start, Prototypes):
         return
     if isinstance(assembly.batches, Stream):

@@ -11,7 +11,7 @@ from collections.abc import Callable, Container
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from numbers import Real
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, cast
 
 import torch
 from torch import Tensor
@@ -345,13 +345,12 @@ class InnerLoop:
         if support is not None and self.reshapes:
             params = self.starting.shaped(learned, support)
 
-        def features(name: str) -> Tensor:
+        def features(name: str) -> Any:
             assert support is not None
             whole = ModuleState({**self._parts(meta).rest, **learned}, self.model_buffers | buffers)
-            entered: Tensor = self.model.entering(name, whole, support[0], training=self.training)
-            return entered
+            return self.model.entering(name, whole, support[0], training=self.training)
 
-        answer: Any = self.starting(params, support, features)  # type: ignore[arg-type]
+        answer: Any = self.starting(params, cast(Batch, support), features)
         known = isinstance(answer, dict) and answer.keys() == params.keys()
         shapes = {name: tensor.shape for name, tensor in params.items()}
         if not known or {n: getattr(t, "shape", None) for n, t in answer.items()} != shapes:
@@ -367,8 +366,8 @@ class InnerLoop:
                         block="MetaLearner",
                         field="start",
                     )
-        begun: Tensors = answer
-        return begun
+        started: Tensors = answer
+        return started
 
     def with_statistics(
         self, meta: Tensors, carry: Carry, support: Batch, names: Container[str]

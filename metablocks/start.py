@@ -172,7 +172,9 @@ class _Head(Start):
     def shaped(self, params: Tensors, support: Batch) -> Tensors:
         """The parameters with as many rows in the head as the task has classes."""
         labels = support[1]
-        if not _are_labels(labels):
+        if (
+            not _are_labels(labels) or labels.ndim != 1
+        ):  # of tokens, say, whose number is the model's
             return params
         classes = int(labels.max()) + 1
         weight, bias = (params[name] for name in self._names)
@@ -190,7 +192,7 @@ class ZeroHead(_Head):
     - `head`: the name of the layer.
 
     Under `Loop`, not compiled, it has as many rows as the task has classes, the largest label of the
-    support set + 1; elsewhere as many as the model's layer.
+    support set `[examples]` + 1; elsewhere as many as the model's layer.
 
     Law: a permutation of the classes of a task permutes its predictions, under rules without rates of
     single parameters.
@@ -220,7 +222,7 @@ class Prototypes(_Head):
     - `head`: the name of the layer.
 
     The gradient flows through μ. A class without support examples begins at 0. Features are what enters
-    the layer, `[examples, features]`; the head has as many rows as with `ZeroHead`.
+    the layer, `[examples, ..., features]`; the head has as many rows as with `ZeroHead`.
 
     Laws: with 0 steps it is the prototypical net, whose scores are −‖f − μ_c‖² + ‖f‖²; a permutation of
     the classes of a task permutes its predictions, under rules without rates of single parameters.
@@ -242,15 +244,17 @@ class Prototypes(_Head):
 
     def __call__(self, params: Tensors, support: Batch, features: Features) -> Tensors:
         labels, rows = support[1], features(self.head)
-        if not _are_labels(labels) or rows.ndim != 2 or labels.shape != rows.shape[:1]:
+        if not _are_labels(labels) or rows.ndim < 2 or labels.shape != rows.shape[:-1]:
             given = list(labels.shape) if isinstance(labels, Tensor) else type(labels).__name__
             kind = labels.dtype if isinstance(labels, Tensor) else ""
             raise BlockError(
-                "Prototypes takes class labels [examples] and features [examples, features]; the support "
-                f"set has targets {given} {kind}, and what enters {self.head} is {list(rows.shape)}",
+                "Prototypes takes class labels [examples, ...] and features [examples, ..., features]; "
+                f"the support set has targets {given} {kind}, and what enters {self.head} is "
+                f"{list(rows.shape)}",
                 block="MetaLearner",
                 field="start",
             )
+        labels, rows = labels.flatten(), rows.flatten(0, -2)
         weight, bias = (params[name] for name in self._names)
         classes = torch.arange(len(bias), device=labels.device)
         member = (labels == classes[:, None]).to(rows.dtype)

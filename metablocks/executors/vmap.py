@@ -25,8 +25,9 @@ class Vmap:
     """Tasks at once, or `chunk` at a time, by `torch.func.vmap`.
 
     Per-task gradients of a chunk are held at the same time: memory is `chunk` × the loop's. Random
-    draws are independent between tasks and reproducible from the seed for a given `chunk`, but are
-    not the draws of `Loop`; a run that made some says so once, with a `RandomDrawsWarning`.
+    draws are independent between tasks and seeded, in a learner, by the number of a chunk's first task:
+    for `chunk=1` they are the draws of `Loop`. A run that made some says so once, with a
+    `RandomDrawsWarning`.
 
     - `chunk`: tasks at a time; None for all.
     - `compile`: trace ("trace") or compile (True) the work on a chunk, piece by piece, `vmap` and
@@ -101,7 +102,9 @@ class Vmap:
             )
             # A buffer that a task writes needs a copy of its own for each task.
             own = {name: b.expand(width, *b.shape) for name, b in buffers.items()}
-            to_sum, to_stack = run(own, Task(*parts, drawn=drawn), width)
+            seed = None if drawn is None else int(drawn.seed[0])
+            with work.draws.seeded(seed):
+                to_sum, to_stack = run(own, Task(*parts, drawn=drawn), width)
             total = pytree.tree_map(torch.add, total, to_sum) if rows else to_sum
             rows.append(to_stack)
         if work.draws.kinds:

@@ -36,6 +36,7 @@ from metablocks.recipe.parse import Place, Problem, join, raise_problems
 from metablocks.recipe.record import Recipe, leaves
 from metablocks.recipe.schema import within
 from metablocks.rules import Chain, UpdateRule
+from metablocks.start import Prototypes
 from metablocks.tasks.base import TaskSource
 
 _ARGUMENTS = {
@@ -137,7 +138,7 @@ def build(
         if source.kind not in LOSSES:
             message = f'tasks of kind "{source.kind}"; it is one of {", ".join(LOSSES)}'
             raise_problems([recipe.problem("tasks", message)])
-        _check_rows(recipe, blocks)
+        _check_tasks(recipe, blocks)
         learner = _learner(recipe, blocks, LOSSES[source.kind])
     _check_rule(recipe, learner)
     mixed = recipe.at("hardware.precision") == "bfloat16"
@@ -254,8 +255,11 @@ def _refused(recipe: Recipe, blocks: dict[str, Any], error: MetablocksError) -> 
     return join(path, parts[-1]) if parts and parts[-1] in (recipe.at(path) or ()) else path
 
 
-def _check_rows(recipe: Recipe, blocks: dict[str, Any]) -> None:
-    """Refuse a stream of tasks that have no rows: those of the sources that ship."""
+def _check_tasks(recipe: Recipe, blocks: dict[str, Any]) -> None:
+    """Refuse prototypes of no classes, and a stream of tasks without rows: those of shipped sources."""
+    if isinstance(blocks["inner.start"], Prototypes) and blocks["tasks"].kind == "regression":
+        message = "prototypes are those of classes, and the tasks are regression; take zero_head"
+        raise_problems([recipe.problem("inner.start", message)])
     sources = [value for path, value in leaves(recipe.at("tasks")) if path.endswith("block")]
     if isinstance(blocks["inner.batches"], Stream) and not any(":" in name for name in sources):
         message = (

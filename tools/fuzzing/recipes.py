@@ -19,7 +19,7 @@ from metablocks.errors import MetablocksError
 from metablocks.recipe import schema
 from metablocks.recipe.layout import RecipeLayout, slot_of, slot_paths
 from metablocks.recipe.parse import join
-from metablocks.recipe.slots import MODEL, RULE, SLOTS, SUPPORT_LOSS, SURGERY, TASKS, Slot
+from metablocks.recipe.slots import MODEL, RULE, SLOTS, START, SUPPORT_LOSS, SURGERY, TASKS, Slot
 from metablocks.rules import StepInfo
 from metablocks.tasks.base import example_shapes
 from tools.fuzzing.values import JUNK, PATTERNS, STATED, always_drawn, value
@@ -131,7 +131,8 @@ def _model(draw: Draw, values: Entry, varied: bool, wanted: tuple[Any, Any]) -> 
 
     Where it has none for a wanted model or surgery, it gets other tasks.
     """
-    tasks = values["tasks"]
+    # A start is of a net with a body, and some starts are of classes.
+    tasks = _entry(draw, TASKS, "strokes", False) if wanted[0] == START.name else values["tasks"]
     names = [wanted[1]] if wanted[0] == MODEL.name else list(MODEL.blocks)
     entries = [_entry(draw, MODEL, name, varied) for name in names]
     surgery = [e for e in values.get("surgery", ()) if wanted == (SURGERY.name, e["block"])]

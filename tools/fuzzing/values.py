@@ -41,6 +41,7 @@ RANGES: dict[str, st.SearchStrategy[Any]] = {
         }
     ),
     "head": st.sampled_from(["head", "head", "head", "body"]),
+    "pattern": st.sampled_from(["*.bias", "*.bias", "head.*", ["*.bias", "!head.*"], "nothing.*"]),
     "device": st.just("cpu"),
     "seed": st.integers(0, 3),
     "steps": st.sampled_from([1, 2, 3, 0]),
