@@ -121,7 +121,8 @@ class WeightedLoss(nn.Module):
         """The loss of predictions `[examples, ..., outputs]`."""
         losses = _each(prediction, target)
         weights = self.net(losses.unsqueeze(1)).squeeze(1).sigmoid()
-        return (weights * losses).mean()
+        mean: Tensor = (weights * losses).mean()
+        return mean
 
 
 LOSSES: dict[str, Callable[..., Callable[..., Tensor]]] = {
@@ -143,4 +144,5 @@ def _each(prediction: Tensor, target: Tensor) -> Tensor:
         losses = (prediction - target).square()
     else:
         losses = F.cross_entropy(prediction.movedim(-1, 1), target, reduction="none")
-    return losses.reshape(len(prediction), -1).mean(1)
+    each: Tensor = losses.reshape(len(prediction), -1).mean(1)
+    return each

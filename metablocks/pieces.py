@@ -109,7 +109,8 @@ def weighed(tree: Any, weight: Any) -> Any:
     def times(leaf: Tensor) -> Tensor:
         floats = leaf.is_floating_point() or leaf.is_complex()
         by = weight.to(leaf.dtype) if floats else weight
-        return leaf * by.reshape(by.shape + (1,) * (leaf.ndim - by.ndim))
+        product: Tensor = leaf * by.reshape(by.shape + (1,) * (leaf.ndim - by.ndim))
+        return product
 
     return map_tensors(times, tree)
 

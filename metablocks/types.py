@@ -177,7 +177,8 @@ class TaskBatch:
         weights: Any = None
         if any(task.weight is not None for task in tasks):
             weights = torch.stack([weight_of(task) for task in tasks])
-        return TaskBatch(*pytree.tree_unflatten(stacked, flat[0][1]), weights)
+        support, query = pytree.tree_unflatten(stacked, flat[0][1])
+        return TaskBatch(support, query, weights)
 
 
 def weight_of(task: Task) -> Tensor:

@@ -123,10 +123,10 @@ def total_weight(tasks: Tasks) -> Tensor | int:
 
 
 def _check_weights(tasks: Tasks) -> None:
-    whole = isinstance(tasks, TaskBatch)
-    given = (
-        [tasks.weight] if whole else [weight_of(task) for task in tasks if task.weight is not None]
-    )
+    if isinstance(tasks, TaskBatch):
+        block, given = "TaskBatch", [tasks.weight]
+    else:
+        block, given = "Task", [weight_of(one) for one in tasks if one.weight is not None]
     weights = [weight for weight in given if isinstance(weight, Tensor)]
     if not weights:
         return
@@ -140,7 +140,7 @@ def _check_weights(tasks: Tasks) -> None:
         )
         raise TaskError(
             f"{weights_are}; weights are 0 or more and finite, and one of them is above 0",
-            block="TaskBatch" if whole else "Task",
+            block=block,
             field="weight",
         )
 

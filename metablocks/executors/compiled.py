@@ -316,7 +316,7 @@ class _Run(Pieces):
 
     plan: _Plan
     shared: _Leaves
-    given: dict[str, _Leaves]
+    given: dict[Side, _Leaves]
 
     def __call__(
         self,

@@ -116,8 +116,10 @@ class PlainLoop:
                 loss = self._task(index, self.tasks[index], through, weights, tape, graph)
                 losses.append(loss)
         each = torch.stack(losses)
-        weight = self.tasks.weight
-        return each.mean() if weight is None else (weight.to(each) * each).sum() / weight.sum()
+        if self.tasks.weight is None:
+            return each.mean()
+        weight = torch.as_tensor(self.tasks.weight).to(each)
+        return (weight * each).sum() / weight.sum()
 
     def gradient(self, through: Sequence[bool], progress: Progress) -> Tensors:
         """∂L/∂(every meta-parameter), zero if L does not depend on one."""

@@ -132,9 +132,14 @@ def _read(batch: Any, like: Tensor, place: str) -> Tasks:
     try:
         sides = [pytree.tree_map(move, (tuple(part.support), tuple(part.query))) for part in parts]
         if not listed:
-            return TaskBatch(*sides[0], getattr(parts[0], "weight", None))
+            support, query = sides[0]
+            weight: Any = parts[0].weight
+            return TaskBatch(support, query, weight)
         sizes = {tuple(leaf.shape for leaf in pytree.tree_leaves(side)) for side in sides}
-        tasks = [Task(*side, part.weight) for side, part in zip(sides, parts, strict=True)]
+        tasks = [
+            Task(support, query, part.weight)
+            for (support, query), part in zip(sides, parts, strict=True)
+        ]
         return TaskBatch.stack(tasks) if len(sizes) == 1 else tasks
     except TaskError as error:
         raise TaskError(f"{place}: {error}") from error
