@@ -17,6 +17,7 @@ from metablocks.models.mlp import MLP
 from metablocks.tasks.base import Kind
 
 
+@checked()
 def cross_entropy(*, kind: Kind = "classification") -> Callable[[Tensor, Tensor], Tensor]:
     """The mean cross-entropy of classes.
 
@@ -30,6 +31,7 @@ def cross_entropy(*, kind: Kind = "classification") -> Callable[[Tensor, Tensor]
     return _cross_entropy
 
 
+@checked()
 def mse(*, kind: Kind = "regression") -> Callable[[Tensor, Tensor], Tensor]:
     """The mean squared error.
 

@@ -142,6 +142,7 @@ NEEDED: dict[Any, dict[str, Any]] = {
     mb.TruncatedOrder: {"last": 1},
     mb.AnnealedOrder: {"first_order_epochs": 1},
     mb.AnnealedStepLoss: {"epochs": 1},
+    mb.LearnedLoss: {"outputs": 2},
     mb.tasks.Linear: {"shots": 1, "queries": 1},
     mb.tasks.Logistic: {"shots": 1, "queries": 1},
     mb.tasks.Strokes: EPISODES,
