@@ -327,6 +327,7 @@ PLACES = {
     "surgery": "surgery[0]",
     "rule": "inner.rule[0]",
     "order": "inner.order",
+    "support_loss": "inner.support_loss",
     "executor": "hardware.executor",
     "transform": "tasks.support_transform[0]",
     "dataset": "tasks.datasets",
