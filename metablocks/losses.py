@@ -17,6 +17,7 @@ from metablocks.models.mlp import MLP
 from metablocks.tasks.base import Kind
 
 
+@checked()
 def cross_entropy(*, kind: Kind = "classification") -> Callable[[Tensor, Tensor], Tensor]:
     """The mean cross-entropy of classes.
 
@@ -30,6 +31,7 @@ def cross_entropy(*, kind: Kind = "classification") -> Callable[[Tensor, Tensor]
     return _cross_entropy
 
 
+@checked()
 def mse(*, kind: Kind = "regression") -> Callable[[Tensor, Tensor], Tensor]:
     """The mean squared error.
 
@@ -130,8 +132,9 @@ class WeightedLoss(nn.Module):
     def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
         """The loss of predictions `[examples, ..., outputs]`."""
         losses = _each(prediction, target)
-        weights: Tensor = self.net(losses.unsqueeze(1)).squeeze(1).sigmoid()
-        return (weights * losses).mean()
+        weights = self.net(losses.unsqueeze(1)).squeeze(1).sigmoid()
+        mean: Tensor = (weights * losses).mean()
+        return mean
 
 
 LOSSES: dict[str, Callable[..., Callable[..., Tensor]]] = {
@@ -153,4 +156,5 @@ def _each(prediction: Tensor, target: Tensor) -> Tensor:
         losses = (prediction - target).square()
     else:
         losses = F.cross_entropy(prediction.movedim(-1, 1), target, reduction="none")
-    return losses.reshape(len(prediction), -1).mean(1)
+    each: Tensor = losses.reshape(len(prediction), -1).mean(1)
+    return each

@@ -6,7 +6,7 @@ As a gradient for any outer optimiser, φ − φ̃: plain gradient descent with 
 """
 
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal, TypeAlias, cast
+from typing import Any, ClassVar, Literal, TypeAlias
 
 import torch
 from torch import Tensor

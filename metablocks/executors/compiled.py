@@ -20,7 +20,6 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from metablocks.batches import Side
 from metablocks.devices import has_float64
 from metablocks.errors import BlockError, caller_stacklevel
 from metablocks.executors.base import TaskWork
