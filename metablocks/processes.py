@@ -19,8 +19,6 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.distributed_c10d import PrefixStore, Store
-from torch.distributed.rendezvous import rendezvous
 
 from metablocks.errors import MetablocksError, ProcessError, RunError, first_line
 
@@ -65,6 +63,9 @@ def joined() -> Iterator[None]:
     if not launched() or dist.is_initialized():
         yield
         return
+    from torch.distributed.distributed_c10d import PrefixStore  # which not every torch has
+    from torch.distributed.rendezvous import rendezvous
+
     local = int(os.environ.get("LOCAL_RANK", "0"))
     if torch.accelerator.is_available() and local < torch.accelerator.device_count():
         torch.accelerator.set_device_index(local)
@@ -78,12 +79,13 @@ def joined() -> Iterator[None]:
     except BaseException as error:
         if isinstance(error, MetablocksError | KeyboardInterrupt):
             error.reported = _reported(store, rank)  # type: ignore[union-attr]
+        if "nccl" not in str(dist.get_backend_config()):  # which would wait for the others first
+            dist.destroy_process_group()
         raise
-    finally:
-        dist.destroy_process_group()
+    dist.destroy_process_group()
 
 
-def _reported(store: Store, rank: int) -> bool:
+def _reported(store: Any, rank: int) -> bool:
     """True if another process was the first to fail; what it says is enough."""
     with suppress(RuntimeError):  # the store has gone
         first: bytes = store.compare_set(_FAILED, "", str(rank))

@@ -10,6 +10,7 @@ import several_ranks
 import torch
 
 import metablocks as mb
+from metablocks.processes import check_device
 
 WITHIN = 1e-12  # of float64, after 50 meta-steps
 RANKS = [(0, 1), (0, 2), (1, 2), (0, 3), (2, 3)]  # each rank and the number of processes
@@ -93,6 +94,19 @@ def test_a_parameter_is_reached_if_a_task_of_any_process_reaches_it(saved):
 def test_a_process_that_ends_is_noticed_by_the_others_at_once(saved):
     for rank in (0, 2):
         assert saved[rank, 3]["one ends"].startswith("the other processes do not answer: one of")
+
+
+@pytest.mark.parametrize("device", ["cuda", "cuda:0"])
+def test_more_processes_than_devices_are_refused(device, monkeypatch):
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
+    places = {"RANK": "0", "WORLD_SIZE": "3", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"}
+    for name, value in (places | {"LOCAL_WORLD_SIZE": "3"}).items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(
+        mb.MetablocksError, match=r"3 processes on this machine.*--device cuda, and"
+    ):
+        check_device(torch.device(device))
+    check_device(torch.device("cpu"))
 
 
 def test_without_a_group_it_says_how_to_join_one():

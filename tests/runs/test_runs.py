@@ -225,7 +225,7 @@ def test_the_signals_are_wishes_to_stop(number):
 def test_a_hangup_that_is_ignored_stays_so():
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with _stop_signals():
+        with _stop_signals(Share()):
             assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGHUP, before)
