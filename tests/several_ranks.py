@@ -70,6 +70,22 @@ def train(executor: mb.Executor, count: int, steps: int = STEPS) -> dict[str, to
     return {**learner.state_dict(), **results}
 
 
+def drawing(executor: mb.Executor, count: int) -> dict[str, torch.Tensor]:
+    """Parameters after training with dropout and mini-batches, and the generator's state."""
+    torch.manual_seed(3)
+    layers = [nn.Flatten(), nn.Linear(16, 4), nn.Tanh(), nn.Dropout(0.3), nn.Linear(4, 3)]
+    rule = mb.LearningRate(0.1)
+    blocks = {"steps": 2, "rule": rule, "batches": mb.Minibatches(2), "executor": executor}
+    learner = mb.MetaLearner(nn.Sequential(*layers), loss=F.cross_entropy, **blocks)
+    optimizer = torch.optim.SGD(learner.parameters(), lr=0.05)
+    tasks = images(count)
+    for _ in range(FEW):
+        learner.backward(own(tasks, executor))
+        optimizer.step()
+        optimizer.zero_grad()
+    return {**learner.state_dict(), "random": torch.get_rng_state()}
+
+
 class Parts(nn.Module):
     """A net of which each task uses the part that its first input names."""
 
@@ -117,6 +133,8 @@ def checks(count: int, rank: int) -> dict[str, object]:
         results["loop"] = train(mb.Distributed(mb.Loop(workers=2)), 5, FEW)
         results["traced"] = train(mb.Distributed(mb.Vmap(compile="trace")), 5, FEW)
     if count == 3:
+        results["drawing five"] = drawing(mb.Distributed(), 5)
+        results["drawing two"] = drawing(mb.Distributed(), 2)
         results["two"] = train(mb.Distributed(mb.Vmap(chunk=1)), 2)
         results["reach"] = reach(mb.Distributed(), rank)
         results["one ends"] = one_ends(mb.Distributed(), rank)

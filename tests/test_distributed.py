@@ -72,6 +72,13 @@ def test_there_may_be_more_processes_than_tasks(saved, alone):
     assert distance(of_all(saved[2, 3]["two"]), of_all(alone["two"])) < WITHIN
 
 
+@pytest.mark.parametrize(("tasks", "count"), [("five", 5), ("two", 2)])
+def test_draws_of_models_and_batches_are_those_of_one_process(saved, tasks, count, float64):
+    expected = several_ranks.drawing(mb.Loop(), count)
+    for rank in (0, 2):
+        assert distance(saved[rank, 3][f"drawing {tasks}"], expected) < WITHIN
+
+
 def test_all_processes_have_the_same_bits(saved):
     for name in ("five", "two"):
         one, other = (of_all(saved[rank, 3][name]) for rank in (0, 2))
