@@ -152,6 +152,16 @@ def test_evaluations_are_compiled_once_for_any_number_of_steps(executor, compila
     assert len(compilations) == (6 if executor.__class__ is mb.Vmap else 3)
 
 
+def test_running_statistics_that_a_pass_writes_are_traced(compilations, within):
+    """The prediction of the pass is not used, and what the norm writes is."""
+    net = nn.Sequential(nn.Linear(1, 4), nn.BatchNorm1d(4), nn.Tanh(), nn.Linear(4, 1))
+    ours, plain = (learner(executor, net) for executor in (mb.Loop(compile=True), mb.Loop()))
+    got = ours.evaluate(batch(), norm_statistics="support")
+    due = plain.evaluate(batch(), norm_statistics="support")
+    torch.testing.assert_close(got, due, rtol=within(1e-10), atol=within(1e-12))
+    assert compilations
+
+
 def test_the_number_of_steps_and_their_index_compile_nothing(compilations, within):
     """Rates of each step, norms of each step, a rule that counts, query losses at every carry."""
     # No bias before the norm: Adam would make a step of the rounding of its gradient, which is zero.

@@ -33,7 +33,10 @@ def trace(function: Callable[..., list[Tensor]], leaves: Sequence[Tensor]) -> Tr
     """
     from torch.fx.experimental.proxy_tensor import make_fx  # slow to import, and rarely needed
 
-    graph: torch.fx.GraphModule = make_fx(function)(*map(_apart, leaves))  # runs the function
+    table = {torch.ops.aten.native_batch_norm.default: _writing_batch_norm}
+    graph: torch.fx.GraphModule = make_fx(function, decomposition_table=table)(
+        *map(_apart, leaves)  # runs the function
+    )
     if any(
         getattr(node.target, "_schema", None) and node.target._schema.is_mutable
         for node in graph.graph.nodes
@@ -54,6 +57,21 @@ def trace(function: Callable[..., list[Tensor]], leaves: Sequence[Tensor]) -> Tr
     graph.graph.eliminate_dead_code()
     graph.recompile()
     return Traced(graph, constants)
+
+
+def _writing_batch_norm(
+    inputs: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mean: Tensor | None,
+    variance: Tensor | None,
+    *rest: Any,
+) -> Any:
+    """The operation by the name under which it says that it writes into running statistics."""
+    if mean is None or variance is None:
+        return NotImplemented
+    given = (inputs, weight, bias, mean, variance, *rest)
+    return torch.ops.aten._native_batch_norm_legit.default(*given)
 
 
 def _lift_constants(graph: torch.fx.GraphModule) -> list[Tensor]:
