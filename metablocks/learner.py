@@ -35,6 +35,7 @@ from metablocks.executors import (
     Loop,
     TaskWork,
     check_tasks,
+    executor_of,
     share_of,
     total_weight,
 )
@@ -616,7 +617,7 @@ class MetaLearner(nn.Module):
             predicting=predicting,
             batches=self.batches,
             starting=self.start,
-            reshapes=isinstance(self.executor, Loop) and not self.executor.compile,
+            reshapes=isinstance(one := executor_of(self), Loop) and not one.compile,
             shapes_held=shapes_held(self.rule),
         )
         return inner, {n: b for n, b in buffers.items() if n in changing}
