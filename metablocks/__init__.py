@@ -2,7 +2,6 @@
 
 from metablocks import laws, rules, tasks
 from metablocks.batches import Batches, FullBatch, Minibatches, Stream
-from metablocks.epochs import Epoch, Validation, fit
 from metablocks.errors import MetablocksError
 from metablocks.estimators import Adjoint, Estimator, Implicit, Reptile, TaskGradient, Unrolled
 from metablocks.executors import (
@@ -13,6 +12,7 @@ from metablocks.executors import (
     RandomDrawsWarning,
     Vmap,
 )
+from metablocks.fit import Epoch, Validation, fit
 from metablocks.functional import FunctionalModule, ModuleState
 from metablocks.inner_loop import Carry, InnerLoop, Trajectory, adapt
 from metablocks.learner import Evaluation, MetaGradient, MetaLearner

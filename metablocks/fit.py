@@ -1,161 +1,281 @@
-"""The training loop: tasks in, meta-gradient, optimiser step; and the accuracy that judges it.
+"""Training in Python: epochs of meta-steps, with validation, the best weights and callbacks.
 
-    for each meta-step: tasks → learner.backward → finite? → clip → optimizer.step
+    history = mb.fit(learner, tasks, optimizer=…, epochs=…, validation=…, metric=…)
 
-`metablocks run` and `train_maml` train by it.
+`train_maml` trains by the same epochs. `metablocks run` takes the same meta-steps, from a recipe, and
+keeps checkpoints to go on from.
 """
 
-import logging
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, nullcontext
-from itertools import chain
-from typing import Literal
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, NamedTuple
 
+import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from tqdm import tqdm
 
-from metablocks.errors import NonfiniteError
-from metablocks.executors import Loop, share_of
-from metablocks.functional import collected_buffers
+from metablocks.checks import UNCHECKED, Count, checked
+from metablocks.errors import BlockError, concerning
 from metablocks.learner import MetaGradient, MetaLearner, Metric
-from metablocks.types import Progress, Task, TaskBatch, Tasks
+from metablocks.meta_steps import Nonfinite, meta_steps
+from metablocks.tasks.base import TaskSource
+from metablocks.tasks.task_batches import check_tasks, epoch_batches, known_length
+from metablocks.types import Progress, Tasks, Tensors
 
-Nonfinite = Literal["stop", "skip"]
 
-_log = logging.getLogger(__name__)
+class Validation(NamedTuple):
+    """Means over the validation tasks, before adaptation and after each inner step: `[steps + 1]`.
 
-
-def fit(
-    learner: MetaLearner,
-    optimizer: torch.optim.Optimizer,
-    batches: Iterable[tuple[Tasks, Progress]],
-    *,
-    clip: Callable[[], object] | None = None,
-    precision: Callable[[], AbstractContextManager[object]] = nullcontext,
-    first: int = 0,
-    nonfinite: Nonfinite = "stop",
-    indexed: bool = False,
-    metric: Metric | None = None,
-) -> Iterator[MetaGradient]:
-    """Take a meta-step for each of `batches`, and yield its meta-gradient once it is taken.
-
-    A batch is asked for when the meta-step before it is taken: an iterator may step a schedule.
-    `clip` changes the gradients in place. `precision` is the context of the backward pass. `first` is
-    the number of the first meta-step, counted from 0, for messages. `metric` is for `backward`.
-    Gradients are cleared at the end, however it comes.
-
-    If the loss or the meta-gradient is not finite, `nonfinite="stop"` raises `NonfiniteError` before a
-    parameter or buffer moves; clipping does not mend that. `"skip"` leaves them as they are, logs the
-    same message, and yields the meta-gradient as `skipped`. The message names meta-step, parameters
-    and tasks, each taken by itself: by their place in the batch, or if the batches are `indexed`
-    by their index in a source, of which meta-step n takes the next.
-
-    Law: the hand-written loop of `learner.backward`, `optimizer.step()` and `optimizer.zero_grad()`,
-    bit for bit.
-
-    >>> from metablocks.rules import LearningRate
-    >>> from metablocks.types import TaskBatch
-    >>> model, loss = torch.nn.Linear(1, 1), torch.nn.functional.mse_loss
-    >>> learner = MetaLearner(model, loss=loss, steps=1, rule=LearningRate(0.1))
-    >>> x = torch.ones(2, 3, 1)
-    >>> batches = [(TaskBatch((x, x), (x, x)), Progress())] * 2
-    >>> optimizer = torch.optim.SGD(learner.parameters(), lr=0.1)
-    >>> one, two = (float(result.loss) for result in fit(learner, optimizer, batches))
-    >>> two < one
-    True
+    >>> import torch
+    >>> import metablocks as mb
+    >>> mb.Validation(losses=torch.tensor([0.9, 0.4]), scores=None).losses[-1]
+    tensor(0.4000)
     """
-    optimizer.zero_grad()
-    try:
-        for number, (tasks, progress) in enumerate(batches, first + 1):
-            model = learner.model
-            collected = {n: model.get_buffer(n).clone() for n in collected_buffers(model)}
-            with precision():
-                result = learner.backward(tasks, progress=progress, metric=metric)
-            if problem := result.nonfinite:
-                for name, before in collected.items():
-                    model.get_buffer(name).copy_(before)
-                with precision():
-                    places = alone_nonfinite(learner, tasks, progress)
-                share = share_of(learner.executor)
-                first_task, count = share.place(len(tasks), len(tasks))
-                first_task += (number - 1) * int(count) if indexed else 0
-                named = share.gather([first_task + place for place in places])
-                where = _where(result, [*chain(*named)], indexed=indexed)
-                message = f"the {problem} at meta-step {number}, which was not taken ({where})"
-                if nonfinite == "stop":
-                    raise NonfiniteError(
-                        f"{message}: training diverged, or the data is not finite. A lower inner or "
-                        "outer learning rate, or fewer inner steps, usually helps",
-                        number,
-                    )
-                _log.warning("%s", message)
-                result = result._replace(skipped=True)
-            else:
-                if clip:
-                    clip()
-                optimizer.step()
-            optimizer.zero_grad()
-            yield result
-    finally:
-        optimizer.zero_grad()
+
+    losses: Tensor
+    """The query losses."""
+    scores: Tensor | None
+    """The metric, if one was given."""
 
 
-def alone_nonfinite(learner: MetaLearner, tasks: Tasks, progress: Progress) -> list[int]:
-    """The places of tasks whose loss or meta-gradient is not finite if each is taken by itself.
+@dataclass(frozen=True)
+class Epoch:
+    """A finished epoch of `fit`.
 
-    A model that draws at random draws anew for each.
-    """
-    executor = learner.executor
-    learner.executor = Loop()
-    try:
-        return [
-            place
-            for place in range(len(tasks))
-            if learner.meta_gradient(single(tasks, place), progress=progress).nonfinite
-        ]
-    finally:
-        learner.executor = executor
-
-
-def single(tasks: Tasks, place: int) -> Tasks:
-    """One task of a batch, as a batch.
-
-    >>> x = torch.zeros(3, 5, 1)
-    >>> len(single(TaskBatch((x, x), (x, x)), 2))
+    >>> import metablocks as mb
+    >>> mb.Epoch(number=1, loss=0.5, scores=None, validation=None, seconds=2.0).number
     1
     """
-    task: Task = tasks[place]
-    return TaskBatch.stack([task]) if isinstance(tasks, TaskBatch) else [task]
+
+    number: int
+    """Counted from 1."""
+    loss: float
+    """The mean over its meta-steps of the training loss."""
+    scores: Tensor | None
+    """`[steps + 1]`: the mean of the metric over the training tasks; nan where no query pass was made."""
+    validation: Validation | None
+    """What `validation` gave after the epoch."""
+    seconds: float
+    """Its time, validation included."""
+
+    @property
+    def score(self) -> float:
+        """The validation as one number, the larger the better: the metric, else minus the loss.
+
+        After the last inner step. Raises `BlockError` without a validation.
+        """
+        if self.validation is None:
+            message = "the epoch has no validation to be scored by; give fit validation=…"
+            raise BlockError(message, block="fit", field="validation")
+        losses, scores = self.validation
+        return float(-losses[-1] if scores is None else scores[-1])
 
 
-def nonfinite_names(result: MetaGradient) -> str:
-    """The parameters whose meta-gradient is not finite: the first three, and how many more."""
-    return _some(
-        [name for name, g in result.grads.items() if not nn.utils.get_total_norm([g]).isfinite()]
-    )
+@checked()
+def fit(
+    learner: MetaLearner,
+    tasks: Annotated[TaskSource | Iterable[Any], UNCHECKED],
+    *,
+    optimizer: Optimizer,
+    epochs: Count = 1,
+    steps_per_epoch: Count | None = None,
+    tasks_per_step: Count = 25,
+    scheduler: Annotated[LRScheduler | None, UNCHECKED] = None,
+    validation: Annotated[TaskSource | Iterable[Any] | None, UNCHECKED] = None,
+    metric: Metric | None = None,
+    keep_best: bool = False,
+    callbacks: Sequence[Callable[[Epoch], Any]] = (),
+    progress: bool = True,
+) -> list[Epoch]:
+    """Train a learner, in place, and return its epochs.
 
+    - `tasks`: an iterable of batches of tasks, one a meta-step, such as a `DataLoader` (see
+      `train_maml` for what a batch may be), or a `TaskSource`, of which each meta-step takes the next
+      `tasks_per_step` tasks.
+    - `optimizer`: over `learner.parameters()`. `scheduler` takes a step after each epoch.
+    - `epochs`: passes over `tasks`. `steps_per_epoch`: the most meta-steps of an epoch; needed with a
+      source, or a generator that is to last several epochs.
+    - `validation`: as `tasks`, evaluated after each epoch (the first 100 validation tasks of a source).
+    - `metric`: `(prediction, target) -> score`, of training and validation tasks; the larger the
+      better (give minus an error).
+    - `keep_best`: at the end, however it comes, the learner has the weights of the best epoch by
+      `Epoch.score`.
+    - `callbacks`: functions that get each finished epoch; training stops if one returns True.
+    - `progress`: show a bar.
 
-def _where(result: MetaGradient, tasks: list[int], *, indexed: bool) -> str:
-    names = nonfinite_names(result)
-    gradients = f"not finite: the gradient of {names}" if names else "every gradient is finite"
-    place = "by its index in the source" if indexed else "by its place in the batch"
-    if not tasks:
-        return f"{gradients}; each task by itself is finite"
-    return f"{gradients}; by itself, too, task {_some(tasks)}, {place}"
+    What ends training early (Ctrl-C, an error) is raised as it is and carries the finished epochs:
+    `stop.history`.
 
+    Law: without `keep_best`, learner and losses are, bit for bit, those of the hand-written loop of
+    `learner.backward`, `optimizer.step()` and `optimizer.zero_grad()`.
 
-def _some(items: list[str] | list[int]) -> str:
-    shown = ", ".join(map(str, items[:3]))
-    return shown + f" and {len(items) - 3} more" * (len(items) > 3)
+    >>> import torch
+    >>> import metablocks as mb
+    >>> learner = mb.MetaLearner(
+    ...     torch.nn.Sequential(torch.nn.Linear(1, 40), torch.nn.ReLU(), torch.nn.Linear(40, 1)),
+    ...     loss=torch.nn.functional.mse_loss,
+    ...     steps=1,
+    ...     rule=mb.LearningRate(0.01),
+    ...     executor=mb.Vmap(),
+    ... )
+    >>> source = mb.tasks.Sinusoid(shots=5, queries=10)
+    >>> optimizer = torch.optim.Adam(learner.parameters(), lr=1e-3)
+    >>> best = []
+    >>> def patient(epoch):                  # stop after three epochs without a better one
+    ...     best.append(epoch.score)
+    ...     return len(best) - best.index(max(best)) > 3
+    >>> def save(epoch):
+    ...     torch.save(learner.state_dict(), f"{folder}/epoch{epoch.number}.pt")
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     history = mb.fit(
+    ...         learner, source, optimizer=optimizer, epochs=2, steps_per_epoch=3, validation=source,
+    ...         keep_best=True, callbacks=[patient, save], progress=False,
+    ...     )
+    >>> [epoch.number for epoch in history], history[0].validation.losses.shape
+    ([1, 2], torch.Size([2]))
 
-
-def accuracy(prediction: Tensor, target: Tensor) -> Tensor:
-    """The share of targets with the largest logit: `[n, classes, ...]`, `[n, ...]` → scalar.
-
-    As in `cross_entropy`, classes are dimension 1; without examples, `[classes]` and `[]`, 0.
-
-    >>> accuracy(torch.tensor([[0.1, 0.9], [0.8, 0.2]]), torch.tensor([1, 1]))
-    tensor(0.5000)
+    Raises `BlockError` for a value out of range and for `keep_best` without a validation, `TaskError`
+    for tasks of another structure, `RunError` if the loss or the meta-gradient is no longer finite
+    (before it is applied), and what the learner raises.
     """
-    hits = prediction.argmax(min(1, target.ndim)) == target
-    return hits.to(torch.get_default_dtype()).mean()
+    if keep_best and validation is None:
+        message = "fit keep_best is True, but there is no validation to judge by; give validation=…"
+        raise BlockError(message, block="fit", field="keep_best")
+    with concerning("fit", "tasks"):
+        check_tasks(tasks, "train", epochs, steps_per_epoch, "steps_per_epoch")
+    if validation is not None:
+        with concerning("fit", "validation"):
+            check_tasks(validation, "validation", epochs)
+    like = next(learner.model.parameters())
+    length = known_length(tasks, steps_per_epoch)
+    losses: list[float] = []
+    scores: list[Tensor] = []
+
+    def batches_at(epoch: int) -> Iterator[tuple[Tasks, Progress]]:
+        with concerning("fit", "tasks"):
+            for batch in epoch_batches(
+                tasks,
+                "train",
+                epoch=epoch,
+                like=like,
+                tasks_per_step=tasks_per_step,
+                iterations=steps_per_epoch,
+            ):
+                yield batch, Progress(epoch=epoch)
+
+    def take(result: MetaGradient) -> None:
+        losses.append(float(result.loss))
+        if result.scores is not None:
+            scores.append(result.scores.nanmean(0))
+
+    history: list[Epoch] = []
+    best: Tensors = {}
+    try:
+        for number, started in train_epochs(
+            learner,
+            optimizer,
+            batches_at,
+            take,
+            epochs=epochs,
+            total=epochs * length if length else None,
+            indexed=isinstance(tasks, TaskSource),
+            metric=metric,
+            progress=progress,
+        ):
+            judged = None
+            if validation is not None:
+                with concerning("fit", "validation"):
+                    judged = validate(
+                        learner,
+                        epoch_batches(
+                            validation,
+                            "validation",
+                            epoch=number,
+                            like=like,
+                            tasks_per_step=tasks_per_step,
+                        ),
+                        lambda _: metric,
+                    )
+            if scheduler is not None:
+                scheduler.step()
+            epoch = Epoch(
+                number + 1,
+                sum(losses) / len(losses),
+                torch.stack(scores).mean(0) if scores else None,
+                judged,
+                time.perf_counter() - started,
+            )
+            losses.clear()
+            scores.clear()
+            if keep_best and _is_best(epoch, history):
+                best = {name: tensor.clone() for name, tensor in learner.state_dict().items()}
+            history.append(epoch)
+            answers = [callback(epoch) for callback in callbacks]
+            if any(isinstance(answer, bool | np.bool_) and answer for answer in answers):
+                break
+    except BaseException as error:
+        error.history = history  # type: ignore[attr-defined]
+        raise
+    finally:
+        if best:
+            learner.load_state_dict(best)
+    return history
+
+
+def train_epochs(
+    learner: MetaLearner,
+    optimizer: Optimizer,
+    batches_at: Callable[[int], Iterable[tuple[Tasks, Progress]]],
+    take: Callable[[MetaGradient], object],
+    *,
+    epochs: int,
+    total: int | None,
+    indexed: bool,
+    nonfinite: Nonfinite = "stop",
+    metric: Metric | None = None,
+    progress: bool,
+) -> Iterator[tuple[int, float]]:
+    """Take the meta-steps of each epoch, and yield its number from 0 and when it began.
+
+    `take` gets every meta-gradient once its step is taken; `total` is for the bar.
+    """
+    taken = 0
+    with tqdm(total=total, desc="meta-training", unit="step", disable=not progress) as bar:
+        for epoch in range(epochs):
+            started = time.perf_counter()
+            steps = meta_steps(
+                learner,
+                optimizer,
+                batches_at(epoch),
+                first=taken,
+                nonfinite=nonfinite,
+                indexed=indexed,
+                metric=metric,
+            )
+            for result in steps:
+                taken += 1
+                take(result)
+                bar.update()
+                bar.set_postfix(loss=f"{float(result.loss):.3f}", refresh=False)
+            yield epoch, started
+
+
+def validate(
+    learner: MetaLearner,
+    batches: Iterable[Tasks],
+    metric_of: Callable[[Tasks], Metric | None],
+) -> Validation:
+    """Means over the tasks of all batches; `metric_of` gives the metric of a batch."""
+    results = [learner.evaluate(tasks, metric=metric_of(tasks)) for tasks in batches]
+    losses = torch.cat([result.query_losses for result in results])
+    scores = [result.metrics for result in results if result.metrics is not None]
+    return Validation(losses.mean(0), torch.cat(scores).mean(0) if scores else None)
+
+
+def _is_best(epoch: Epoch, before: list[Epoch]) -> bool:
+    return epoch.score > max((other.score for other in before), default=-float("inf"))

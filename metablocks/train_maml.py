@@ -21,12 +21,12 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 
 from metablocks.checks import UNCHECKED, Count, Positive, checked
 from metablocks.devices import find_device
-from metablocks.epochs import train_epochs, validate
 from metablocks.errors import BlockError, ExecutorError, TaskError, concerning
 from metablocks.executors import Executor, Loop, TaskFunction, TaskWork, Vmap
-from metablocks.fit import Nonfinite, accuracy
+from metablocks.fit import train_epochs, validate
 from metablocks.generators import set_states
 from metablocks.learner import MetaGradient, MetaLearner, Metric
+from metablocks.meta_steps import Nonfinite, accuracy
 from metablocks.models import norm_patterns, per_step_batch_norm
 from metablocks.order import AnnealedOrder, FirstOrder, Order, SecondOrder
 from metablocks.rules import LearningRate, lslr

@@ -17,7 +17,7 @@ from torch import nn
 
 import metablocks as mb
 from metablocks.errors import GradientError, ProcessError
-from metablocks.fit import accuracy
+from metablocks.meta_steps import accuracy
 
 STEPS = 50
 FEW = 4

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 import metablocks as mb
-from metablocks.fit import accuracy
+from metablocks.meta_steps import accuracy
 from metablocks.recipe import build, load
 from metablocks.runs.train import meta_step
 from metablocks.types import Progress

@@ -22,7 +22,7 @@ from torch import nn
 
 import metablocks as mb
 from metablocks.errors import RunError
-from metablocks.fit import accuracy
+from metablocks.meta_steps import accuracy
 from metablocks.train_maml import VmapOrLoop, default_loss
 
 # --- the law: the hand-written loop, bit for bit ------------------------------------------------

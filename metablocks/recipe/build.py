@@ -27,8 +27,8 @@ from metablocks.errors import (
     first_line,
 )
 from metablocks.executors import Vmap
-from metablocks.fit import Nonfinite
 from metablocks.learner import MetaLearner
+from metablocks.meta_steps import Nonfinite
 from metablocks.recipe.assemble import NEED_THE_LEARNER, assemble, block_paths, construct
 from metablocks.recipe.layout import EvaluationSection
 from metablocks.recipe.outer import Clip

@@ -1,6 +1,6 @@
 """Training and evaluation of recipes: plain loops over the contract."""
 
-from metablocks.fit import accuracy
+from metablocks.meta_steps import accuracy
 from metablocks.runs.commands import evaluate_run, load_recipe, train_recipe
 from metablocks.runs.scores import Scores, score
 from metablocks.runs.train import Stopped, final_scores, train

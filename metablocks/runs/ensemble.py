@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from metablocks.executors import share_of
-from metablocks.fit import accuracy
+from metablocks.meta_steps import accuracy
 from metablocks.recipe import Experiment
 from metablocks.runs import checkpoint
 from metablocks.runs.directory import RunDirectory

@@ -19,8 +19,8 @@ import torch
 
 from metablocks.devices import has_float64
 from metablocks.errors import RecipeError, RunError, first_line
-from metablocks.fit import nonfinite_names, single
 from metablocks.learner import MetaGradient, MetaLearner
+from metablocks.meta_steps import nonfinite_names, single
 from metablocks.recipe import Experiment, from_text
 from metablocks.runs import checkpoint
 from metablocks.runs.commands import build_seeded, data_of, load_recipe

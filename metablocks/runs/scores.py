@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from metablocks.executors import Share, share_of
-from metablocks.fit import accuracy
 from metablocks.learner import MetaLearner
+from metablocks.meta_steps import accuracy
 from metablocks.tasks.base import Split, TaskSource
 from metablocks.types import Tasks
 

@@ -22,9 +22,9 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from metablocks.errors import RunError
 from metablocks.executors import Share, share_of
-from metablocks.fit import fit
 from metablocks.learner import MetaGradient
 from metablocks.memory import forget_peak, peak_memory
+from metablocks.meta_steps import meta_steps
 from metablocks.processes import leads
 from metablocks.recipe import Experiment
 from metablocks.runs import checkpoint
@@ -175,7 +175,7 @@ def _epoch(
 def _fit(
     experiment: Experiment, batches: Iterable[tuple[Tasks, Progress]], first: int
 ) -> Iterator[MetaGradient]:
-    return fit(
+    return meta_steps(
         experiment.learner,
         experiment.optimizer,
         batches,

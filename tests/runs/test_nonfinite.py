@@ -13,7 +13,7 @@ from torch import nn
 import metablocks as mb
 from metablocks.cli import main
 from metablocks.errors import RunError
-from metablocks.fit import fit
+from metablocks.meta_steps import meta_steps
 from metablocks.recipe import build, load
 from metablocks.tasks import Sinusoid
 from metablocks.types import Progress, TaskBatch
@@ -93,11 +93,11 @@ def test_a_skipped_step_moves_nothing_not_even_a_statistic(caplog):
     other = copy.deepcopy(learner)
     optimizers = [torch.optim.Adam(each.parameters(), lr=0.1) for each in (learner, other)]
     with caplog.at_level(logging.WARNING):
-        results = list(fit(learner, optimizers[0], batches, nonfinite="skip"))
+        results = list(meta_steps(learner, optimizers[0], batches, nonfinite="skip"))
     assert [result.skipped for result in results] == [False, True, False]
     assert "by itself, too, task 2, by its place in the batch" in caplog.text
     assert "at meta-step 2, which was not taken" in caplog.text
-    list(fit(other, optimizers[1], [batches[0], batches[2]]))
+    list(meta_steps(other, optimizers[1], [batches[0], batches[2]]))
     for name, tensor in learner.state_dict().items():
         assert torch.equal(tensor, other.state_dict()[name]), name
     assert learner.executor == other.executor
@@ -107,7 +107,7 @@ def test_stop_leaves_the_statistics_as_they_were():
     learner, batches = learner_and_batches()
     before = copy.deepcopy(learner.state_dict())
     with pytest.raises(RunError, match="at meta-step 1, which was not taken"):
-        next(fit(learner, torch.optim.SGD(learner.parameters(), lr=0.1), [batches[1]]))
+        next(meta_steps(learner, torch.optim.SGD(learner.parameters(), lr=0.1), [batches[1]]))
     for name, tensor in learner.state_dict().items():
         assert torch.equal(tensor, before[name]), name
 
