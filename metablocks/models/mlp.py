@@ -4,10 +4,9 @@ import math
 from itertools import pairwise
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 
-from metablocks.checks import Count, CountFrom0, checked
+from metablocks.checks import Count, checked
 from metablocks.errors import BlockError
 from metablocks.models.layers import ACTIVATIONS, DEEPEST, Activation, xavier
 
@@ -22,14 +21,11 @@ class MLP(nn.Module):
     - `hidden`: widths of the hidden layers; () for a linear model.
     - `activation`: the non-linearity behind every hidden layer.
     - `bias`: False leaves out the bias of every layer.
-    - `context`: this many more inputs, the same for all examples: a parameter `context`, zero at first.
-      (CAVIA adapts it alone, from zero: `adapt="context"`, `start=Zeros("context")`.)
     - `init`: "xavier": weights start Xavier-uniform and biases zero; "fan_in": both start uniform
       within ±1/√inputs, as PyTorch's layers do: units that see one number then bend in different
       places.
 
-    Source: Finn, Abbeel, Levine 2017 (sinusoid: two hidden layers of 40, ReLU); context inputs:
-    Zintgraf et al. 2019.
+    Source: Finn, Abbeel, Levine 2017 (sinusoid: two hidden layers of 40, ReLU).
 
     >>> import torch
     >>> MLP(input_shape=(1,), outputs=1)(torch.zeros(5, 1)).shape
@@ -50,7 +46,6 @@ class MLP(nn.Module):
         hidden: tuple[Count, ...] = (40, 40),
         activation: Activation = "relu",
         bias: bool = True,
-        context: CountFrom0 = 0,
         init: Literal["xavier", "fan_in"] = "xavier",
     ) -> None:
         super().__init__()
@@ -60,9 +55,7 @@ class MLP(nn.Module):
                 block="MLP",
                 field="hidden",
             )
-        widths = [math.prod(input_shape) + context, *hidden]
-        own = nn.Parameter(torch.zeros(context)) if context else None
-        self.register_parameter("context", own)
+        widths = [math.prod(input_shape), *hidden]
         self.body = nn.Sequential()
         for index, (inputs, width) in enumerate(pairwise(widths)):
             self.body.add_module(f"linear{index}", nn.Linear(inputs, width, bias=bias))
@@ -72,8 +65,5 @@ class MLP(nn.Module):
             xavier(self)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        rows = inputs.flatten(1)
-        if self.context is not None:
-            rows = torch.cat([rows, self.context.expand(len(rows), -1)], 1)
-        output: Tensor = self.head(self.body(rows))
+        output: Tensor = self.head(self.body(inputs.flatten(1)))
         return output

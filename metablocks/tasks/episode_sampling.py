@@ -17,15 +17,12 @@ from annotated_types import Ge
 from numpy.typing import NDArray
 from torch import Tensor
 
-from metablocks.checks import Such
 from metablocks.errors import TaskError
 from metablocks.tasks.base import Split, generator
 from metablocks.types import TaskBatch
 
 Ints = NDArray[np.int64]
 Ways = Annotated[int, Ge(2)]
-ORDERED = Such(lambda pair: pair[0] <= pair[1], "a range [low, high] of whole numbers")
-"""Of the two ends of a range."""
 
 
 @dataclass(frozen=True)
@@ -109,8 +106,3 @@ def turn(images: Tensor, turns: Tensor) -> Tensor:
     every = torch.stack([torch.rot90(images, turn, (-2, -1)) for turn in range(4)])
     row = torch.arange(turns.numel(), device=turns.device) + turns.flatten() * turns.numel()
     return every.flatten(0, 2).index_select(0, row).view(images.shape)
-
-
-def bounds(value: int | tuple[int, int]) -> tuple[int, int]:
-    """The least and the greatest of a number or a range."""
-    return (value, value) if isinstance(value, int) else value

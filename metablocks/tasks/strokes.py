@@ -17,12 +17,12 @@ programs: Lake, Salakhutdinov, Tenenbaum 2015. The numbers are this file's own.
 import functools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
 import numpy as np
 import torch
-from annotated_types import Ge, Le
+from annotated_types import Ge
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -38,16 +38,14 @@ from metablocks.checks import (
 )
 from metablocks.errors import TaskError
 from metablocks.tasks.base import Kind, Split, generator, task_numbers
-from metablocks.tasks.episode_sampling import ORDERED, Ways, bounds, episode_tasks
-from metablocks.types import TaskBatch, TaskList
+from metablocks.tasks.episode_sampling import Ways, episode_tasks
+from metablocks.types import TaskBatch
 
 Floats = NDArray[np.float32]
 
 CONTROLS = 5  # control points of a stroke
 POINTS = 32  # points at which a stroke is inked
 _CLASS = 1  # last counter of a class's generator; a task's has none, so the two never coincide
-_LABELS = 2  # last counter of the generator of a task's wrong labels
-_SIZES = 3  # and of its number of ways
 _CLASSES = 2**31  # class numbers are drawn below this
 
 
@@ -57,11 +55,10 @@ class Strokes:
     """Tasks of made-up characters; every class of every split is a new one.
 
     `sample` returns inputs float32 in [0, 1], ink 1, `[tasks, ways * examples, 1, size, size]`, and
-    targets int64 `[tasks, ways * examples]`, class-major; where `ways` is a range, a `TaskList` of tasks,
-    and `outputs` is its upper end. Obeys the law of `TaskSource`; a class is
+    targets int64 `[tasks, ways * examples]`, class-major. Obeys the law of `TaskSource`; a class is
     a function of (seed, split, class number) alone, so no split shares a class with another.
 
-    - `ways`: classes of a task; a range [low, high], from which each task draws its own.
+    - `ways`: classes of a task.
     - `shots`: support examples of each class.
     - `queries`: query examples of each class.
     - `size`: side of the image, in pixels.
@@ -69,8 +66,6 @@ class Strokes:
     - `jitter`: standard deviation of a control point's displacement, as a share of half the image.
     - `pose`: how much examples differ in slant, turn, size and place; 0 not at all.
     - `pen`: range of the pen width, in 28ths of the image.
-    - `label_noise`: the share of a task's support examples, rounded, whose label is that of another
-      of its classes. Query labels are right.
 
     Raises `TaskError` for a field out of its range.
 
@@ -78,14 +73,11 @@ class Strokes:
     >>> tasks = mb.tasks.Strokes(ways=5, shots=1, queries=15).sample("train", range(2))
     >>> tasks.support[0].shape, tasks.query[1].shape
     (torch.Size([2, 5, 1, 28, 28]), torch.Size([2, 75]))
-    >>> noisy = mb.tasks.Strokes(ways=5, shots=2, queries=1, label_noise=0.4).sample("train", [0])
-    >>> int((noisy.support[1][0] != torch.arange(5).repeat_interleave(2)).sum())
-    4
     """
 
     kind: ClassVar[Kind] = "classification"
 
-    ways: Ways | Annotated[tuple[Ways, Ways], ORDERED]
+    ways: Ways
     shots: Count
     queries: Count
     size: Annotated[int, Ge(8)] = 28
@@ -94,7 +86,6 @@ class Strokes:
     jitter: NonNegative = 0.04
     pose: NonNegative = 1.0
     pen: Interval = (0.45, 0.65)
-    label_noise: Annotated[float, Ge(0), Le(1)] = 0.0
     seed: CountFrom0 = 0
     device: Device = "cpu"
 
@@ -113,33 +104,14 @@ class Strokes:
 
     @property
     def outputs(self) -> int:
-        return bounds(self.ways)[1]
+        return self.ways
 
-    def sample(self, split: Split, indices: Sequence[int]) -> TaskBatch | TaskList:
+    def sample(self, split: Split, indices: Sequence[int]) -> TaskBatch:
         """Tasks number `indices` of a split."""
         # One drawing call a task: a matrix product may round by the number of its factors, and a
         # task must not depend on its neighbours.
-        numbers = task_numbers(indices)
-        images = [self._task(split, index).unsqueeze(2) for index in numbers]
-        if isinstance(self.ways, int):
-            tasks = episode_tasks(torch.stack(images), self.shots)
-            return self._mislabelled(split, numbers, tasks) if self.label_noise else tasks
-        alone = [episode_tasks(of_task[None], self.shots) for of_task in images]
-        pairs = zip(numbers, alone, strict=True)
-        return TaskList([self._mislabelled(split, [index], task)[0] for index, task in pairs])
-
-    def _mislabelled(self, split: Split, indices: Sequence[int], tasks: TaskBatch) -> TaskBatch:
-        """The tasks with wrong support labels among the right ones."""
-        inputs, right = tasks.support
-        labels = right.clone()
-        classes = int(right.max()) + 1
-        for row, index in enumerate(indices):
-            rng = generator(self.seed, split, index, _LABELS)
-            wrong = rng.permutation(right.shape[1])[: round(self.label_noise * right.shape[1])]
-            chosen = torch.from_numpy(wrong).to(right.device)
-            shift = torch.from_numpy(rng.integers(1, classes, size=len(wrong))).to(right.device)
-            labels[row, chosen] = (right[row, chosen] + shift) % classes
-        return replace(tasks, support=(inputs, labels))
+        images = torch.stack([self._task(split, index) for index in task_numbers(indices)])
+        return episode_tasks(images.unsqueeze(3), self.shots)
 
     def character(self, split: Split, number: int) -> tuple[Floats, int]:
         """Control points `[max_strokes, 5, 2]` (x, y in about [-1, 1]) of a class, and its strokes.
@@ -158,28 +130,24 @@ class Strokes:
     def _task(self, split: Split, index: int) -> Tensor:
         """The images of one task, `[ways, shots + queries, size, size]`, on the device."""
         rng = generator(self.seed, split, index)
-        ways = self.ways
-        if not isinstance(ways, int):
-            low, high = ways
-            ways = int(generator(self.seed, split, index, _SIZES).integers(low, high + 1))
-        classes = rng.choice(_CLASSES, ways, replace=False)
+        classes = rng.choice(_CLASSES, self.ways, replace=False)
         characters = [self.character(split, int(number)) for number in classes]
         controls = np.stack([points for points, _ in characters])
         inked = np.arange(self.max_strokes) < np.array([[count] for _, count in characters])
         examples = self.shots + self.queries
         points = _write(rng, controls, examples, self.jitter, self.pose)
         low, high = self.pen
-        pen = (low + (high - low) * rng.random((ways, examples))) * (self.size / 28)
+        pen = (low + (high - low) * rng.random((self.ways, examples))) * (self.size / 28)
         pixels = (points + 1) * (self.size / 2) - 0.5
         weights = _lengths(pixels) * inked[:, None, :, None]
-        flat = (ways * examples, self.max_strokes * POINTS)
+        flat = (self.ways * examples, self.max_strokes * POINTS)
         images = rasterise(
             torch.from_numpy(pixels.reshape(*flat, 2)).to(self.device),
             torch.from_numpy(weights.reshape(flat)).to(self.device),
             torch.from_numpy(pen.reshape(-1).astype(np.float32)).to(self.device),
             self.size,
         )
-        return images.view(ways, examples, self.size, self.size)
+        return images.view(self.ways, examples, self.size, self.size)
 
 
 def rasterise(points: Tensor, lengths: Tensor, pen: Tensor, size: int) -> Tensor:

@@ -133,26 +133,3 @@ def test_the_curve_passes_through_its_control_points() -> None:
 def test_a_field_out_of_range_is_named_with_what_would_work(change: dict, message: str) -> None:
     with pytest.raises(TaskError, match=message):
         Strokes(**{**FIELDS, **change})
-
-
-def test_a_range_of_ways_gives_tasks_of_their_own_size():
-    source = Strokes(ways=(3, 5), shots=2, queries=1)
-    tasks = source.sample("train", range(12))
-    sizes = [len(task.support[1]) // 2 for task in tasks]
-    assert set(sizes) == {3, 4, 5}
-    assert source.outputs == 5
-    again = source.sample("train", [7])[0]
-    torch.testing.assert_close(again.support, tasks[7].support, rtol=0, atol=0)
-
-
-@pytest.mark.parametrize("ways", [4, (3, 5)])
-def test_label_noise_changes_the_labels_of_that_share_of_support_examples(ways):
-    fields = {"ways": ways, "shots": 5, "queries": 2}
-    noisy = Strokes(**fields, label_noise=0.4).sample("test", range(3))
-    clean = Strokes(**fields).sample("test", range(3))
-    for task, right in ((noisy[k], clean[k]) for k in range(3)):
-        torch.testing.assert_close(task.support[0], right.support[0], rtol=0, atol=0)
-        torch.testing.assert_close(task.query, right.query, rtol=0, atol=0)
-        wrong = task.support[1] != right.support[1]
-        assert int(wrong.sum()) == round(0.4 * len(wrong))
-        assert 0 <= int(task.support[1].min()) <= int(task.support[1].max()) <= int(right.support[1].max())
