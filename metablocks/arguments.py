@@ -24,7 +24,8 @@ _EXAMPLES = {
     "check": "metablocks check maml_omniglot_5w1s\n"
     "metablocks check mine.yaml --set inner.rule[0].init=0.1 --allow my_pkg\n"
     "metablocks check maml_pp_omniglot_5w1s --gradients",
-    "show": "metablocks show maml_sinusoid --set inner.order.block=first_order",
+    "show": "metablocks show maml_sinusoid --set inner.order.block=first_order\n"
+    "metablocks show --algorithms",
     "blocks": "metablocks blocks\nmetablocks blocks rule\nmetablocks blocks evaluation",
     "new": "metablocks new > mine.yaml\nmetablocks check mine.yaml",
     "recipes": "metablocks recipes",
@@ -139,7 +140,10 @@ def parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
         help="measure, on a small counterpart, whether the gradient of every meta-parameter is right",
     )
 
-    _add_recipe(command("show", "print the resolved recipe, with the origin of each value"))
+    show = command("show", "print the resolved recipe, with the origin of each value")
+    _add_recipe(show, optional=True)
+    table = "print the table of the algorithms that ship, and what each chooses, instead"
+    show.add_argument("--algorithms", action="store_true", help=table)
     about = "list the blocks of every slot, and the fields beside them: what each means, and takes"
     blocks = command("blocks", about)
     one = "one slot or section only, such as rule, or evaluation"

@@ -173,6 +173,13 @@ def _check(args: argparse.Namespace, argv: list[str]) -> int:
 
 
 def _show(args: argparse.Namespace, argv: list[str]) -> int:
+    if args.algorithms == (args.recipe is not None) or (args.algorithms and args.set):
+        raise RecipeError("show takes a recipe or --algorithms: metablocks show maml_sinusoid")
+    if args.algorithms:
+        from metablocks.recipe.algorithms import algorithms_text
+
+        print(algorithms_text())
+        return 0
     print(_load(args).to_yaml(origins=True), end="")
     return 0
 

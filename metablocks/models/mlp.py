@@ -4,9 +4,10 @@ import math
 from itertools import pairwise
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
-from metablocks.checks import Count, checked
+from metablocks.checks import Count, CountFrom0, checked
 from metablocks.errors import BlockError
 from metablocks.models.layers import ACTIVATIONS, DEEPEST, Activation, xavier
 
@@ -24,8 +25,11 @@ class MLP(nn.Module):
     - `init`: "xavier": weights start Xavier-uniform and biases zero; "fan_in": both start uniform
       within ±1/√inputs, as PyTorch's layers do: units that see one number then bend in different
       places.
+    - `context`: so many numbers, zero at first, that every input has beside it: a parameter
+      `context` of the model, which CAVIA adapts alone, with `start` zeros. 0 for none.
 
-    Source: Finn, Abbeel, Levine 2017 (sinusoid: two hidden layers of 40, ReLU).
+    Source: Finn, Abbeel, Levine 2017 (sinusoid: two hidden layers of 40, ReLU); Zintgraf et al. 2019
+    (CAVIA's context parameters).
 
     >>> import torch
     >>> MLP(input_shape=(1,), outputs=1)(torch.zeros(5, 1)).shape
@@ -34,6 +38,9 @@ class MLP(nn.Module):
     ['body.linear0.weight', 'head.weight']
     >>> bool(MLP(input_shape=(1,), outputs=1, init="fan_in").body.linear0.bias.any())
     True
+    >>> MLP(input_shape=(1,), outputs=1, context=4).context
+    Parameter containing:
+    tensor([0., 0., 0., 0.], requires_grad=True)
 
     Raises `BlockError` for a width below 1, more than 1000 layers, an unknown activation or `init`.
     """
@@ -47,6 +54,7 @@ class MLP(nn.Module):
         activation: Activation = "relu",
         bias: bool = True,
         init: Literal["xavier", "fan_in"] = "xavier",
+        context: CountFrom0 = 0,
     ) -> None:
         super().__init__()
         if len(hidden) > DEEPEST:
@@ -55,7 +63,8 @@ class MLP(nn.Module):
                 block="MLP",
                 field="hidden",
             )
-        widths = [math.prod(input_shape), *hidden]
+        self.register_parameter("context", nn.Parameter(torch.zeros(context)) if context else None)
+        widths = [math.prod(input_shape) + context, *hidden]
         self.body = nn.Sequential()
         for index, (inputs, width) in enumerate(pairwise(widths)):
             self.body.add_module(f"linear{index}", nn.Linear(inputs, width, bias=bias))
@@ -65,5 +74,8 @@ class MLP(nn.Module):
             xavier(self)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        output: Tensor = self.head(self.body(inputs.flatten(1)))
+        rows = inputs.flatten(1)
+        if self.context is not None:
+            rows = torch.cat([rows, self.context.to(rows.dtype).expand(len(rows), -1)], 1)
+        output: Tensor = self.head(self.body(rows))
         return output

@@ -20,7 +20,15 @@ from metablocks.checks import Blocks, Count, CountFrom0, Device, Such
 from metablocks.errors import TaskError
 from metablocks.generators import seeded
 from metablocks.tasks.base import SPLITS, Kind, Split, check_split, generator, task_numbers
-from metablocks.tasks.episode_sampling import Ints, Ways, draw_episodes, episode_tasks, turn
+from metablocks.tasks.episode_sampling import (
+    ORDERED,
+    Ints,
+    WaysOrRange,
+    draw_episodes,
+    ends,
+    episode_tasks,
+    turn,
+)
 from metablocks.types import Task, TaskBatch, TaskList
 
 Shares = Annotated[
@@ -34,7 +42,6 @@ Transforms = Annotated[
     Callable[[Tensor], Tensor] | Sequence[Callable[[Tensor], Tensor]],
     Blocks("transform", at_least=0),
 ]
-_ORDERED = Such(lambda pair: pair[0] <= pair[1], "a range [low, high] of whole numbers")
 _Key = TypeVar("_Key")
 _SIZES = 3  # last counter of the generator of a task's ways and shots
 
@@ -104,8 +111,8 @@ class ClassTasks(ABC):
 
     kind: ClassVar[Kind] = "classification"
 
-    ways: Ways | Annotated[tuple[Ways, Ways], _ORDERED]
-    shots: Count | Annotated[tuple[Count, Count], _ORDERED]
+    ways: WaysOrRange
+    shots: Count | Annotated[tuple[Count, Count], ORDERED]
     queries: Count
     balanced: bool = True
     rotate: bool = False
@@ -136,7 +143,7 @@ class ClassTasks(ABC):
 
     @property
     def outputs(self) -> int:
-        return _range(self.ways)[1]
+        return ends(self.ways)[1]
 
     @property
     @abstractmethod
@@ -172,9 +179,9 @@ class ClassTasks(ABC):
     def _sizes(self, split: Split, index: int, classes: int) -> Ints:
         """The shots of each class of a task, `[ways]`."""
         rng = generator(self.seed, split, index, _SIZES)
-        low, high = _range(self.ways)
+        low, high = ends(self.ways)
         ways = int(rng.integers(low, min(high, classes) + 1))
-        fewest, most = _range(self.shots)
+        fewest, most = ends(self.shots)
         drawn = rng.integers(fewest, most + 1, size=ways)
         shots: Ints = np.full(ways, drawn[0]) if self.balanced else drawn
         return shots
@@ -256,7 +263,7 @@ def check_ways(
     block: str, ways: int | tuple[int, int], classes: Mapping[Split, int], split: Split
 ) -> None:
     """Raise `TaskError` for more ways than a split has of `classes`, whose numbers these are."""
-    if _range(ways)[0] > classes[split]:
+    if ends(ways)[0] > classes[split]:
         there_are = ", ".join(f"{split} {count}" for split, count in classes.items())
         raise TaskError(
             f"{block}: ways={ways}, and the classes of its splits are {there_are}; ways is at most "
@@ -270,7 +277,7 @@ def check_examples(
     block: str, shots: int | tuple[int, int], queries: int, examples: int, of: str
 ) -> None:
     """Raise `TaskError` for more shots and queries than a class, `of`, has examples."""
-    needed = _range(shots)[1] + queries
+    needed = ends(shots)[1] + queries
     if needed > examples:
         raise TaskError(
             f"{block}: shots={shots} and queries={queries} need {needed} examples of every class, and "
@@ -278,10 +285,6 @@ def check_examples(
             block=block,
             field="shots",
         )
-
-
-def _range(value: int | tuple[int, int]) -> tuple[int, int]:
-    return (value, value) if isinstance(value, int) else value
 
 
 def check_apart(block: str, classes: Mapping[Split, Iterable[str]]) -> None:

@@ -17,12 +17,24 @@ from annotated_types import Ge
 from numpy.typing import NDArray
 from torch import Tensor
 
+from metablocks.checks import Such
 from metablocks.errors import TaskError
 from metablocks.tasks.base import Split, generator
 from metablocks.types import TaskBatch
 
 Ints = NDArray[np.int64]
 Ways = Annotated[int, Ge(2)]
+ORDERED = Such(lambda pair: pair[0] <= pair[1], "a range [low, high] of whole numbers")
+WaysOrRange = Ways | Annotated[tuple[Ways, Ways], ORDERED]
+
+
+def ends(value: int | tuple[int, int]) -> tuple[int, int]:
+    """The ends of a range; of a number, the number twice.
+
+    >>> ends((3, 8)), ends(5)
+    ((3, 8), (5, 5))
+    """
+    return (value, value) if isinstance(value, int) else value
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,7 @@ from torch import Tensor
 from metablocks.checks import (
     Count,
     CountFrom0,
+    Decay,
     Device,
     Interval,
     NonNegative,
@@ -38,14 +39,16 @@ from metablocks.checks import (
 )
 from metablocks.errors import TaskError
 from metablocks.tasks.base import Kind, Split, generator, task_numbers
-from metablocks.tasks.episode_sampling import Ways, episode_tasks
-from metablocks.types import TaskBatch
+from metablocks.tasks.episode_sampling import WaysOrRange, ends, episode_tasks
+from metablocks.types import TaskBatch, TaskList
 
 Floats = NDArray[np.float32]
 
 CONTROLS = 5  # control points of a stroke
 POINTS = 32  # points at which a stroke is inked
 _CLASS = 1  # last counter of a class's generator; a task's has none, so the two never coincide
+_WAYS = 2  # last counter of the generator of a task's ways
+_LABELS = 3  # last counter of the generator of a task's wrong labels
 _CLASSES = 2**31  # class numbers are drawn below this
 
 
@@ -55,10 +58,12 @@ class Strokes:
     """Tasks of made-up characters; every class of every split is a new one.
 
     `sample` returns inputs float32 in [0, 1], ink 1, `[tasks, ways * examples, 1, size, size]`, and
-    targets int64 `[tasks, ways * examples]`, class-major. Obeys the law of `TaskSource`; a class is
-    a function of (seed, split, class number) alone, so no split shares a class with another.
+    targets int64 `[tasks, ways * examples]`, class-major; for a range of `ways` a `TaskList`, each
+    task with ways of its own, and `outputs` is the highest. Obeys the law of `TaskSource`; a class
+    is a function of (seed, split, class number) alone, so no split shares a class with another.
 
-    - `ways`: classes of a task.
+    - `ways`: classes of a task; a range [low, high], from which each task draws its own, for
+      `Loop`.
     - `shots`: support examples of each class.
     - `queries`: query examples of each class.
     - `size`: side of the image, in pixels.
@@ -66,6 +71,8 @@ class Strokes:
     - `jitter`: standard deviation of a control point's displacement, as a share of half the image.
     - `pose`: how much examples differ in slant, turn, size and place; 0 not at all.
     - `pen`: range of the pen width, in 28ths of the image.
+    - `wrong_labels`: share of the support examples of each task, drawn by chance and rounded to
+      whole ones, whose label is another of its classes; query labels are right.
 
     Raises `TaskError` for a field out of its range.
 
@@ -77,7 +84,7 @@ class Strokes:
 
     kind: ClassVar[Kind] = "classification"
 
-    ways: Ways
+    ways: WaysOrRange
     shots: Count
     queries: Count
     size: Annotated[int, Ge(8)] = 28
@@ -86,6 +93,7 @@ class Strokes:
     jitter: NonNegative = 0.04
     pose: NonNegative = 1.0
     pen: Interval = (0.45, 0.65)
+    wrong_labels: Decay = 0.0
     seed: CountFrom0 = 0
     device: Device = "cpu"
 
@@ -104,14 +112,33 @@ class Strokes:
 
     @property
     def outputs(self) -> int:
-        return self.ways
+        return ends(self.ways)[1]
 
-    def sample(self, split: Split, indices: Sequence[int]) -> TaskBatch:
+    def sample(self, split: Split, indices: Sequence[int]) -> TaskBatch | TaskList:
         """Tasks number `indices` of a split."""
         # One drawing call a task: a matrix product may round by the number of its factors, and a
         # task must not depend on its neighbours.
-        images = torch.stack([self._task(split, index) for index in task_numbers(indices)])
-        return episode_tasks(images.unsqueeze(3), self.shots)
+        numbers = task_numbers(indices)
+        images = [self._task(split, index).unsqueeze(2) for index in numbers]
+        if isinstance(self.ways, int):
+            return self._labelled(split, numbers, torch.stack(images))
+        alone = zip(numbers, images, strict=True)
+        return TaskList([self._labelled(split, [n], drawn[None])[0] for n, drawn in alone])
+
+    def _labelled(self, split: Split, numbers: Sequence[int], images: Tensor) -> TaskBatch:
+        """Tasks of `images` `[tasks, ways, examples, 1, size, size]`, wrong labels among them."""
+        batch = episode_tasks(images, self.shots)
+        if not self.wrong_labels:
+            return batch
+        inputs, labels = batch.support
+        ways, examples = images.shape[1], labels.shape[1]
+        shifts = np.zeros((len(numbers), examples), dtype=np.int64)
+        for row, number in zip(shifts, numbers, strict=True):
+            rng = generator(self.seed, split, number, _LABELS)
+            wrong = rng.choice(examples, round(self.wrong_labels * examples), replace=False)
+            row[wrong] = rng.integers(1, ways, size=len(wrong))
+        labels = (labels + torch.from_numpy(shifts).to(labels.device)) % ways
+        return TaskBatch((inputs, labels), batch.query)
 
     def character(self, split: Split, number: int) -> tuple[Floats, int]:
         """Control points `[max_strokes, 5, 2]` (x, y in about [-1, 1]) of a class, and its strokes.
@@ -130,24 +157,28 @@ class Strokes:
     def _task(self, split: Split, index: int) -> Tensor:
         """The images of one task, `[ways, shots + queries, size, size]`, on the device."""
         rng = generator(self.seed, split, index)
-        classes = rng.choice(_CLASSES, self.ways, replace=False)
+        ways = self.ways
+        if not isinstance(ways, int):
+            low, high = ways
+            ways = int(generator(self.seed, split, index, _WAYS).integers(low, high + 1))
+        classes = rng.choice(_CLASSES, ways, replace=False)
         characters = [self.character(split, int(number)) for number in classes]
         controls = np.stack([points for points, _ in characters])
         inked = np.arange(self.max_strokes) < np.array([[count] for _, count in characters])
         examples = self.shots + self.queries
         points = _write(rng, controls, examples, self.jitter, self.pose)
-        low, high = self.pen
-        pen = (low + (high - low) * rng.random((self.ways, examples))) * (self.size / 28)
+        thin, bold = self.pen
+        pen = (thin + (bold - thin) * rng.random((ways, examples))) * (self.size / 28)
         pixels = (points + 1) * (self.size / 2) - 0.5
         weights = _lengths(pixels) * inked[:, None, :, None]
-        flat = (self.ways * examples, self.max_strokes * POINTS)
+        flat = (ways * examples, self.max_strokes * POINTS)
         images = rasterise(
             torch.from_numpy(pixels.reshape(*flat, 2)).to(self.device),
             torch.from_numpy(weights.reshape(flat)).to(self.device),
             torch.from_numpy(pen.reshape(-1).astype(np.float32)).to(self.device),
             self.size,
         )
-        return images.view(self.ways, examples, self.size, self.size)
+        return images.view(ways, examples, self.size, self.size)
 
 
 def rasterise(points: Tensor, lengths: Tensor, pen: Tensor, size: int) -> Tensor:

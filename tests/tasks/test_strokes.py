@@ -116,6 +116,31 @@ def test_the_curve_passes_through_its_control_points() -> None:
     assert (np.diff(straight) > 0).all()
 
 
+def test_each_task_has_ways_of_its_own() -> None:
+    source = Strokes(ways=(3, 5), shots=1, queries=2, size=8)
+    tasks = source.sample("test", range(20))
+    assert source.outputs == 5
+    assert {len(task.support[1].unique()) for task in tasks} == {3, 4, 5}
+    (alone,) = source.sample("test", [7])
+    assert torch.equal(alone.support[0], tasks[7].support[0])
+    assert all(torch.equal(task.support[1], task.query[1][::2]) for task in tasks)
+
+
+@pytest.mark.parametrize("ways", [4, (2, 5)])
+def test_so_many_support_labels_are_wrong_and_nothing_else_changes(ways, device) -> None:
+    fields = {"ways": ways, "shots": 5, "queries": 1, "size": 8, "device": device}
+    clean = Strokes(**fields).sample("train", range(6))
+    noisy = Strokes(**fields, wrong_labels=0.4).sample("train", range(6))
+    for right, wrong in zip(map(clean.__getitem__, range(6)), noisy, strict=True):
+        assert torch.equal(right.support[0], wrong.support[0])
+        assert all(map(torch.equal, right.query, wrong.query))
+        ways_here = len(right.support[1].unique())
+        differs = right.support[1] != wrong.support[1]
+        assert differs.sum() == round(0.4 * 5 * ways_here)
+        assert wrong.support[1].min() >= 0
+        assert wrong.support[1].max() < ways_here
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -128,6 +153,8 @@ def test_the_curve_passes_through_its_control_points() -> None:
         ({"pose": math.nan}, "pose is nan"),
         ({"pen": (0.0, 1.0)}, r"pen is 0.0; it takes a finite number above 0"),
         ({"pen": (1.0, 0.5)}, "pen is .*low <= high"),
+        ({"ways": (5, 3)}, "ways is .*range"),
+        ({"wrong_labels": 1.0}, "wrong_labels is 1.0"),
     ],
 )
 def test_a_field_out_of_range_is_named_with_what_would_work(change: dict, message: str) -> None:
