@@ -167,7 +167,7 @@ class Text:
 
         if self.chunks is None:
             return Task(side(tokens[: self.shots]), side(tokens[self.shots :]))
-        chunks = tokens.unflatten(0, (self.chunks + 1, self.shots))
+        chunks = tokens.reshape(self.chunks + 1, self.shots, width)
         return Task(side(chunks[:-1]), side(chunks))
 
     @property

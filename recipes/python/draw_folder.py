@@ -32,4 +32,4 @@ def main(folder: str | Path, train: int = 60, others: int = 20, images: int = 20
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:2] or ["drawn_characters"])
+    main(sys.argv[1] if len(sys.argv) > 1 else "drawn_characters")
