@@ -13,8 +13,10 @@ no float64.
 """
 
 import importlib
+import runpy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -155,3 +157,12 @@ def _defaults(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
                 yield
     finally:
         torch.set_default_dtype(before)
+
+
+@pytest.fixture(scope="session")
+def own_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder from which `maml_own_folder` runs: its images are there, and few."""
+    place = tmp_path_factory.mktemp("own")
+    script = Path(__file__).parents[1] / "recipes" / "python" / "draw_folder.py"
+    runpy.run_path(str(script))["main"](place / "drawn_characters", train=5, others=5, images=6)
+    return place

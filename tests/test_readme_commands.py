@@ -39,14 +39,18 @@ PROSE = {  # what stands in the text with its placeholders, and a command that i
     "metablocks verify my_module:MyRule": "verify my_module:MyRule",
     "metablocks verify kfo --set hidden=1": "verify kfo --set hidden=1",
     "metablocks check maml_pp_strokes": "check maml_pp_strokes",
+    "metablocks blocks": "blocks",
     "metablocks run … --memory 4GiB": "run maml_sinusoid --memory 4GiB",
 }
+TORCHRUN = "torchrun --nproc-per-node 2 -m metablocks run maml_strokes"
 ELSEWHERE = {  # of these, the file that runs them
     "tools/test": "tools/test",  # the suite itself
     "tools/bench": "tests/tools/test_bench.py",
     "tools/fuzz": "tests/fuzz/test_random_recipes.py",
+    "tools/docs FOLDER": "tests/tools/test_docs.py",
     "metablocks compare": "tests/compare/test_compare.py",
     "run quickstart": "README.md",  # in a block of commands, too
+    TORCHRUN: "tests/runs/test_runs_over_processes.py",  # in a block alone
 }
 
 
@@ -142,7 +146,7 @@ def test_no_command_of_the_text_is_left_out():
         r"(tools/\w+|metablocks|run|replay|check|eval|compare|report|verify)\b( \S|$)|--\S+ \S+ --"
     )
     commands = {code for code in INLINE if re.match(kinds, code)}
-    assert commands == {*PROSE, *ELSEWHERE} - {"tools/test"}
+    assert commands == {*PROSE, *ELSEWHERE} - {"tools/test", TORCHRUN}
     for file in ELSEWHERE.values():
         assert (ROOT / file).is_file()
 

@@ -82,7 +82,7 @@ def check_learner(
     (True, ['model.inputs', 'model.body'])
     """
     learner = copy.deepcopy(learner)
-    model, inputs = learner.model, tasks[0].support[0]
+    model, inputs = learner.model, learner.batches.select(tasks[0].support, None, 0)[0]
     notes = [
         f"model.{path} ({type(module).__name__}) has kinks, and is kept as it is"
         for path, module in model.named_modules()

@@ -259,7 +259,7 @@ def _shrink_tasks(values: dict[str, Any], source: TaskSource) -> list[str]:
     tasks = values["tasks"]
     if ":" in tasks["block"]:
         return []
-    _limit(tasks, shots=5, queries=5, dim=4, length=_LENGTH)
+    _limit(tasks, shots=5, queries=5, dim=4, length=_LENGTH, chunks=_STEPS)
     if "ways" not in tasks:
         return []
     for name in ("ways", "shots", "queries"):  # the least of a range

@@ -25,10 +25,10 @@ def fits_its_description(source: TaskSource, *, tasks: int = 2) -> None:
         for index, task in enumerate(_tasks(source, split, range(tasks))):
             for side, (inputs, target) in (("support", task.support), ("query", task.query)):
                 where = f"fits its description: {side} of task {index} of {split}"
-                if tuple(inputs.shape[1:]) != tuple(source.input_shape):
+                shape = tuple(source.input_shape)
+                if shape not in (tuple(inputs.shape[1:]), tuple(inputs.shape[2:])):  # of a stream
                     raise LawError(
-                        f"{where}: inputs are {list(inputs.shape)}, expected "
-                        f"{['…', *source.input_shape]}"
+                        f"{where}: inputs are {list(inputs.shape)}, expected {['…', *shape]}"
                     )
                 if not bool(torch.isfinite(inputs).all()):
                     raise LawError(f"{where}: inputs are not finite")

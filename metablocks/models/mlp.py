@@ -63,7 +63,7 @@ class MLP(nn.Module):
                 block="MLP",
                 field="hidden",
             )
-        self.register_parameter("context", nn.Parameter(torch.zeros(context)) if context else None)
+        self.context = nn.Parameter(torch.zeros(context)) if context else None
         widths = [math.prod(input_shape) + context, *hidden]
         self.body = nn.Sequential()
         for index, (inputs, width) in enumerate(pairwise(widths)):
@@ -76,6 +76,6 @@ class MLP(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         rows = inputs.flatten(1)
         if self.context is not None:
-            rows = torch.cat([rows, self.context.to(rows.dtype).expand(len(rows), -1)], 1)
+            rows = torch.cat([rows, self.context.expand(len(rows), -1)], 1)
         output: Tensor = self.head(self.body(rows))
         return output

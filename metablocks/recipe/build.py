@@ -256,18 +256,41 @@ def _refused(recipe: Recipe, blocks: dict[str, Any], error: MetablocksError) -> 
 
 
 def _check_tasks(recipe: Recipe, blocks: dict[str, Any]) -> None:
-    """Refuse prototypes of no classes, and a stream of tasks without rows: those of shipped sources."""
+    """Refuse prototypes of no classes; streams without rows, too few rows, and rows without a stream.
+
+    Rows are those of sources that ship.
+    """
     if isinstance(blocks["inner.start"], Prototypes) and blocks["tasks"].kind == "regression":
         message = "prototypes are those of classes, and the tasks are regression; take zero_head"
         raise_problems([recipe.problem("inner.start", message)])
-    sources = [value for path, value in leaves(recipe.at("tasks")) if path.endswith("block")]
-    if isinstance(blocks["inner.batches"], Stream) and not any(":" in name for name in sources):
+    fields = list(leaves(recipe.at("tasks"), "tasks"))
+    sources = [value for path, value in fields if path.endswith("block")]
+    if any(":" in name for name in sources):
+        return
+    rows = [(n, path) for path, n in fields if path.endswith("chunks") and n is not None]
+    path, message = "inner.batches", ""
+    if isinstance(blocks["inner.batches"], Stream):
+        counted = [recipe.at("inner.steps"), recipe.at("evaluation.inner_steps")]
+        least, path = min(rows, default=(0, path))
+        if not rows:
+            message = (
+                f"stream takes tasks with a batch for each inner step, and those of {sources[0]} have "
+                "one support set; take full_batch or minibatches, text with chunks, or a source of your "
+                "own, package.module:Name"
+            )
+        elif least < max(counted):
+            message = (
+                f"{least}, but each of {max(counted)} inner steps (inner.steps, evaluation.inner_steps) "
+                f"adapts to a chunk of its own; take at least {max(counted)}"
+            )
+    elif rows:
+        number, path = rows[0]
         message = (
-            f"stream takes tasks with a batch for each inner step, and those of {sources[0]} have one "
-            "support set; take full_batch or minibatches, or a source of your own, "
-            "package.module:Name"
+            f"{number}, but inner.batches is no stream, so that a step would see all chunks at "
+            "once; take inner.batches={block: stream}, or chunks: null"
         )
-        raise_problems([recipe.problem("inner.batches", message)])
+    if message:
+        raise_problems([recipe.problem(path, message)])
 
 
 def _check_rule(recipe: Recipe, learner: MetaLearner) -> None:

@@ -170,7 +170,7 @@ def reduction_error(experiment: Experiment, split: Split, tasks: int, steps: int
     errors = []
     for task in (some[index] for index in range(len(some))):
         adapted = precise.adapt(task.support, steps=steps)
-        args, kwargs = module_arguments(task.query[0])
+        args, kwargs = module_arguments(precise.batches.query(task.query, steps)[0])
         with torch.no_grad():
             expected, got = adapted(*args, **kwargs), reduce(adapted)(*args, **kwargs)
         errors.append(relative_error({"": got}, {"": expected}))

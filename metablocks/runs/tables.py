@@ -6,6 +6,7 @@ from pathlib import Path
 
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from metablocks.batches import Stream
 from metablocks.models import PerStepBatchNorm
 from metablocks.recipe import Experiment
 from metablocks.runs.deployment import Deployment
@@ -101,7 +102,8 @@ def summary(
         return f"  {command(*words, *where)}    {what}"
 
     recipe, path = experiment.recipe, directory.path
-    if experiment.learner.max_steps is None:
+    stream = isinstance(experiment.learner.batches, Stream)  # which has as many steps as rows
+    if experiment.learner.max_steps is None and not stream:
         longer = 2 * experiment.evaluation.inner_steps
         evaluate = hint("more inner steps", "eval", path, "--steps", longer)
     else:

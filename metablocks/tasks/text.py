@@ -37,9 +37,15 @@ class Text:
     are in bits per byte. Obeys the law of `TaskSource`: every document of a split comes once before
     one comes again.
 
+    With `chunks` a task is a stream, for `Stream`: a passage of the document as `chunks` + 1 chunks of
+    `shots` windows, in its order. Support leaves are `[tasks, chunks, shots, length]`, query leaves
+    `[tasks, chunks + 1, shots, length]`, and row k of both is chunk k: inner step k adapts to the chunk
+    that carry k was judged by.
+
     - `length`: bytes of an example.
     - `shots`: windows of the support set.
-    - `queries`: windows of the query set.
+    - `queries`: windows of the query set; of a stream as many as `shots`, since they are the same.
+    - `chunks`: chunks that a stream adapts to, at least the inner steps; None for sets.
     - `files`: the pattern that the names of documents fit.
     - `folder`: of the documents, files at any depth. None for the sources of Python's standard
       library (`*.py`, without its tests): real text on every machine, another one in every version
@@ -49,14 +55,17 @@ class Text:
     Documents too short for a task are left out. Files are read when they are drawn. `checksum` is of
     the names and contents of all, and remembered in the cache folder while no file changes.
 
-    Raises, when built, `TaskError` for fields out of range and a `folder` that is not there; at first
-    use, `DataError` for files that cannot be read, and `TaskError` for a split without a document that
-    is long enough.
+    Raises, when built, `TaskError` for fields out of range, a `folder` that is not there, and `chunks`
+    with other `queries` than `shots`; at first use, `DataError` for files that cannot be read, and
+    `TaskError` for a split without a document that is long enough.
 
     >>> import metablocks as mb
     >>> tasks = mb.tasks.Text(length=32, shots=2, queries=3).sample("train", range(4))
     >>> tasks.query[0].shape, bool((tasks.query[0][..., 1:] == tasks.query[1][..., :-1]).all())
     (torch.Size([4, 3, 32]), True)
+    >>> tasks = mb.tasks.Text(length=32, shots=2, queries=2, chunks=3).sample("train", range(4))
+    >>> tasks.query[0].shape, torch.equal(tasks.support[0], tasks.query[0][:, :-1])
+    (torch.Size([4, 4, 2, 32]), True)
     """
 
     kind: ClassVar[Kind] = "text"
@@ -65,6 +74,7 @@ class Text:
     length: Count = 64
     shots: Count = 4
     queries: Count = 4
+    chunks: Count | None = None
     folder: str | Path | None = None
     files: str = "*"
     splits: Shares = (0.8, 0.1, 0.1)
@@ -78,6 +88,13 @@ class Text:
                 block="Text",
                 field="folder",
             )
+        if self.chunks is not None and self.queries != self.shots:
+            raise TaskError(
+                f"Text queries is {self.queries}, but a stream is judged by the {self.shots} windows "
+                f"(shots) of each of its chunks; take queries {self.shots}, or chunks None",
+                block="Text",
+                field="queries",
+            )
 
     @property
     def input_shape(self) -> tuple[int, ...]:
@@ -87,7 +104,7 @@ class Text:
     def documents(self) -> dict[Split, list[str]]:
         """The names of each split's documents, paths below the folder."""
         root = str(self._root)
-        needed = (self.shots + self.queries) * (self.length + 1)
+        needed = self._windows * (self.length + 1)
         try:
             dealt = deal(self._names(), self.splits)
             return {
@@ -116,7 +133,7 @@ class Text:
         names = self.documents[split]
         if not names:
             raise TaskError(
-                f"Text: no document of {split} has {self.shots} + {self.queries} windows of "
+                f"Text: no document of {split} has {self._counted} windows of "
                 f"{self.length} + 1 bytes; take fewer or shorter ones, or more documents "
                 f"({self._root}, files {self.files!r})",
                 block="Text",
@@ -134,19 +151,38 @@ class Text:
             content = np.fromfile(path, dtype=np.uint8)
         except OSError as error:
             raise DataError(f"{path}: cannot be read ({error})") from error
-        width, count = self.length + 1, self.shots + self.queries
+        width, count = self.length + 1, self._windows
         windows = len(content) // width
         if windows < count:
             raise DataError(f"{path}: has become shorter since its folder was looked at")
-        first = int(rng.integers(len(content) - windows * width + 1))
-        chosen = rng.permutation(windows)[:count]
-        text = content[first : first + windows * width].reshape(windows, width)[chosen]
+        taken = windows if self.chunks is None else count
+        first = int(rng.integers(len(content) - taken * width + 1))
+        text = content[first : first + taken * width].reshape(taken, width)
+        if self.chunks is None:
+            text = text[rng.permutation(windows)[:count]]
         tokens = torch.from_numpy(text.astype(np.int64))
 
         def side(rows: Tensor) -> tuple[Tensor, Tensor]:
-            return rows[:, :-1].clone(), rows[:, 1:].clone()
+            return rows[..., :-1].clone(), rows[..., 1:].clone()
 
-        return Task(side(tokens[: self.shots]), side(tokens[self.shots :]))
+        if self.chunks is None:
+            return Task(side(tokens[: self.shots]), side(tokens[self.shots :]))
+        chunks = tokens.reshape(self.chunks + 1, self.shots, width)
+        return Task(side(chunks[:-1]), side(chunks))
+
+    @property
+    def _windows(self) -> int:
+        """The number of windows of a task."""
+        if self.chunks is None:
+            return self.shots + self.queries
+        return (self.chunks + 1) * self.shots
+
+    @property
+    def _counted(self) -> str:
+        """Their number by the fields that make it."""
+        if self.chunks is None:
+            return f"{self.shots} + {self.queries}"
+        return f"({self.chunks} + 1) × {self.shots}"
 
     @property
     def _root(self) -> Path:

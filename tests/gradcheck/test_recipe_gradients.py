@@ -62,8 +62,9 @@ CHECKED: set[str] = set()
 
 
 @pytest.mark.parametrize("path", recipe_files(), ids=lambda path: path.stem)
-def test_the_gradient_of_every_shipped_recipe_is_right(path, device):
+def test_the_gradient_of_every_shipped_recipe_is_right(path, device, own_folder, monkeypatch):
     """Of recipes whose small counterparts differ in their tasks alone, the first is checked."""
+    monkeypatch.chdir(own_folder)
     recipe = load(path)
     values = shrink(recipe)[0].values
     outer = [values["outer"][name] for name in ("estimator", "step_loss")]

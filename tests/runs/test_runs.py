@@ -57,17 +57,18 @@ def undisturbed(tmp_path_factory):
 
 @pytest.mark.parametrize("name", [recipe.name for recipe in shipped()])
 def test_every_shipped_recipe_trains_one_step(
-    name, tmp_path, data_sets, private_cache, monkeypatch, capsys
+    name, tmp_path, data_sets, own_folder, private_cache, monkeypatch, capsys
 ):
     """With few filters, and two inner steps in evaluation, as they cost the most; without plots."""
     monkeypatch.setattr("metablocks.runs.plots.draw", lambda directory: [])
+    monkeypatch.chdir(own_folder)
     shipped_recipe = load(name)
     conv = shipped_recipe.at("model.block") == "conv4"
     batch_norm = conv or shipped_recipe.at("model.block") == "torchvision"
     small = [f"evaluation.inner_steps={min(2, shipped_recipe.at('inner.steps'))}"]
     small += ["model.filters=4"] if conv else []
     words = [word for setting in small for word in ("--set", setting)]
-    drawn = ("sinusoid", "linear", "logistic", "strokes", "text")
+    drawn = ("sinusoid", "linear", "logistic", "strokes", "text", "folders")
     data = [] if shipped_recipe.at("tasks.block") in drawn else ["--data", str(data_sets)]
     out = tmp_path / "runs"
     assert main(["run", name, *TINY, *words, *data, "--out", str(out), "--quiet"]) == 0
@@ -101,7 +102,7 @@ def test_every_shipped_recipe_trains_one_step(
     assert ("example" in test) == (recipe.at("tasks.block") not in ("logistic", "text"))
     record = json.loads((run / "run.json").read_text())
     assert record["recipe"] == recipe.hash
-    if data or recipe.at("tasks.block") == "text":
+    if data or recipe.at("tasks.block") in ("text", "folders"):
         assert len(record["data"]["checksum"]) == 64
     printed = capsys.readouterr().out
     assert str(run) in printed

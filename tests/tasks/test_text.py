@@ -1,16 +1,19 @@
 """Tasks of documents: what is read, what a task is, and faults."""
 
+import copy
+import math
 import pickle
 
 import pytest
 import torch
 
-from metablocks.errors import DataError, TaskError
+from metablocks.errors import DataError, RecipeError, TaskError
 from metablocks.recipe import build, from_text, load
 from metablocks.recipe.build import next_token_loss
 from metablocks.runs.scores import score
 from metablocks.tasks import Text
 from metablocks.tasks.base import SPLITS
+from metablocks.verify import verify
 
 SMALL = {"length": 5, "shots": 2, "queries": 1}
 
@@ -132,3 +135,67 @@ def test_the_loss_is_the_mean_over_bytes_of_the_log_probability():
     logs = scores.log_softmax(-1)
     expected = -sum(logs[i, j, targets[i, j]] for i in range(2) for j in range(3)) / 6
     torch.testing.assert_close(next_token_loss(scores, targets), expected)
+
+
+STREAM = {"length": 4, "shots": 2, "queries": 2, "chunks": 2}
+
+
+def test_a_stream_is_a_passage_of_a_document_in_its_order(root):
+    source = Text(folder=root, files="*.txt", **STREAM)
+    documents = [(root / name).read_bytes() for name in source.documents["train"]]
+    places = set()
+    for task in map(source.sample("train", range(60)).__getitem__, range(60)):
+        inputs, targets = task.query
+        assert inputs.shape == targets.shape == (3, 2, 4)
+        assert torch.equal(inputs[..., 1:], targets[..., :-1])
+        passage = bytes(torch.cat([inputs, targets[..., -1:]], -1).flatten().tolist())
+        (place,) = {document.find(passage) for document in documents} - {-1}
+        places.add(place)
+        for adapted_to, judged in zip(task.support, task.query, strict=True):
+            assert torch.equal(adapted_to, judged[:-1])
+    assert len(places) > 5  # of the 11 at which a passage of 30 of 40 bytes begins
+    report = verify(source, examples=2)
+    assert report.ok, report
+
+
+def test_a_chunk_is_judged_before_it_is_adapted_to(root):
+    """Bits per byte at carry k, by a plain loop: of chunk k, with the weights after chunks 0 … k − 1."""
+    changes = [f"tasks.{name}={value}" for name, value in STREAM.items()]
+    changes += [f"tasks.folder={root}", 'tasks.files="*.txt"', "tasks.splits=[0.4, 0.3, 0.3]"]
+    changes += [
+        "model.width=8",
+        "inner.steps=2",
+        "evaluation.inner_steps=2",
+        "inner.rule[0].init=0.25",
+    ]
+    experiment = build(load("ttt_text", [*changes, "hardware.precision=float64"]), device="cpu")
+    learner, task = experiment.learner, experiment.source.sample("test", [0])[0]
+    net, bits = copy.deepcopy(learner.model), []
+    moved = [p for name, p in net.named_parameters() if name.startswith("body.block1.mlp.")]
+    for inputs, targets in zip(*task.query, strict=True):
+        loss = next_token_loss(net(inputs), targets)
+        bits.append(loss.item() / math.log(2))
+        for parameter, slope in zip(moved, torch.autograd.grad(loss, moved), strict=True):
+            parameter.data -= 0.25 * slope
+    assert len(moved) == 4
+    dtype = torch.float64
+    scores = score(learner, experiment.source, "test", tasks=1, dtype=dtype)
+    assert scores.mean == pytest.approx(bits, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            ["tasks.chunks=null"],
+            "inner.batches: stream takes tasks with a batch for each inner step",
+        ),
+        (["tasks.chunks=9"], r"tasks.chunks: 9, but each of 15 inner steps .* at least 15"),
+        (["inner.steps=3", "tasks.chunks=9"], "tasks.chunks: 9, but each of 15"),
+        (["inner.batches={block: full_batch}"], "tasks.chunks: 15, but inner.batches is no stream"),
+        (["tasks.queries=3"], "tasks.queries.*3, but a stream is judged by the 4 windows"),
+    ],
+)
+def test_streams_and_tasks_that_do_not_go_together_are_refused(changes, message):
+    with pytest.raises(RecipeError, match=message):
+        build(load("ttt_text", changes))
