@@ -111,7 +111,11 @@ def summary(
     first = recipe.at("inner.order.block") == "first_order"
     order = "second_order" if first else "first_order"
     words = ("run", directory.recipe, "--set", f"inner.order.block={order}")
-    looks_through = recipe.at("outer.estimator.block") not in ("reptile", "implicit")
+    # First order takes the inner gradient for a constant: a support loss would not learn.
+    learned = experiment.learner.named_parameters()
+    looks_through = recipe.at("outer.estimator.block") not in ("reptile", "implicit") and not any(
+        name.startswith("support_loss.") and tensor.requires_grad for name, tensor in learned
+    )
     orders = [hint(f"{order.replace('_', '-')} gradients", *words)]
     best = f"best of {state.epochs} epochs by validation: epoch {state.best_epoch}"
     if not math.isfinite(state.ranking[0][1]):

@@ -121,3 +121,12 @@ def test_a_run_that_goes_on_is_the_run_that_was_not_cut(tmp_path):
     )
     assert any(name.startswith("support_loss.") for name in expected)
     assert all(torch.equal(got[name], tensor) for name, tensor in expected.items())
+
+
+@pytest.mark.parametrize(("change", "tried"), [([], False), (["inner.support_loss=null"], True)])
+def test_a_run_advises_first_order_only_where_that_is_not_refused(change, tried, tmp_path, capsys):
+    small = ["outer.epochs=1", "outer.steps_per_epoch=1", "outer.tasks_per_step=2"]
+    small += ["evaluation.every=1", "evaluation.tasks=2", *change]
+    sets = [word for entry in small for word in ("--set", entry)]
+    assert main(["run", "learned_loss_sinusoid", *sets, "--quiet", "--out", str(tmp_path)]) == 0
+    assert ("inner.order.block=first_order" in capsys.readouterr().out) == tried
