@@ -55,8 +55,8 @@ def joined() -> Iterator[None]:
     Each process takes the accelerator of its local rank. A group that exists is used as it is.
 
     >>> with joined():
-    ...     dist.is_initialized()
-    False
+    ...     leads()
+    True
 
     Raises `ProcessError` if the others do not come.
     """
