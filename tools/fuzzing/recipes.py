@@ -38,6 +38,8 @@ def recipes(draw: Draw, slot: str | None = None, block: str | None = None) -> st
     varied = draw(st.sets(st.sampled_from(axes), max_size=5)) | _holding(slot)
     wanted = (slot, block)
     values = _section(draw, RecipeLayout, "", varied, wanted)
+    if wanted == ("batches", "stream"):  # which takes no other tasks that ship
+        values["tasks"] = {"block": "text", "length": 8, "shots": 1, "queries": 1, "chunks": 8}
     values["tasks"], values["model"] = _model(draw, values, "model" in varied, wanted)
     if block is None and draw(st.integers(0, 7)) == 7:
         _spoil(draw, values)
