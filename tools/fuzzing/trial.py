@@ -110,8 +110,9 @@ def _evaluate(experiment: Experiment) -> None:
         raise Finding(f"deployment left out {left.left_out}")
     task = experiment.source.sample("test", [0]).to(experiment.dtype)[0]
     adapted = experiment.learner.adapt(task.support)
+    inputs = experiment.learner.batches.query(task.query, 0)[0]
     with torch.no_grad():
-        _finite("an adapted model's prediction", adapted(task.query[0]))
+        _finite("an adapted model's prediction", adapted(inputs))
 
 
 def _check_gradients(recipe: Recipe) -> None:
