@@ -39,6 +39,7 @@ PROSE = {  # what stands in the text with its placeholders, and a command that i
     "metablocks verify my_module:MyRule": "verify my_module:MyRule",
     "metablocks verify kfo --set hidden=1": "verify kfo --set hidden=1",
     "metablocks check maml_pp_strokes": "check maml_pp_strokes",
+    "tools/metablocks show --algorithms": "show --algorithms",
     "metablocks run … --memory 4GiB": "run maml_sinusoid --memory 4GiB",
 }
 ELSEWHERE = {  # of these, the file that runs them
