@@ -45,6 +45,8 @@ class MLP(nn.Module):
     Raises `BlockError` for a width below 1, more than 1000 layers, an unknown activation or `init`.
     """
 
+    context: nn.Parameter | None
+
     def __init__(
         self,
         *,

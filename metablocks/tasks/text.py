@@ -59,6 +59,7 @@ class Text:
     with other `queries` than `shots`; at first use, `DataError` for files that cannot be read, and
     `TaskError` for a split without a document that is long enough.
 
+    >>> import torch
     >>> import metablocks as mb
     >>> tasks = mb.tasks.Text(length=32, shots=2, queries=3).sample("train", range(4))
     >>> tasks.query[0].shape, bool((tasks.query[0][..., 1:] == tasks.query[1][..., :-1]).all())

@@ -218,7 +218,7 @@ CASES = {  # changes of the good recipe; the place and path of each error, and a
     ),
     "ways of a task source": (
         ("{block: sinusoid, ", "{block: strokes, ways: 0, "),
-        "4:31 tasks.ways ~ integer of at least 2, given 0",
+        "4:31 tasks.ways ~ list of 2 integers of at least 2, given 0",
     ),
     "shots": (
         ("shots: 5", "shots: 0"),

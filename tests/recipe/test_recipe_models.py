@@ -238,3 +238,14 @@ def test_a_transformer_and_a_configuration_take_vmap():
 def test_nets_over_tokens_refuse_what_they_cannot_be(make, message):
     with pytest.raises(BlockError, match=message):
         make()
+
+
+def test_context_inputs_adapt_alone_from_zero_and_are_not_learned():
+    changes = ["model.hidden=[3]", "model.activation=tanh", "hardware.precision=float64"]
+    made = build(load("cavia_sinusoid", [*changes, "hardware.device=cpu"]))
+    learner, tasks = made.learner, made.source.sample("train", [0, 1]).to(torch.float64)
+    assert list(learner.adapted) == ["context"]
+    gradients.plain_autograd(learner, tasks)
+    grads = learner.meta_gradient(tasks).grads
+    assert grads["model.body.linear0.weight"][:, 1:].abs().min() > 0
+    assert "model.context" not in grads

@@ -139,11 +139,11 @@ def test_a_kept_field_keeps_its_place():
 
 
 def test_a_value_that_the_new_block_does_not_take_is_cleared():
-    tasks = "tasks={block: omniglot, ways: [3, 5], shots: 1, queries: 5}"
-    recipe = from_text(GOOD, overrides=[tasks, "tasks.block=strokes", "tasks.ways=4"])
+    tasks = "tasks={block: omniglot, ways: 5, shots: [1, 3], queries: 5}"
+    recipe = from_text(GOOD, overrides=[tasks, "tasks.block=strokes", "tasks.shots=4"])
     (_, note) = recipe.notes
-    assert note.endswith(": cleared ways, which belonged to omniglot; kept shots, queries")
-    assert recipe.at("tasks.shots") == 1
+    assert note.endswith(": cleared shots, which belonged to omniglot; kept ways, queries")
+    assert recipe.at("tasks.ways") == 5
 
 
 def test_a_block_replaced_by_itself_keeps_its_fields():
