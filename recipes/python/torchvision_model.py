@@ -42,11 +42,12 @@ def main(
 
     def colour(batch: mb.Batch) -> mb.Batch:
         images, target = batch
-        return images.expand(-1, -1, 3, -1, -1), target
+        return images.expand(-1, 3, -1, -1), target
 
     for step in range(steps):
         tasks = source.sample("train", range(2 * step, 2 * step + 2))
-        result = learner.backward(mb.TaskBatch(colour(tasks.support), colour(tasks.query)))
+        drawn = [tasks[k] for k in range(len(tasks))]
+        result = learner.backward([mb.Task(colour(t.support), colour(t.query)) for t in drawn])
         optimizer.step()
         optimizer.zero_grad()
         if step % 10 == 0:
