@@ -167,9 +167,11 @@ def fused(graph: torch.fx.GraphModule, leaves: list[Tensor]) -> Graph:
     from torch._inductor.fx_passes.joint_graph import joint_graph_passes
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.fx.experimental.proxy_tensor import make_fx
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
-    fakes = [mode.from_tensor(leaf) for leaf in leaves]
+    # Without the environment of shapes, in which there is nothing, no graph is kept for the next process.
+    mode = FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv())
+    fakes = [mode.from_tensor(leaf, static_shapes=True) for leaf in leaves]
     settings = {
         "cpp.dynamic_threads": True,  # fewer within a loop's workers than when it is made
         "fallback_random": True,  # the random numbers are those of PyTorch's own operations
