@@ -63,7 +63,7 @@ class Pieces:
         `at.index`, or whole where that is −1.
         """
         at = at or At()
-        batches = [self._batch(part, at.index) for part in data]
+        batches = [self.batch(part, at.index) for part in data]
         totals = {} if totals is None else totals
         return piece(self.inner, self.meta, totals, at, *state, *batches)
 
@@ -72,7 +72,8 @@ class Pieces:
         """The part of the task that was drawn, as a state."""
         return self.task.drawn
 
-    def _batch(self, part: Part, index: int) -> Any:
+    def batch(self, part: Part, index: int) -> Any:
+        """The batch of an inner step or carry, or the weight; the whole set for −1. As a state."""
         if part == "weight":
             return self.task.weight
         batch_of = self.inner.support_of if part == "support" else self.inner.query_of
@@ -141,5 +142,5 @@ class InPieces:
 
     @property
     def shared(self) -> tuple[Tensors, dict[str, Any]]:
-        """What the task function takes as `shared`."""
+        """The tensors that the task function takes as `shared`."""
         return self.meta, self.inner.tensors

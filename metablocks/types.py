@@ -250,6 +250,15 @@ class TaskList(list[Task]):
         return TaskBatch.stack(tasks) if len(shapes) == 1 else TaskList(tasks)
 
 
+def tensors_of(tree: Any) -> list[Tensor]:
+    """The tensors of a pytree, in its order.
+
+    >>> tensors_of({"a": torch.ones(1), "b": (None, torch.zeros(1))})
+    [tensor([1.]), tensor([0.])]
+    """
+    return [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, Tensor)]
+
+
 def map_tensors(function: Callable[[Tensor], Any], tree: Any) -> Any:
     """The pytree with `function(tensor)` in the place of every tensor, all else as it is."""
     if isinstance(tree, Tensor):

@@ -24,11 +24,12 @@ from metablocks.devices import has_float64
 from metablocks.errors import BlockError, caller_stacklevel
 from metablocks.executors.base import TaskWork
 from metablocks.executors.graphs import Graph, Unfit, compiled, compiled_apart, double, hold, trace
+from metablocks.executors.leaves import Form, Forms, Leaves, Other, parted
 from metablocks.generators import devices_of, kept_draws, set_states
 from metablocks.inner_loop import InnerLoop
 from metablocks.per_step import Position, told
 from metablocks.pieces import PARTS, At, Part, Piece, Pieces
-from metablocks.types import Task, Tensors, map_tensors
+from metablocks.types import Task, Tensors, map_tensors, tensors_of
 
 Compile: TypeAlias = bool | Literal["trace"]
 
@@ -36,7 +37,6 @@ log = logging.getLogger("metablocks")
 
 _MOST = 64  # kinds of work that are kept; the oldest goes
 _TRIES = 4  # comparisons of which one has to hold
-_KNOWN = (Tensor, bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device)
 
 
 class CompileWarning(UserWarning):
@@ -78,7 +78,7 @@ class Compiler:
     def __init__(self, setting: Compile) -> None:
         self.setting = setting
         self._plans: dict[Hashable, _Plan] = {}
-        self._forms: dict[Hashable, _Form] = {}
+        self.forms = Forms()
         self.lock = threading.RLock()
 
     @property
@@ -101,10 +101,10 @@ class Compiler:
         """
         cut = work.pieces
         assert cut is not None
-        begin, shared = self.flatten(buffers), self._shared(cut.inner, cut.meta)
+        begin, shared = self.forms.flatten(buffers), self._shared(cut.inner, cut.meta)
+        given = _Given(self.forms, Pieces(cut.inner, cut.meta, buffers, task), width)
         autocast = _autocast((cut.meta, task))
-        run = _Run(cut.inner, cut.meta, begin, task, _Plan(self, width, autocast), shared)
-        parts = (shared, begin, *(run.batch(part, 0) for part in PARTS))
+        parts = (shared, begin, *(given.batch(part, 0) for part in PARTS))
         kind = (work.key, width, *autocast, *(part.form for part in parts))
         try:
             plan = self._plans.get(kind)
@@ -116,15 +116,17 @@ class Compiler:
             with self.lock:  # the threads that come meanwhile wait, and find it made
                 plan = self._plans.get(kind)
                 if plan is None:
-                    plan = run.plan
+                    plan = _Plan(self, width, autocast)
+                    run = _Run(cut.inner, cut.meta, begin, task, plan, shared, given)
                     self._prepare(run, plain, work, buffers)
                     if len(self._plans) >= _MOST:
                         del self._plans[next(iter(self._plans))]
                     self._plans[kind] = plan
         if plan.fit:
             states = work.draws.states() if work.draws.kinds else []
+            run = _Run(cut.inner, cut.meta, begin, task, plan, shared, given)
             try:
-                return cut.drive(replace(run, plan=plan)), True
+                return cut.drive(run), True
             except Unfit as error:
                 set_states(states)
                 plan.give_up(error)
@@ -136,30 +138,10 @@ class Compiler:
     def __reduce__(self) -> Any:
         return Compiler, (self.setting,)
 
-    def _shared(self, inner: InnerLoop, meta: Tensors) -> "_Leaves":
+    def _shared(self, inner: InnerLoop, meta: Tensors) -> Leaves:
         """The tensors that all tasks and all pieces read."""
         buffers = inner.model_buffers, inner.rule_buffers, inner.loss_buffers
-        return self.flatten((meta, inner.constants, *buffers))
-
-    def flatten(self, tree: Any) -> "_Leaves":
-        """A tree as its tensors and their form, one object for all that are alike."""
-        leaves, spec = pytree.tree_flatten(tree)
-        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-        others = tuple(None if isinstance(leaf, Tensor) else _Other(leaf) for leaf in leaves)
-        return _Leaves(tensors, self.form(tensors, others, spec))
-
-    def form(
-        self, tensors: Sequence[Tensor], others: "tuple[_Other | None, ...]", spec: Any
-    ) -> "_Form":
-        """The form of tensors and what stands between them."""
-        kinds = tuple((t.shape, t.stride(), t.dtype, t.device) for t in tensors)
-        key = (spec, others, kinds)
-        form = self._forms.get(key)
-        if form is None:
-            if len(self._forms) > 100 * _MOST:  # plans of forms that are forgotten are made again
-                self._forms.clear()
-            form = self._forms.setdefault(key, _Form(spec, others, len(kinds)))
-        return form
+        return self.forms.flatten((meta, inner.constants, *buffers))
 
     def _prepare(
         self,
@@ -174,7 +156,7 @@ class Compiler:
         cut, task = short.pieces, run.task
         assert cut is not None
         with work.draws.put_back():
-            expected = _tensors(plain(short, cut.shared, buffers, task))
+            expected = tensors_of(plain(short, cut.shared, buffers, task))
         started = time.perf_counter()
         try:
             own = work.draws.kinds - {"torch"}
@@ -191,17 +173,17 @@ class Compiler:
                 given = (meta, cut.inner.tensors), buffers
                 if seed:
                     with work.draws.put_back():
-                        expected = _tensors(plain(short, *given, task))
+                        expected = tensors_of(plain(short, *given, task))
                 shared = self._shared(cut.inner, meta)
                 own = replace(run, inner=cut.inner, meta=meta, shared=shared)
                 with work.draws.put_back():
-                    got = _tensors(cut.drive(own))
+                    got = tensors_of(cut.drive(own))
 
                 def in_double() -> list[Tensor]:
                     support, query = map_tensors(double, (task.support, task.query))
                     shared, own = map_tensors(double, given)
                     precise = replace(task, support=support, query=query)
-                    return _tensors(plain(short, shared, own, precise))
+                    return tensors_of(plain(short, shared, own, precise))
 
                 hold(got, expected, in_double)
 
@@ -216,53 +198,11 @@ class Compiler:
             )
 
 
-class _Other:
-    """A leaf of a tree that is no tensor, by type and value."""
-
-    def __init__(self, value: Any) -> None:
-        self.value = value
-        self.key = (type(value), value if isinstance(value, _KNOWN) else None)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Other) and other.key == self.key
-
-    def __hash__(self) -> int:
-        return hash(self.key)
-
-
-class _Form:
-    """The form of a tree of tensors; the same object for equal ones."""
-
-    def __init__(self, spec: Any, others: tuple[_Other | None, ...], count: int) -> None:
-        self.spec = spec
-        self.others = others
-        self.count = count
-        alien = {type(x.value).__name__ for x in others if x and not isinstance(x.value, _KNOWN)}
-        self.alien = ", ".join(sorted(alien))
-
-    def tree(self, tensors: Iterator[Tensor]) -> Any:
-        """The tree with tensors of an iterator."""
-        if self.alien:
-            raise Unfit(
-                f"its arguments hold {self.alien}, whose tensors would be taken for constants; hand over "
-                "tuples, lists and dicts of tensors"
-            )
-        leaves = [next(tensors) if other is None else other.value for other in self.others]
-        return pytree.tree_unflatten(leaves, self.spec)
-
-
-class _Leaves(NamedTuple):
-    """A tree of tensors, flat."""
-
-    tensors: list[Tensor]
-    form: _Form
-
-
 class _Made(NamedTuple):
     """A piece that was made."""
 
     run: Graph
-    forms: list[_Form]
+    forms: list[Form]
     """Of the parts that it returns."""
     totals: list[str]
     """The names of the sums over tasks that it returns behind them."""
@@ -290,7 +230,7 @@ class _Plan:
     def full(self, key: tuple[Any, ...], numbers: dict[str, int]) -> tuple[Any, ...]:
         return key, *(numbers[what] for what in sorted(self.told[key]))
 
-    def index(self, index: int, shared: _Leaves) -> Tensor:
+    def index(self, index: int, shared: Leaves) -> Tensor:
         """The index of a step as a tensor."""
         if index not in self.positions:
             device = devices_of(shared.tensors)[-1]
@@ -315,71 +255,37 @@ class _Plan:
 
 
 @dataclass(frozen=True)
-class _Run(Pieces):
-    """The pieces of one task's work, or of many tasks' at once, as the plan has them."""
+class _Given:
+    """The data of a task, or of many, flat: batches are selected outside of what is compiled."""
 
-    plan: _Plan
-    shared: _Leaves
-    whole: dict[str, _Leaves] = field(default_factory=dict)
+    forms: Forms
+    plain: Pieces
+    width: int | None
+    whole: dict[str, Leaves] = field(default_factory=dict)
     """Sets that are handed over whole, and what was drawn."""
 
-    def __call__(
-        self,
-        name: tuple[Any, ...],
-        piece: Piece,
-        state: Sequence[_Leaves] = (),
-        *,
-        at: At | None = None,
-        data: Sequence[Part] = (),
-        totals: Tensors | None = None,
-    ) -> tuple[_Leaves, ...]:
-        made, arguments = self._ready(name, piece, state, at, data)
-        return self._parts(made, self._call(made.run, arguments), totals)
-
-    def recorded(
-        self,
-        name: tuple[Any, ...],
-        piece: Piece,
-        state: Sequence[_Leaves] = (),
-        *,
-        cotangent: Callable[[Any], list[Tensor]],
-        at: At | None = None,
-        data: Sequence[Part] = (),
-    ) -> tuple[_Leaves, Callable[[_Leaves, Tensors], _Leaves]]:
-        made, arguments = self._ready(name, piece, state, at, data, cotangent=cotangent)
-        back = made.back
-        assert back is not None
-        outputs = self._call(made.run, arguments)
-        first, second = made.forms
-        saved = outputs[first.count :]
-
-        def pull(adjoint: _Leaves, totals: Tensors) -> _Leaves:
-            gradients = self._call(back, [*saved, *adjoint.tensors])
-            (part,) = self._parts(made._replace(forms=[second]), gradients, totals)
-            return part
-
-        return _Leaves([*outputs[: first.count]], first), pull
-
     @property
-    def drawn(self) -> _Leaves:
-        if "drawn" not in self.whole:
-            self.whole["drawn"] = self.plan.compiler.flatten(self.task.drawn)
-        return self.whole["drawn"]
+    def drawn(self) -> Leaves:
+        """The part of the tasks that was drawn."""
+        return self._whole("drawn")
 
-    def batch(self, part: Part, index: int) -> _Leaves:
-        """The batch of an inner step or carry, made outside of what is compiled; −1 for the whole set."""
-        if index < 0 or part == "weight" or not self.inner.batches.selects(part):
-            if part not in self.whole:
-                self.whole[part] = self.plan.compiler.flatten(getattr(self.task, part))
-            return self.whole[part]
-        batch = self._batch(part, index) if self.plan.width is None else self._batches(part, index)
+    def batch(self, part: Part, index: int) -> Leaves:
+        """The batch of an inner step or carry; −1 for the whole set."""
+        if index < 0 or part == "weight" or not self.plain.inner.batches.selects(part):
+            return self._whole(part)
+        batch = self.plain.batch(part, index) if self.width is None else self._rows(part, index)
         # The same strides at every step and for any number of them.
         alike = map_tensors(lambda leaf: leaf if leaf.is_contiguous() else leaf.clone(), batch)
-        return self.plan.compiler.flatten(alike)
+        return self.forms.flatten(alike)
 
-    def _batches(self, part: Part, index: int) -> Any:
+    def _whole(self, part: str) -> Leaves:
+        if part not in self.whole:
+            self.whole[part] = self.forms.flatten(getattr(self.plain.task, part))
+        return self.whole[part]
+
+    def _rows(self, part: Part, index: int) -> Any:
         """The batches of many tasks, stacked; what is not a tensor is the same for every task."""
-        task = self.task
+        task = self.plain.task
         leaves, spec = pytree.tree_flatten((task.support, task.query, task.drawn))
         tensors = {i: leaf for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)}
         form: list[Any] = []
@@ -387,8 +293,8 @@ class _Run(Pieces):
         def one(rows: dict[int, Tensor]) -> dict[int, Tensor]:
             own = [rows.get(i, leaf) for i, leaf in enumerate(leaves)]
             support, query, drawn = pytree.tree_unflatten(own, spec)
-            run = replace(self, task=Task(support, query, drawn=drawn))
-            made, whole = pytree.tree_flatten(run._batch(part, index))
+            alone = replace(self.plain, task=Task(support, query, drawn=drawn))
+            made, whole = pytree.tree_flatten(alone.batch(part, index))
             form[:] = made, whole
             return {i: leaf for i, leaf in enumerate(made) if isinstance(leaf, Tensor)}
 
@@ -396,12 +302,65 @@ class _Run(Pieces):
         made, whole = form
         return pytree.tree_unflatten([rows.get(i, leaf) for i, leaf in enumerate(made)], whole)
 
-    def open(self, part: _Leaves) -> Any:
+
+@dataclass(frozen=True)
+class _Run(Pieces):
+    """The pieces of one task's work, or of many tasks' at once, as the plan has them."""
+
+    plan: _Plan
+    shared: Leaves
+    given: _Given
+
+    def __call__(
+        self,
+        name: tuple[Any, ...],
+        piece: Piece,
+        state: Sequence[Leaves] = (),
+        *,
+        at: At | None = None,
+        data: Sequence[Part] = (),
+        totals: Tensors | None = None,
+    ) -> tuple[Leaves, ...]:
+        made, arguments = self._ready(name, piece, state, at, data)
+        return self._parts(made, self._call(made.run, arguments), totals)
+
+    def recorded(
+        self,
+        name: tuple[Any, ...],
+        piece: Piece,
+        state: Sequence[Leaves] = (),
+        *,
+        cotangent: Callable[[Any], list[Tensor]],
+        at: At | None = None,
+        data: Sequence[Part] = (),
+    ) -> tuple[Leaves, Callable[[Leaves, Tensors], Leaves]]:
+        made, arguments = self._ready(name, piece, state, at, data, cotangent=cotangent)
+        back = made.back
+        assert back is not None
+        outputs = self._call(made.run, arguments)
+        first, second = made.forms
+        saved = outputs[first.count :]
+
+        def pull(adjoint: Leaves, totals: Tensors) -> Leaves:
+            gradients = self._call(back, [*saved, *adjoint.tensors])
+            (part,) = self._parts(made._replace(forms=[second]), gradients, totals)
+            return part
+
+        return Leaves([*outputs[: first.count]], first), pull
+
+    @property
+    def drawn(self) -> Leaves:
+        return self.given.drawn
+
+    def batch(self, part: Part, index: int) -> Leaves:
+        return self.given.batch(part, index)
+
+    def open(self, part: Leaves) -> Any:
         return part.form.tree(iter(part.tensors))
 
-    def add(self, one: _Leaves, other: _Leaves) -> _Leaves:
+    def add(self, one: Leaves, other: Leaves) -> Leaves:
         sums = [a + b for a, b in zip(one.tensors, other.tensors, strict=True)]
-        return _Leaves(sums, one.form)
+        return Leaves(sums, one.form)
 
     def sum(self, tree: Any) -> Any:
         tree = super().sum(tree)
@@ -415,10 +374,10 @@ class _Run(Pieces):
 
     def _parts(
         self, made: _Made, outputs: Sequence[Tensor], totals: Tensors | None
-    ) -> tuple[_Leaves, ...]:
+    ) -> tuple[Leaves, ...]:
         parts, begin = [], 0
         for form in made.forms:
-            parts.append(_Leaves([*outputs[begin : begin + form.count]], form))
+            parts.append(Leaves([*outputs[begin : begin + form.count]], form))
             begin += form.count
         if totals is not None:
             for name, more in zip(made.totals, outputs[begin:], strict=True):
@@ -429,7 +388,7 @@ class _Run(Pieces):
         self,
         name: tuple[Any, ...],
         piece: Piece,
-        state: Sequence[_Leaves],
+        state: Sequence[Leaves],
         at: At | None,
         data: Sequence[Part],
         *,
@@ -500,7 +459,7 @@ class _Run(Pieces):
             raise Unfit(f"{type(error).__name__}: {' '.join(lines[:3])}") from error
         forms, begin = [], 0
         for size, (others, spec) in zip(flat.sizes, flat.parts, strict=True):
-            forms.append(compiler.form(got[begin : begin + size], others, spec))
+            forms.append(compiler.forms.of(got[begin : begin + size], others, spec))
             begin += size
         return _Made(run, forms, flat.totals, back)
 
@@ -509,7 +468,7 @@ class _Flat:
     """A piece as a function of tensors in a row, to the tensors of its parts and the sums over tasks."""
 
     def __init__(
-        self, run: _Run, piece: Piece, own: Sequence[_Leaves], at: At, beside: int, data: int
+        self, run: _Run, piece: Piece, own: Sequence[Leaves], at: At, beside: int, data: int
     ) -> None:
         self.run = run
         self.piece = piece
@@ -520,7 +479,7 @@ class _Flat:
         """So many of the arguments, the last ones, are data."""
         self.cotangents: list[Tensor] | None = None
         self.told: set[str] = set()
-        self.parts: list[tuple[tuple[_Other | None, ...], Any]] = []
+        self.parts: list[tuple[tuple[Other | None, ...], Any]] = []
         self.sizes: list[int] = []
         self.totals: list[str] = []
 
@@ -578,10 +537,8 @@ class _Flat:
         tensors: list[Tensor] = []
         self.parts, self.sizes = [], []
         for part in parts:
-            leaves, spec = pytree.tree_flatten(part)
-            own = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-            others = tuple(None if isinstance(x, Tensor) else _Other(x) for x in leaves)
-            alien = _Form(spec, others, 0).alien
+            own, others, spec = parted(part)
+            alien = Form(spec, others, 0).alien
             if alien:
                 raise Unfit(f"it returns {alien}, whose tensors would be taken for constants")
             tensors += own
@@ -616,10 +573,6 @@ def _generic(tensor: Tensor, seed: int) -> Tensor:
     return torch.empty_like(tensor).copy_(near)
 
 
-def _tensors(tree: Any) -> list[Tensor]:
-    return [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, Tensor)]
-
-
 def _autocast(tree: Any) -> list[tuple[str, torch.dtype]]:
-    types = sorted({tensor.device.type for tensor in _tensors(tree)})
+    types = sorted({tensor.device.type for tensor in tensors_of(tree)})
     return [(t, torch.get_autocast_dtype(t)) for t in types if torch.is_autocast_enabled(t)]

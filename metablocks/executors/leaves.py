@@ -1,0 +1,86 @@
+"""Trees of tensors, flat: the tensors in a row, and the form in which they stand."""
+
+from collections.abc import Hashable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from metablocks.executors.graphs import Unfit
+
+_KNOWN = (Tensor, bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device)
+_MOST = 6400  # forms that are kept; then all go
+
+
+class Other:
+    """A leaf of a tree that is no tensor, by type and value."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+        self.key = (type(value), value if isinstance(value, _KNOWN) else None)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Other) and other.key == self.key
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+
+class Form:
+    """The form of a tree of tensors; the same object for equal ones."""
+
+    def __init__(self, spec: Any, others: tuple[Other | None, ...], count: int) -> None:
+        self.spec = spec
+        self.others = others
+        self.count = count
+        alien = {type(x.value).__name__ for x in others if x and not isinstance(x.value, _KNOWN)}
+        self.alien = ", ".join(sorted(alien))
+
+    def tree(self, tensors: Iterator[Tensor]) -> Any:
+        """The tree with tensors of an iterator."""
+        if self.alien:
+            raise Unfit(
+                f"its arguments hold {self.alien}, whose tensors would be taken for constants; hand over "
+                "tuples, lists and dicts of tensors"
+            )
+        leaves = [next(tensors) if other is None else other.value for other in self.others]
+        return pytree.tree_unflatten(leaves, self.spec)
+
+
+class Leaves(NamedTuple):
+    """A tree of tensors, flat."""
+
+    tensors: list[Tensor]
+    form: Form
+
+
+def parted(tree: Any) -> tuple[list[Tensor], tuple[Other | None, ...], Any]:
+    """The tensors of a tree, what stands between them (None for each tensor), and its structure."""
+    leaves, spec = pytree.tree_flatten(tree)
+    tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+    others = tuple(None if isinstance(leaf, Tensor) else Other(leaf) for leaf in leaves)
+    return tensors, others, spec
+
+
+class Forms:
+    """The forms that have come, one object for all that are alike."""
+
+    def __init__(self) -> None:
+        self._known: dict[Hashable, Form] = {}
+
+    def flatten(self, tree: Any) -> Leaves:
+        """A tree as its tensors and their form."""
+        tensors, others, spec = parted(tree)
+        return Leaves(tensors, self.of(tensors, others, spec))
+
+    def of(self, tensors: Sequence[Tensor], others: tuple[Other | None, ...], spec: Any) -> Form:
+        """The form of tensors and what stands between them."""
+        kinds = tuple((t.shape, t.stride(), t.dtype, t.device) for t in tensors)
+        key = (spec, others, kinds)
+        form = self._known.get(key)
+        if form is None:
+            if len(self._known) > _MOST:  # plans of forms that are forgotten are made again
+                self._known.clear()
+            form = self._known.setdefault(key, Form(spec, others, len(kinds)))
+        return form
