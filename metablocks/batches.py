@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 from metablocks.checks import Count, checked, name_of, wrong_answer
 from metablocks.errors import TaskError
 from metablocks.generators import Draws, combined, generators_of
-from metablocks.types import Batch, Drawn, TaskBatch, Tasks, map_tensors
+from metablocks.types import Batch, Drawn, TaskBatch, Tasks, map_tensors, tensors_of
 
 Side: TypeAlias = Literal["support", "query"]
 
@@ -40,7 +40,7 @@ class Batches:
     """
 
     def draw(self, support: Batch, steps: int) -> Any:
-        """What is drawn for `steps` steps of a task in training: a pytree of constants, or None.
+        """The state drawn for `steps` steps of a task in training: a pytree of constants, or None.
 
         It is called before the tasks are spread over the hardware, with generators seeded by the
         number of the task; whatever the executor, a task has the same state.
@@ -109,7 +109,7 @@ class Minibatches(Batches):
     size: Count
 
     def draw(self, support: Batch, steps: int) -> Tensor | None:
-        first = _tensors(support)[0]
+        first = tensors_of(support)[0]
         if self.size >= len(first):
             return None
         passes = -(-steps * self.size // len(first))
@@ -169,7 +169,7 @@ class Stream(Batches):
         if query is not None and self.rows:
             sets.append(("query", query, steps + 1, "steps + 1"))
         for side, batch, least, words in sets:
-            for leaf in _tensors(batch):
+            for leaf in tensors_of(batch):
                 if leaf.ndim < 2 or len(leaf) < least:
                     raise TaskError(
                         f"{self} goes through the rows of {side} leaves [{words}, examples, ...], of "
@@ -222,7 +222,3 @@ def _stacked(states: list[Any], block: str) -> Any:
 def _row(batch: Batch, index: int) -> Batch:
     row: Batch = map_tensors(lambda leaf: leaf[index], batch)
     return row
-
-
-def _tensors(batch: Batch) -> list[Tensor]:
-    return [leaf for leaf in pytree.tree_leaves(batch) if isinstance(leaf, Tensor)]

@@ -58,7 +58,7 @@ class Epoch:
     scores: Tensor | None
     """`[steps + 1]`: the mean of the metric over the training tasks; nan where no query pass was made."""
     validation: Validation | None
-    """What `validation` gave after the epoch."""
+    """The means over the validation tasks after the epoch; None without `validation`."""
     seconds: float
     """Its time, validation included."""
 

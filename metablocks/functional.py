@@ -18,7 +18,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parameter import is_lazy
-from torch.utils import _pytree as pytree
 
 from metablocks.checks import check, checked
 from metablocks.errors import ModuleError
@@ -27,7 +26,7 @@ from metablocks.generators import Watch, Written, generators_of, get_states, set
 from metablocks.kernels import second_derivative_wanted, unfused
 from metablocks.per_step import Position, StepAware
 from metablocks.twins import Survey, twin
-from metablocks.types import Tensors, map_tensors
+from metablocks.types import Tensors, map_tensors, tensors_of
 
 NormStatistics: TypeAlias = Literal["batch", "running", "support"]
 
@@ -169,7 +168,7 @@ class ModuleView:
     def entering(
         self, name: str, state: ModuleState, inputs: Any, *, training: bool | None = None
     ) -> Any:
-        """What enters the module `name` on a batch's inputs, at inner step 0: its first argument.
+        """The argument that enters the module `name` on a batch's inputs, at inner step 0.
 
         Raises `ModuleError` for a name that is none, and a module that is not called once.
         """
@@ -243,7 +242,7 @@ class ModuleView:
         states = get_states(generators_of([*state.params.values()], self.generators))
         given = self._given(state)
         own = self.state()
-        guarded = {storage(x): _ARGUMENTS for x in _leaves(arguments)}
+        guarded = {storage(x): _ARGUMENTS for x in tensors_of(arguments)}
         for tree in (own.params, own.buffers, given):
             guarded |= {storage(tensor): name for name, tensor in tree.items()}
         guarded.pop(0, None)
@@ -260,7 +259,7 @@ class ModuleView:
         tensors = {name: tensor.clone() for name, tensor in given.items()}
         arguments = map_tensors(torch.clone, arguments)
         before = {name: storage(tensor) for name, tensor in tensors.items()}
-        guarded = {storage(x): _ARGUMENTS for x in _leaves(arguments)}
+        guarded = {storage(x): _ARGUMENTS for x in tensors_of(arguments)}
         guarded |= {address: name for name, address in before.items()}
         guarded.pop(0, None)
         watch = Watch(guarded, refuse=False)
@@ -559,10 +558,6 @@ def _check(module: nn.Module) -> None:
 
 def _tracks(module: nn.Module) -> bool:
     return isinstance(module, _NormBase) and getattr(module, "running_mean", None) is not None
-
-
-def _leaves(tree: Any) -> list[Tensor]:
-    return [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, Tensor)]
 
 
 def _versions(tensors: Tensors) -> list[int]:

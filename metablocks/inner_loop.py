@@ -248,7 +248,7 @@ class InnerLoop:
     loss: Loss
     """Judges queries."""
     support_loss: Loss
-    """What the inner steps descend."""
+    """The loss that the inner steps descend."""
     adapted: tuple[str, ...]
     constants: Tensors
     """Frozen parameters, under the learner's names: needed by the forward pass, never learned."""
@@ -275,11 +275,11 @@ class InnerLoop:
     batches: Batches = FullBatch()  # noqa: RUF009  (which is frozen)
     """The examples that each step sees."""
     starting: Start = AsLearned()  # noqa: RUF009  (which is frozen)
-    """What a task begins with."""
+    """The fast weights that a task begins with."""
     reshapes: bool = False
     """True if tasks come one by one, so that `starting` may ask for other shapes."""
     shapes_held: str | None = None
-    """What of the rule is made for the parameters' own shapes; None if nothing is."""
+    """The member of the rule that is made for the parameters' own shapes; None if none is."""
     position: Position | None = None
     """The step, while a trace is made that is to serve all steps."""
 

@@ -136,7 +136,7 @@ class Objective:
 
 @dataclass(frozen=True)
 class Pass:
-    """What a pass offers a loss by name."""
+    """The values that a pass offers a loss by name."""
 
     inputs: Any
     target: Any

@@ -21,7 +21,7 @@ from metablocks.batches import Batches
 from metablocks.errors import TaskError, concerning
 from metablocks.generators import Draws, generators_of
 from metablocks.pieces import InPieces
-from metablocks.types import Task, TaskBatch, Tasks, Tensors, weight_of
+from metablocks.types import Task, TaskBatch, Tasks, Tensors, tensors_of, weight_of
 
 TaskFunction: TypeAlias = Callable[[Any, Tensors, Task], tuple[Any, Any]]
 _T = TypeVar("_T")
@@ -163,17 +163,16 @@ def check_tasks(
     for name, one in whole:
         task = one[0] if isinstance(one, TaskBatch) else one
         batches.check(task.support, task.query if judged else None, steps)
-        for side in ("support", "query") if judged else ("support",):
-            batch = batches.query(task.query, 0)
-            if side == "support":
-                batch = batches.select(task.support, None, 0)
+        firsts = {"support": batches.select(task.support, None, 0)}
+        if judged:
+            firsts["query"] = batches.query(task.query, 0)
+        for side, batch in firsts.items():
             for part, tree in enumerate(getattr(one, side)):
                 for path, leaf in pytree.tree_leaves_with_path(tree):
                     if isinstance(leaf, Tensor):
                         where = f"{name}.{side}[{part}]{pytree.keystr(path)}"
                         _check_leaf(where, leaf, differentiated)
-                leaves = [x for x in pytree.tree_leaves(batch[part]) if isinstance(x, Tensor)]
-                examples = [size for leaf in leaves for size in leaf.shape[:1]]
+                examples = [size for leaf in tensors_of(batch[part]) for size in leaf.shape[:1]]
                 if examples and not any(examples):
                     raise TaskError(
                         f"{name}.{side}[{part}] has no examples; a {side} set has at least one",
