@@ -8,20 +8,39 @@ or in functions that a function calls, is not seen.
 """
 
 from collections.abc import Hashable, Iterator
-from functools import partial
+from functools import lru_cache, partial
 from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-_PLAIN = (int, float, complex, bool, str, bytes, type(None), torch.dtype, torch.device)
+_PLAIN = frozenset((int, float, complex, bool, str, bytes, type(None), torch.dtype, torch.device))
 _LONG = 100  # items of a container beyond which it is known by identity and length
 _HOOKS = tuple(name for name in nn.Module().__dict__ if "hooks" in name)
 _INTERNAL = {*nn.Module().__dict__} - {"training"}
 
 
-def fingerprint(thing: Any) -> Hashable:
+class Fingerprint:
+    """What was seen of a module, a function or another callable. Equal ones were seen alike.
+
+    It keeps the objects that it knows by identity alive, so that no other can take their place.
+    """
+
+    __slots__ = ("_held", "_seen")
+
+    def __init__(self, seen: Hashable, held: list[Any]) -> None:
+        self._seen = seen
+        self._held = held
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Fingerprint) and other._seen == self._seen
+
+    def __hash__(self) -> int:
+        return hash(self._seen)
+
+
+def fingerprint(thing: Any) -> Fingerprint:
     """The fingerprint of a module, a function or another callable.
 
     >>> layer = nn.Dropout(0.5)
@@ -33,21 +52,8 @@ def fingerprint(thing: Any) -> Hashable:
     >>> fingerprint(layer) == before
     True
     """
-    if isinstance(thing, nn.Module):
-        return tuple(_of_module(module) for module in thing.modules())
-    if isinstance(thing, MethodType):
-        return fingerprint(thing.__func__), fingerprint(thing.__self__)
-    if isinstance(thing, FunctionType):
-        return _of_function(thing, named=True)
-    if isinstance(thing, partial):
-        return fingerprint(thing.func), tuple(
-            fingerprint(x) if callable(x) else _of_value(x)
-            for x in (*thing.args, *thing.keywords.values())
-        )
-    attributes = getattr(thing, "__dict__", None)
-    if isinstance(attributes, dict) and not isinstance(thing, type | ModuleType):
-        return (Same(thing), *((name, _of_value(value)) for name, value in attributes.items()))
-    return _of_value(thing)
+    held: list[Any] = []
+    return Fingerprint(_of(thing, held), held)
 
 
 class Same:
@@ -65,26 +71,68 @@ class Same:
         return id(self.value)
 
 
-def _of_module(module: nn.Module) -> Hashable:
+def _of(thing: Any, held: list[Any]) -> Hashable:
+    if isinstance(thing, nn.Module):
+        return tuple([_of_module(module, held) for module in _modules(thing, {}).values()])
+    if isinstance(thing, MethodType):
+        return _of(thing.__func__, held), _of(thing.__self__, held)
+    if isinstance(thing, FunctionType):
+        if not thing.__closure__ and str(thing.__module__).startswith("torch."):
+            return _identity(thing, held)  # PyTorch's own stay as they are
+        return _of_function(thing, held, named=True)
+    if isinstance(thing, partial):
+        return _of(thing.func, held), tuple(
+            _of(x, held) if callable(x) else _of_value(x, held)
+            for x in (*thing.args, *thing.keywords.values())
+        )
+    attributes = getattr(thing, "__dict__", None)
+    if isinstance(attributes, dict) and not isinstance(thing, type | ModuleType):
+        own = [(name, _of_value(value, held)) for name, value in attributes.items()]
+        return (_identity(thing, held), *own)
+    return _of_value(thing, held)
+
+
+def _identity(thing: Any, held: list[Any]) -> int:
+    held.append(thing)
+    return id(thing)
+
+
+def _modules(module: nn.Module, found: dict[int, nn.Module]) -> dict[int, nn.Module]:
+    """A module and those inside it, by id; quicker than `modules()`, which makes names."""
+    if id(module) not in found:
+        found[id(module)] = module
+        for child in module._modules.values():
+            if child is not None:
+                _modules(child, found)
+    return found
+
+
+def _of_module(module: nn.Module, held: list[Any]) -> Hashable:
     own = module.__dict__
-    hooks = [_of_value(hook) for name in _HOOKS for hook in (own.get(name) or {}).values()]
+    hooks = [
+        _of_value(hook, held)
+        for name in _HOOKS
+        if (hooks_of := own.get(name))
+        for hook in hooks_of.values()
+    ]
     return (
         type(module),
-        tuple((name, _of_value(v)) for name, v in own.items() if name not in _INTERNAL),
-        tuple((name, None if p is None else id(p)) for name, p in module._parameters.items()),
-        tuple((name, buffer is None) for name, buffer in module._buffers.items()),
-        tuple((name, Same(child)) for name, child in module._modules.items()),
+        tuple([(name, _of_value(v, held)) for name, v in own.items() if name not in _INTERNAL]),
+        tuple([(name, p is None or id(p)) for name, p in module._parameters.items()]),
+        tuple([(name, buffer is None) for name, buffer in module._buffers.items()]),
+        tuple([(name, _identity(child, held)) for name, child in module._modules.items()]),
         tuple(hooks),
     )
 
 
-def _of_function(function: FunctionType, *, named: bool = False) -> Hashable:
+def _of_function(function: FunctionType, held: list[Any], *, named: bool = False) -> Hashable:
     defaults = (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values())
+    inside = cell_contents(function)
     return (
         function.__code__,
-        tuple(_of_value(value) for value in defaults),
-        tuple(_read(value) if named else _of_value(value, 2) for value in cell_contents(function)),
-        tuple(_globals(function)) if named else Same(function),
+        tuple(_of_value(value, held) for value in defaults),
+        tuple(_read(value, held) if named else _of_value(value, held, 2) for value in inside),
+        tuple(_globals(function, held)) if named else _identity(function, held),
     )
 
 
@@ -97,43 +145,46 @@ def cell_contents(function: FunctionType) -> Iterator[Any]:
             yield None
 
 
-def _globals(function: FunctionType) -> Iterator[Hashable]:
+def _globals(function: FunctionType, held: list[Any]) -> Iterator[Hashable]:
     """The globals that a function names, and those of their attributes that it names."""
-    names = set(_names(function.__code__))
-    for name in sorted(names & function.__globals__.keys()):
+    names = _names(function.__code__)
+    for name in names:
+        if name not in function.__globals__:
+            continue
         value = function.__globals__[name]
-        yield name, _read(value)
+        yield name, _read(value, held)
         attributes = {} if isinstance(value, nn.Module) else getattr(value, "__dict__", {})
-        for attribute in sorted(names & attributes.keys()):
-            yield name, attribute, _read(attributes[attribute])
+        for attribute in names if attributes else ():
+            if attribute in attributes:
+                yield name, attribute, _read(attributes[attribute], held)
 
 
-def _read(value: Any) -> Hashable:
+def _read(value: Any, held: list[Any]) -> Hashable:
     """Of what a loss or a rule reads by itself: of a module all."""
-    return fingerprint(value) if isinstance(value, nn.Module) else _of_value(value, 2)
+    return _of(value, held) if isinstance(value, nn.Module) else _of_value(value, held, 2)
 
 
-def _names(code: CodeType) -> Iterator[str]:
-    yield from code.co_names
-    for constant in code.co_consts:
-        if isinstance(constant, CodeType):
-            yield from _names(constant)
+@lru_cache
+def _names(code: CodeType) -> tuple[str, ...]:
+    """The names that code reads, also those of functions in it."""
+    inner = (constant for constant in code.co_consts if isinstance(constant, CodeType))
+    return tuple(dict.fromkeys((*code.co_names, *(name for one in inner for name in _names(one)))))
 
 
-def _of_value(value: Any, depth: int = 3) -> Hashable:
+def _of_value(value: Any, held: list[Any], depth: int = 3) -> Hashable:
     kind = type(value)
     if kind in _PLAIN:
         return kind, value
     if isinstance(value, Tensor):
         moves = isinstance(value, nn.Parameter) or value.is_inference()
-        return Same(value), None if moves else value._version
+        return _identity(value, held), None if moves else value._version
     if isinstance(value, list | tuple | dict | set | frozenset):
         if depth and len(value) <= _LONG:
             items = value.items() if isinstance(value, dict) else value
-            return kind, tuple(_of_value(item, depth - 1) for item in items)
-        return Same(value), len(value)
+            return kind, tuple([_of_value(item, held, depth - 1) for item in items])
+        return _identity(value, held), len(value)
     if kind is FunctionType and depth:
-        return _of_function(value)
+        return _of_function(value, held)
     if kind is MethodType:
-        return Same(value.__func__), Same(value.__self__)
-    return Same(value)
+        return _identity(value.__func__, held), _identity(value.__self__, held)
+    return _identity(value, held)

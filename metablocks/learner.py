@@ -8,8 +8,8 @@ import math
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
-from functools import partial, wraps
-from typing import Annotated, Any, NamedTuple, TypeVar
+from functools import lru_cache, partial, wraps
+from typing import Annotated, Any, NamedTuple, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +33,7 @@ from metablocks.estimators.sweep import start, step
 from metablocks.executors import (
     Executor,
     Loop,
+    TaskFunction,
     TaskWork,
     check_tasks,
     executor_of,
@@ -70,6 +71,8 @@ from metablocks.types import Batch, Progress, Task, Tasks, Tensors, as_tasks, ma
 Metric = Callable[[Any, Any], Any]
 """`(prediction, target) -> score`: a scalar tensor, or a number."""
 
+
+Parameters: TypeAlias = dict[str, nn.Parameter]
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 
@@ -259,13 +262,18 @@ class MetaLearner(nn.Module):
         self._read: tuple[Hashable, ...] = ()
         self._reached = False
         self._evaluation_steps(steps)
-        self._losses()
+        self._losses(self._named())
         check_compatible(self._assembly())
 
     @property
     def adapted(self) -> tuple[str, ...]:
         """The names of the parameters that move inside a task, frozen ones left out."""
-        flags = tuple((name, p.requires_grad) for name, p in self.model.named_parameters())
+        return self._adapted(self._named())
+
+    def _adapted(self, parameters: Parameters) -> tuple[str, ...]:
+        flags = tuple(
+            [(n, p.requires_grad) for n, p in parameters.items() if n.startswith("model.")]
+        )
         if self._selected[0] != flags:
             with concerning("MetaLearner", "adapt"):
                 self._selected = flags, select_parameters(self._patterns, self.model)
@@ -274,7 +282,7 @@ class MetaLearner(nn.Module):
     @property
     def learned(self) -> Tensors:
         """The meta-parameters: all that is trainable, except for what `start` replaces."""
-        return self._meta_parameters()
+        return self._learned(self._named())
 
     @property
     def max_steps(self) -> int | None:
@@ -306,7 +314,8 @@ class MetaLearner(nn.Module):
         trainable tensors that the loss reads and that are none; `TaskError` for malformed tasks, and
         what the blocks raise.
         """
-        return self._meta_gradient(tasks, progress or Progress(), metric, put_back=True)
+        parameters = self._named()
+        return self._meta_gradient(tasks, parameters, progress, metric, put_back=True)
 
     @_differentiating
     @checked()
@@ -322,11 +331,10 @@ class MetaLearner(nn.Module):
         Buffers that are collected move by `buffer_changes`. Random draws advance the global state,
         so that the next call draws anew.
         """
-        result = self._meta_gradient(tasks, progress or Progress(), metric, put_back=False)
-        parameters = self._meta_parameters()
-        torch.autograd.backward(
-            list(parameters.values()), [result.grads[name].clone() for name in parameters]
-        )
+        parameters = self._named()
+        result = self._meta_gradient(tasks, parameters, progress, metric, put_back=False)
+        learned = [parameters[name] for name in result.grads]
+        torch.autograd.backward(learned, [grad.clone() for grad in result.grads.values()])
         for name, change in result.buffer_changes.items():
             self.model.get_buffer(name.removeprefix("model.")).add_(change)
         return result
@@ -353,8 +361,11 @@ class MetaLearner(nn.Module):
         """
         tasks = as_tasks(tasks)
         check_tasks(tasks, self.batches, self.steps if steps is None else steps)
-        inner, buffers = self._inner_at_evaluation(tasks, steps, metric, norm_statistics)
-        work = self._evaluation_work(inner, detach(self._meta_parameters()))
+        parameters = self._named()
+        inner, buffers = self._inner_at_evaluation(
+            tasks, parameters, steps, metric, norm_statistics
+        )
+        work = self._evaluation_work(inner, detach(self._learned(parameters)))
         with self._seeded(inner, tasks, put_back=True) as tasks:
             _, result = self._execute(work, buffers, tasks)
         losses, predictions, scores = result
@@ -375,12 +386,12 @@ class MetaLearner(nn.Module):
         task = Task(*map_tensors(torch.Tensor.detach, (support, support)))
         steps = self.steps if steps is None else steps
         check_tasks([task], self.batches, steps, judged=False)
-        inner, buffers = self._inner_at_evaluation([task], steps, judged=False)
-        meta = detach(self._meta_parameters())
+        parameters = self._named()
+        inner, buffers = self._inner_at_evaluation([task], parameters, steps, judged=False)
+        meta = detach(self._learned(parameters))
         batch = self._first_batch(task.support)
-        first = Task(batch, batch)
-        with inner.draws.put_back():
-            self._check_reads(replace(inner, batches=FullBatch()), buffers, [first], reach=False)
+        whole = replace(inner, batches=FullBatch())
+        self._check_reads(whole, parameters, buffers, [Task(batch, batch)], reach=False)
         seeded = self._seeded(inner, [task], put_back=True)
         with seeded as tasks, inner.draws.seeded(tasks[0].seed), inner.draws.observed():
             last = carry = inner.start(meta, buffers, inner.support_of(task, -1))
@@ -396,9 +407,15 @@ class MetaLearner(nn.Module):
         return self.__dict__ | caches
 
     def _meta_gradient(
-        self, tasks: Tasks, progress: Progress, metric: Metric | None, *, put_back: bool
+        self,
+        tasks: Tasks,
+        parameters: Parameters,
+        progress: Progress | None,
+        metric: Metric | None,
+        *,
+        put_back: bool,
     ) -> MetaGradient:
-        tasks = as_tasks(tasks)
+        tasks, progress = as_tasks(tasks), progress or Progress()
         share = share_of(self.executor)
         if share.processes == 1 or tasks != []:  # one of several processes may have none
             check_tasks(tasks, self.batches, self.steps, differentiated=True)
@@ -413,11 +430,10 @@ class MetaLearner(nn.Module):
             )
         through = steps_through(self.order, self.steps, progress)
         weights = step_weights(self.step_loss, self.steps, progress)
-        inner, buffers = self._inner(tasks, self.steps, through, weights, metric=metric)
+        inner, buffers = self._inner(tasks, parameters, self.steps, through, weights, metric=metric)
         with self._seeded(inner, tasks, first=first, put_back=put_back) as tasks:
-            with inner.draws.put_back():
-                self._check_reads(inner, buffers, tasks, reach=True)
-            work = self._work(inner, detach(self._meta_parameters()))
+            self._check_reads(inner, parameters, buffers, tasks, reach=True)
+            work = self._work(inner, detach(self._learned(parameters)))
             totals, (query_losses, scores) = self._execute(work, buffers, tasks)
         grads, changes, metrics, loss = totals
         grads = {name: grad / weight for name, grad in grads.items()}
@@ -455,8 +471,9 @@ class MetaLearner(nn.Module):
         def short() -> TaskWork:
             return self._work(inner.shortened(), meta)
 
-        pieces = InPieces(inner, meta, drive, short if cut else None)
-        return self._compilable(TaskWork(estimate, inner.draws, pieces), estimator)
+        return self._compilable(
+            estimate, InPieces(inner, meta, drive, short if cut else None), estimator
+        )
 
     def _evaluation_work(self, inner: InnerLoop, meta: Tensors) -> TaskWork:
         """Losses, predictions and scores after each step as a function of tasks that may be compiled."""
@@ -493,12 +510,11 @@ class MetaLearner(nn.Module):
             return (), (losses, detach_tree(run.open(prediction)), rows)
 
         cut = InPieces(inner, meta, drive, lambda: self._evaluation_work(inner.shortened(), meta))
-        return self._compilable(TaskWork(judge, inner.draws, cut), "evaluation")
+        return self._compilable(judge, cut, "evaluation")
 
-    def _compilable(self, work: TaskWork, kind: Hashable) -> TaskWork:
-        """The work with its key, which tells it from work of another kind."""
-        assert work.pieces is not None
-        inner = work.pieces.inner
+    def _compilable(self, call: TaskFunction, pieces: InPieces, kind: Hashable) -> TaskWork:
+        """Work with its key, which tells it from work of another kind."""
+        inner = pieces.inner
 
         def identify() -> Hashable:
             read = (self.loss, self.support_loss, inner.metric, inner.batches, inner.starting)
@@ -506,7 +522,7 @@ class MetaLearner(nn.Module):
             blocks = (self._identity, kind, inner.training, inner.model.key, inner.rule.key)
             return (*blocks, *functions)
 
-        return replace(work, identify=identify)
+        return TaskWork(call, inner.draws, pieces, identify)
 
     @contextmanager
     def _seeded(
@@ -550,6 +566,7 @@ class MetaLearner(nn.Module):
     def _inner(
         self,
         tasks: Tasks,
+        parameters: Parameters,
         steps: int,
         through: tuple[bool, ...],
         weights: tuple[float, ...],
@@ -568,7 +585,7 @@ class MetaLearner(nn.Module):
         if norm_statistics == "support":
             predicting = self._functional_model("running").now()
         rule = self._functional_rule.now()
-        loss, support_loss = self._losses()
+        loss, support_loss = self._losses(parameters)
         loss = loss if judged else support_loss
         if metric is not None and not loss.predicts:
             raise BlockError(
@@ -577,28 +594,29 @@ class MetaLearner(nn.Module):
                 block="MetaLearner",
                 field="metric",
             )
-        meta = self._meta_parameters()
-        frozen = detach({n: p for n, p in self.named_parameters() if n not in meta})
-        params, buffers = map(detach, model.state())
-        batch = None
-        if len(tasks) and support_loss.predicts:
-            batch = self._first_batch(tasks[0].support)
-        elif len(tasks) and loss.predicts:
-            batch = self.batches.query(tasks[0].query, 0)
+        meta = self._learned(parameters)
+        frozen = detach({n: p for n, p in parameters.items() if n not in meta})
+        buffers = detach(model.state().buffers)
+        runs = len(tasks) > 0 and (support_loss.predicts or loss.predicts)
         for view in (model, predicting):
-            if view is None or batch is None or view.was_run(training=training):
+            if view is None or not runs or view.was_run(training=training):
                 continue
+            if support_loss.predicts:
+                batch = self._first_batch(tasks[0].support)
+            else:
+                batch = self.batches.query(tasks[0].query, 0)
+            params = detach(model.state().params)
             held = Draws(generators_of(params, view.generators))
             with held.put_back(), held.observed():
                 check_inference(self)
                 view.apply(ModuleState(params, buffers), batch[0], training=training)
-        changing = model.changing_buffers(training=training) if batch is not None else frozenset()
+        changing = model.changing_buffers(training=training) if runs else frozenset()
         inner = InnerLoop(
             model=model,
             rule=rule,
             loss=loss,
             support_loss=support_loss,
-            adapted=self.adapted,
+            adapted=self._adapted(parameters),
             constants=frozen,
             model_buffers={n: b for n, b in buffers.items() if n not in changing},
             rule_buffers=detach(rule.state().buffers),
@@ -606,11 +624,7 @@ class MetaLearner(nn.Module):
             steps=steps,
             through=through,
             draws=self._draws_of(training, (model, rule), (loss, support_loss), metric),
-            weights={
-                index: torch.tensor(weight, dtype=torch.float64, device="cpu")
-                for index, weight in enumerate(weights)
-                if weight
-            },
+            weights=dict(_weight_tensors(weights)),
             collected=tuple(n for n in buffers if n in model.collected and n in changing),
             training=training,
             metric=metric,
@@ -625,6 +639,7 @@ class MetaLearner(nn.Module):
     def _inner_at_evaluation(
         self,
         tasks: Tasks,
+        parameters: Parameters,
         steps: int | None,
         metric: Metric | None = None,
         norm_statistics: NormStatistics | None = None,
@@ -636,7 +651,8 @@ class MetaLearner(nn.Module):
             check_compatible(self._assembly(norm_statistics))
         weights = (0.0,) * steps + (1.0,)
         norms = norm_statistics or self.norm_statistics
-        return self._inner(tasks, steps, (False,) * steps, weights, False, metric, norms, judged)
+        through = (False,) * steps
+        return self._inner(tasks, parameters, steps, through, weights, False, metric, norms, judged)
 
     def _functional_model(self, norm_statistics: NormStatistics) -> FunctionalModule:
         if norm_statistics not in self._functional_models:
@@ -656,13 +672,11 @@ class MetaLearner(nn.Module):
         loss = self._objective("loss")
         return loss, loss if self.support_loss is None else self._objective("support_loss")
 
-    def _losses(self) -> tuple[Loss, Loss]:
+    def _losses(self, parameters: Parameters) -> tuple[Loss, Loss]:
         """`loss` and `support_loss` as they are now."""
         loss, support_loss = self._objectives_now
-        judge = loss.now(self.named_parameters())
-        if support_loss is loss:
-            return judge, judge
-        return judge, support_loss.now(self.named_parameters())
+        judge = loss.now(parameters.items())
+        return judge, judge if support_loss is loss else support_loss.now(parameters.items())
 
     def _draws_of(
         self,
@@ -678,7 +692,7 @@ class MetaLearner(nn.Module):
         if key not in self._draws:
             held = [generator for view in views for generator in view.generators]
             kept = [*self._draws.items()][-7:]
-            draws = Draws(generators_of(self._meta_parameters(), held))
+            draws = Draws(generators_of(self.learned, held))
             self._draws = {**dict(kept), key: draws}
         return self._draws[key]
 
@@ -696,33 +710,45 @@ class MetaLearner(nn.Module):
             step_loss=self.step_loss,
             estimator=self.estimator,
             adapted=self.adapted,
-            parameters=dict(self.named_parameters()),
+            parameters=self._named(),
             norm_statistics=norm_statistics or self.norm_statistics,
             allow_unused=self.allow_unused,
         )
 
-    def _meta_parameters(self) -> Tensors:
-        return learned(dict(self.named_parameters()), self.start, self.model)
+    def _named(self) -> Parameters:
+        """The parameters as they are now, to be found once in a call."""
+        return dict(self.named_parameters())
+
+    def _learned(self, parameters: Parameters) -> Tensors:
+        return learned(parameters, self.start, self.model)
 
     def _check_reads(
-        self, inner: InnerLoop, buffers: Tensors, tasks: Tasks, *, reach: bool
+        self,
+        inner: InnerLoop,
+        parameters: Parameters,
+        buffers: Tensors,
+        tasks: Tasks,
+        *,
+        reach: bool,
     ) -> None:
         """Once for each state of model, rule and losses: nothing trainable is read but meta-parameters.
 
         And the losses go with the rest as they are now. With `reach`, once for all: the tasks reach all
         of these.
         """
-        flags = trainable_flags(self.parameters(), inner)
+        flags = trainable_flags(parameters.values(), inner)
         losses = (loss.objective.loss for loss in (inner.loss, inner.support_loss))
         functions = map(Same, (*losses, inner.metric))
         key = (inner.model.key, inner.rule.key, *functions, flags)
         if key not in self._read:
             check_losses(self._assembly())
         if reach and not self._reached:
-            check_reach(self._assembly(), inner, buffers, tasks, share_of(self.executor))
+            with inner.draws.put_back():
+                check_reach(self._assembly(), inner, buffers, tasks, share_of(self.executor))
             self._reached = True
         elif key not in self._read and len(tasks):
-            check_reads(self._assembly(), inner, buffers, tasks[0])
+            with inner.draws.put_back():
+                check_reads(self._assembly(), inner, buffers, tasks[0])
         if key not in self._read and len(tasks):
             self._read = (*self._read[-7:], key)
 
@@ -743,6 +769,16 @@ def _judge(
 ) -> tuple[QueryPass, Any]:
     passed = inner.query(meta, carry, batch, at.index)
     return passed._replace(prediction=None), passed.prediction
+
+
+@lru_cache(maxsize=16)
+def _weight_tensors(weights: tuple[float, ...]) -> list[tuple[int, Tensor]]:
+    """The weights of query losses that count, by the carry, as tensors; nobody writes into them."""
+    return [
+        (index, torch.tensor(weight, dtype=torch.float64, device="cpu"))
+        for index, weight in enumerate(weights)
+        if weight
+    ]
 
 
 def _in_training(norm_statistics: NormStatistics) -> NormStatistics:

@@ -104,26 +104,27 @@ class TaskBatch:
     def __post_init__(self) -> None:
         _as_dicts(self)
         _weigh(self, like=(self.support, self.query))
-        sizes = {
-            f"{side}{pytree.keystr(path)} {list(leaf.shape)}": leaf.shape[0] if leaf.ndim else None
-            for side in ("support", "query")
-            for path, leaf in pytree.tree_leaves_with_path(getattr(self, side))
-            if isinstance(leaf, Tensor)
-        }
-        if not sizes:
+        shapes = [leaf.shape for leaf in tensors_of((self.support, self.query))]
+        if not shapes:
             raise TaskError(
                 "TaskBatch support and query hold no tensor; they are pairs of tensors",
                 block="TaskBatch",
                 field="support",
             )
-        if len(set(sizes.values())) != 1 or None in sizes.values() or 0 in sizes.values():
+        if len({shape[:1] for shape in shapes}) != 1 or not all(shapes[0][:1] or (0,)):
+            given = (
+                f"{side}{pytree.keystr(path)} {list(leaf.shape)}"
+                for side in ("support", "query")
+                for path, leaf in pytree.tree_leaves_with_path(getattr(self, side))
+                if isinstance(leaf, Tensor)
+            )
             raise TaskError(
                 "every tensor of a TaskBatch is [tasks, examples, ...] with one number of tasks "
-                f"(at least 1); given {', '.join(sizes)}",
+                f"(at least 1); given {', '.join(given)}",
                 block="TaskBatch",
                 field="support",
             )
-        object.__setattr__(self, "_tasks", next(iter(sizes.values())))
+        object.__setattr__(self, "_tasks", shapes[0][0])
         if isinstance(self.weight, Tensor) and self.weight.shape != (len(self),):
             raise TaskError(
                 f"TaskBatch weight is {shown(self.weight)}; it takes one number for each of {len(self)} "
@@ -256,7 +257,9 @@ def tensors_of(tree: Any) -> list[Tensor]:
     >>> tensors_of({"a": torch.ones(1), "b": (None, torch.zeros(1))})
     [tensor([1.]), tensor([0.])]
     """
-    return [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, Tensor)]
+    found: list[Tensor] = []
+    map_tensors(found.append, tree)
+    return found
 
 
 def map_tensors(function: Callable[[Tensor], Any], tree: Any) -> Any:
@@ -313,7 +316,7 @@ def as_tasks(tasks: Any) -> Any:
     >>> len(as_tasks([[x, x], [x, x]]))
     3
     """
-    pair = as_pair(tasks)
+    pair = None if isinstance(tasks, TaskBatch) else as_pair(tasks)
     return TaskBatch(*pair) if pair else tasks
 
 

@@ -10,7 +10,7 @@ tasks.
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 import torch
@@ -21,7 +21,7 @@ from metablocks.batches import Batches
 from metablocks.errors import TaskError, concerning
 from metablocks.generators import Draws, generators_of
 from metablocks.pieces import InPieces
-from metablocks.types import Task, TaskBatch, Tasks, Tensors, tensors_of, weight_of
+from metablocks.types import Task, TaskBatch, Tasks, Tensors, map_tensors, tensors_of, weight_of
 
 TaskFunction: TypeAlias = Callable[[Any, Tensors, Task], tuple[Any, Any]]
 _T = TypeVar("_T")
@@ -161,17 +161,18 @@ def check_tasks(
             )
         whole.append((f"tasks[{index}]", task))
     for name, one in whole:
-        task = one[0] if isinstance(one, TaskBatch) else one
-        batches.check(task.support, task.query if judged else None, steps)
-        firsts = {"support": batches.select(task.support, None, 0)}
+        support, query = one.support, one.query
+        if isinstance(one, TaskBatch):  # the first task stands for all
+            support, query = map_tensors(lambda leaf: leaf[0], (support, query))
+        batches.check(support, query if judged else None, steps)
+        firsts = {"support": batches.select(support, None, 0)}
         if judged:
-            firsts["query"] = batches.query(task.query, 0)
+            firsts["query"] = batches.query(query, 0)
         for side, batch in firsts.items():
             for part, tree in enumerate(getattr(one, side)):
-                for path, leaf in pytree.tree_leaves_with_path(tree):
-                    if isinstance(leaf, Tensor):
-                        where = f"{name}.{side}[{part}]{pytree.keystr(path)}"
-                        _check_leaf(where, leaf, differentiated)
+                for index, leaf in enumerate(tensors_of(tree)):
+                    where = partial(_place, name, side, part, tree, index)
+                    _check_leaf(where, leaf, differentiated)
                 examples = [size for leaf in tensors_of(batch[part]) for size in leaf.shape[:1]]
                 if examples and not any(examples):
                     raise TaskError(
@@ -200,7 +201,7 @@ def _check_weights(tasks: Tasks) -> None:
     if not weights:
         return
     for weight in weights:
-        _check_leaf("the weight of a task", weight, True)
+        _check_leaf(lambda: "the weight of a task", weight, True)
     numbers = torch.cat([weight.detach().flatten().cpu() for weight in weights])
     wrong = [float(number) for number in numbers if not 0 <= number < torch.inf]
     if wrong:
@@ -212,15 +213,22 @@ def _check_weights(tasks: Tasks) -> None:
         )
 
 
-def _check_leaf(where: str, leaf: Tensor, differentiated: bool) -> None:
+def _place(name: str, side: str, part: int, tree: Any, index: int) -> str:
+    """The name of the tensor `index` of a half of a set."""
+    leaves = pytree.tree_leaves_with_path(tree)
+    path = [path for path, leaf in leaves if isinstance(leaf, Tensor)][index]
+    return f"{name}.{side}[{part}]{pytree.keystr(path)}"
+
+
+def _check_leaf(where: Callable[[], str], leaf: Tensor, differentiated: bool) -> None:
     if leaf.is_inference():
         raise TaskError(
-            f"{where} was made under torch.inference_mode(), and autograd cannot save it; make it "
+            f"{where()} was made under torch.inference_mode(), and autograd cannot save it; make it "
             "outside, under torch.no_grad() if need be, or give a clone"
         )
     if differentiated and leaf.requires_grad:
         raise TaskError(
-            f"{where} requires a gradient, and a meta-gradient goes to meta-parameters alone, so that "
+            f"{where()} requires a gradient, and a meta-gradient goes to meta-parameters alone, so that "
             "what computed this tensor would not learn. Give tensor.detach(); or put what computes it "
             "into the model; or differentiate metablocks.adapt, which goes through the batch"
         )

@@ -11,7 +11,7 @@ import logging
 import threading
 import time
 import warnings
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple, TypeAlias
@@ -103,8 +103,8 @@ class Compiler:
         assert cut is not None
         begin, shared = self.forms.flatten(buffers), self._shared(cut.inner, cut.meta)
         given = _Given(self.forms, Pieces(cut.inner, cut.meta, buffers, task), width)
-        autocast = _autocast((cut.meta, task))
         parts = (shared, begin, *(given.batch(part, 0) for part in PARTS))
+        autocast = _autocast(tensor for part in parts for tensor in part.tensors)
         kind = (work.key, width, *autocast, *(part.form for part in parts))
         try:
             plan = self._plans.get(kind)
@@ -321,8 +321,8 @@ class _Run(Pieces):
         data: Sequence[Part] = (),
         totals: Tensors | None = None,
     ) -> tuple[Leaves, ...]:
-        made, arguments = self._ready(name, piece, state, at, data)
-        return self._parts(made, self._call(made.run, arguments), totals)
+        made, arguments = self._ready(name, piece, state, at or At(), data)
+        return self._parts(made.forms, made.totals, self._call(made.run, arguments), totals)
 
     def recorded(
         self,
@@ -334,7 +334,7 @@ class _Run(Pieces):
         at: At | None = None,
         data: Sequence[Part] = (),
     ) -> tuple[Leaves, Callable[[Leaves, Tensors], Leaves]]:
-        made, arguments = self._ready(name, piece, state, at, data, cotangent=cotangent)
+        made, arguments = self._ready(name, piece, state, at or At(), data, cotangent=cotangent)
         back = made.back
         assert back is not None
         outputs = self._call(made.run, arguments)
@@ -343,7 +343,7 @@ class _Run(Pieces):
 
         def pull(adjoint: Leaves, totals: Tensors) -> Leaves:
             gradients = self._call(back, [*saved, *adjoint.tensors])
-            (part,) = self._parts(made._replace(forms=[second]), gradients, totals)
+            (part,) = self._parts([second], made.totals, gradients, totals)
             return part
 
         return Leaves([*outputs[: first.count]], first), pull
@@ -373,14 +373,18 @@ class _Run(Pieces):
             return graph(arguments)
 
     def _parts(
-        self, made: _Made, outputs: Sequence[Tensor], totals: Tensors | None
+        self,
+        forms: list[Form],
+        names: list[str],
+        outputs: Sequence[Tensor],
+        totals: Tensors | None,
     ) -> tuple[Leaves, ...]:
         parts, begin = [], 0
-        for form in made.forms:
+        for form in forms:
             parts.append(Leaves([*outputs[begin : begin + form.count]], form))
             begin += form.count
         if totals is not None:
-            for name, more in zip(made.totals, outputs[begin:], strict=True):
+            for name, more in zip(names, outputs[begin:], strict=True):
                 totals[name] = totals[name] + more if name in totals else more
         return tuple(parts)
 
@@ -389,13 +393,12 @@ class _Run(Pieces):
         name: tuple[Any, ...],
         piece: Piece,
         state: Sequence[Leaves],
-        at: At | None,
+        at: At,
         data: Sequence[Part],
         *,
         cotangent: Callable[[Any], list[Tensor]] | None = None,
     ) -> tuple[_Made, list[Tensor]]:
         """The piece as it was made, now or before, and the arguments of this call."""
-        at = at or At()
         batches = [self.batch(part, at.index) for part in data]
         own = [*state, *batches]
         beside = [] if at.index < 0 else [self.plan.index(at.index, self.shared)]
@@ -573,6 +576,6 @@ def _generic(tensor: Tensor, seed: int) -> Tensor:
     return torch.empty_like(tensor).copy_(near)
 
 
-def _autocast(tree: Any) -> list[tuple[str, torch.dtype]]:
-    types = sorted({tensor.device.type for tensor in tensors_of(tree)})
+def _autocast(tensors: Iterable[Tensor]) -> list[tuple[str, torch.dtype]]:
+    types = sorted({tensor.device.type for tensor in tensors})
     return [(t, torch.get_autocast_dtype(t)) for t in types if torch.is_autocast_enabled(t)]

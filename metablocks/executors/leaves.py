@@ -4,7 +4,7 @@ from collections.abc import Hashable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from metablocks.executors.graphs import Unfit
@@ -71,12 +71,17 @@ class Forms:
 
     def flatten(self, tree: Any) -> Leaves:
         """A tree as its tensors and their form."""
-        tensors, others, spec = parted(tree)
-        return Leaves(tensors, self.of(tensors, others, spec))
+        tensors: list[Tensor] = []
+        key = (_outline(tree, tensors), *map(_kind, tensors))
+        form = self._known.get(key)
+        if form is None:
+            form = self.of(*parted(tree))
+            self._known[key] = form
+        return Leaves(tensors, form)
 
     def of(self, tensors: Sequence[Tensor], others: tuple[Other | None, ...], spec: Any) -> Form:
         """The form of tensors and what stands between them."""
-        kinds = tuple((t.shape, t.stride(), t.dtype, t.device) for t in tensors)
+        kinds = tuple(map(_kind, tensors))
         key = (spec, others, kinds)
         form = self._known.get(key)
         if form is None:
@@ -84,3 +89,22 @@ class Forms:
                 self._known.clear()
             form = self._known.setdefault(key, Form(spec, others, len(kinds)))
         return form
+
+
+def _kind(tensor: Tensor) -> Hashable:
+    return tensor.shape, tensor.stride(), tensor.dtype, tensor.device
+
+
+def _outline(tree: Any, tensors: list[Tensor]) -> Hashable:
+    """What a tree is but for its tensors, which are added to `tensors`; quicker than by pytree."""
+    kind = type(tree)
+    if kind is Tensor or kind is nn.Parameter:
+        tensors.append(tree)
+        return None
+    if kind is dict:
+        return kind, *tree, *[_outline(value, tensors) for value in tree.values()]
+    if kind is tuple or kind is list:
+        return kind, *[_outline(value, tensors) for value in tree]
+    own, others, spec = parted(tree)
+    tensors += own
+    return spec, others

@@ -16,7 +16,7 @@ from metablocks.executors.base import RandomDrawsWarning, TaskFunction, TaskWork
 from metablocks.executors.compiled import Compile, Compiler
 from metablocks.memory import out_of_memory
 from metablocks.outputs import Apart
-from metablocks.types import Task, TaskBatch, Tasks, Tensors
+from metablocks.types import Task, TaskBatch, Tasks, Tensors, map_tensors
 
 
 @checked()
@@ -123,9 +123,7 @@ class Vmap:
 
 
 def _rows(tree: Any, first: int, width: int) -> Any:
-    return pytree.tree_map(
-        lambda leaf: leaf.narrow(0, first, width) if isinstance(leaf, Tensor) else leaf, tree
-    )
+    return map_tensors(lambda leaf: leaf.narrow(0, first, width), tree)
 
 
 def _vmap(
