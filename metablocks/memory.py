@@ -2,6 +2,7 @@
 
 import ctypes
 import gc
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -15,6 +16,9 @@ from metablocks.errors import BlockError
 
 _WORDS = 'bytes, or a size such as "4GiB", "512 MiB"'
 _UNITS = {"": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "KB": 10**3, "MB": 10**6, "GB": 10**9}
+
+
+_MALLOC = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_")
 
 
 def parse_bytes(text: str | int) -> int:
@@ -112,8 +116,8 @@ def keep_freed_memory() -> bool:
     holds until it ends what it once took, and its peak may be a fifth higher. `metablocks run` does
     this when it begins.
 
-    Returns whether there was something to set: glibc alone has it. The environment does the same
-    before a process starts: `MALLOC_MMAP_THRESHOLD_`, `MALLOC_TRIM_THRESHOLD_`, `MALLOC_TOP_PAD_`.
+    Returns whether it was set: glibc alone has it, and what the environment says of that stands:
+    `MALLOC_TRIM_THRESHOLD_=131072`, glibc's own number, turns it off.
 
     Law: no result changes.
     Source: glibc's `mallopt`.
@@ -122,7 +126,8 @@ def keep_freed_memory() -> bool:
     True
     """
     mallopt = _of_glibc("mallopt")
-    if mallopt is None:
+    said = "glibc.malloc." in os.environ.get("GLIBC_TUNABLES", "")
+    if mallopt is None or said or any(name in os.environ for name in _MALLOC):
         return False
     # By the numbers of glibc's malloc.h. The pad keeps the arenas of threads, which go by it alone.
     top_pad, trim_threshold, mmap_threshold = -2, -1, -3

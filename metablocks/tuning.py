@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 
 from metablocks.checks import UNCHECKED, checked
 from metablocks.errors import ExecutorError, caller_stacklevel, first_line
-from metablocks.estimators import Estimator
+from metablocks.estimators import Adjoint, Estimator
 from metablocks.executors import Loop, RandomDrawsWarning, Vmap, check_tasks
 from metablocks.executors.compiled import Compile
 from metablocks.generators import devices_of
@@ -73,8 +73,10 @@ def choose_executor(
 
     `memory` is a budget for the peak beyond what is held anyway, in bytes or as "4GiB". A `Vmap` that
     would break it by the figures of smaller chunks is not tried. If some candidate breaks it, all are
-    tried again with the estimator's `low_memory` form, if it has one (`Adjoint` with fewer copies). If
-    none fits, the smallest is taken, with a warning. On a backend that does not count memory (mps) there
+    tried again with the estimator's `low_memory` form, if it has one (for `Unrolled` `Adjoint`, for that
+    one with fewer copies), and with the form of that. An `Adjoint` that is chosen within a budget keeps
+    the graphs of as many steps as there is room for. If none fits, the smallest is taken, with a
+    warning. On a backend that does not count memory (mps) there
     is no budget to hold: a warning says so, and the fastest is taken.
 
     A candidate that cannot run the model, or runs out of memory, is left out, as is a `Vmap` under
@@ -133,9 +135,7 @@ def choose_executor(
         release_memory(device)  # the error, and the tensors of its frames, are gone
         return False
 
-    for estimator in filter(None, (learner.estimator, learner.estimator.low_memory(learner.steps))):
-        if costs and all(map(fits, costs)):
-            break
+    for estimator in _leaner(learner):
         loop = _Candidate(Loop(), estimator)
         if not measure(loop):
             continue
@@ -153,12 +153,25 @@ def choose_executor(
             measure(candidate)
             if fits(candidate) and candidate in costs and costs[candidate] < costs[loop]:
                 loop = candidate
+        if all(fits(candidate) for candidate in costs if candidate.estimator == estimator):
+            break
     if not costs:
         raise ExecutorError(
             f"{device} has no memory for one task at a time: {lack} Take fewer inner steps, smaller sets "
             "of examples, FirstOrder(), or Adjoint()"
         )
-    best = min(filter(fits, costs), key=lambda candidate: costs[candidate].seconds, default=None)
+
+    def fastest() -> _Candidate | None:
+        return min(filter(fits, costs), key=lambda c: costs[c].seconds, default=None)
+
+    best = fastest()
+    if best is not None and budget and isinstance(best.estimator, Adjoint):
+        first = best.keeping(1)
+        if measure(first) and first in costs:
+            least, one = (costs[candidate].memory or 0 for candidate in (best, first))
+            room = (budget - least) // max(one - least, 1)
+            measure(best.keeping(max(1, min(room, learner.steps))))
+        best = fastest()
     if best is None:
         best = min(costs, key=lambda candidate: costs[candidate].memory or 0)
         warnings.warn(
@@ -210,8 +223,22 @@ class _Candidate:
     executor: Loop | Vmap
     estimator: Estimator
 
+    def keeping(self, graphs: int) -> "_Candidate":
+        """The same with an `Adjoint` that keeps the graphs of so many more steps."""
+        assert isinstance(self.estimator, Adjoint)
+        graphs += self.estimator.graphs
+        return replace(self, estimator=replace(self.estimator, graphs=graphs))
+
     def __str__(self) -> str:
         return f"{_call(self.executor)} with {self.estimator}"
+
+
+def _leaner(learner: MetaLearner) -> Iterator[Estimator]:
+    """The learner's estimator, and those of the same gradient that take less and less memory."""
+    estimator: Estimator | None = learner.estimator
+    while estimator is not None:
+        yield estimator
+        estimator = estimator.low_memory(learner.steps)
 
 
 def _size(cost: Cost) -> str:

@@ -29,6 +29,19 @@ def test_memory_that_is_kept_is_not_cleared_page_by_page():
     assert max(json.loads(done.stdout)) < 100
 
 
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"MALLOC_TRIM_THRESHOLD_": "131072"},
+        {"GLIBC_TUNABLES": "glibc.malloc.trim_threshold=131072"},
+    ],
+)
+def test_what_the_environment_says_of_freed_memory_stands(setting, monkeypatch):
+    for name, value in setting.items():
+        monkeypatch.setenv(name, value)
+    assert not keep_freed_memory()
+
+
 def test_giving_back_what_is_free_needs_nothing_to_be_free():
     release_freed_memory()
     release_freed_memory()

@@ -112,6 +112,33 @@ def test_a_budget_that_the_estimator_breaks_takes_its_low_memory_form(monkeypatc
 
 
 @pytest.mark.parametrize(
+    ("memory", "chosen"),
+    [
+        (200, mb.Unrolled()),
+        (90, mb.Adjoint(graphs=4)),
+        (65, mb.Adjoint(graphs=1)),
+        (55, mb.Adjoint()),
+        (45, mb.Adjoint(keep_every=3)),
+    ],
+)
+def test_a_budget_keeps_the_graphs_of_as_many_steps_as_it_has_room_for(
+    memory, chosen, monkeypatch, place
+):
+    def stand_in(candidate, *args):
+        estimator = candidate.estimator
+        if estimator == mb.Unrolled():
+            return tuning.Cost(1.0, 140)
+        least = 50 if estimator.keep_every == 1 else 40
+        return tuning.Cost(2.0 - 0.1 * estimator.graphs, least + 10 * estimator.graphs)
+
+    monkeypatch.setattr(tuning, "_measure", stand_in)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    small = problem.regression(steps=9, tasks=1, **place)
+    choice = mb.choose_executor(small.learner(), small.tasks, memory=memory)
+    assert choice.estimator == chosen
+
+
+@pytest.mark.parametrize(
     ("memory", "chosen", "tried"),
     [
         (1000, mb.Vmap(chunk=4), 5),

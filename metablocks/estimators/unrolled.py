@@ -13,6 +13,7 @@ from torch import Tensor
 
 from metablocks.checks import checked
 from metablocks.derivatives import vjp
+from metablocks.estimators.adjoint import Adjoint
 from metablocks.estimators.base import Estimator, TaskGradient, reached
 from metablocks.estimators.sweep import Sweep, weigh
 from metablocks.inner_loop import InnerLoop, QueryPass
@@ -48,6 +49,10 @@ class Unrolled(Estimator):
 
     def in_pieces(self, run: Pieces) -> TaskGradient:
         return Sweep(run)()
+
+    def low_memory(self, steps: int) -> Adjoint | None:
+        """The sweep that recomputes each step: less than all graphs of two steps or more."""
+        return Adjoint() if steps > 1 else None
 
 
 def weighted_query_loss(

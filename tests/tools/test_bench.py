@@ -312,14 +312,24 @@ def test_a_ratio_has_the_range_of_its_rounds_and_a_first_call_what_compiling_too
     assert "| 2.00× (1.00–3.00) | 1.0 MiB | – | 63.2 s, 800.0 MiB |" in row
 
 
-@pytest.mark.parametrize("kept", [True, False])
-def test_what_becomes_of_freed_memory_is_said_and_done(kept, monkeypatch):
-    text = report.heading([], dataclasses.replace(SETTINGS, keep_freed_memory=kept))
-    assert ("keeps freed memory, in every contender's process" in text) == kept
+@pytest.mark.parametrize(
+    ("setting", "said", "kept"),
+    [
+        ("kept", "freed memory, in every contender's process", (True, True)),
+        ("as-run", "freed memory, in the processes of ours alone", (False, True)),
+        ("as-is", None, (False, False)),
+    ],
+)
+def test_what_becomes_of_freed_memory_is_said_and_done(setting, said, kept, monkeypatch):
+    settings = dataclasses.replace(SETTINGS, freed_memory=setting)
+    text = report.heading([], settings)
+    assert said in text if said else "freed memory" not in text
+    names = ("higher", "metablocks_loop")
+    assert tuple(settings.keeps(lineup.CONTENDERS[name]) for name in names) == kept
     done = []
     monkeypatch.setattr(worker, "keep_freed_memory", lambda: done.append(True))
-    worker.measure(request("plain_loop", keep_freed_memory=kept))
-    assert bool(done) == kept
+    worker.measure(request("plain_loop", keep_freed_memory=kept[1]))
+    assert bool(done) == kept[1]
 
 
 def test_nan_is_no_right_gradient():

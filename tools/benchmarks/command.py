@@ -7,9 +7,10 @@ import os
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import get_args
 
 from tools.benchmarks.lineup import CASES, CONTENDERS, REFERENCE, Case
-from tools.benchmarks.measure import Score, Settings, measure_case
+from tools.benchmarks.measure import Freed, Score, Settings, measure_case
 from tools.benchmarks.report import growth, heading, section
 
 EXAMPLES = """examples:
@@ -45,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         rounds=options.rounds or (1 if options.quick else 3),
         quick=options.quick,
         repeats=options.repeats,
-        keep_freed_memory=options.freed_memory == "kept",
+        freed_memory=options.freed_memory,
     )
     cases = [case for name in names for case in _variants(CASES[name], options.steps)]
     if settings.quick:
@@ -131,10 +132,11 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--freed-memory",
-        choices=["kept", "as-is"],
+        choices=get_args(Freed),
         default="kept",
-        help="kept by the C library in every contender's process, which is quicker, or by its own "
-        "ways, where the peak of a process may be lower (default: kept)",
+        help="kept by the C library in every contender's process, which is quicker; as-is, by its own "
+        "ways, where the peak of a process may be lower; or as each is run, which is kept for ours, as "
+        "`metablocks run` does, and as-is for others (default: kept)",
     )
     parser.add_argument("--device", default="cpu", help="cpu, cuda, … (default: cpu)")
     parser.add_argument("--dtype", default="float32", choices=["float32", "float64"])

@@ -15,7 +15,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 from tools.benchmarks.lineup import CONTENDERS, Case, Contender
 
@@ -27,6 +27,9 @@ TOLERANCE = 1e-9
 """Largest relative error in float64 of a gradient that counts as right: rounding is below 1e-12."""
 
 
+Freed: TypeAlias = Literal["kept", "as-is", "as-run"]
+
+
 @dataclass(frozen=True)
 class Settings:
     device: str
@@ -36,8 +39,13 @@ class Settings:
     quick: bool
     repeats: int | None
     """None: as often as the case says."""
-    keep_freed_memory: bool = True
-    """In every contender's process, on the CPU."""
+    freed_memory: Freed = "kept"
+    """On the CPU; "as-run" is kept in the processes of ours alone, where `metablocks run` keeps it."""
+
+    def keeps(self, contender: Contender) -> bool:
+        """True if the contender's process keeps freed memory."""
+        ours = self.freed_memory == "as-run" and contender.role == "ours"
+        return ours or self.freed_memory == "kept"
 
 
 @dataclass
@@ -117,7 +125,7 @@ def _run_worker(
         "threads": settings.threads,
         "repeats": settings.repeats or case.repeats,
         "check": check,
-        "keep_freed_memory": settings.keep_freed_memory,
+        "keep_freed_memory": settings.keeps(CONTENDERS[name]),
     }
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     environment = {

@@ -27,8 +27,9 @@ def heading(argv: Sequence[str], settings: Settings) -> str:
         f"- {settings.device}, {settings.dtype}, threads: {settings.threads}; "
         f"rounds: {settings.rounds}, in each a fresh process for every contender",
     ]
-    if settings.device == "cpu" and settings.keep_freed_memory:
-        lines.append("- the C library keeps freed memory, in every contender's process")
+    where = {"kept": "every contender's process", "as-run": "the processes of ours alone"}
+    if settings.device == "cpu" and settings.freed_memory in where:
+        lines.append(f"- the C library keeps freed memory, in {where[settings.freed_memory]}")
     if settings.quick:
         lines.append("- **smoke sizes (`--quick`): these figures show that it runs, nothing more**")
     return "\n".join(lines) + "\n"
