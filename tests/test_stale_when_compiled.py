@@ -6,6 +6,7 @@ What is expected is plain autograd, written by hand: MAML with one inner step on
 import copy
 import functools
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -311,8 +312,20 @@ def test_indices_that_are_no_mask_are_traced():
     assert executor._compiler.count == 1
 
 
-def test_a_number_that_depends_on_the_data_is_not_kept():
-    """`.item()`, an `if` on a value: the tracer says so, and the function runs as it is."""
+@pytest.mark.parametrize(
+    "number",
+    [
+        lambda x: 2.0 if float(x.sum()) > 0 else 0.5,
+        lambda x: 2.0 if torch.equal(x, x.abs()) else 0.5,
+        lambda x: float(f"{x.sum():.3f}"),
+        lambda x: torch.from_numpy(x.numpy()).sum(),
+        lambda x: torch.as_tensor(np.asarray(x)).sum(),
+        lambda x: sum(x.flatten().tolist()),
+        lambda x: torch.from_dlpack(x).sum(),
+    ],
+)
+def test_a_number_that_depends_on_the_data_is_not_kept(number):
+    """A value that Python or NumPy gets hold of: it is found, and the function runs as it is."""
 
     class Branches(nn.Module):
         def __init__(self):
@@ -320,7 +333,7 @@ def test_a_number_that_depends_on_the_data_is_not_kept():
             self.layers = net()
 
         def forward(self, x):
-            return self.layers(x) * (2.0 if float(x.sum()) > 0 else 0.5)
+            return self.layers(x) * number(x)
 
     executor = mb.Loop(compile="trace")
     learner, tasks = learner_of(executor, Branches()), some_tasks()

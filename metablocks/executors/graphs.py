@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from metablocks.devices import has_float64, in_float64
 from metablocks.generators import is_random
@@ -34,9 +35,10 @@ def trace(function: Callable[..., list[Tensor]], leaves: Sequence[Tensor]) -> Tr
     from torch.fx.experimental.proxy_tensor import make_fx  # slow to import, and rarely needed
 
     table = {torch.ops.aten.native_batch_norm.default: _writing_batch_norm}
-    graph: torch.fx.GraphModule = make_fx(function, decomposition_table=table)(
-        *map(_apart, leaves)  # runs the function
-    )
+    with _NothingLeaves():
+        graph: torch.fx.GraphModule = make_fx(function, decomposition_table=table)(
+            *map(_apart, leaves)  # runs the function
+        )
     if any(
         getattr(node.target, "_schema", None) and node.target._schema.is_mutable
         for node in graph.graph.nodes
@@ -57,6 +59,24 @@ def trace(function: Callable[..., list[Tensor]], leaves: Sequence[Tensor]) -> Tr
     graph.graph.eliminate_dead_code()
     graph.recompile()
     return Traced(graph, constants)
+
+
+class _NothingLeaves(TorchFunctionMode):
+    """Raises `Unfit` where numbers of a tensor leave PyTorch, past the trace: it would keep them."""
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if function in _LEAVING:
+            name = function.__name__
+            raise Unfit(
+                f"it takes numbers out of PyTorch (Tensor.{name}), and a trace would keep those of the "
+                "first task"
+            )
+        return function(*args, **(kwargs or {}))
+
+
+_LEAVING: tuple[Any, ...] = (Tensor.numpy, Tensor.__array__, Tensor.tolist, Tensor.__dlpack__)
 
 
 def _writing_batch_norm(
