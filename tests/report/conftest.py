@@ -63,5 +63,3 @@ def folder(runs, tmp_path_factory):
     assert main(["report", *map(str, runs.values()), "--out", str(out)]) == 0
     (folder,) = out.iterdir()
     return folder
-
-

@@ -23,7 +23,6 @@ from metablocks.runs.finished import read_run
 from tests.compare.made_up import finished_run
 
 
-
 class Tags(HTMLParser):
     """Tags with their attributes, and the text of the page."""
 
