@@ -267,8 +267,8 @@ def parse_seeds(text: str) -> int | tuple[int, ...]:
 def parse_count(text: str, least: int = 1, most: int = 10**18) -> int:
     """An integer from `least` to `most`."""
     if not re.fullmatch(r"[0-9]{1,18}", text) or not least <= int(text) <= most:
-        limit = f" and at most {most}" if most < 10**18 else ""
-        message = f"takes an integer of at least {least}{limit}, given {text}"
+        limit = f" to {most}" if most < 10**18 else " or more"
+        message = f"takes a whole number, {least}{limit}, given {text}"
         raise argparse.ArgumentTypeError(message)
     return int(text)
 

@@ -48,7 +48,10 @@ class Batches:
         return None
 
     def select(self, support: Batch, state: Any, index: int) -> Batch:
-        """The batch of inner step `index`. `state` is None at evaluation, where nothing is drawn."""
+        """The batch of inner step `index`, its tensors `[examples, ...]` as those of `support`.
+
+        `state` is None at evaluation, where nothing is drawn.
+        """
         return support
 
     def query(self, query: Batch, index: int) -> Batch:

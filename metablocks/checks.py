@@ -17,6 +17,7 @@ from typing import (
     Any,
     Literal,
     NamedTuple,
+    TypeAlias,
     TypeVar,
     Union,
     get_args,
@@ -74,11 +75,14 @@ UNCHECKED = "unchecked"
 IN_CODE = "in code"
 """Mark of an annotation whose values no recipe can state: its parameter is no field of one."""
 
+Words: TypeAlias = Callable[[Any], list[str] | None]
+"""Words for the alternatives of annotations that are described otherwise; None for all others."""
+
 Block = TypeVar("Block", bound=Callable[..., Any])
 
 _BOUNDS = {Ge: "at least", Gt: "above", Le: "at most", Lt: "below"}
-_LISTS = (list, collections.abc.Sequence, collections.abc.Iterable, collections.abc.Collection)
-_MAPPINGS = (dict, collections.abc.Mapping)
+LISTS = (list, collections.abc.Sequence, collections.abc.Iterable, collections.abc.Collection)
+MAPPINGS = (dict, collections.abc.Mapping)
 
 
 def checked(error: type[MetablocksError] = BlockError) -> Callable[[Block], Block]:
@@ -146,12 +150,12 @@ def _unbound(
     names = [name for name in signature.parameters if name != "self"]
     for name in given:
         if name not in names:
-            takes = f"it takes {', '.join(names)}" if names else "it takes none"
-            message = f"{block} has no parameter {name}{suggest_then(name, names, takes)}"
+            words = f"it takes {', '.join(names)}" if names else "it takes none"
+            message = f"{block} has no parameter {name}{suggest_then(name, names, words)}"
             return ArgumentError(message, block=block, field=name)
     for name in names:
         if f"'{name}'" in refusal:
-            message = f"{block} {name} is missing; it takes {_takes(hints.get(name, Any))}"
+            message = f"{block} {name} is missing; it takes {takes(hints.get(name, Any))}"
             return ArgumentError(message, block=block, field=name)
     return ArgumentError(f"{block}: {refusal}; it takes {', '.join(names)}", block=block)
 
@@ -182,9 +186,9 @@ def check(
     except _UnfitError:
         pass
     one_of = get_origin(annotation) is Literal
-    takes = f"it {'is' if one_of else 'takes'} {_takes(annotation)}"
-    words = [word.strip('"') for word in _words(annotation) if word.startswith('"')]
-    near = suggest_then(value, words, takes) if isinstance(value, str) else f"; {takes}"
+    then = f"it {'is' if one_of else 'takes'} {takes(annotation)}"
+    words = [word.strip('"') for word in _words(annotation, lambda _: None) if word[:1] == '"']
+    near = suggest_then(value, words, then) if isinstance(value, str) else f"; {then}"
     if inspect.isclass(value):
         near += f"; did you mean {value.__name__}(…)?"
     raise error(f"{block} {field} is {shown(value)}{near}", block=block, field=field)
@@ -244,9 +248,9 @@ def _read(value: Any, annotation: Any) -> Any:
         return _READERS[annotation](value)
     if origin is Literal:
         return _fits(value, any(type(value) is type(x) and value == x for x in arguments))
-    if origin is tuple or origin in _LISTS:
+    if origin is tuple or origin in LISTS:
         return _read_list(value, origin, arguments)
-    if origin in _MAPPINGS:
+    if origin in MAPPINGS:
         _fits(value, isinstance(value, collections.abc.Mapping))
         for key, item in value.items():
             _read(key, arguments[0]), _read(item, arguments[1])
@@ -325,37 +329,44 @@ _READERS: dict[Any, Callable[[Any], Any]] = {
 }
 
 
-def _takes(annotation: Any) -> str:
-    """The words for what an annotation takes."""
-    words = _words(annotation)
+def takes(annotation: Any, own: Words = lambda _: None) -> str:
+    """The words for what an annotation takes, None apart; empty if there are none.
+
+    >>> takes(tuple[Count, Count]), takes(Literal["batch", "none"])
+    ('a list of 2, each a whole number, 1 or more', 'one of batch, none')
+    """
     if get_origin(annotation) is Literal:
         return f"one of {', '.join(map(str, get_args(annotation)))}"
-    return " or ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
+    *words, last = _words(annotation, own) or [""]
+    return " or ".join(filter(None, [", ".join(words), last]))
 
 
-def _words(annotation: Any) -> list[str]:
+def _words(annotation: Any, own: Words) -> list[str]:
     """The words for each alternative that an annotation takes."""
-    origin, arguments = get_origin(annotation), get_args(annotation)
+    if (words := own(annotation)) is not None:
+        return words
     if annotation in _NAMES:
         return _NAMES[annotation]
+    origin, arguments = get_origin(annotation), get_args(annotation)
     if origin in (Union, types.UnionType):
-        members = [member for member in arguments if member is not types.NoneType]
-        return [word for member in members for word in _words(member)]
+        none_first = sorted(arguments, key=lambda member: member is not types.NoneType)
+        return [word for member in none_first for word in _words(member, own)]
     if origin is Literal:
         return [f'"{x}"' if isinstance(x, str) else repr(x) for x in arguments]
     if origin is Annotated:
-        return [_bounded(arguments[0], arguments[1:])]
+        return [_bounded(arguments[0], arguments[1:], own)]
     if origin is tuple and arguments[-1] is not Ellipsis:
-        return [f"a tuple of {len(arguments)}: {', '.join(map(_takes, arguments))}"]
-    if origin is tuple or origin in _LISTS:
-        return [f"a list, each {_takes(arguments[0])}"]
-    if origin in _MAPPINGS:
-        return [f"a dict of {_takes(arguments[0])}: {_takes(arguments[1])}"]
+        each = dict.fromkeys(takes(argument, own) for argument in arguments)
+        return [f"a list of {len(arguments)}, {'each ' * (len(each) == 1)}{', '.join(each)}"]
+    if arguments and (origin is tuple or origin in LISTS):
+        return [f"a list, each {takes(arguments[0], own)}"]
+    if arguments and origin in MAPPINGS:
+        return [f"a dict of {takes(arguments[0], own)}: {takes(arguments[1], own)}"]
     kind = origin or annotation
     return ["a function" if kind is collections.abc.Callable else f"a {kind.__name__}"]
 
 
-def _bounded(annotation: Any, marks: tuple[Any, ...]) -> str:
+def _bounded(annotation: Any, marks: tuple[Any, ...], own: Words) -> str:
     for mark in marks:
         if isinstance(mark, Such):
             return mark.words
@@ -365,7 +376,7 @@ def _bounded(annotation: Any, marks: tuple[Any, ...]) -> str:
         for kind in _BOUNDS
         if isinstance(mark, kind)
     }
-    words = _takes(annotation)
+    words = takes(annotation, own)
     if annotation is int and Ge in bounds:
         most = f" to {bounds[Le]}" if Le in bounds else " or more"
         return f"{words}, {bounds[Ge]}{most}"
@@ -378,8 +389,7 @@ _NAMES: dict[Any, list[str]] = {
     float: ["a finite number"],
     str: ["a text"],
     nn.Module: ["an nn.Module"],
-    None: ["None"],
-    types.NoneType: ["None"],
+    types.NoneType: [],
     Any: ["anything"],
     object: ["anything"],
 }

@@ -22,7 +22,7 @@ from metablocks.checks import UNCHECKED, Count, checked
 from metablocks.errors import BlockError, concerning
 from metablocks.learner import MetaGradient, MetaLearner, Metric
 from metablocks.meta_steps import Nonfinite, meta_steps
-from metablocks.tasks.base import TaskSource
+from metablocks.tasks.base import Split, TaskSource
 from metablocks.tasks.task_batches import check_tasks, epoch_batches, known_length
 from metablocks.types import Progress, Tasks, Tensors
 
@@ -151,67 +151,24 @@ def fit(
     if validation is not None:
         with concerning("fit", "validation"):
             check_tasks(validation, "validation", epochs)
-    like = next(learner.model.parameters())
-    length = known_length(tasks, steps_per_epoch)
-    losses: list[float] = []
-    scores: list[Tensor] = []
-
-    def batches_at(epoch: int) -> Iterator[tuple[Tasks, Progress]]:
-        with concerning("fit", "tasks"):
-            for batch in epoch_batches(
-                tasks,
-                "train",
-                epoch=epoch,
-                like=like,
-                tasks_per_step=tasks_per_step,
-                iterations=steps_per_epoch,
-            ):
-                yield batch, Progress(epoch=epoch)
-
-    def take(result: MetaGradient) -> None:
-        losses.append(float(result.loss))
-        if result.scores is not None:
-            scores.append(result.scores.nanmean(0))
-
     history: list[Epoch] = []
     best: Tensors = {}
     try:
-        for number, started in train_epochs(
+        for epoch in train_epochs(
+            "fit",
             learner,
             optimizer,
-            batches_at,
-            take,
+            tasks,
             epochs=epochs,
-            total=epochs * length if length else None,
-            indexed=isinstance(tasks, TaskSource),
+            iterations=steps_per_epoch,
+            tasks_per_step=tasks_per_step,
+            validation=validation,
             metric=metric,
+            judge=lambda _: metric,
             progress=progress,
         ):
-            judged = None
-            if validation is not None:
-                with concerning("fit", "validation"):
-                    judged = validate(
-                        learner,
-                        epoch_batches(
-                            validation,
-                            "validation",
-                            epoch=number,
-                            like=like,
-                            tasks_per_step=tasks_per_step,
-                        ),
-                        lambda _: metric,
-                    )
             if scheduler is not None:
                 scheduler.step()
-            epoch = Epoch(
-                number + 1,
-                sum(losses) / len(losses),
-                torch.stack(scores).mean(0) if scores else None,
-                judged,
-                time.perf_counter() - started,
-            )
-            losses.clear()
-            scores.clear()
             if keep_best and _is_best(epoch, history):
                 best = {name: tensor.clone() for name, tensor in learner.state_dict().items()}
             history.append(epoch)
@@ -228,50 +185,77 @@ def fit(
 
 
 def train_epochs(
+    name: str,
     learner: MetaLearner,
     optimizer: Optimizer,
-    batches_at: Callable[[int], Iterable[tuple[Tasks, Progress]]],
-    take: Callable[[MetaGradient], object],
+    tasks: TaskSource | Iterable[Any],
     *,
     epochs: int,
-    total: int | None,
-    indexed: bool,
+    iterations: int | None,
+    tasks_per_step: int,
+    validation: TaskSource | Iterable[Any] | None,
+    judge: Callable[[Tasks], Metric | None],
+    progress_at: Callable[[int, int], Progress] = lambda epoch, index: Progress(epoch),
+    take: Callable[[MetaGradient], object] = lambda result: None,
     nonfinite: Nonfinite = "stop",
     metric: Metric | None = None,
     progress: bool,
-) -> Iterator[tuple[int, float]]:
-    """Take the meta-steps of each epoch, and yield its number from 0 and when it began.
+) -> Iterator[Epoch]:
+    """Take the meta-steps of each epoch, evaluate, and yield it: the loop of `fit` and `train_maml`.
 
-    `take` gets every meta-gradient once its step is taken; `total` is for the bar.
+    `name` is the caller's, for errors. `progress_at` is asked before each meta-step, by the numbers from
+    0 of its epoch and of its batch there; `take` gets each meta-gradient once its step is taken.
+    `metric` is of training tasks, `judge` gives that of validation tasks.
     """
-    taken = 0
+    like, taken = next(learner.model.parameters()), 0
+    length = known_length(tasks, iterations)
+
+    def batches(of: TaskSource | Iterable[Any], split: Split, most: int | None) -> Iterator[Tasks]:
+        with concerning(name, "tasks" if split == "train" else split):
+            yield from epoch_batches(
+                of, split, epoch=epoch, like=like, tasks_per_step=tasks_per_step, iterations=most
+            )
+
+    total = epochs * length if length else None
     with tqdm(total=total, desc="meta-training", unit="step", disable=not progress) as bar:
         for epoch in range(epochs):
-            started = time.perf_counter()
-            steps = meta_steps(
+            started, losses, scores = time.perf_counter(), list[float](), list[Tensor]()
+            drawn = enumerate(batches(tasks, "train", iterations))
+            for result in meta_steps(
                 learner,
                 optimizer,
-                batches_at(epoch),
+                ((batch, progress_at(epoch, index)) for index, batch in drawn),
                 first=taken,
                 nonfinite=nonfinite,
-                indexed=indexed,
+                indexed=isinstance(tasks, TaskSource),
                 metric=metric,
-            )
-            for result in steps:
+            ):
                 taken += 1
+                losses.append(float(result.loss))
+                if result.scores is not None:
+                    scores.append(result.scores.nanmean(0))
                 take(result)
                 bar.update()
-                bar.set_postfix(loss=f"{float(result.loss):.3f}", refresh=False)
-            yield epoch, started
+                bar.set_postfix(loss=f"{losses[-1]:.3f}", refresh=False)
+            judged = None
+            if validation is not None:
+                judged = _validate(learner, batches(validation, "validation", None), judge)
+            yield Epoch(
+                epoch + 1,
+                sum(losses) / len(losses),
+                torch.stack(scores).mean(0) if scores else None,
+                judged,
+                time.perf_counter() - started,
+            )
 
 
-def validate(
+def _validate(
     learner: MetaLearner,
     batches: Iterable[Tasks],
-    metric_of: Callable[[Tasks], Metric | None],
+    judge: Callable[[Tasks], Metric | None],
 ) -> Validation:
-    """Means over the tasks of all batches; `metric_of` gives the metric of a batch."""
-    results = [learner.evaluate(tasks, metric=metric_of(tasks)) for tasks in batches]
+    """Means over the tasks of all batches."""
+    results = [learner.evaluate(tasks, metric=judge(tasks)) for tasks in batches]
     losses = torch.cat([result.query_losses for result in results])
     scores = [result.metrics for result in results if result.metrics is not None]
     return Validation(losses.mean(0), torch.cat(scores).mean(0) if scores else None)

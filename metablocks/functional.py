@@ -32,7 +32,7 @@ NormStatistics: TypeAlias = Literal["batch", "running", "support"]
 
 
 class ModuleState(NamedTuple):
-    """Parameters and buffers by the module's own names; a pytree. A tied tensor stands once.
+    """Parameters and buffers, in their shapes, by the module's own names; a pytree. Tied ones stand once.
 
     >>> import torch
     >>> import metablocks as mb

@@ -46,7 +46,7 @@ class Carry(NamedTuple):
     """
 
     params: Tensors
-    """The fast weights: adapted parameters only."""
+    """The fast weights: adapted parameters only, in their own shapes."""
     rule: Any
     """The rule's own state."""
     buffers: Tensors

@@ -104,8 +104,8 @@ class Fixed(Start):
 class Zeros(Start):
     """What `pattern` selects begins at zero, whatever the model has stored; other parameters are learned.
 
-    CAVIA is `Zeros("context")` with `adapt="context"`: context parameters alone adapt, and the others are
-    learned.
+    Tensors keep their shapes. CAVIA is `Zeros("context")` with `adapt="context"`: context parameters
+    alone adapt, and the others are learned.
 
     - `pattern`: which parameters, patterns over their names, as those of `adapt`.
 

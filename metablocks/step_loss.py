@@ -40,7 +40,7 @@ class StepLoss(Protocol):
 @checked()
 @dataclass(frozen=True)
 class FinalStepLoss:
-    """MAML: the query loss after the last step alone.
+    """MAML: the query loss after the last step alone, of weights `[steps + 1]`.
 
     Source: Finn, Abbeel, Levine 2017.
 
@@ -59,6 +59,8 @@ class UniformStepLoss:
     """The mean of the query losses after each step, v_k = 1/N; with `initial` also before the first.
 
         v_k = 1/(N + 1)  for k = 0 … N          with `initial`
+
+    The weights are `[steps + 1]`, that before the first step in front.
 
     - `initial`: True if the query loss before the first step counts, too.
 
@@ -88,7 +90,8 @@ class AnnealedStepLoss:
         v_k = max(1/N − e/(N·E), 0.03/N)  for k < N,    v_N = 1 − Σ_{k<N} v_k
 
     with e the whole epoch; from e = E on the last step alone. The annealing is per epoch: a
-    fractional `Progress.epoch` counts as the epoch it lies in.
+    fractional `Progress.epoch` counts as the epoch it lies in. The weights are `[steps + 1]`, that
+    before the first step, 0, in front.
 
     - `epochs`: the epoch E from which the last step alone counts.
 

@@ -7,10 +7,8 @@ schedule takes `fit`, writes that loop (README), or a recipe.
 """
 
 import logging
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Annotated, Any, NamedTuple
 
 import torch
@@ -23,7 +21,7 @@ from metablocks.checks import UNCHECKED, Count, Positive, checked
 from metablocks.devices import find_device
 from metablocks.errors import BlockError, ExecutorError, TaskError, concerning
 from metablocks.executors import Executor, Loop, TaskFunction, TaskWork, Vmap
-from metablocks.fit import train_epochs, validate
+from metablocks.fit import train_epochs
 from metablocks.generators import set_states
 from metablocks.learner import MetaGradient, MetaLearner, Metric
 from metablocks.meta_steps import Nonfinite, accuracy
@@ -32,7 +30,7 @@ from metablocks.order import AnnealedOrder, FirstOrder, Order, SecondOrder
 from metablocks.rules import LearningRate, lslr
 from metablocks.step_loss import AnnealedStepLoss, FinalStepLoss
 from metablocks.tasks.base import TaskSource
-from metablocks.tasks.task_batches import check_tasks, epoch_batches, known_length
+from metablocks.tasks.task_batches import check_tasks, known_length
 from metablocks.types import Progress, TaskBatch, Tasks, Tensors
 
 log = logging.getLogger("metablocks")
@@ -173,47 +171,46 @@ def train_maml(
     )
     optimizer = torch.optim.Adam(learner.parameters(), lr=outer_lr)
     cosine = CosineAnnealingLR(optimizer, parts, outer_lr / 100) if plus_plus else None
-    batches = partial(epoch_batches, like=next(model.parameters()), tasks_per_step=tasks_per_step)
+    history = History()
 
-    def batches_at(epoch: int) -> Iterator[tuple[Tasks, Progress]]:
-        """Batches of an epoch with their progress, to which the outer rate is brought first."""
-        for index, batch in enumerate(batches(tasks, "train", epoch=epoch, iterations=iterations)):
-            part = parts * min(index, length) / length if in_parts and length else epoch
-            while cosine and cosine.last_epoch + 1 <= part:
-                cosine.step()
-            yield batch, Progress(epoch=part)
+    def progress_at(epoch: int, index: int) -> Progress:
+        """The progress of a meta-step, to which the outer rate is brought first."""
+        part = parts * min(index, length) / length if in_parts and length else epoch
+        while cosine and cosine.last_epoch + 1 <= part:
+            cosine.step()
+        return Progress(epoch=part)
 
-    def metric_of(batch: Tasks) -> Metric | None:
+    def judge(batch: Tasks) -> Metric | None:
         target = batch[0].query[1]
         classes = isinstance(target, Tensor) and not target.is_floating_point()
         return accuracy if classes and learner.loss is default_loss else None
-
-    history = History()
 
     def take(result: MetaGradient) -> None:
         history.losses.append(float(result.loss))
         history.outer_lrs.append(float(optimizer.param_groups[0]["lr"]))
 
     try:
-        with concerning("train_maml", "tasks"):
-            for epoch, started in train_epochs(
-                learner,
-                optimizer,
-                batches_at,
-                take,
-                epochs=epochs,
-                total=epochs * length if length else None,
-                indexed=isinstance(tasks, TaskSource),
-                nonfinite=nonfinite,
-                progress=progress,
-            ):
-                if validation is not None:
-                    judged = batches(validation, "validation", epoch=epoch)
-                    losses, scores = validate(learner, judged, metric_of)
-                    history.validation_losses.append(float(losses[-1]))
-                    if scores is not None:
-                        history.validation_accuracies.append(float(scores[-1]))
-                history.seconds.append(time.perf_counter() - started)
+        for done in train_epochs(
+            "train_maml",
+            learner,
+            optimizer,
+            tasks,
+            epochs=epochs,
+            iterations=iterations,
+            tasks_per_step=tasks_per_step,
+            validation=validation,
+            judge=judge,
+            progress_at=progress_at,
+            take=take,
+            nonfinite=nonfinite,
+            progress=progress,
+        ):
+            if done.validation is not None:
+                losses, scores = done.validation
+                history.validation_losses.append(float(losses[-1]))
+                if scores is not None:
+                    history.validation_accuracies.append(float(scores[-1]))
+            history.seconds.append(done.seconds)
     except BaseException as error:
         error.trained = TrainedMAML(learner, history)  # type: ignore[attr-defined]
         raise

@@ -80,8 +80,8 @@ def choose_executor(
     is no budget to hold: a warning says so, and the fastest is taken.
 
     A candidate that cannot run the model, or runs out of memory, is left out, as is a `Vmap` under
-    which it draws random numbers that are not those of `Loop`. Tasks of unequal size, a list, go to
-    loops.
+    which it draws random numbers that are not those of `Loop`. `tasks` are a batch, every tensor
+    `[tasks, examples, ...]`; tasks of unequal size, a list, go to loops.
 
     Law: the learner, its random states included, is as it was, and any choice gives its gradient.
 

@@ -52,6 +52,8 @@ class Drawn(NamedTuple):
 class Task:
     """One task: a support batch to adapt on, a query batch to judge by, and its weight in a meta-batch.
 
+    Tensors of both are `[examples, ...]`; the weight is a scalar.
+
     >>> import torch
     >>> import metablocks as mb
     >>> task = mb.Task(support=(torch.zeros(5, 1), torch.zeros(5, 1)),

@@ -264,7 +264,7 @@ def test_every_shipped_block_holds_the_laws_of_its_protocol(protocol, name, devi
         (["kfo", "--set", "hiden=1"], 'unknown field; did you mean "hidden"? KFO takes: hidden,'),
         (["kfo", "--set", "hidden"], "no = in it; it takes field=value"),
         (["kfo", "--set", "hidden=many"], "--set hidden=many"),
-        (["kfo", "--set", "hidden=-1"], "hidden: takes an integer of at least 0, given -1"),
+        (["kfo", "--set", "hidden=-1"], "hidden: takes a whole number, 0 or more, given -1"),
         (["pathlib:Path"], "Path is not a block"),
         (["right_rule:torch"], "is a module; it takes a class or function"),
         (["metablocks.rules:LearningRate"], "LearningRate needs init: --set init=VALUE"),

@@ -15,11 +15,12 @@ The directory of a comparison, `comparisons/<names>-<time>/`:
 import shlex
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from metablocks.compare import table
 from metablocks.compare.budget import check_arguments, choose_seeds, with_budget
-from metablocks.compare.entries import Entry, absorb, check_same_problem, read_entries
+from metablocks.compare.entries import Entry, absorb, check_same_problem, read_entries, stems
 from metablocks.compare.jobs import (
     Display,
     Job,
@@ -36,8 +37,6 @@ from metablocks.recipe import build
 from metablocks.runs.directory import command, create
 from metablocks.runs.finished import read_run
 from metablocks.runs.plots import draw_comparison
-
-_LONGEST_NAME = 80
 
 
 def compare(request: Request) -> int:
@@ -58,7 +57,7 @@ def compare(request: Request) -> int:
     entries = absorb(entries)
     seeds, seed_notes = choose_seeds(entries, request)
     notes += seed_notes
-    folder = create(request.out, _name(entries)).path
+    folder = create(request.out, stems(entries)).path
     jobs = plan_runs(entries, seeds, folder, request)
     if request.plan:
         return _print_plan(jobs, [*notes, _command_to_read(entries, folder, request)], request)
@@ -74,23 +73,14 @@ def compare(request: Request) -> int:
     return int(any(job.status != 0 for job in jobs))
 
 
-def _checksums(entries: Sequence[Entry], request: Request) -> dict[str, str]:
-    """Checksums of the data by label. Builds every recipe, so that faults are found before training."""
-    sums: dict[str, str] = {}
-    for entry in entries:
-        if entry.recipe:
-            source = build(entry.recipe, device=request.device, data=request.data).source
-            checksum = getattr(source, "checksum", None)
-        else:
-            checksum = entry.finished[0].record.get("data", {}).get("checksum")
-        if checksum:
-            sums[entry.label] = checksum
-    return sums
-
-
-def _name(entries: Sequence[Entry]) -> str:
-    """The name of the directory: the recipes, in short."""
-    return "-".join(dict.fromkeys(entry.stem for entry in entries))[:_LONGEST_NAME]
+def _checksums(entries: Sequence[Entry], request: Request) -> dict[str, str | None]:
+    """Checksums of the recipes' data by label. Builds all recipes, to find faults before training."""
+    build_one = partial(build, device=request.device, data=request.data)
+    return {
+        entry.label: getattr(build_one(entry.recipe).source, "checksum", None)
+        for entry in entries
+        if entry.recipe
+    }
 
 
 def _gather(

@@ -88,6 +88,11 @@ def read_entries(
     return labelled(entries)
 
 
+def stems(entries: Sequence[Entry]) -> str:
+    """The name of a folder about the entries: their recipes, in short."""
+    return "-".join(dict.fromkeys(entry.stem for entry in entries))[:80]
+
+
 def absorb(entries: Sequence[Entry]) -> list[Entry]:
     """The entries, with finished runs moved to the recipe that they are runs of, if it is trained."""
     result: list[Entry] = []
@@ -102,17 +107,18 @@ def absorb(entries: Sequence[Entry]) -> list[Entry]:
     return labelled(sorted(result, key=lambda entry: order[entry.label]))
 
 
-def check_same_problem(entries: Sequence[Entry], checksums: Mapping[str, str]) -> None:
+def check_same_problem(entries: Sequence[Entry], checksums: Mapping[str, str | None]) -> None:
     """Raise `RecipeError`, naming what differs first, unless all are about the same problem.
 
-    `checksums` are of the data, by label, for entries with data behind their tasks.
+    `checksums` are of the data of recipes, by label; None without data behind the tasks.
     """
     first = entries[0]
+    sums = {e.label: e.finished[0].checksum for e in entries if e.finished} | {**checksums}
     for other in entries[1:]:
         differences = differing(_problem(first), _problem(other))
         if differences:
             raise RecipeError(_refusal(first, other, differences))
-        one, two = checksums.get(first.label), checksums.get(other.label)
+        one, two = sums[first.label], sums[other.label]
         if one and two and one != two:
             raise RecipeError(
                 f"{first.label} and {other.label} were made of other data: checksum {one[:12]}, "

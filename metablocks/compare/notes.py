@@ -7,10 +7,8 @@ from typing import Any
 
 from metablocks.compare.jobs import child_environment, cores
 from metablocks.runs.finished import FinishedRun
+from metablocks.runs.plots import Runs
 from metablocks.runs.tables import TRANSDUCTIVE
-
-Runs = Mapping[str, Sequence[FinishedRun]]
-"""Finished runs by the label of their row."""
 
 _SYSTEM_LOAD = 0.5  # beyond a thread on every core: this process, the system
 
@@ -50,7 +48,7 @@ def notes_on(runs: Runs, *, jobs: int, load: float | None = None) -> list[str]:
     if norms:
         notes.append(TRANSDUCTIVE + f" (in {', '.join(norms)})" * (len(norms) < len(runs)))
     every = [run for group in runs.values() for run in group]
-    members = sorted({len(run.ensemble.members or [1]) for run in every if run.ensemble})
+    members = sorted({run.ensemble.checkpoints for run in every if run.ensemble})
     if members:
         notes.append(
             f"ensemble: {' or '.join(map(str, members))} checkpoints predict together, at as many "

@@ -57,11 +57,6 @@ class Row:
     memory_beyond_start: int | None = None
     train_loss: float | None = None
 
-    @property
-    def members(self) -> int | None:
-        """Checkpoints of the ensemble."""
-        return len(self.ensemble.members or [1]) if self.ensemble else None
-
 
 def summarise(entry: Entry, runs: Sequence[FinishedRun], failed: int = 0) -> Row:
     """The row of an entry."""
@@ -176,7 +171,7 @@ _COLUMNS: list[tuple[str, str, Callable[[Any, Measure], str]]] = [
     ("std over tasks", "score.std", score_text),
     ("worst decile", "score.worst_decile", score_text),
     ("SD over seeds", "score.seed_std", score_text),
-    ("ensemble", "ensemble", lambda e, _: f"{e.text(-1)} ({len(e.members or [1])} checkpoints)"),
+    ("ensemble", "ensemble", lambda e, _: f"{e.text(-1)} ({e.checkpoints} checkpoints)"),
     ("inner steps", "inner_steps", lambda value, _: f"{value:,}"),
     ("meta-steps", "meta_steps", lambda value, _: f"{value:,}"),
     ("time a step", "seconds_per_step", lambda value, _: seconds_text(value)),
@@ -211,7 +206,7 @@ _CSV = {
     "train_loss": "train_loss",
     "ensemble_mean": "ensemble.mean",
     "ensemble_interval_95": "ensemble.interval",
-    "ensemble_members": "members",
+    "ensemble_members": "ensemble.checkpoints",
     "meta_steps": "meta_steps",
     "tasks_per_step": "tasks_per_step",
     "seconds_per_step": "seconds_per_step",

@@ -86,7 +86,10 @@ class Estimator(ABC):
     def __call__(
         self, inner: InnerLoop, meta: Tensors, buffers: Tensors, task: Task
     ) -> TaskGradient:
-        """The gradient of the task's weighted query loss by the entries of `meta`."""
+        """The gradient of the task's weighted query loss, a scalar, by the entries of `meta`.
+
+        It has their names and shapes; the tensors of `task` are `[examples, ...]`.
+        """
 
     def in_pieces(self, run: Pieces) -> TaskGradient:
         """The meta-gradient of the tasks that `run` is for, cut into pieces to be compiled one by one.

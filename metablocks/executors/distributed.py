@@ -26,8 +26,8 @@ class Distributed(Share):
 
     `executor` runs them. Sums over tasks, the number of tasks and the names of parameters that a loss
     depends on are those of all processes, so that every learner's meta-gradient is that of the whole
-    meta-batch, and equal optimisers keep equal parameters. Results by task (`query_losses`, `scores`)
-    and all of `evaluate` are the process's own.
+    meta-batch, and equal optimisers keep equal parameters. Results by task (`query_losses`, `scores`,
+    `[tasks, steps + 1]`) and all of `evaluate` are the process's own.
 
     - `group`: a process group of `torch.distributed`; by default all processes.
 

@@ -22,7 +22,7 @@ from metablocks.types import Task, TaskBatch, Tasks, Tensors, map_tensors
 @checked()
 @dataclass(frozen=True, kw_only=True)
 class Vmap:
-    """Tasks at once, or `chunk` at a time, by `torch.func.vmap`.
+    """Tasks at once, or `chunk` at a time, by `torch.func.vmap`; results by task are `[tasks, ...]`.
 
     Per-task gradients of a chunk are held at the same time: memory is `chunk` × the loop's. Random
     draws are independent between tasks and seeded, in a learner, by the number of a chunk's first task:

@@ -17,15 +17,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from metablocks.diagnose import without_second_derivative
 from metablocks.errors import MetablocksError, first_line
 from metablocks.estimators import Implicit, Reptile, Unrolled
 from metablocks.executors import Loop, RandomDrawsWarning, Vmap
 from metablocks.generators import devices_of, kept_draws
-from metablocks.gradcheck.modules import (
-    refused_by_transforms,
-    with_wrong_derivative,
-    without_second_derivative,
-)
+from metablocks.gradcheck.modules import refused_by_transforms, with_wrong_derivative
 from metablocks.gradcheck.references import implicit_gradient, implicit_systems, reptile_gradient
 from metablocks.gradcheck.report import (
     NOTHING,

@@ -20,13 +20,10 @@ from metablocks.diagnose import (
     is_tensor,
     scalar,
     slope,
-    without_second_derivative,
 )
 from metablocks.errors import first_line
 from metablocks.laws.gradients import slopes
 from metablocks.types import Tensors
-
-__all__ = ["refused_by_transforms", "with_wrong_derivative", "without_second_derivative"]
 
 _WITHIN = 1e-5  # of a slope by finite differences, relative to it
 

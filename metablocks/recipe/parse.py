@@ -58,8 +58,8 @@ class Place:
 class Problem:
     """One thing wrong with a recipe: where it stands, which field, and what would work.
 
-    >>> print(Problem(Place("x.yaml", 7, 5), "inner.steps", "takes an integer, given 1.5"))
-    x.yaml:7:5 inner.steps: takes an integer, given 1.5
+    >>> print(Problem(Place("x.yaml", 7, 5), "inner.steps", "takes a whole number, given 1.5"))
+    x.yaml:7:5 inner.steps: takes a whole number, given 1.5
     """
 
     place: Place

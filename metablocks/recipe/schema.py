@@ -5,7 +5,6 @@ validates a YAML value, and turns what pydantic finds wrong into `Problem`s with
 stand in the annotation (`Annotated[int, Ge(1)]`) or in the constructor, which is tried later.
 """
 
-import collections.abc
 import dataclasses
 import inspect
 import json
@@ -16,12 +15,11 @@ from dataclasses import dataclass
 from functools import lru_cache, wraps
 from typing import Annotated, Any, Literal, NotRequired, Union, get_args, get_origin, get_type_hints
 
-from annotated_types import Ge, Gt, Le, Lt
 from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError, with_config
 from pydantic_core import ErrorDetails
 from typing_extensions import TypedDict, is_typeddict
 
-from metablocks.checks import IN_CODE
+from metablocks.checks import IN_CODE, LISTS, MAPPINGS, takes
 from metablocks.errors import RecipeError, suggest, suggest_then
 from metablocks.recipe.layout import slot_of
 from metablocks.recipe.outer import GroupOptions
@@ -31,19 +29,7 @@ from metablocks.recipe.slots import MOVED, SLOTS
 REQUIRED: Any = inspect.Parameter.empty
 INVALID: Any = object()
 STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, arbitrary_types_allowed=True)
-_BOUNDS = {Ge: "of at least", Gt: "above", Le: "of at most", Lt: "below"}
-_LISTS = (list, collections.abc.Sequence, collections.abc.Iterable, collections.abc.Collection)
-_MAPPINGS = (dict, collections.abc.Mapping)
-_WORDS: dict[Any, tuple[str, str]] = {
-    bool: ("true or false", "booleans"),
-    int: ("an integer", "integers"),
-    float: ("a number", "numbers"),
-    str: ("text", "texts"),
-    None: ("null", "nulls"),
-    types.NoneType: ("null", "nulls"),
-    Any: ("any value", "values"),
-    object: ("any value", "values"),
-}
+_PLAIN = (int, float, str, object, tuple, Annotated, types.UnionType, *LISTS)
 
 
 @dataclass(frozen=True)
@@ -157,7 +143,7 @@ def check(node: Node, annotation: Any, path: str, problems: list[Problem]) -> An
     >>> check(to_node("fast", Place("x.yaml")), float, "lr", problems) is INVALID
     True
     >>> print(problems[0])
-    x.yaml: lr: takes a number, given "fast"
+    x.yaml: lr: takes a finite number, given "fast"
     """
     try:
         return adapter(annotation).validate_json(json.dumps(plain(node)))
@@ -177,45 +163,31 @@ def fits(node: Node, annotation: Any) -> bool:
     return not problems
 
 
-def describe(annotation: Any, *, many: bool = False) -> str | None:
+def describe(annotation: Any) -> str | None:
     """A field's value in words; None for a type that cannot be written in a recipe.
 
-    >>> describe(tuple[float, float]), describe(Annotated[int, Ge(1)])
-    ('a list of 2 numbers', 'an integer of at least 1')
+    >>> from metablocks.checks import Count
+    >>> describe(bool | None), describe(Count)
+    ('null, true or false', 'a whole number, 1 or more')
     """
-    origin, arguments = get_origin(annotation), get_args(annotation)
-    if annotation in _WORDS:
-        return _WORDS[annotation][many]
+    return takes(annotation, _in_yaml) or None
+
+
+def _in_yaml(annotation: Any) -> list[str] | None:
+    """Words for what YAML writes otherwise than Python, and none for what it cannot write."""
+    if annotation is bool:
+        return ["true", "false"]
+    if annotation is types.NoneType:
+        return ["null"]
     if is_typeddict(annotation):
-        return f"a mapping of {', '.join(_members(annotation))}"
+        return [f"a mapping of {', '.join(_members(annotation))}"]
     if mark := slot_of(annotation):
         kind = "a list of blocks" if mark.at_least is not None else "a block"
-        return f"{kind}: {', '.join(SLOTS[mark.slot].blocks)}"
-    if origin is Annotated:
-        inner = describe(arguments[0], many=many)
-        bounds = [
-            f"{word} {getattr(mark, kind.__name__.lower())}"
-            for mark in arguments[1:]
-            for kind, word in _BOUNDS.items()
-            if isinstance(mark, kind)
-        ]
-        words = " and ".join(bounds).replace(" and of ", " and ")
-        return f"{inner} {words}" if bounds and inner else inner
-    if origin in (Union, types.UnionType):
-        return " or ".join(filter(None, (describe(m, many=many) for m in arguments))) or None
-    if origin is Literal:
-        quoted = [show(choice) for choice in arguments]
-        return " or ".join(filter(None, [", ".join(quoted[:-1]), quoted[-1]]))
-    if origin is tuple and arguments[-1] is not Ellipsis:
-        items = describe(arguments[0], many=True) if len(set(arguments)) == 1 else "values"
-        return f"a list of {len(arguments)} {items}"
-    if origin is tuple or origin in _LISTS:
-        return f"a list of {describe(arguments[0], many=True)}"
-    if annotation is tuple or annotation in _LISTS:
-        return "a list"
-    if origin in _MAPPINGS or annotation in _MAPPINGS:
-        return "a mapping"
-    return None
+        return [f"{kind}: {', '.join(SLOTS[mark.slot].blocks)}"]
+    kind = get_origin(annotation) or annotation
+    if kind in MAPPINGS:
+        return ["a mapping"]
+    return [] if inspect.isclass(kind) and kind not in _PLAIN else None
 
 
 def within(path: str, outer: str) -> bool:
@@ -247,7 +219,7 @@ def _strict(annotation: Any, group: Any = None) -> Any:
         return dict[str, group]
     if origin in (Union, types.UnionType):
         return Union[tuple(_strict(member, group) for member in arguments)]  # noqa: UP007
-    if origin in _LISTS or annotation in _LISTS:
+    if origin in LISTS or annotation in LISTS:
         return list[_strict(arguments[0])] if arguments else list[Any]  # type: ignore[misc]
     return annotation
 
@@ -267,8 +239,8 @@ def _problem(item: ErrorDetails, node: Node, annotation: Any, path: str) -> Prob
         names = [name for name in _members(annotation) if name != "block"]
         last = key == location[-1]
         if kind == "missing" and last and isinstance(node.value, dict):
-            takes = describe(_below(annotation, key))
-            message = f"missing; it takes {takes}" if takes else "missing"
+            words = describe(_below(annotation, key))
+            message = f"missing; it takes {words}" if words else "missing"
             return Problem(node.at, join(path, key), message)
         if not _holds(node, key):
             continue
@@ -276,16 +248,16 @@ def _problem(item: ErrorDetails, node: Node, annotation: Any, path: str) -> Prob
         node, annotation = node.value[key], _below(annotation, key)
         path = join(path, key)
         if kind == "extra_forbidden" and last:
-            takes = f"it takes: {', '.join(names)}" if names else "it takes no fields"
-            message = f"unknown field{suggest_then(str(key), names, takes)}"
+            words = f"it takes: {', '.join(names)}" if names else "it takes no fields"
+            message = f"unknown field{suggest_then(str(key), names, words)}"
             if moved := MOVED.get((str(above.get("block")), str(key))):
                 message = f"is now {moved}"
             return Problem(node.at, path, message)
-    takes = describe(annotation)
-    if takes is None:
+    words = describe(annotation)
+    if words is None:
         name = getattr(annotation, "__name__", str(annotation))
         return Problem(node.place, path, f"a {name} cannot be written in a recipe")
-    message = f"takes {takes}, given {show(node)}{_hint(annotation, node.value)}"
+    message = f"takes {words}, given {show(node)}{_hint(annotation, node.value)}"
     return Problem(node.place, path, message)
 
 
@@ -315,19 +287,15 @@ def _below(annotation: Any, key: Any) -> Any:
         return next((entry for entry in entries if entry is not Any), Any)
     if origin is tuple and arguments[-1] is not Ellipsis:
         return arguments[key] if key < len(arguments) else Any
-    if arguments and (origin is tuple or origin in _LISTS):
+    if arguments and (origin is tuple or origin in LISTS):
         return arguments[0]
-    return arguments[1] if arguments and origin in _MAPPINGS else Any
+    return arguments[1] if arguments and origin in MAPPINGS else Any
 
 
 def _hint(annotation: Any, value: Any) -> str:
-    inner = get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
     word = str(value).lower()
     if annotation is bool and word in ("yes", "no", "on", "off", "0", "1"):
         return f"; write {'true' if word in ('yes', 'on', '1') else 'false'}"
-    numeric = inner is float or float in get_args(inner)
-    if numeric and type(value) is float and not math.isfinite(value):
-        return "; it must be finite"
     if get_origin(annotation) is Literal and isinstance(value, str):
         return suggest(
             value, [choice for choice in get_args(annotation) if isinstance(choice, str)]

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from metablocks.compare import table
-from metablocks.compare.entries import Entry, check_same_problem, read_entries
+from metablocks.compare.entries import Entry, check_same_problem, read_entries, stems
 from metablocks.compare.notes import notes_on
 from metablocks.compare.recommend import recommend
 from metablocks.errors import RecipeError
@@ -44,7 +44,7 @@ def report(paths: Sequence[Path], out: Path) -> int:
     if notes := drawing.missing():
         raise RecipeError(notes[0])
     entries = read_entries([str(path) for path in paths])
-    folder = create(out, "-".join(dict.fromkeys(entry.stem for entry in entries))[:80]).path
+    folder = create(out, stems(entries)).path
     page = Page(f"Report: {', '.join(entry.label for entry in entries)}")
     page.table(_overview(entries))
     _compare(page, entries)
@@ -100,9 +100,8 @@ def _compare(page: Page, entries: Sequence[Entry]) -> None:
         return
     page.heading("Comparison")
     runs = {entry.label: entry.finished for entry in entries}
-    sums = {label: group[0].record.get("data", {}).get("checksum") for label, group in runs.items()}
     try:
-        check_same_problem(entries, {label: each for label, each in sums.items() if each})
+        check_same_problem(entries, {})
     except RecipeError as error:
         page.text(f"No table: {error}", "note")
         return

@@ -88,8 +88,9 @@ def _trace(line: Line) -> dict[str, Any]:
 
 
 def _layout(panel: Panel) -> dict[str, Any]:
-    x: dict[str, Any] = {"title": {"text": escape(panel.x)}, "automargin": True, "zeroline": False}
-    y: dict[str, Any] = {"title": {"text": escape(panel.y)}, "automargin": True, "zeroline": False}
+    axis = {"automargin": True, "zeroline": False, "ticks": "outside", "tickcolor": "#ccc"}
+    x: dict[str, Any] = {"title": {"text": escape(panel.x)}, **axis}
+    y: dict[str, Any] = {"title": {"text": escape(panel.y)}, **axis}
     if panel.names:
         x |= {"tickvals": [*panel.names], "ticktext": list(map(escape, panel.names.values()))}
         x |= {"tickangle": -60}

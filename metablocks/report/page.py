@@ -37,10 +37,11 @@ th, td {{ border-bottom: 1px solid #ddd; padding: 3px 10px 3px 0; text-align: le
 .panels {{ display: grid; gap: 16px;
   grid-template-columns: repeat(auto-fit, minmax(min(340px, 100%), 1fr)); }}
 .panel {{ min-width: 0; overflow-x: auto; }}
+.panel:not(:hover) .modebar {{ visibility: hidden; }}
 .panel h4 {{ margin: 4px 0; font-size: 0.95rem; font-weight: 600; }}
 .slider {{ display: flex; gap: 12px; align-items: center; flex-wrap: wrap; margin: 8px 0; }}
 .slider input {{ flex: 1 1 200px; max-width: 600px; min-width: 0; }}
-.row {{ display: flex; gap: 4px; flex-wrap: wrap; align-items: flex-start; margin: 4px 0; }}
+.row {{ display: flex; gap: 3px; flex-wrap: wrap; align-items: flex-start; margin: 4px 0; }}
 .row figure {{ margin: 0; text-align: center; font-size: 0.8rem; line-height: 1.2; }}
 .row img {{ display: block; width: 42px; height: 42px; border: 3px solid #fff;
   image-rendering: pixelated; }}
@@ -68,6 +69,7 @@ summary {{ cursor: pointer; padding: 6px 0; }}
     const place = document.getElementById(id);
     const labels = figure.data.filter(trace => trace.showlegend).length;
     if (place.clientWidth < 500) figure.layout.height += 18 * labels;
+    if (matchMedia("(pointer: coarse)").matches) figure.layout.dragmode = false; // a finger scrolls
     await Plotly.newPlot(place, figure.data, figure.layout, {{responsive: true, displaylogo: false}});
     if (!figure.frames) continue;
     const epochs = Object.keys(figure.frames);

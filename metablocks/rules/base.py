@@ -119,7 +119,7 @@ class UpdateRule(nn.Module):
         return ()
 
     def forward(self, updates: Tensors, state: Any, step: StepInfo) -> tuple[Tensors, Any]:
-        """Updates `{name: tensor}` from gradients `{name: tensor}`, and the new state."""
+        """Updates `{name: tensor}` from gradients `{name: tensor}` of equal shapes, and the new state."""
         raise NotImplementedError
 
 
@@ -200,7 +200,7 @@ def members(rule: UpdateRule) -> list[UpdateRule]:
 
 
 class NamedTensors(nn.Module):
-    """Tensors under the dotted names of a model, as parameters (learned) or buffers (fixed).
+    """Tensors of any shape under a model's dotted names, as parameters (learned) or buffers (fixed).
 
     A `nn.ParameterDict` refuses dots; this mirrors the model's own tree of modules instead, so that
     the tensor for `conv1.weight` is called `conv1.weight` here too.

@@ -273,20 +273,6 @@ def _begin(
 
     What fails leaves no directory behind.
     """
-    try:
-        return _write_first(experiment, directory, argv, executor, origin)
-    except RunError:
-        shutil.rmtree(directory.path, ignore_errors=True)
-        raise
-
-
-def _write_first(
-    experiment: Experiment,
-    directory: RunDirectory,
-    argv: list[str],
-    executor: str | None,
-    origin: dict[str, Any] | None,
-) -> TrainingState:
     recipe = experiment.recipe
     record = {
         "recipe": recipe.hash,
@@ -305,10 +291,14 @@ def _write_first(
         **({"from": origin} if origin else {}),
         "resumed": [],
     }
-    directory.write_record(record)
-    write_text(directory.recipe, recipe.to_yaml())
     state = TrainingState()
-    checkpoint.save(directory.checkpoint("last"), experiment, state)
+    try:
+        directory.write_record(record)
+        write_text(directory.recipe, recipe.to_yaml())
+        checkpoint.save(directory.checkpoint("last"), experiment, state)
+    except RunError:
+        shutil.rmtree(directory.path, ignore_errors=True)
+        raise
     _print_head(experiment, directory)
     if origin:
         parts = " and ".join(origin["weights"])

@@ -85,7 +85,8 @@ def chosen(scores: Scores) -> list[int]:
     keys = [(sign * score, -loss) for score, loss in pairs]
     order = sorted(range(scores.tasks), key=keys.__getitem__)
     if len(order) > EXAMPLES:
-        order = [*order[: EXAMPLES - 2], order[len(order) // 2], order[-1]]
+        middle = max(len(order) // 2, EXAMPLES - 2)
+        order = [*order[: EXAMPLES - 2], order[middle], order[-1]]
     return order
 
 

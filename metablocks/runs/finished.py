@@ -65,9 +65,15 @@ class FinishedRun:
         return len(self.test.mean) - 1
 
     @property
+    def checksum(self) -> str | None:
+        """Of the data behind the tasks, if there is any."""
+        checksum: str | None = self.record.get("data", {}).get("checksum")
+        return checksum
+
+    @property
     def circumstances(self) -> tuple[object, object]:
         """Device and data: what runs of one recipe may differ in besides the seed."""
-        return self.record.get("device"), self.record.get("data", {}).get("checksum")
+        return self.record.get("device"), self.checksum
 
 
 def is_run(path: Path) -> bool:

@@ -73,9 +73,9 @@ def adaptation(run: FinishedRun) -> Figure:
     lines = [Line(steps, mean, label, marker="o", interval=interval)]
     lines.append(Line(steps, worst, "worst 10 % of tasks", GREY, marker="v", dashed=True))
     if ensemble:
-        members, star = len(ensemble.members or [1]), ([ensemble.inner_steps or 0],)
-        y = [scale * ensemble.mean[0]]
-        lines.append(Line(*star, y, f"ensemble of {members}", COLOURS[1], width=0, marker="*"))
+        x, y = [ensemble.inner_steps or 0], [scale * ensemble.mean[0]]
+        label = f"ensemble of {ensemble.checkpoints}"
+        lines.append(Line(x, y, label, COLOURS[1], width=0, marker="*"))
     values = [*mean, *worst]
     log = test.measure == "mse" and min(values) > 0 and math.isfinite(max(values))
     panel = Panel("inner steps", f"query {name}", lines, log=log, whole=True)

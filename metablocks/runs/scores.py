@@ -68,6 +68,11 @@ class Scores:
     losses_by_task: Tensor | None = field(default=None, repr=False, compare=False)
 
     @property
+    def checkpoints(self) -> int:
+        """The number of an ensemble's checkpoints."""
+        return len(self.members or [1])
+
+    @property
     def final(self) -> float:
         """The mean after the last step."""
         return self.mean[-1]

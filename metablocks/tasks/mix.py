@@ -108,7 +108,7 @@ class Mix(_Made):
             )
 
     def sample(self, split: Split, indices: Sequence[int]) -> TaskBatch | TaskList:
-        """Tasks number `indices` of a split."""
+        """Tasks number `indices` of a split: tensors `[tasks, examples, ...]`, or a list."""
         check_split(split)
         numbers = task_numbers(indices)
         bounds = np.cumsum(self.weights or [1.0] * len(self.sources))
@@ -163,7 +163,7 @@ class BySplit(_Made):
         return max(source.outputs for source in self.sources)
 
     def sample(self, split: Split, indices: Sequence[int]) -> TaskBatch | TaskList:
-        """Tasks number `indices` of a split."""
+        """Tasks number `indices` of a split: tensors `[tasks, examples, ...]`, or a list."""
         check_split(split)
         source: TaskSource = getattr(self, split)
         return source.sample(split, indices)

@@ -7,11 +7,8 @@ import torch
 from outside_gradients import Custom, Rewriting, _OldTanh, _Tanh, _WrongTanh
 from torch import nn
 
-from metablocks.gradcheck.modules import (
-    refused_by_transforms,
-    with_wrong_derivative,
-    without_second_derivative,
-)
+from metablocks.diagnose import without_second_derivative
+from metablocks.gradcheck.modules import refused_by_transforms, with_wrong_derivative
 
 pytestmark = pytest.mark.usefixtures("float64")
 

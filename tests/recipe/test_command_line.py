@@ -49,9 +49,12 @@ COMMANDS = [
         ([], "a command is missing; it is one of run, check, show, blocks, new, recipes"),
         (["check"], "RECIPE"),
         (["check", "quickstart", "--set"], "argument --set: expected one argument"),
-        (["eval", "x", "--tasks", "0"], "takes an integer of at least 1, given 0"),
-        (["eval", "x", "--steps", "two"], "takes an integer of at least 0, given two"),
-        (["eval", "x", "--seed", "4294967296"], "and at most 4294967295, given 4294967296"),
+        (["eval", "x", "--tasks", "0"], "takes a whole number, 1 or more, given 0"),
+        (["eval", "x", "--steps", "two"], "takes a whole number, 0 or more, given two"),
+        (
+            ["eval", "x", "--seed", "4294967296"],
+            "0 to 4294967295, given 4294967296",
+        ),
         (["eval", "x", "--split", "tset"], 'did you mean "test"?'),
         (["eval", "x", "--checkpoint", "lats"], 'did you mean "last"?'),
         (["run", "quickstart", "--data", "nowhere"], "nowhere is not a folder"),
@@ -110,8 +113,8 @@ def test_blocks_lists_every_block_and_field_of_a_slot(slot, capsys):
 def test_blocks_takes_types_defaults_equation_and_source_from_the_code(capsys):
     assert main(["blocks"]) == 0
     out = capsys.readouterr().out
-    assert '- granularity  "scalar", "layer", "tensor" or "parameter"; default scalar\n' in out
-    assert "- lr            a number of at least 0; required\n" in out
+    assert "- granularity  one of scalar, layer, tensor, parameter; default scalar\n" in out
+    assert "- lr            a finite number at least 0; required\n" in out
     assert "u = −α ∘ g" in out
     assert "v_k = max(1/N − e/(N·E), 0.03/N)" in out
     assert "Source: Kingma, Ba 2015" in out

@@ -46,7 +46,7 @@ CASES = {  # changes of the good recipe; the place and path of each error, and a
     ),
     "text for a number": (
         ("lr: 1e-3", "lr: fast"),
-        '17:32 outer.optimizer.lr ~ number of at least 0, given "fast"',
+        '17:32 outer.optimizer.lr ~ number at least 0, given "fast"',
     ),
     "quoted number": (
         ("init: 0.01", 'init: "0.01"'),
@@ -54,11 +54,11 @@ CASES = {  # changes of the good recipe; the place and path of each error, and a
     ),
     "fraction for an integer": (
         ("shots: 5", "shots: 2.5"),
-        "4:33 tasks.shots ~ integer of at least 1, given 2.5",
+        "4:33 tasks.shots ~ whole number, 1 or more, given 2.5",
     ),
     "boolean for an integer": (
         ("  epochs: 2", "  epochs: true"),
-        "21:11 outer.epochs ~ of at least 1, given true",
+        "21:11 outer.epochs ~ 1 or more, given true",
     ),
     "yes is not a boolean": (
         ("learn: true", "learn: yes"),
@@ -66,7 +66,7 @@ CASES = {  # changes of the good recipe; the place and path of each error, and a
     ),
     "0o17 is not a number": (
         ("seed: 0", "seed: 0o17"),
-        '3:7 seed ~ at most 4294967295, given "0o17"',
+        '3:7 seed ~ 0 to 4294967295, given "0o17"',
     ),
     "not finite": (
         ("init: 0.01", "init: .inf"),
@@ -78,7 +78,7 @@ CASES = {  # changes of the good recipe; the place and path of each error, and a
     ),
     "too large for a tensor's sizes": (
         ("shots: 5", "shots: 9223372036854775808"),
-        "4:33 tasks.shots ~ integer",
+        "4:33 tasks.shots ~ whole number",
     ),
     "too large for the precision": (
         ("init: 0.01", "init: 1e39"),
@@ -91,7 +91,7 @@ CASES = {  # changes of the good recipe; the place and path of each error, and a
     ),
     "no value": (
         ("hidden: [8]", "hidden:"),
-        "7:10 model.hidden ~ list of integers of at least 1, given null",
+        "7:10 model.hidden ~ list, each a whole number, 1 or more, given null",
     ),
     "wrong entry of a list": (
         ("hidden: [8]", "hidden: [8, wide]"),
@@ -99,7 +99,7 @@ CASES = {  # changes of the good recipe; the place and path of each error, and a
     ),
     "list of the wrong length": (
         ("shots: 5", "shots: 5, phase: [0]"),
-        "4:43 tasks.phase ~ a list of 2 numbers",
+        "4:43 tasks.phase ~ a pair (low, high)",
     ),
     "unknown choice": (
         ("precision: float64", "precision: flaot64"),
@@ -107,7 +107,7 @@ CASES = {  # changes of the good recipe; the place and path of each error, and a
     ),
     "range of the structure": (
         ("tasks_per_step: 4", "tasks_per_step: 0"),
-        "19:19 outer.tasks_per_step ~ of at least 1, given 0",
+        "19:19 outer.tasks_per_step ~ 1 or more, given 0",
     ),
     "range of an optimiser": (
         ("lr: 1e-3,", "lr: 1e-3, betas: [0.9, 1],"),
@@ -218,11 +218,11 @@ CASES = {  # changes of the good recipe; the place and path of each error, and a
     ),
     "ways of a task source": (
         ("{block: sinusoid, ", "{block: strokes, ways: 0, "),
-        "4:31 tasks.ways ~ list of 2 integers of at least 2, given 0",
+        "4:31 tasks.ways ~ a range [low, high] of whole numbers, given 0",
     ),
     "shots": (
         ("shots: 5", "shots: 0"),
-        "4:33 tasks.shots ~ integer of at least 1, given 0",
+        "4:33 tasks.shots ~ whole number, 1 or more, given 0",
     ),
     "default that no longer fits": (
         ("{block: sinusoid, ", "{block: strokes, ways: 5, max_strokes: 1, "),
@@ -247,11 +247,11 @@ CASES = {  # changes of the good recipe; the place and path of each error, and a
     ),
     "chunk": (
         ("block: loop", "block: vmap, chunk: 0"),
-        "23:56 hardware.executor.chunk ~ integer of at least 1 or null, given 0",
+        "23:56 hardware.executor.chunk ~ null or a whole number, 1 or more, given 0",
     ),
     "last": (
         ("last: 1", "last: -1"),
-        "13:35 inner.order.last ~ integer of at least 0, given -1",
+        "13:35 inner.order.last ~ whole number, 0 or more, given -1",
     ),
 }
 

@@ -91,7 +91,7 @@ def test_recipe_groups_reach_the_optimiser():
 
 
 def test_group_options_are_checked_as_fields_of_the_optimiser():
-    with pytest.raises(ValueError, match=r'groups\["rule.\*"\].betas: takes a list of 2 numbers'):
+    with pytest.raises(ValueError, match=r'groups\["rule.\*"\].betas: takes a list of 2, each a'):
         from_text(broken(("{lr: 1e-4}", "{betas: 0.9}")))
 
 

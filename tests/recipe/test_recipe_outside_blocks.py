@@ -80,12 +80,12 @@ def test_a_factory_that_cannot_be_hashed_is_a_block():
     [
         (
             "{block: outside_blocks:Sign, rat: 1}",
-            "x.yaml:12:7 inner.rule[0].rate: missing; it takes a number above 0\n"
+            "x.yaml:12:7 inner.rule[0].rate: missing; it takes a finite number above 0\n"
             'x.yaml:12:36 inner.rule[0].rat: unknown field; did you mean "rate"? It takes: rate',
         ),
         (
             "{block: outside_blocks:Sign, rate: -1}",
-            "x.yaml:12:42 inner.rule[0].rate: takes a number above 0, given -1",
+            "x.yaml:12:42 inner.rule[0].rate: takes a finite number above 0, given -1",
         ),
         (
             "{block: outside_blocks:Sgin, rate: 1}",

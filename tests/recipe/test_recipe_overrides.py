@@ -52,9 +52,9 @@ REFUSED = [
     ("seed= # none", "no value after ="),
     ("seed=[1", "not valid YAML: "),
     ("seed=!!int 3", "a tag (tag:yaml.org,2002:int); a recipe holds plain values only"),
-    ("seed=0o17", 'seed: takes an integer of at least 0 and at most 4294967295, given "0o17"'),
+    ("seed=0o17", 'seed: takes a whole number, 0 to 4294967295, given "0o17"'),
     ("inner.rule[0].learn=on", 'inner.rule[0].learn: takes true or false, given "on"; write true'),
-    ("inner.rule=[meta_sgd]", "inner.rule[0].init: missing; it takes a number"),
+    ("inner.rule=[meta_sgd]", "inner.rule[0].init: missing; it takes a finite number"),
     ("tasks.shots=0", "tasks.shots: "),
     ("inner.order={block: truncated, last: 9}", "inner.order.last: TruncatedOrder last is 9, "),
 ]
