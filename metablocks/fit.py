@@ -20,8 +20,10 @@ from tqdm import tqdm
 
 from metablocks.checks import UNCHECKED, Count, checked
 from metablocks.errors import BlockError, concerning
+from metablocks.executors import Share, share_of
 from metablocks.learner import MetaGradient, MetaLearner, Metric
 from metablocks.meta_steps import Nonfinite, meta_steps
+from metablocks.processes import leads
 from metablocks.tasks.base import TaskSource
 from metablocks.tasks.task_batches import check_tasks, epoch_batches, known_length
 from metablocks.types import Progress, Tasks, Tensors
@@ -107,6 +109,10 @@ def fit(
     - `callbacks`: functions that get each finished epoch; training stops if one returns True.
     - `progress`: show a bar.
 
+    With the executor `Distributed` all processes call this alike, and have equal epochs: of a source each
+    samples its own tasks alone; an iterable gives each process its own batches, equally many (a
+    `DataLoader` by a `DistributedSampler`); callbacks are to answer alike.
+
     What ends training early (Ctrl-C, an error) is raised as it is and carries the finished epochs:
     `stop.history`.
 
@@ -153,6 +159,7 @@ def fit(
             check_tasks(validation, "validation", epochs)
     like = next(learner.model.parameters())
     length = known_length(tasks, steps_per_epoch)
+    share = share_of(learner.executor)
     losses: list[float] = []
     scores: list[Tensor] = []
 
@@ -165,13 +172,14 @@ def fit(
                 like=like,
                 tasks_per_step=tasks_per_step,
                 iterations=steps_per_epoch,
+                part=share.part,
             ):
                 yield batch, Progress(epoch=epoch)
 
     def take(result: MetaGradient) -> None:
         losses.append(float(result.loss))
         if result.scores is not None:
-            scores.append(result.scores.nanmean(0))
+            scores.append(_of_all([result.scores], share).nanmean(0))
 
     history: list[Epoch] = []
     best: Tensors = {}
@@ -198,6 +206,7 @@ def fit(
                             epoch=number,
                             like=like,
                             tasks_per_step=tasks_per_step,
+                            part=share.part,
                         ),
                         lambda _: metric,
                     )
@@ -245,7 +254,8 @@ def train_epochs(
     `take` gets every meta-gradient once its step is taken; `total` is for the bar.
     """
     taken = 0
-    with tqdm(total=total, desc="meta-training", unit="step", disable=not progress) as bar:
+    hidden = not (progress and leads())
+    with tqdm(total=total, desc="meta-training", unit="step", disable=hidden) as bar:
         for epoch in range(epochs):
             started = time.perf_counter()
             steps = meta_steps(
@@ -271,10 +281,18 @@ def validate(
     metric_of: Callable[[Tasks], Metric | None],
 ) -> Validation:
     """Means over the tasks of all batches; `metric_of` gives the metric of a batch."""
-    results = [learner.evaluate(tasks, metric=metric_of(tasks)) for tasks in batches]
-    losses = torch.cat([result.query_losses for result in results])
-    scores = [result.metrics for result in results if result.metrics is not None]
-    return Validation(losses.mean(0), torch.cat(scores).mean(0) if scores else None)
+    share = share_of(learner.executor)
+    results = [learner.evaluate(tasks, metric=metric_of(tasks)) for tasks in batches if len(tasks)]
+    losses = _of_all([result.query_losses for result in results], share)
+    scores = _of_all([result.metrics for result in results if result.metrics is not None], share)
+    return Validation(losses.mean(0), scores.mean(0) if len(scores) else None)
+
+
+def _of_all(rows: list[Tensor], share: Share) -> Tensor:
+    """Results by task, of all processes: `[tasks, ...]`; empty without any."""
+    if share.processes > 1:
+        rows = [row for own in share.gather([row.cpu() for row in rows]) for row in own]
+    return torch.cat(rows) if rows else torch.empty(0)
 
 
 def _is_best(epoch: Epoch, before: list[Epoch]) -> bool:

@@ -22,7 +22,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 from metablocks.checks import UNCHECKED, Count, Positive, checked
 from metablocks.devices import find_device
 from metablocks.errors import BlockError, ExecutorError, TaskError, concerning
-from metablocks.executors import Executor, Loop, TaskFunction, TaskWork, Vmap
+from metablocks.executors import Executor, Loop, TaskFunction, TaskWork, Vmap, share_of
 from metablocks.fit import train_epochs, validate
 from metablocks.generators import set_states
 from metablocks.learner import MetaGradient, MetaLearner, Metric
@@ -100,7 +100,8 @@ def train_maml(
       source, or a generator that is to last several epochs.
     - `validation`: as `tasks`, evaluated after each epoch (the first 100 validation tasks of a source).
     - `executor`: by default `Vmap()`, and `Loop()` for tasks of unequal size and for a model or loss
-      that vmap cannot run (which is logged once).
+      that vmap cannot run (which is logged once). `Distributed(Vmap())` divides the tasks over
+      processes, as in `fit`.
     - `nonfinite`: `"stop"` raises if the loss or the meta-gradient is not finite, `"skip"` leaves such
       a meta-step out, with a warning in the log.
     - `device`: where to train; the model is moved there. `progress`: show a bar.
@@ -173,7 +174,12 @@ def train_maml(
     )
     optimizer = torch.optim.Adam(learner.parameters(), lr=outer_lr)
     cosine = CosineAnnealingLR(optimizer, parts, outer_lr / 100) if plus_plus else None
-    batches = partial(epoch_batches, like=next(model.parameters()), tasks_per_step=tasks_per_step)
+    batches = partial(
+        epoch_batches,
+        like=next(model.parameters()),
+        tasks_per_step=tasks_per_step,
+        part=share_of(learner.executor).part,
+    )
 
     def batches_at(epoch: int) -> Iterator[tuple[Tasks, Progress]]:
         """Batches of an epoch with their progress, to which the outer rate is brought first."""
