@@ -20,8 +20,10 @@ from tqdm import tqdm
 
 from metablocks.checks import UNCHECKED, Count, checked
 from metablocks.errors import BlockError, concerning
+from metablocks.executors import Share, share_of
 from metablocks.learner import MetaGradient, MetaLearner, Metric
 from metablocks.meta_steps import Nonfinite, meta_steps
+from metablocks.processes import leads
 from metablocks.tasks.base import Split, TaskSource
 from metablocks.tasks.task_batches import check_tasks, epoch_batches, known_length
 from metablocks.types import Progress, Tasks, Tensors
@@ -106,6 +108,10 @@ def fit(
       `Epoch.score`.
     - `callbacks`: functions that get each finished epoch; training stops if one returns True.
     - `progress`: show a bar.
+
+    With the executor `Distributed` all processes call this alike, and have equal epochs: of a source each
+    samples its own tasks alone; an iterable gives each process its own batches, equally many (a
+    `DataLoader` by a `DistributedSampler`); callbacks are to answer alike.
 
     What ends training early (Ctrl-C, an error) is raised as it is and carries the finished epochs:
     `stop.history`.
@@ -207,17 +213,24 @@ def train_epochs(
     0 of its epoch and of its batch there; `take` gets each meta-gradient once its step is taken.
     `metric` is of training tasks, `judge` gives that of validation tasks.
     """
-    like, taken = next(learner.model.parameters()), 0
+    like, taken, share = next(learner.model.parameters()), 0, share_of(learner.executor)
     length = known_length(tasks, iterations)
 
     def batches(of: TaskSource | Iterable[Any], split: Split, most: int | None) -> Iterator[Tasks]:
         with concerning(name, "tasks" if split == "train" else split):
             yield from epoch_batches(
-                of, split, epoch=epoch, like=like, tasks_per_step=tasks_per_step, iterations=most
+                of,
+                split,
+                epoch=epoch,
+                like=like,
+                tasks_per_step=tasks_per_step,
+                iterations=most,
+                part=share.part,
             )
 
     total = epochs * length if length else None
-    with tqdm(total=total, desc="meta-training", unit="step", disable=not progress) as bar:
+    hidden = not (progress and leads())
+    with tqdm(total=total, desc="meta-training", unit="step", disable=hidden) as bar:
         for epoch in range(epochs):
             started, losses, scores = time.perf_counter(), list[float](), list[Tensor]()
             drawn = enumerate(batches(tasks, "train", iterations))
@@ -233,7 +246,7 @@ def train_epochs(
                 taken += 1
                 losses.append(float(result.loss))
                 if result.scores is not None:
-                    scores.append(result.scores.nanmean(0))
+                    scores.append(_of_all([result.scores], share).nanmean(0))
                 take(result)
                 bar.update()
                 bar.set_postfix(loss=f"{losses[-1]:.3f}", refresh=False)
@@ -255,10 +268,18 @@ def _validate(
     judge: Callable[[Tasks], Metric | None],
 ) -> Validation:
     """Means over the tasks of all batches."""
-    results = [learner.evaluate(tasks, metric=judge(tasks)) for tasks in batches]
-    losses = torch.cat([result.query_losses for result in results])
-    scores = [result.metrics for result in results if result.metrics is not None]
-    return Validation(losses.mean(0), torch.cat(scores).mean(0) if scores else None)
+    share = share_of(learner.executor)
+    results = [learner.evaluate(tasks, metric=judge(tasks)) for tasks in batches if len(tasks)]
+    losses = _of_all([result.query_losses for result in results], share)
+    scores = _of_all([result.metrics for result in results if result.metrics is not None], share)
+    return Validation(losses.mean(0), scores.mean(0) if len(scores) else None)
+
+
+def _of_all(rows: list[Tensor], share: Share) -> Tensor:
+    """Results by task, of all processes: `[tasks, ...]`; empty without any."""
+    if share.processes > 1:
+        rows = [row for own in share.gather([row.cpu() for row in rows]) for row in own]
+    return torch.cat(rows) if rows else torch.empty(0)
 
 
 def _is_best(epoch: Epoch, before: list[Epoch]) -> bool:

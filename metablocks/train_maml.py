@@ -98,7 +98,8 @@ def train_maml(
       source, or a generator that is to last several epochs.
     - `validation`: as `tasks`, evaluated after each epoch (the first 100 validation tasks of a source).
     - `executor`: by default `Vmap()`, and `Loop()` for tasks of unequal size and for a model or loss
-      that vmap cannot run (which is logged once).
+      that vmap cannot run (which is logged once). `Distributed(Vmap())` divides the tasks over
+      processes, as in `fit`.
     - `nonfinite`: `"stop"` raises if the loss or the meta-gradient is not finite, `"skip"` leaves such
       a meta-step out, with a warning in the log.
     - `device`: where to train; the model is moved there. `progress`: show a bar.

@@ -86,6 +86,52 @@ def drawing(executor: mb.Executor, count: int) -> dict[str, torch.Tensor]:
     return {**learner.state_dict(), "random": torch.get_rng_state()}
 
 
+class Sampled(mb.tasks.Sinusoid):
+    """Sinusoids that note which tasks of a split were asked for."""
+
+    def __init__(self) -> None:
+        super().__init__(shots=3, queries=2)
+        self.asked: dict[str, list[int]] = {"train": [], "validation": []}
+
+    def sample(self, split, indices):
+        self.asked[split] += indices
+        return super().sample(split, indices)
+
+
+def fitted(executor: mb.Executor) -> dict[str, object]:
+    """What `fit` and `train_maml` return of two tasks a step, and the tasks that they asked for."""
+    sources = [Sampled(), Sampled()]
+
+    def regression() -> nn.Module:
+        torch.manual_seed(1)
+        return nn.Sequential(nn.Linear(1, 4), nn.Tanh(), nn.Linear(4, 1))
+
+    learner = mb.MetaLearner(
+        regression(), loss=F.mse_loss, steps=2, rule=mb.LearningRate(0.1), executor=executor
+    )
+    sizes = {"epochs": 2, "tasks_per_step": 2, "progress": False}
+    epochs = mb.fit(
+        learner,
+        sources[0],
+        optimizer=torch.optim.SGD(learner.parameters(), lr=0.05),
+        steps_per_epoch=FEW,
+        validation=sources[0],
+        metric=lambda prediction, target: -(prediction - target).abs().max(),
+        keep_best=True,
+        **sizes,
+    )
+    maml, history = mb.train_maml(
+        regression(), sources[1], iterations=FEW, validation=sources[1], executor=executor, **sizes
+    )
+    numbers = [history.losses, history.validation_losses, [epoch.loss for epoch in epochs]]
+    numbers += [[epoch.score for epoch in epochs], *(epoch.scores.tolist() for epoch in epochs)]
+    results = {f"numbers {n}": torch.tensor(each) for n, each in enumerate(numbers)}
+    weights = {
+        f"{i}.{n}": t for i, l in enumerate((learner, maml)) for n, t in l.state_dict().items()
+    }
+    return {"results": results | weights, "asked": [source.asked for source in sources]}
+
+
 class Parts(nn.Module):
     """A net of which each task uses the part that its first input names."""
 
@@ -135,6 +181,7 @@ def checks(count: int, rank: int) -> dict[str, object]:
     if count == 3:
         results["drawing five"] = drawing(mb.Distributed(), 5)
         results["drawing two"] = drawing(mb.Distributed(), 2)
+        results["fitted"] = fitted(mb.Distributed(mb.Vmap()))
         results["two"] = train(mb.Distributed(mb.Vmap(chunk=1)), 2)
         results["reach"] = reach(mb.Distributed(), rank)
         results["one ends"] = one_ends(mb.Distributed(), rank)

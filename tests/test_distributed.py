@@ -85,6 +85,19 @@ def test_all_processes_have_the_same_bits(saved):
         assert all(torch.equal(one[key], other[key]) for key in one)
 
 
+def test_fit_and_train_maml_are_those_of_one_process(saved, float64):
+    """Epochs, validations and weights; each process samples its own tasks alone, or none."""
+    expected = several_ranks.fitted(mb.Vmap())
+    parts = [saved[rank, 3]["fitted"] for rank in (0, 2)]
+    for part in parts:
+        assert distance(part["results"], expected["results"]) < WITHIN
+    first, third = ([{s: len(asked[s]) for s in asked} for asked in p["asked"]] for p in parts)
+    steps = 2 * several_ranks.FEW
+    assert first == [{"train": steps, "validation": 2 * 50}] * 2
+    assert third == [{"train": 0, "validation": 0}] * 2
+    assert [len(asked["train"]) for asked in expected["asked"]] == [2 * steps] * 2
+
+
 def test_numbers_by_task_are_a_process_s_own(saved, alone):
     for number in ("query_losses", "scores"):
         each = [saved[rank, 2]["five"][number] for rank in (0, 1)]

@@ -22,6 +22,7 @@ from metablocks.compare.request import Request
 from metablocks.errors import RunError
 from metablocks.memory import keep_freed_memory
 from metablocks.recipe import Experiment, build, load
+from metablocks.runs.files import write_text
 from metablocks.runs.train import final_scores, meta_step
 from metablocks.types import Progress
 
@@ -49,7 +50,7 @@ def measure_paces(trained: Sequence[Entry], request: Request) -> list[Pace]:
         for index, entry in enumerate(trained):
             assert entry.recipe is not None
             file, log = Path(folder, f"{index}.yaml"), Path(folder, str(index))
-            file.write_text(entry.recipe.to_yaml(), encoding="utf-8")
+            write_text(file, entry.recipe.to_yaml())
             timing = ("-m", "metablocks.compare.timing", str(file), *place(request))
             jobs.append(Job(f"timing {entry.label}", (sys.executable, *timing), log))
         if run_jobs(jobs, side_by_side=request.jobs, display=Display(jobs, quiet=request.quiet)):

@@ -23,7 +23,7 @@ from metablocks.executors import share_of
 from metablocks.recipe import Experiment, Recipe
 from metablocks.recipe.record import changes_text, differing
 from metablocks.runs.directory import RunDirectory, command
-from metablocks.runs.files import write_atomically
+from metablocks.runs.files import write_atomically, writing
 from metablocks.runs.sealed import read_sealed, write_sealed
 from metablocks.runs.state import TrainingState
 
@@ -41,14 +41,15 @@ def save(
 
     The file that is replaced is kept as `before`, if that is given.
     """
-    content = {
-        "format": FORMAT,
-        "torch": str(torch.__version__),
-        "recipe": experiment.recipe.values,
-        **_entries(experiment),
-        "state": asdict(state),
-    }
-    write_atomically(path, lambda file: write_sealed(file, content), before=before)
+    with writing(path):
+        content = {
+            "format": FORMAT,
+            "torch": str(torch.__version__),
+            "recipe": experiment.recipe.values,
+            **_entries(experiment),
+            "state": asdict(state),
+        }
+        write_atomically(path, lambda file: write_sealed(file, content), before=before)
 
 
 def restore(path: Path, experiment: Experiment) -> TrainingState:

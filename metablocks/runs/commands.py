@@ -162,8 +162,8 @@ def evaluate_run(
     try:
         directory.append(directory.evaluations, row)
         print(f"saved in {directory.evaluations}")
-    except OSError as error:
-        print(f"not saved: {directory.evaluations}: {error.strerror}")
+    except RunError as error:
+        print(f"not saved: {error}")
     return 0
 
 

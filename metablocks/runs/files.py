@@ -9,7 +9,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from metablocks.errors import RunError
+from metablocks.errors import MetablocksError, RunError
+from metablocks.memory import out_of_memory
 
 PARTIAL = ".partial"
 """How the names of temporary files end; those of dead processes may be deleted."""
@@ -24,6 +25,7 @@ _REMEDIES = {
     errno.EROFS: _WRITABLE,
     errno.EACCES: _WRITABLE,
     errno.EPERM: _WRITABLE,
+    errno.ENOMEM: "free some memory on this machine",
 }
 
 
@@ -57,6 +59,8 @@ def write_atomically(
 def writing(path: Path) -> Iterator[None]:
     """Name the place and the remedy if a file or folder cannot be written, by `RunError`.
 
+    That is for want of memory, too, as what is written is often copied first.
+
     >>> with writing(Path("runs/a/checkpoint.pt")):
     ...     raise OSError(errno.ENOSPC, "No space left on device")
     Traceback (most recent call last):
@@ -65,11 +69,18 @@ def writing(path: Path) -> Iterator[None]:
     """
     try:
         yield
-    except OSError as error:
-        remedy = _REMEDIES.get(error.errno or 0, "--out takes a folder that can be written to")
+    except MetablocksError:
+        raise
+    except (OSError, MemoryError, RuntimeError) as error:
+        number, reason = getattr(error, "errno", None), getattr(error, "strerror", None)
+        if out_of_memory(error):
+            number, reason = errno.ENOMEM, "out of memory"
+        elif not isinstance(error, OSError):
+            raise
+        remedy = _REMEDIES.get(number or 0, "--out takes a folder that can be written to")
         raise RunError(
-            f"{path}: cannot be written ({error.strerror or error}); {remedy}. What was saved before "
-            "is as it was"
+            f"{path}: cannot be written ({reason or error}); {remedy}. What was saved before is as it "
+            "was"
         ) from error
 
 

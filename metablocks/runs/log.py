@@ -7,12 +7,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+_log = logging.getLogger(__name__)
+
 
 @contextlib.contextmanager
 def kept_lines(path: Path) -> Iterator[None]:
     """Append to `path` what is printed, and what the package logs, meanwhile; progress bars are not.
 
-    The file is opened with the first text.
+    The file is opened with the first text. If it cannot be written, one line says so, and the rest is
+    not kept.
 
     >>> import tempfile
     >>> path = Path(tempfile.mkdtemp()) / "log.txt"
@@ -23,7 +26,7 @@ def kept_lines(path: Path) -> Iterator[None]:
     ['epoch 1']
     """
     log = logging.getLogger("metablocks")
-    handler = logging.FileHandler(path, encoding="utf-8", delay=True)
+    handler = _Keeper(path, encoding="utf-8", delay=True)
     handler.setFormatter(logging.Formatter("%(message)s"))
     log.addHandler(handler)
     try:
@@ -32,6 +35,22 @@ def kept_lines(path: Path) -> Iterator[None]:
     finally:
         log.removeHandler(handler)
         handler.close()
+
+
+class _Keeper(logging.FileHandler):
+    """Writes a log as long as its file can be written."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  (logging's)
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError | MemoryError):
+            super().handleError(record)
+            return
+        self.addFilter(lambda record: False)
+        stream, self.stream = self.stream, None  # type: ignore[assignment]
+        with contextlib.suppress(OSError, MemoryError, AttributeError):
+            stream.close()
+        reason = getattr(error, "strerror", None) or "out of memory"
+        _log.warning("%s: cannot be written (%s); it lacks the rest", self.baseFilename, reason)
 
 
 class _Twice:

@@ -26,7 +26,7 @@ def write_sealed(file: BinaryIO, content: dict[str, Any]) -> None:
     try:
         torch.save(content, summing)
     except RuntimeError as error:  # torch's own, about what the failure left
-        raise summing.failure or error from None
+        raise error.__context__ or error from None
     file.write(_SEAL + summing.digest.hexdigest().encode() + b"\n")
 
 
@@ -58,15 +58,10 @@ class _Summing:
     def __init__(self, file: BinaryIO) -> None:
         self.file = file
         self.digest = hashlib.sha256()
-        self.failure: OSError | None = None
 
     def write(self, data: Any) -> int:
         self.digest.update(data)
-        try:
-            return self.file.write(data)
-        except OSError as error:
-            self.failure = error
-            raise
+        return self.file.write(data)
 
     def flush(self) -> None:
         self.file.flush()

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from metablocks.errors import MissingError
+from metablocks.runs.files import writing
 
 Watch = Callable[[Mapping[str, Any]], object]
 """Gets the lines of both logs of an epoch, as one, once they are written."""
@@ -16,19 +17,22 @@ Watch = Callable[[Mapping[str, Any]], object]
 def curves(folder: Path, step: int) -> Iterator[Watch]:
     """Write what is watched into `folder`; what was written for a meta-step above `step` is replaced.
 
-    Raises `MissingError` without the package tensorboard.
+    Raises `MissingError` without the package tensorboard, and `RunError` where it cannot be written.
     """
-    writer = summary_writer()(str(folder), purge_step=step + 1)
+    with writing(folder):
+        writer = summary_writer()(str(folder), purge_step=step + 1)
 
     def watch(row: Mapping[str, Any]) -> None:
-        for tag, value in scalars(row).items():
-            writer.add_scalar(tag, value, row["step"])
-        writer.flush()
+        with writing(folder):
+            for tag, value in scalars(row).items():
+                writer.add_scalar(tag, value, row["step"])
+            writer.flush()
 
     try:
         yield watch
     finally:
-        writer.close()
+        with writing(folder):
+            writer.close()
 
 
 def summary_writer() -> Any:

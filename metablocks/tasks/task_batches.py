@@ -6,7 +6,7 @@ a `TaskBatch`; a pair `(support, query)`, or a dict with these two keys, each a 
 """
 
 import operator
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any
 
@@ -33,12 +33,14 @@ def epoch_batches(
     like: Tensor,
     tasks_per_step: int,
     iterations: int | None = None,
+    part: Callable[[range], range] = lambda indices: indices,
 ) -> Iterator[Tasks]:
     """The batches of an epoch (counted from 0), `iterations` of them at most.
 
     Tensors are moved to the device of `like`, those of floats to its dtype. Tasks of equal size come
     as a `TaskBatch`, others as a list. A source gives the next `iterations` × `tasks_per_step` tasks
-    of the split; without `iterations`, its first 100 in every epoch.
+    of the split; without `iterations`, its first 100 in every epoch. Of the tasks of each batch of a
+    source `part` says which are sampled, possibly none (`[]`); other batches stay whole.
 
     Raises `TaskError`, with the number of the batch (from 1), for another structure, and where no
     batch came.
@@ -50,10 +52,12 @@ def epoch_batches(
     ('TaskBatch', 3)
     """
     name, number = _name(split), 0
+    sampled = isinstance(tasks, TaskSource)
     if isinstance(tasks, TaskSource):
-        tasks = _sample(tasks, split, epoch, iterations, tasks_per_step)
+        tasks = _sample(tasks, split, epoch, iterations, tasks_per_step, part)
     for number, batch in enumerate(islice(tasks, iterations), 1):
-        yield _read(batch, like, f"{name}, batch {number} of epoch {epoch + 1}")
+        place = f"{name}, batch {number} of epoch {epoch + 1}"
+        yield [] if sampled and not len(batch) else _read(batch, like, place)
     if not number:
         remedy = "a generator runs once: give a list or a DataLoader" if epoch else "it is empty"
         raise TaskError(f"{name} gave no batch in epoch {epoch + 1}; {remedy}")
@@ -100,12 +104,19 @@ def check_tasks(
 
 
 def _sample(
-    source: TaskSource, split: Split, epoch: int, iterations: int | None, width: int
+    source: TaskSource,
+    split: Split,
+    epoch: int,
+    iterations: int | None,
+    width: int,
+    part: Callable[[range], range],
 ) -> Iterator[Tasks]:
     count = _VALIDATION_TASKS if iterations is None else iterations * width
     first = 0 if iterations is None else epoch * count
     rows = range(first, first + count)
-    return (source.sample(split, rows[start : start + width]) for start in range(0, count, width))
+    for start in range(0, count, width):
+        own = part(rows[start : start + width])
+        yield source.sample(split, own) if own else []
 
 
 def known_length(tasks: Any, iterations: int | None) -> int | None:

@@ -41,13 +41,15 @@ FAR = ("--set", "inner.rule[0].init=1e30")
 
 
 def signalled(number: int, call: int) -> None:
-    """This process gets a signal before it takes a meta-step, counted from 1."""
+    """This process gets a signal, or for 0 an error, before it takes a meta-step, counted from 1."""
     backward, calls = MetaLearner.backward, []
 
     def count(*args, **options):
         calls.append(call)
         if len(calls) == call:
             os.kill(os.getpid(), number)
+            if not number:
+                raise ZeroDivisionError("of one process")
         return backward(*args, **options)
 
     MetaLearner.backward = count
@@ -113,6 +115,9 @@ if __name__ == "__main__":
     run("killed, on 2", 2, "run", "--resume", only(out / "killed"), "--quiet")
     train("first killed", 2, *EVERY_STEP, kill=(0, signal.SIGKILL, 6))
     run("first killed, on 3", 3, "run", "--resume", only(out / "first killed"), "--quiet")
+    train("broken", 3, *EVERY_STEP, kill=(1, 0, 6))
+    run("broken, on 2", 2, "run", "--resume", only(out / "broken"), "--quiet")
+    train("first broken", 2, *EVERY_STEP, kill=(0, 0, 6))
     train("stopped", 2, kill=(1, signal.SIGTERM, 6))
     run("stopped, on 1", 1, "run", "--resume", only(out / "stopped"), "--quiet")
     run("eval", 2, "eval", only(out / "of 2"), "--checkpoint", "ensemble")

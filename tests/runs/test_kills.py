@@ -16,25 +16,29 @@ from metablocks.runs.directory import RunDirectory
 from tools.fuzzing.resume_law import same_checkpoint
 
 
-def test_ten_kills_change_nothing(tmp_path):
-    """SIGKILL at ten moments, chosen by progress: in meta-steps, validation, logs and checkpoints."""
+@pytest.mark.parametrize("kills", [10, pytest.param(100, marks=pytest.mark.long)])
+def test_kills_change_nothing(kills, tmp_path):
+    """SIGKILL in meta-steps, validation, logs and checkpoints; the hundred also anywhere."""
     script = Path(__file__).with_name("killed_runs.py")
-    ended = subprocess.run(
-        [sys.executable, str(script), str(tmp_path)],
+    done = subprocess.run(
+        [sys.executable, str(script), str(tmp_path), str(kills)],
         capture_output=True,
         text=True,
         timeout=300,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
-    assert ended.returncode == 0, ended.stderr
-    assert json.loads(ended.stdout) == [-signal.SIGKILL] * 10 + [0], ended.stderr
+    assert done.returncode == 0, done.stderr
+    _, epochs, statuses = zip(*json.loads(done.stdout), strict=True)
+    assert statuses == (-signal.SIGKILL,) * kills + (0,), done.stderr
+    assert epochs[0] == 1
+    last = 6 + 3 * kills // 10
     run, whole = only_run(tmp_path / "killed"), only_run(tmp_path / "whole")
     assert (run / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
     times = [json.loads(line)["epoch"] for line in (run / "times.jsonl").read_text().splitlines()]
-    assert times == list(range(1, 10))
+    assert times == list(range(1, last + 1))
     assert sorted(path.name for path in run.iterdir()) == sorted(p.name for p in whole.iterdir())
     before = torch.load(run / "previous.pt", weights_only=True)["state"]
-    assert (before["epochs"], before["step"]) == (8, 27)  # within an epoch, by time
+    assert (before["epochs"], before["step"]) == (last - 1, 3 * last)  # within an epoch, by time
     for name in ("checkpoint.pt", "best.pt", *(path.name for path in whole.glob("epoch-*.pt"))):
         same_checkpoint(run / name, whole / name)
 

@@ -93,6 +93,19 @@ def test_nor_is_anything_lost_with_the_one_that_writes(out, ended):
     assert_same_training(only_run(out / "first killed"), only_run(out / "alone"))
 
 
+def test_an_error_in_one_ends_all_and_loses_nothing(out, ended):
+    for name, count in (("broken", 3), ("first broken", 2)):
+        statuses, _, errors = ended[name]
+        assert statuses == [1] * count
+        assert errors.count("ZeroDivisionError: of one process") == 1
+        lines = re.findall(
+            r"^the other processes do not answer: one of them has ended.*$", errors, re.M
+        )
+        assert len(lines) == 1, errors
+    assert ended["broken, on 2"][::2] == ([0, 0], "")
+    assert_same_training(only_run(out / "broken"), only_run(out / "alone"))
+
+
 def test_a_signal_to_one_stops_all_at_the_same_meta_step(out, ended):
     statuses, printed, errors = ended["stopped"]
     assert (statuses, errors) == ([130, 130], "")

@@ -8,13 +8,14 @@ import shutil
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from small_runs import FEW, only_run
 
 from metablocks.cli import main
 from metablocks.errors import DataError, RunError
-from metablocks.runs import checkpoint
+from metablocks.runs import checkpoint, directory, sealed
 from metablocks.runs.directory import RunDirectory
 from metablocks.runs.files import write_atomically, write_text
 from metablocks.runs.sealed import write_sealed
@@ -71,6 +72,67 @@ def test_a_disk_that_fails_loses_nothing_that_was_saved(
     assert main(["run", "--resume", str(run), "--quiet"]) == 0
     assert (run / "metrics.jsonl").read_bytes() == (undisturbed / "metrics.jsonl").read_bytes()
     same_checkpoint(run / "checkpoint.pt", undisturbed / "checkpoint.pt")
+
+
+ALLOCATOR = RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: 8 bytes")
+LACKING = [  # in one run, each when it goes on: what fails, at which call, and what is not written then
+    (torch, "save", 2, MemoryError(), "best.pt"),
+    (sealed._Summing, "write", 250, MemoryError(), "checkpoint.pt"),
+    (torch, "save", 2, ALLOCATOR, "checkpoint.pt"),
+    (checkpoint, "_random_states", 3, torch.OutOfMemoryError("out of memory"), "checkpoint.pt"),
+    (directory, "json_line", 1, MemoryError(), "metrics.jsonl"),
+    (directory, "json_line", 2, MemoryError(), "times.jsonl"),
+    (np, "savez_compressed", 1, MemoryError(), "test.npz"),
+]
+
+
+@contextmanager
+def raising(monkeypatch, owner, name, number, error):
+    """An error in the place of the `number`-th call of a function."""
+    function, calls = getattr(owner, name), []
+
+    def fail(*args, **options):
+        calls.append(name)
+        if len(calls) == number:
+            raise error
+        return function(*args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, fail)
+        yield
+
+
+def test_nor_does_a_lack_of_memory(undisturbed, tmp_path, monkeypatch, capsys):
+    arguments = [*FEW, "--out", str(tmp_path)]
+    for *failure, file in LACKING:
+        with raising(monkeypatch, *failure):
+            assert main(["run", *arguments]) == 1
+        run = only_run(tmp_path)
+        assert one_line(capsys) == (
+            f"{run / file}: cannot be written (out of memory); free some memory on this machine. What "
+            "was saved before is as it was"
+        )
+        assert not list(run.glob(".*.partial"))
+        arguments = ["--resume", str(run), "--quiet"]
+    assert main(["run", *arguments]) == 0
+    assert (run / "metrics.jsonl").read_bytes() == (undisturbed / "metrics.jsonl").read_bytes()
+    same_checkpoint(run / "checkpoint.pt", undisturbed / "checkpoint.pt")
+
+
+def test_an_evaluation_is_printed_even_if_it_cannot_be_saved(run, monkeypatch, capsys):
+    with raising(monkeypatch, directory, "json_line", 1, MemoryError()):
+        assert main(["eval", str(run), "--tasks", "2"]) == 0
+    printed = capsys.readouterr().out
+    assert "test, 2 tasks: mean" in printed
+    assert f"not saved: {run / 'evaluations.jsonl'}: cannot be written (out of memory)" in printed
+
+
+def test_a_log_that_cannot_be_written_is_said_once_and_ends_nothing(run, capsys):
+    (run / "log.txt").unlink()
+    (run / "log.txt").symlink_to("/dev/full")
+    assert main(["run", "--resume", str(run), "--set", "outer.epochs=4", "--quiet"]) == 0
+    line = one_line(capsys)
+    assert line.endswith("log.txt: cannot be written (No space left on device); it lacks the rest")
 
 
 def test_a_run_that_cannot_write_its_first_files_leaves_no_directory(tmp_path, monkeypatch, capsys):

@@ -13,6 +13,7 @@ from importlib.metadata import version
 
 import pytest
 import torch
+import torch.distributed as dist
 
 import metablocks.executors.graphs
 from tools.benchmarks import command, contenders, lineup, measure, report, worker
@@ -30,6 +31,14 @@ def _quiet_imports():
         for peer in ("higher", "torchopt"):
             importlib.import_module(peer)
         yield
+
+
+@pytest.fixture(autouse=True)
+def _no_group():
+    """A contender in processes makes this one a group, which its worker would end with."""
+    yield
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 @pytest.fixture
