@@ -16,7 +16,7 @@ import torch
 from metablocks.cli import main
 from metablocks.report import commands, figures
 from metablocks.report.interactive import plotly
-from metablocks.runs import drawing
+from metablocks.runs import drawing, plots
 from metablocks.runs.drawing import Figure, Line, Panel
 from metablocks.runs.examples import read_test
 from metablocks.runs.finished import read_run
@@ -33,6 +33,11 @@ SHORT = [
     *("--set", "hardware.device=cpu"),
 ]
 IMAGES = ["--set", "model.filters=4", "--set", "tasks.queries=2", "--set", "inner.steps=2"]
+STREAM = [
+    *("--set", "tasks={block: text, length: 8, shots: 2, queries: 2, chunks: 2}"),
+    *("--set", "model={block: transformer, width: 8, heads: 1, layers: 2}"),
+    *("--set", "inner.steps=2"),
+]
 RUNS = {
     "sinusoid": ["maml_sinusoid", "--set", f"name={json.dumps(NAME)}"],
     "strokes 0": ["maml_pp_strokes", *IMAGES],
@@ -60,16 +65,21 @@ class Tags(HTMLParser):
         return [attributes for name, attributes in self.tags if name == tag]
 
 
+def made(arguments, out):
+    """The folder of a run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("metablocks.runs.plots.draw", lambda directory: [])
+        assert main(["run", *arguments, *SHORT, "--quiet", "--out", str(out)]) == 0
+    (run,) = out.iterdir()
+    return run
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     """Runs of seconds, by name, and one of a version that recorded less."""
     paths = {}
     for name, arguments in RUNS.items():
-        out = tmp_path_factory.mktemp("runs")
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("metablocks.runs.plots.draw", lambda directory: [])
-            assert main(["run", *arguments, *SHORT, "--quiet", "--out", str(out)]) == 0
-        (paths[name],) = out.iterdir()
+        paths[name] = made(arguments, tmp_path_factory.mktemp("runs"))
     paths["old"] = Path(shutil.copytree(paths["sinusoid"], tmp_path_factory.mktemp("old") / "run"))
     (paths["old"] / "test.npz").unlink()
     forget(paths["old"])
@@ -212,6 +222,25 @@ def test_the_gallery_shows_what_was_predicted_and_the_worst_first(html, runs):
     assert kinds.count("right") == right
     assert kinds.count("wrong") == sum(len(each["query_y"]) for each in shown) - right
     assert all(attributes["alt"] for attributes in Tags(html).all("img"))
+
+
+def test_the_bits_per_byte_along_a_stream_are_drawn(tmp_path):
+    path = made(["ttt_text", *STREAM], tmp_path)
+    run, test = read_run(path), read_test(path / "test.npz")
+    mean, each, *_ = figures.figures_of([run], [test])
+    assert "bits per byte along a stream, 7 test tasks" in mean.title
+    axes = "chunks of the stream before, an inner step each", "query bits per byte"
+    assert [(panel.x, panel.y) for panel in (*mean.panels, *each.panels)] == [axes, axes]
+    assert mean.panels[0].lines[0].y == pytest.approx(test["scores"].mean(0).tolist(), rel=1e-5)
+    assert test["scores"].shape == (7, 3)  # streams of 3 chunks
+    assert np.allclose(test["scores"] * math.log(2), test["losses"])
+    recipe, batches = (
+        (path / "recipe.yaml").read_text(),
+        "  batches:\n    block: stream\n    query: true\n",
+    )
+    assert batches in recipe
+    (path / "recipe.yaml").write_text(recipe.replace(batches, ""))  # of a version without the field
+    assert plots.adaptation(read_run(path)).panels[0].x == "inner steps"
 
 
 def test_fits_are_the_learners_before_and_after_each_step(runs):
