@@ -24,6 +24,7 @@ from metablocks.errors import ModuleError
 from metablocks.fingerprint import fingerprint
 from metablocks.generators import Watch, Written, generators_of, get_states, set_states, storage
 from metablocks.kernels import second_derivative_wanted, unfused
+from metablocks.norm_statistics import by_statistics, leaving_statistics
 from metablocks.per_step import Position, StepAware
 from metablocks.twins import Survey, twin
 from metablocks.types import Tensors, map_tensors, tensors_of
@@ -52,8 +53,8 @@ class FunctionalModule:
     `norm_statistics` says what every batch norm (and tracking instance norm) normalises by, in
     `train()` and `eval()` alike: `"batch"`, its own input, its running buffers being no part of the
     state; `"running"`, its stored statistics, which stay as they are; `"support"`, its own input, whose
-    statistics it leaves in its buffers, for `"running"` to predict by. With None each norm does as its
-    flags say.
+    statistics it leaves in its buffers, for `"running"` to predict by; derivatives flow through both.
+    With None each norm does as its flags say.
 
     Modules follow the `train()`/`eval()` flags of the wrapped module at the time of the call. A
     `StepAware` module finds the index of the inner step in `inner_step` while it runs. A parameter
@@ -128,6 +129,8 @@ class ModuleView:
         """The random generators that modules hold."""
         self.collected = collected_buffers(module)
         """The buffers whose changes a learner collects."""
+        self.statistics = norm_buffers(module)
+        """The buffers of norms that keep running statistics."""
         named = (*module.named_parameters(), *module.named_buffers())
         names = {id(tensor): name for name, tensor in named}
         self._tensors = survey.tensors  # that attributes hold, by path
@@ -434,10 +437,14 @@ class _Part:
         if self.norm == "running":
             own["training"] = False
         elif self.norm == "support":
-            own["training"], own["momentum"] = True, 1.0
+            own["training"], own["track_running_stats"] = True, False
         elif self.norm == "batch":
             own["track_running_stats"] = False
         object.__setattr__(made, "__dict__", own)
+        if self.norm == "running":
+            own["forward"] = by_statistics(made)  # type: ignore[arg-type]
+        elif self.norm == "support":
+            own["forward"] = leaving_statistics(made)  # type: ignore[arg-type]
         if self.recurrent and second_derivative_wanted():
             own["forward"] = unfused(made.forward)
 

@@ -7,7 +7,7 @@ made. Everything above is written in terms of them: `adapt` for a loss function 
 `InnerLoop` for a whole learner, and every estimator on top of `InnerLoop`.
 """
 
-from collections.abc import Callable, Container
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from numbers import Real
@@ -271,7 +271,8 @@ class InnerLoop:
     metric: Callable[[Any, Any], Any] | None = None
     """`(prediction, target) -> score`, of every query pass."""
     predicting: ModuleView | None = None
-    """The model in query passes, if another view of it than in support passes."""
+    """The model in query passes, if another view of it than in support passes: it goes by the statistics
+    that the last of them has left in the carry's buffers."""
     batches: Batches = FullBatch()  # noqa: RUF009  (which is frozen)
     """The examples that each step sees."""
     starting: Start = AsLearned()  # noqa: RUF009  (which is frozen)
@@ -319,29 +320,30 @@ class InnerLoop:
     @property
     def start_reads(self) -> tuple[Side, ...]:
         """The sets that `start` is to be given."""
-        return ("support",) if self.starting.reads else ()
+        return ("support",) if self.starting.reads or self.predicting is not None else ()
 
     def start(self, meta: Tensors, buffers: Tensors, support: Batch | None = None) -> Carry:
-        """Carry 0 of a task: θ_0 and a fresh rule state. `support`: the whole set, if it is read."""
+        """Carry 0 of a task: θ_0 and a fresh rule state. `support`: the whole set, if it is read.
+
+        Where queries go by the statistics of support passes, those of one pass at θ_0.
+        """
         parts = self._parts(meta)
         fast = nodes_of(parts.adapted)
         if type(self.starting) is not AsLearned:
             fast = nodes_of(self._started(meta, fast, buffers, support))
         state, _ = self.rule.call("init", parts.rule, (fast,))
-        return Carry(fast, state, buffers)
+        carry = Carry(fast, state, buffers)
+        if self.predicting is None:
+            return carry
+        return self.with_statistics(meta, carry, self.batches.select(self._read(support), None, 0))
 
     def _started(
         self, meta: Tensors, learned: Tensors, buffers: Tensors, support: Batch | None
     ) -> Tensors:
         """θ_0 by the start block, of the parameters as they are learned."""
         params, block = learned, name_of(self.starting)
-        if support is None and self.starting.reads:
-            raise BlockError(
-                f"the start {block} reads the support set; an estimator gives it, "
-                "inner.start(meta, buffers, inner.support_of(task, -1))",
-                block="MetaLearner",
-                field="estimator",
-            )
+        if self.starting.reads:
+            support = self._read(support)
         if support is not None and self.reshapes:
             params = self.starting.shaped(learned, support)
 
@@ -369,13 +371,28 @@ class InnerLoop:
         started: Tensors = answer
         return started
 
-    def with_statistics(
-        self, meta: Tensors, carry: Carry, support: Batch, names: Container[str]
-    ) -> Carry:
-        """The carry with the buffers `names` as a pass over the support batch leaves them."""
+    def _read(self, support: Batch | None) -> Batch:
+        """The support set that `start` was given."""
+        if support is None:
+            reader = f"start {name_of(self.starting)} reads"
+            if not self.starting.reads:
+                reader = 'norm_statistics "support" read'
+            raise BlockError(
+                f"the {reader} the support set; an estimator gives it, "
+                "inner.start(meta, buffers, inner.support_of(task, -1))",
+                block="MetaLearner",
+                field="estimator",
+            )
+        return support
+
+    def with_statistics(self, meta: Tensors, carry: Carry, support: Batch, index: int = 0) -> Carry:
+        """The carry with the statistics of norms as a pass over the support batch leaves them.
+
+        By the model of the step that led to carry `index`.
+        """
         params = {**self._parts(meta).rest, **carry.params}
-        _, after = self._predict(self.model, params, carry.buffers, support[0], 0)
-        left = {name: b for name, b in after.buffers.items() if name in names}
+        _, after = self._predict(self.model, params, carry.buffers, support[0], index, back=1)
+        left = {name: b for name, b in after.buffers.items() if name in self.model.statistics}
         return carry._replace(buffers=carry.buffers | left)
 
     def step(self, meta: Tensors, carry: Carry, support: Batch, index: int) -> tuple[Carry, Tensor]:

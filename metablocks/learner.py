@@ -47,7 +47,6 @@ from metablocks.functional import (
     ModuleView,
     NormStatistics,
     detach,
-    norm_buffers,
     step_aware_modules,
 )
 from metablocks.generators import Draws, drawn_seed, generators_of
@@ -186,9 +185,10 @@ class MetaLearner(nn.Module):
       count from the next call on.
     - `norm_statistics`: what batch norms normalise by, in the inner loop, the query pass and at
       evaluation: `"batch"`, the statistics of the batch at hand; `"running"`, those they have
-      stored, for a pre-trained net; or `"support"`, at evaluation the support set's of the last step
-      before the query pass, as what `adapt` returns does, and in training those of the batch. Stored
-      statistics are neither updated nor replaced.
+      stored, for a pre-trained net; or `"support"`, in query passes the support set's of the last step
+      before, as what `adapt` returns does (before any step, of one pass at θ_0). The meta-gradient
+      looks through these too, but for those of a step whose gradient the order takes for a constant.
+      Stored statistics are neither updated nor replaced.
     - `allow_unused`: patterns of meta-parameters that no task need reach (`"experts.*"`).
 
     `named_parameters()` gives the model's parameters under `model.`, the rule's under `rule.`, those of
@@ -251,7 +251,7 @@ class MetaLearner(nn.Module):
             (allow_unused,) if isinstance(allow_unused, str) else tuple(allow_unused)
         )
         self._functional_models: dict[NormStatistics, FunctionalModule] = {}
-        self._functional_model(_in_training(norm_statistics))
+        self._functional_model(norm_statistics)
         self._patterns = adapt
         self._selected: tuple[Hashable, tuple[str, ...]] = ((), ())
         parameters = dict(model.named_parameters())
@@ -477,7 +477,6 @@ class MetaLearner(nn.Module):
 
     def _evaluation_work(self, inner: InnerLoop, meta: Tensors) -> TaskWork:
         """Losses, predictions and scores after each step as a function of tasks that may be compiled."""
-        norms = norm_buffers(self.model)
 
         def judge(shared: Any, buffers: Tensors, task: Task) -> tuple[Any, Any]:
             meta, tensors = shared
@@ -485,17 +484,10 @@ class MetaLearner(nn.Module):
             loop = replace(inner, **tensors)
             return drive(Pieces(loop, meta, buffers, replace(task, support=support, query=query)))
 
-        def statistics(
-            inner: InnerLoop, meta: Tensors, totals: Tensors, at: At, carry: Carry, batch: Batch
-        ) -> tuple[Carry]:
-            return (inner.with_statistics(meta, carry, batch, norms),)
-
         def drive(run: Pieces) -> tuple[Any, Any]:
             passes: list[QueryPass] = []
             reads = run.inner.start_reads
             (carry,) = run(("start",), start, (run.buffers,), data=reads)
-            if inner.predicting is not None:  # before the first step, by the support set, too
-                (carry,) = run(("statistics",), statistics, (carry,), at=At(0), data=("support",))
             for index in range(inner.steps + 1):
                 at = At(index)
                 passed, prediction = run(("judge",), _judge, (carry,), at=at, data=("query",))
@@ -580,9 +572,10 @@ class MetaLearner(nn.Module):
         A model that has not run yet runs on the first support set, to tell which buffers it changes. If
         nothing is `judged`, the support loss stands for both.
         """
-        model = self._functional_model(norm_statistics or _in_training(self.norm_statistics)).now()
+        statistics = norm_statistics or self.norm_statistics
+        model = self._functional_model(statistics).now()
         predicting = None
-        if norm_statistics == "support":
+        if statistics == "support":
             predicting = self._functional_model("running").now()
         rule = self._functional_rule.now()
         loss, support_loss = self._losses(parameters)
@@ -650,8 +643,7 @@ class MetaLearner(nn.Module):
         if norm_statistics is not None:
             check_compatible(self._assembly(norm_statistics))
         weights = (0.0,) * steps + (1.0,)
-        norms = norm_statistics or self.norm_statistics
-        through = (False,) * steps
+        through, norms = (False,) * steps, norm_statistics
         return self._inner(tasks, parameters, steps, through, weights, False, metric, norms, judged)
 
     def _functional_model(self, norm_statistics: NormStatistics) -> FunctionalModule:
@@ -779,7 +771,3 @@ def _weight_tensors(weights: tuple[float, ...]) -> list[tuple[int, Tensor]]:
         for index, weight in enumerate(weights)
         if weight
     ]
-
-
-def _in_training(norm_statistics: NormStatistics) -> NormStatistics:
-    return "batch" if norm_statistics == "support" else norm_statistics

@@ -619,8 +619,8 @@ def test_norms_at_the_supports_statistics_predict_as_the_adapted_model_does(exec
     assert torch.equal(again, got.query_losses)
     adapted = stated.adapt(tasks[0].support, steps=steps)(tasks[0].query[0])
     torch.testing.assert_close(adapted, got.predictions[0])
-    one, other = (each.meta_gradient(tasks).grads for each in (stated, learner))
-    assert all(torch.equal(grad, other[name]) for name, grad in one.items())
+    trained = stated.meta_gradient(tasks).query_losses[:, -1]
+    torch.testing.assert_close(trained, stated.evaluate(tasks).query_losses[:, -1])
 
 
 class Counting(nn.Module):

@@ -39,7 +39,8 @@ class Implicit(Estimator):
     under a rate α.
 
     Inner steps on mini-batches (`Minibatches`) are steps towards the same φ*: gradients and Hessian
-    there are those of the whole support set.
+    there are those of the whole support set. So are, with `norm_statistics="support"`, the statistics
+    at φ* by which the query pass normalises.
 
     The system is solved by `cg_steps` products with the Hessian; a task stops where the residual of
     the recursion, relative to ∇L_q, is at most `tolerance`. Reported as `metrics`: `cg_residual`,
@@ -98,9 +99,11 @@ class Implicit(Estimator):
         rest = {name: tensor for name, tensor in meta.items() if name not in adapted}
 
         def query_loss(fast: Tensors, rest: Tensors) -> tuple[Tensor, QueryPass]:
-            passed = inner.query(
-                meta | rest, _at(carry, fast), inner.query_of(task, inner.steps), inner.steps
-            )
+            at, last = _at(carry, fast), inner.steps
+            if inner.predicting is not None:  # the statistics are a function of φ*, too
+                whole = inner.support_of(task, -1)
+                at = inner.with_statistics(meta | rest, at, whole, last)
+            passed = inner.query(meta | rest, at, inner.query_of(task, last), last)
             return passed.loss, passed._replace(prediction=None)
 
         def slope(fast: Tensors, rest: Tensors) -> tuple[Tensors, tuple[()]]:

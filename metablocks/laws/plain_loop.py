@@ -13,14 +13,23 @@ import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.instancenorm import _InstanceNorm
 
 from metablocks.batches import drawn_for
-from metablocks.functional import detach, module_arguments, step_aware_modules, tracking_norms
+from metablocks.functional import (
+    detach,
+    module_arguments,
+    norm_buffers,
+    step_aware_modules,
+    tracking_norms,
+)
 from metablocks.generators import (
     Draws,
     States,
@@ -75,9 +84,12 @@ class PlainLoop:
         for norm in tracking_norms(self.model).values():
             if learner.norm_statistics == "running":
                 norm.eval()
-            else:  # in training "support" is "batch"
+            elif learner.norm_statistics == "support":
+                norm.forward = partial(self.normalised, norm)  # type: ignore[method-assign]
+            else:
                 norm.track_running_stats = False
                 norm.running_mean = norm.running_var = norm.num_batches_tracked = None
+        self.judging = False  # True in query passes
         # As they are now: of a module used twice, `functional_call` leaves its arguments in it.
         self.tensors: Tensors = dict(self.model.named_parameters())
         self.buffers = {name: b.detach().clone() for name, b in self.model.named_buffers()}
@@ -187,7 +199,7 @@ class PlainLoop:
 
     def start(self, task: Task) -> tuple[Tensors, Tensors]:
         """θ_0, of what adapts, and the buffers of a task."""
-        block, buffers = self.learner.start, dict(self.buffers)
+        block, buffers, self.judging = self.learner.start, dict(self.buffers), False
         params = block.shaped(
             {name: self.tensors[name] for name in self.learner.adapted}, task.support
         )
@@ -208,7 +220,30 @@ class PlainLoop:
             name: t.view_as(t) if t.requires_grad else t.detach().requires_grad_()
             for name, t in begin.items()
         }
+        if self.learner.norm_statistics == "support":
+            first = self.learner.batches.select(task.support, None, 0)
+            _, after = self.predict(nodes, buffers, first, 0)
+            buffers |= {name: after[name] for name in norm_buffers(self.model)}
         return nodes, buffers
+
+    def normalised(self, norm: _NormBase, inputs: Tensor) -> Tensor:
+        """A batch norm by its input, whose statistics it keeps; by those kept in query passes."""
+        within = [*range(2, inputs.ndim), *([] if isinstance(norm, _InstanceNorm) else [0])]
+        shape = [1, -1, *[1] * (inputs.ndim - 2)]
+        if self.judging:
+            assert norm.running_mean is not None
+            assert norm.running_var is not None
+            mean, scatter = norm.running_mean.reshape(shape), norm.running_var.reshape(shape)
+        else:
+            mean = inputs.mean(within, keepdim=True)
+            scatter = inputs.var(within, correction=0, keepdim=True)
+            count = inputs.numel() // mean.numel()
+            norm.running_mean = mean.mean(0).flatten()
+            norm.running_var = (scatter * count / (count - 1)).mean(0).flatten()
+        output = (inputs - mean) / (scatter + norm.eps).sqrt()
+        if norm.weight is not None:
+            output = output * norm.weight.reshape(shape) + norm.bias.reshape(shape)
+        return output
 
     def support(
         self, fast: Tensors, buffers: Tensors, batch: Batch, index: int, through: bool
@@ -235,6 +270,7 @@ class PlainLoop:
     ) -> tuple[Tensor, Tensors]:
         """The loss of a batch at a carry, and the buffers after the pass."""
         objective, before = self.objectives[role], buffers
+        self.judging = role == "loss"
         index = max(carry - 1, 0) if role == "loss" else carry
         params = self.tensors | fast
         places = []

@@ -2,7 +2,12 @@
 
     y = W x + b + (1/r) B A x        A: r × inputs, random; B: outputs × r, zero at first
 
-W stays put inside a task, and A, B move: of a layer of n × n numbers, 2 r n (Hu et al. 2021).
+W stays put inside a task, and A, B move: of a layer of n × n numbers, 2 r n. The factor is the α/r of
+Hu et al. 2021 (section 4.1) with α = 1.
+
+A and B are layers beside W, not a `torch.nn.utils.parametrize` of it: that would make W + (1/r) B A, a
+matrix of W's size, in every pass, and keep it in the graph of every inner step, several times the
+memory. The price: a layer whose weight is read past it (in `nn.MultiheadAttention`) is refused.
 """
 
 import copy
@@ -96,7 +101,9 @@ def insert_lora(
 
     Law: with B = 0, trajectory and meta-gradient of what was there are those of the model without.
 
-    Source: Hu et al. 2021 (LoRA). Deviations: 1. α is 1; 2. no dropout.
+    Source: Hu et al. 2021 (LoRA). Deviations: 1. the factor α/r has α = 1 at every r, where the paper
+    sets α to the first r it tries; tune the rate of A and B, as it does; 2. A starts uniform, as in the
+    released code, not Gaussian; 3. no dropout.
 
     >>> import torch
     >>> import metablocks as mb

@@ -27,8 +27,8 @@ class InnerSection:
     - `start`: where a task begins; may be left out: the parameters as they are learned.
     - `support_loss`: what the inner steps descend; null for the loss of the tasks.
     - `norm_statistics`: by what batch norms normalise inside a task: `batch`, the batch at hand;
-      `running`, the net as it came; `support`, when it is judged, the support set (see
-      `MetaLearner`).
+      `running`, the net as it came; `support`, in query passes the support set, looked through
+      by the meta-gradient (see `MetaLearner`).
     """
 
     steps: CountFrom0

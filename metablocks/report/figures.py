@@ -12,7 +12,7 @@ from metablocks.runs.drawing import COLOURS, GREY, LOOKS, Figure, Line, Panel
 from metablocks.runs.finished import FinishedRun
 from metablocks.runs.gallery import LIMITS, class_rows
 from metablocks.runs.learned import LARGEST
-from metablocks.runs.plots import adaptation, of
+from metablocks.runs.plots import adaptation, of, scale_of, steps_of
 from metablocks.runs.scores import score_text
 
 _BLACK = "#000000"
@@ -41,13 +41,19 @@ def figures_of(group: Sequence[FinishedRun], tests: Sequence[Test]) -> Iterator[
 
 
 def tasks(run: FinishedRun, test: Test) -> Figure:
-    """Query loss and accuracy of every test task after each inner step; overshooting tasks stand out.
+    """Query loss or bits, and accuracy, of every test task after each inner step; overshooting tasks
+    stand out.
 
     A task overshoots if it is worse at the end than at an earlier step.
     """
-    panels = [_by_task(test["losses"], "query loss", better=-1)]
+    scale, name = scale_of(run.test.measure)
+    scores, steps = scale * test["scores"], steps_of(run)
+    if run.test.measure == "bits":
+        panels = [_by_task(scores, f"query {name}", steps, better=-1)]
+    else:
+        panels = [_by_task(test["losses"], "query loss", steps, better=-1)]
     if run.test.measure == "accuracy":
-        panels.append(_by_task(100 * test["scores"], "query accuracy, %", better=1))
+        panels.append(_by_task(scores, f"query {name}", steps, better=1))
     note = "overshoot: worse at the end than at an earlier step"
     return Figure("tasks", f"{of(run)}: every test task", panels, note)
 
@@ -175,7 +181,7 @@ def examples(run: FinishedRun, test: Test) -> Figure:
     return Figure("examples", title, panels, note * pictures)
 
 
-def _by_task(values: Any, name: str, better: int) -> Panel:
+def _by_task(values: Any, name: str, x_axis: str, better: int) -> Panel:
     """Each task a thin line, those that overshoot in a colour; the mean on top."""
     steps, over = range(values.shape[1]), overshoots(values, better)
     lines = []
@@ -187,7 +193,7 @@ def _by_task(values: Any, name: str, better: int) -> Panel:
             lines.append(Line(x, broken.ravel().tolist(), kind, colour, width, opacity=0.55))
     lines.append(Line(steps, values.mean(0).tolist(), "mean", _BLACK, 2.5))
     share = f"{over.sum()} of {len(values)} tasks overshoot"
-    return Panel("inner steps", name, lines, share, log=better < 0, whole=True)
+    return Panel(x_axis, name, lines, share, log=better < 0, whole=True)
 
 
 def _fit(title: str, example: Test) -> Panel:

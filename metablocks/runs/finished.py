@@ -6,7 +6,7 @@ the recipe's packages.
 
 import math
 from collections.abc import Sequence
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, Field, dataclass, field, fields
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -142,6 +142,10 @@ def _number(value: Any) -> float:
     return math.nan if value is None else float(value)
 
 
+def _default(each: Field[Any]) -> Any:
+    return each.default if each.default_factory is MISSING else each.default_factory()
+
+
 def _read_values(path: Path) -> dict[str, Any]:
     """The values of a resolved recipe, without building anything.
 
@@ -152,6 +156,6 @@ def _read_values(path: Path) -> dict[str, Any]:
         raise RecipeError(f"{shown(path)}: not a recipe")
     sections = {"inner": InnerSection, "outer": OuterSection, "evaluation": EvaluationSection}
     for name, section in sections.items():
-        defaults = {each.name: each.default for each in fields(section)}
+        defaults = {each.name: _default(each) for each in fields(section)}
         values[name] = {n: d for n, d in defaults.items() if d is not MISSING} | values[name]
     return values

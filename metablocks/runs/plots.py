@@ -11,7 +11,7 @@ from metablocks.runs import drawing
 from metablocks.runs.directory import RunDirectory
 from metablocks.runs.drawing import COLOURS, GREY, LOOKS, Figure, Line, Panel
 from metablocks.runs.finished import FinishedRun, read_run
-from metablocks.runs.scores import Measure
+from metablocks.runs.scores import MEASURES, Measure
 
 Runs: TypeAlias = Mapping[str, Sequence[FinishedRun]]
 """Finished runs by the label of their recipe, at least one each."""
@@ -62,7 +62,10 @@ def training(runs: Runs) -> Figure:
 
 
 def adaptation(run: FinishedRun) -> Figure:
-    """The test score before adaptation and after each inner step; the ensemble's as a star."""
+    """The test score before adaptation and after each inner step; the ensemble's as a star.
+
+    Of a stream it is that of each chunk, as the chunks before have left the learner.
+    """
     test, ensemble = run.test, run.ensemble
     scale, name = scale_of(test.measure)
     steps = range(len(test.mean))
@@ -78,8 +81,19 @@ def adaptation(run: FinishedRun) -> Figure:
         lines.append(Line(x, y, label, COLOURS[1], width=0, marker="*"))
     values = [*mean, *worst]
     log = test.measure == "mse" and min(values) > 0 and math.isfinite(max(values))
-    panel = Panel("inner steps", f"query {name}", lines, log=log, whole=True)
-    return Figure("adaptation", f"{of(run)}: adaptation, {test.tasks} test tasks", [panel])
+    panel = Panel(steps_of(run), f"query {name}", lines, log=log, whole=True)
+    what = f"{name} along a stream" if is_stream(run) else "adaptation"
+    return Figure("adaptation", f"{of(run)}: {what}, {test.tasks} test tasks", [panel])
+
+
+def is_stream(run: FinishedRun) -> bool:
+    """True if the tasks of a run are streams, of which each inner step sees a chunk."""
+    return bool(run.values["inner"]["batches"]["block"] == "stream")
+
+
+def steps_of(run: FinishedRun) -> str:
+    """The name of the axis of inner steps."""
+    return "chunks of the stream before, an inner step each" if is_stream(run) else "inner steps"
 
 
 def of(run: FinishedRun) -> str:
@@ -89,7 +103,7 @@ def of(run: FinishedRun) -> str:
 
 def scale_of(measure: Measure) -> tuple[float, str]:
     """The factor from scores to what is drawn, and the name of that."""
-    return (100.0, "accuracy, %") if measure == "accuracy" else (1.0, "MSE")
+    return (100.0, "accuracy, %") if measure == "accuracy" else (1.0, MEASURES[measure][0])
 
 
 def mean_curve(curves: Sequence[Points]) -> Points:

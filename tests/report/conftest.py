@@ -28,15 +28,23 @@ RUNS = {
 
 
 @pytest.fixture(scope="session")
-def runs(tmp_path_factory):
-    """Runs of seconds, by name, and one of a version that recorded less."""
-    paths = {}
-    for name, arguments in RUNS.items():
-        out = tmp_path_factory.mktemp("runs")
+def short_run():
+    """Makes a run of seconds, and returns its folder."""
+
+    def run(arguments, out):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("metablocks.runs.plots.draw", lambda directory: [])
             assert main(["run", *arguments, *SHORT, "--quiet", "--out", str(out)]) == 0
-        (paths[name],) = out.iterdir()
+        (folder,) = out.iterdir()
+        return folder
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def runs(short_run, tmp_path_factory):
+    """Runs of seconds, by name, and one of a version that recorded less."""
+    paths = {n: short_run(a, tmp_path_factory.mktemp("runs")) for n, a in RUNS.items()}
     paths["old"] = Path(shutil.copytree(paths["sinusoid"], tmp_path_factory.mktemp("old") / "run"))
     (paths["old"] / "test.npz").unlink()
     forget(paths["old"])

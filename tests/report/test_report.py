@@ -16,11 +16,17 @@ import torch
 from metablocks.cli import main
 from metablocks.report import commands, figures
 from metablocks.report.interactive import plotly
-from metablocks.runs import drawing
+from metablocks.runs import drawing, plots
 from metablocks.runs.drawing import Figure, Line, Panel
 from metablocks.runs.examples import read_test
 from metablocks.runs.finished import read_run
 from tests.compare.made_up import finished_run
+
+STREAM = [
+    *("--set", "tasks={block: text, length: 8, shots: 2, queries: 2, chunks: 2}"),
+    *("--set", "model={block: transformer, width: 8, heads: 1, layers: 2}"),
+    *("--set", "inner.steps=2"),
+]
 
 
 class Tags(HTMLParser):
@@ -159,6 +165,25 @@ def test_the_gallery_shows_what_was_predicted_and_the_worst_first(html, runs):
     assert kinds.count("right") == right
     assert kinds.count("wrong") == sum(len(each["query_y"]) for each in shown) - right
     assert all(attributes["alt"] for attributes in Tags(html).all("img"))
+
+
+def test_the_bits_per_byte_along_a_stream_are_drawn(short_run, tmp_path):
+    path = short_run(["ttt_text", *STREAM], tmp_path)
+    run, test = read_run(path), read_test(path / "test.npz")
+    mean, each, *_ = figures.figures_of([run], [test])
+    assert "bits per byte along a stream, 7 test tasks" in mean.title
+    axes = "chunks of the stream before, an inner step each", "query bits per byte"
+    assert [(panel.x, panel.y) for panel in (*mean.panels, *each.panels)] == [axes, axes]
+    assert mean.panels[0].lines[0].y == pytest.approx(test["scores"].mean(0).tolist(), rel=1e-5)
+    assert test["scores"].shape == (7, 3)  # streams of 3 chunks
+    assert np.allclose(test["scores"] * math.log(2), test["losses"])
+    recipe, batches = (
+        (path / "recipe.yaml").read_text(),
+        "  batches:\n    block: stream\n    query: true\n",
+    )
+    assert batches in recipe
+    (path / "recipe.yaml").write_text(recipe.replace(batches, ""))  # of a version without the field
+    assert plots.adaptation(read_run(path)).panels[0].x == "inner steps"
 
 
 def test_fits_are_the_learners_before_and_after_each_step(runs):

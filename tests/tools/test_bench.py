@@ -72,7 +72,11 @@ def bench(*argv, **environment):
     )
 
 
-EXACT = [n for n, c in lineup.CONTENDERS.items() if n != lineup.REFERENCE and not c.bfloat16]
+EXACT = [
+    name
+    for name, contender in lineup.CONTENDERS.items()
+    if name != lineup.REFERENCE and contender.role != "scale" and not contender.bfloat16
+]
 
 
 @pytest.mark.parametrize(
@@ -244,20 +248,43 @@ def test_memory_grows_with_what_adapts_and_not_with_a_frozen_backbone(name, tens
 
 def test_a_second_order_gradient_of_lora_takes_little_more_than_a_step_of_fine_tuning(tensors):
     """Weights included, at most 1.5 times; of the 20 M weights of the case itself it is 1.07."""
-    small = dataclasses.replace(lineup.LORA, width=512, shots=1, queries=1)
-    problem = build(small, device="cpu", dtype=torch.float32)
+    model = build(
+        dataclasses.replace(lineup.LORA, width=512), device="cpu", dtype=torch.float32
+    ).model
+    weights = sum(p.nbytes for p in model.parameters())
+    step, adjoint = tensors("fine_tuning"), tensors("metablocks_adjoint_loop")
+    assert 0 < step < adjoint
+    assert weights + adjoint < 1.5 * (weights + step)
+
+
+def test_a_step_of_fine_tuning_is_a_scale_for_memory_with_the_weights_and_for_nothing_else():
+    assert lineup.CONTENDERS["fine_tuning"].left_out(lineup.LORA) is None
+    assert "pre-trained net" in lineup.CONTENDERS["fine_tuning"].left_out(lineup.SINUSOID)
+    problem = build(lineup.LORA.quick(), device="cpu", dtype=torch.float64)
     images, labels, _, _ = next(iter(problem))
-    optimizer = torch.optim.SGD(problem.trainable.values(), lr=0.01)
+    value = problem.loss(problem.model(images), labels)
+    expected = torch.autograd.grad(value, list(problem.trainable.values()))
+    grads = contenders.make(lineup.CONTENDERS["fine_tuning"], problem)()
+    assert all(map(torch.equal, grads.values(), expected))
+    result = worker.measure(request("fine_tuning", lineup.LORA, check=True))
+    assert "error" not in result
+    assert result["weights"] == sum(4 * p.numel() for p in problem.model.parameters())
 
-    def fine_tune():
-        optimizer.zero_grad()
-        problem.loss(problem.model(images), labels).backward()
-        optimizer.step()
+    def score(name, tensors, peak, **fields):
+        sizes = {"peaks": [peak * 2**20], "tensors": tensors * 2**20, "weights": 90 * 2**20}
+        return measure.Score(lineup.CONTENDERS[name], [0.001], **sizes, **fields)
 
-    fine_tune()
-    weights = sum(4 * p.numel() for p in problem.model.parameters())
-    beyond = worker._tensors(fine_tune, "cpu")
-    assert weights + tensors("metablocks_adjoint_loop") < 1.5 * (weights + beyond)
+    scores = [score("higher", 30, 40, error=0.0), score("fine_tuning", 10, 20)]
+    scores.append(dataclasses.replace(scores[0], tensors=None))
+    text = report.section(lineup.LORA, scores, SETTINGS, {})
+    assert "| with the weights, 90.0 MiB | of tensors | / fine-tuning | peak memory |" in text
+    assert "| higher | 120.0 MiB | 1.20× | 130.0 MiB | 1.18× |" in text
+    assert (
+        "| one step of fine-tuning, first order | 100.0 MiB | 1.00× | 110.0 MiB | 1.00× |" in text
+    )
+    assert "| higher | – | – | 130.0 MiB | 1.18× |" in text
+    assert "order | 1.00 ms | 1.00 ms – 1.00 ms | – | 20.0 MiB | 10.0 MiB | – | – |" in text
+    assert "with the weights" not in report.section(lineup.LORA, scores[:1], SETTINGS, {})
 
 
 def test_a_backbone_of_20_million_is_frozen_but_for_100_thousand_and_torchopt_is_left_out():

@@ -151,6 +151,25 @@ def torchopt(problem: Problem) -> Run:
     return first_order
 
 
+def fine_tuning(problem: Problem) -> Run:
+    """One step of SGD on the first task's support set, of what adapts; no meta-gradient.
+
+    Its rate is 0, which costs the same and leaves the model as it was for the next run.
+    """
+    model, trainable = problem.model, problem.trainable
+    support, target, _, _ = next(iter(problem))
+    optimizer = torch.optim.SGD(trainable.values(), lr=0.0)
+
+    def run() -> Gradients:
+        problem.loss(model(support), target).backward()
+        optimizer.step()
+        grads = {name: p.grad for name, p in trainable.items()}
+        optimizer.zero_grad()
+        return grads
+
+    return run
+
+
 def metablocks(contender: Contender, problem: Problem) -> Run:
     """A `MetaLearner` with the estimator and the executor of the line-up's entry."""
     import metablocks as mb

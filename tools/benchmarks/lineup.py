@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from itertools import product
 from typing import Literal
 
-Role = Literal["reference", "peer", "ours"]
+Role = Literal["reference", "peer", "ours", "scale"]
 
 NETS = {
     "mlp": "MLP 1-40-40-1 ReLU, sinusoids",
@@ -99,7 +99,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Contender:
-    """One way to the meta-gradient.
+    """One way to the meta-gradient; of role "scale" something else, whose memory theirs is set beside.
 
     Ours are an estimator and an executor, by name; of the others `contenders.py` has a function of
     this `name`. `compile` is the executor's setting; `wide` takes as many workers as torch has threads,
@@ -125,6 +125,8 @@ class Contender:
             return "compiling takes longer than all else at smoke sizes"
         if self.name == "torchopt" and case.net == "lora":
             return "its MetaSGD differentiates by frozen parameters too, which autograd refuses"
+        if self.role == "scale" and case.net != "lora":
+            return "fine-tuning is compared with where a pre-trained net is adapted by little of it"
         if self.bfloat16 and case.net == "mlp":
             return "half precision is for nets whose time goes into products of matrices"
         if self.wide and (case.net == "mlp" or case.tasks == 1):
@@ -196,6 +198,7 @@ CONTENDERS = {
         Contender("plain_vmap", "plain vmap", "reference"),
         Contender("higher", "higher", "peer"),
         Contender("torchopt", "TorchOpt", "peer"),
+        Contender("fine_tuning", "one step of fine-tuning, first order", "scale"),
         *(
             _ours(estimator, executor, compile=compiled)
             for compiled, estimator, executor in product(

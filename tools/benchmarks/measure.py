@@ -59,6 +59,8 @@ class Score:
     """Bytes of the process, one a round."""
     tensors: int | None = None
     """Bytes of tensors at the peak, in the first round."""
+    weights: int = 0
+    """Bytes of the model's parameters, frozen ones too, which `peaks` and `tensors` leave out."""
     first: float | None = None
     """Seconds of the first call in the first round."""
     compiling: int | None = None
@@ -108,6 +110,7 @@ def _take(score: Score, result: dict[str, Any]) -> None:
             score.first = result["first"]
             score.compiling = result.get("compiling")
             score.tensors = result.get("tensors")
+            score.weights = result["weights"]
         score.medians.append(statistics.median(result["times"]))
         score.peaks.append(result["peak"])
         score.error = result.get("error", score.error)

@@ -64,6 +64,7 @@ def section(
         *([_COMPILED, ""] if any(score.contender.compile for score in scores) else []),
         *rows,
         "",
+        *_with_weights(scores),
         *(f"- {line}" for line in _sentences(scores, best)),
         *(f"- {line}" for line in _absent(left_out)),
     ]
@@ -135,7 +136,8 @@ def _row(score: Score, best: Score | None) -> str:
     title = score.contender.title
     if score.failure is not None:
         return f"| {title} | failed: {_cell(score.failure)} | – | – | – | – | – | – |"
-    ratio = _ratio(score, best) if best and score.ranked else "–"
+    compared = score.ranked and score.contender.role != "scale"
+    ratio = _ratio(score, best) if best and compared else "–"
     if score.wrong:
         ratio = "not ranked"
     spread = f"{_time(min(score.medians))} – {_time(max(score.medians))}"
@@ -154,7 +156,30 @@ def _ratio(score: Score, best: Score) -> str:
     return f"{best.seconds / score.seconds:.2f}×{spread}"
 
 
+def _with_weights(scores: Sequence[Score]) -> list[str]:
+    """A table of peaks, the model's weights included, beside those of the contender that is a scale."""
+    measured = [score for score in scores if score.ranked]
+    scale = next((score for score in measured if score.contender.role == "scale"), None)
+    if scale is None:
+        return []
+    lines = [
+        f"| with the weights, {_mebibytes(scale.weights)} | of tensors | / fine-tuning | "
+        "peak memory | / fine-tuning |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    for score in measured:
+        cells = [score.contender.title]
+        for size, unit in ((score.tensors, scale.tensors), (score.peak, scale.peak)):
+            known = size is not None and unit is not None
+            cells += [_mebibytes(size + score.weights)] if known else ["–"]
+            cells += [f"{(size + score.weights) / (unit + scale.weights):.2f}×"] if known else ["–"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return [*lines, ""]
+
+
 def _error(score: Score) -> str:
+    if score.contender.role == "scale":
+        return "–"
     if score.error is None:
         return "reference"
     return f"**wrong: {score.error:.1e}**" if score.wrong else f"{score.error:.1e}"

@@ -33,9 +33,9 @@ def measure(request: dict[str, Any]) -> dict[str, Any]:
     """Times in seconds, peak memory in bytes, and, where asked for, the error of the gradient.
 
     `peak` is what the process held beyond its start, `tensors` what tensors held, which is the same in
-    every run; None where it cannot be told. `first` is the time of the first call. Where that
-    compiles, `compiling` is its peak memory, and `peak` is that of the calls after it; compiled code
-    itself counts as loaded.
+    every run; None where it cannot be told. `weights` are those of the model. `first` is the time of the
+    first call. Where that compiles, `compiling` is its peak memory, and `peak` is that of the calls
+    after it; compiled code itself counts as loaded.
     """
     case, contender = Case(**request["case"]), CONTENDERS[request["contender"]]
     device, dtype = request["device"], getattr(torch, request["dtype"])
@@ -48,9 +48,12 @@ def measure(request: dict[str, Any]) -> dict[str, Any]:
     tiny = replace(case.quick(), tasks=1)
     make(replace(contender, compile=False), build(tiny, device=device, dtype=dtype))()
     gc.collect()
-    run = make(contender, build(case, device=device, dtype=dtype))
+    problem = build(case, device=device, dtype=dtype)
+    weights = sum(p.nbytes for p in problem.model.parameters())
+    run = make(contender, problem)
     peak = _watch_memory(device)
     result = {"first": _time(lambda: _first(run), device), "device": _device_name(device)}
+    result["weights"] = weights
     if contender.compile:
         result["compiling"] = peak()
         gc.collect()
@@ -62,7 +65,7 @@ def measure(request: dict[str, Any]) -> dict[str, Any]:
     result["peak"] = peak()
     if request["check"]:
         result["tensors"] = _tensors(run, device) if not contender.wide else None
-        if contender.name != REFERENCE:
+        if contender.name != REFERENCE and contender.role != "scale":
             result["error"] = gradient_error(contender.name, case, device=device)
     return result
 
