@@ -109,11 +109,12 @@ class WeightedLoss(nn.Module):
     - `hidden`: width of its hidden layer.
     - `activation`: what stands between its layers.
 
-    Source: Shu, Xie, Yi, Zhao, Zhou, Xu, Meng 2019 (Meta-Weight-Net): 1–100–1, ReLU. Deviations:
-    1. The sum is divided by the number of examples, as in the source's inner step that is looked
-       through; its step of the model itself divides by the sum of the weights.
-    2. The weight is a part of the loss, and differentiated with it. The released code holds the ℓ_i that
-       V is given constant; its update is then the gradient of no function.
+    Source: Shu, Xie, Yi, Zhao, Zhou, Xu, Meng 2019 (Meta-Weight-Net): 1–100–1, ReLU; the sum is divided by
+    the number of examples, as there. (Their code for wide nets, `train_WRN-28-10_Meta_PGC.py`, divides by
+    the sum of the weights instead.) Deviation:
+    1. The weight is a part of the loss and differentiated with it, so that an example counts with
+       V(ℓ) + ℓ V′(ℓ) in the gradient. In the paper's update it counts with V(ℓ): their code detaches the
+       ℓ_i that V is given.
 
     >>> import torch
     >>> import metablocks as mb
