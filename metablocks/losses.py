@@ -110,9 +110,9 @@ class WeightedLoss(nn.Module):
     - `hidden`: width of its hidden layer.
     - `activation`: what stands between its layers.
 
-    Source: Shu, Xie, Yi, Zhao, Zhou, Xu, Meng 2019 (Meta-Weight-Net): 1–100–1, ReLU. As in their code, the
-    ℓ_i that V is given is detached and the sum divided by the number of examples; their code for wide
-    nets divides by the sum of the weights instead. Deviation:
+    Source: Shu, Xie, Yi, Zhao, Zhou, Xu, Meng 2019 (Meta-Weight-Net): 1–100–1, ReLU. As in their code,
+    the ℓ_i that V is given is detached and the sum divided by the number of examples; their code for
+    wide nets divides by the sum of the weights instead. Deviation:
     1. They look through one step, from fast weights that depend on no meta-parameter; here there are
        several, so that the weights of a step also depend on the steps before, and are not detached there.
 
