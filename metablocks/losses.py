@@ -101,19 +101,20 @@ class LearnedLoss(nn.Module):
 class WeightedLoss(nn.Module):
     """The loss of each example by a learned weight, which a small net V makes of that loss.
 
-        L = 1/n Σ_i V(ℓ_i) ℓ_i
+        L = 1/n Σ_i V(ℓ_i) ℓ_i        and in the inner step        ∇L = 1/n Σ_i V(ℓ_i) ∇ℓ_i
 
     ℓ_i is the cross-entropy of an example whose target is a class, and else its squared error. V has one
-    hidden layer, and ends in a sigmoid.
+    hidden layer, and ends in a sigmoid. The inner step holds the weights constant; the meta-gradient
+    looks through all of that step, V(ℓ_i) as a function of the fast weights included.
 
     - `hidden`: width of its hidden layer.
     - `activation`: what stands between its layers.
 
-    Source: Shu, Xie, Yi, Zhao, Zhou, Xu, Meng 2019 (Meta-Weight-Net): 1–100–1, ReLU. Deviations:
-    1. The sum is divided by the number of examples, as in the source's inner step that is looked
-       through; its step of the model itself divides by the sum of the weights.
-    2. The weight is a part of the loss, and differentiated with it. The released code holds the ℓ_i that
-       V is given constant; its update is then the gradient of no function.
+    Source: Shu, Xie, Yi, Zhao, Zhou, Xu, Meng 2019 (Meta-Weight-Net): 1–100–1, ReLU. As in their code,
+    the ℓ_i that V is given is detached and the sum divided by the number of examples; their code for
+    wide nets divides by the sum of the weights instead. Deviation:
+    1. They look through one step, from fast weights that depend on no meta-parameter; here there are
+       several, so that the weights of a step also depend on the steps before, and are not detached there.
 
     >>> import torch
     >>> import metablocks as mb
@@ -132,9 +133,18 @@ class WeightedLoss(nn.Module):
     def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
         """The loss of predictions `[examples, ..., outputs]`."""
         losses = _each(prediction, target)
-        weights = self.net(losses.unsqueeze(1)).squeeze(1).sigmoid()
-        mean: Tensor = (weights * losses).mean()
+        held = losses.detach()
+        # From `held` to `losses` the integral of V, by the trapezoidal rule: nothing long, its first
+        # derivative V(ℓ), its second V′(ℓ).
+        weights = self.weights(held)
+        moved = (self.weights(losses) + weights) / 2 * (losses - held)
+        mean: Tensor = (weights * held + moved).mean()
         return mean
+
+    def weights(self, losses: Tensor) -> Tensor:
+        """V of losses `[examples]`, each between 0 and 1."""
+        weights: Tensor = self.net(losses.unsqueeze(1)).squeeze(1).sigmoid()
+        return weights
 
 
 LOSSES: dict[str, Callable[..., Callable[..., Tensor]]] = {

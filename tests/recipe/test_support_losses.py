@@ -61,6 +61,15 @@ def test_losses_take_sequences_of_classes():
     torch.testing.assert_close(even(scores, targets), expected / 2)
 
 
+def test_an_example_counts_in_the_inner_step_with_its_weight():
+    scores = torch.randn(5, 3, dtype=torch.float64, requires_grad=True)
+    targets, weighted = torch.tensor([0, 1, 2, 0, 1]), mb.WeightedLoss(hidden=4).double()
+    losses = F.cross_entropy(scores, targets, reduction="none")
+    weights = weighted.weights(losses).detach()
+    expected = torch.autograd.grad((weights * losses).mean(), scores)
+    torch.testing.assert_close(torch.autograd.grad(weighted(scores, targets), scores), expected)
+
+
 @pytest.mark.parametrize(
     ("kind", "block", "message"),
     [
