@@ -59,7 +59,7 @@ def request(name, case=lineup.SINUSOID, **changes):
     """What a worker is asked to do, at smoke sizes."""
     own = {"case": dataclasses.asdict(case.quick()), "contender": name, "device": "cpu"}
     own |= {"dtype": "float32", "threads": 1, "repeats": 1, "check": False}
-    return {**own, "keep_freed_memory": False, **changes}
+    return {**own, "keep_freed_memory": False, "as_published": False, **changes}
 
 
 def bench(*argv, **environment):
@@ -125,6 +125,17 @@ def test_first_and_second_order_differ_so_that_the_check_can_tell_them_apart(cas
     )
     error = max(float((second[key] - first[key]).norm()) for key in second)
     assert error > 1e3 * measure.TOLERANCE
+
+
+def test_the_published_net_is_the_same_function_up_to_its_last_bit():
+    ours, published = (
+        build(lineup.CONV.quick(), device="cpu", dtype=torch.float64, as_published=flag)
+        for flag in (False, True)
+    )
+    assert [*ours.model.body[0]._modules] != [*published.model.body[0]._modules]
+    expected = contenders.plain_loop(ours)()
+    actual = contenders.plain_loop(published)()
+    assert all(torch.equal(actual[name], expected[name]) for name in expected)
 
 
 def test_a_wrong_gradient_is_found_and_not_ranked(monkeypatch):
@@ -352,7 +363,7 @@ def test_a_ratio_has_the_range_of_its_rounds_and_a_first_call_what_compiling_too
     ("setting", "said", "kept"),
     [
         ("kept", "freed memory, in every contender's process", (True, True)),
-        ("as-run", "freed memory, in the processes of ours alone", (False, True)),
+        ("as-run", "freed memory, in the processes of ours alone, whose net has", (False, True)),
         ("as-is", None, (False, False)),
     ],
 )
@@ -360,8 +371,9 @@ def test_what_becomes_of_freed_memory_is_said_and_done(setting, said, kept, monk
     settings = dataclasses.replace(SETTINGS, freed_memory=setting)
     text = report.heading([], settings)
     assert said in text if said else "freed memory" not in text
-    names = ("higher", "metablocks_loop")
-    assert tuple(settings.keeps(lineup.CONTENDERS[name]) for name in names) == kept
+    requests = [settings.request(lineup.CONTENDERS[n]) for n in ("higher", "metablocks_loop")]
+    assert tuple(asked["keep_freed_memory"] for asked in requests) == kept
+    assert [asked["as_published"] for asked in requests] == [setting == "as-run", False]
     done = []
     monkeypatch.setattr(worker, "keep_freed_memory", lambda: done.append(True))
     worker.measure(request("plain_loop", keep_freed_memory=kept[1]))

@@ -136,7 +136,7 @@ def _parser() -> argparse.ArgumentParser:
         default="kept",
         help="kept by the C library in every contender's process, which is quicker; as-is, by its own "
         "ways, where the peak of a process may be lower; or as each is run, which is kept for ours, as "
-        "`metablocks run` does, and as-is for others (default: kept)",
+        "`metablocks run` does, and as-is for others, whose net is as published (default: kept)",
     )
     parser.add_argument("--device", default="cpu", help="cpu, cuda, … (default: cpu)")
     parser.add_argument("--dtype", default="float32", choices=["float32", "float64"])

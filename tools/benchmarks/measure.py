@@ -42,10 +42,11 @@ class Settings:
     freed_memory: Freed = "kept"
     """On the CPU; "as-run" is kept in the processes of ours alone, where `metablocks run` keeps it."""
 
-    def keeps(self, contender: Contender) -> bool:
-        """True if the contender's process keeps freed memory."""
-        ours = self.freed_memory == "as-run" and contender.role == "ours"
-        return ours or self.freed_memory == "kept"
+    def request(self, contender: Contender) -> dict[str, bool]:
+        """The settings of a contender's process: its allocator, and the order of its net."""
+        others = self.freed_memory == "as-run" and contender.role != "ours"
+        kept = self.freed_memory != "as-is" and not others
+        return {"keep_freed_memory": kept, "as_published": others}
 
 
 @dataclass
@@ -128,7 +129,7 @@ def _run_worker(
         "threads": settings.threads,
         "repeats": settings.repeats or case.repeats,
         "check": check,
-        "keep_freed_memory": settings.keeps(CONTENDERS[name]),
+        **settings.request(CONTENDERS[name]),
     }
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     environment = {

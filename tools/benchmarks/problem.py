@@ -35,8 +35,10 @@ class Problem:
         return zip(*self.tasks.support, *self.tasks.query, strict=True)
 
 
-def build(case: Case, *, device: str, dtype: torch.dtype) -> Problem:
+def build(case: Case, *, device: str, dtype: torch.dtype, as_published: bool = False) -> Problem:
     """The same numbers for every contender, process and dtype, up to the dtype's rounding.
+
+    `as_published`: the net's activations stand before its pools, where `Conv4` has the same function.
 
     The batch norms of the model keep no running statistics: in the inner loop and the query pass all
     contenders normalise by batch statistics, and none pays for buffers that another leaves alone.
@@ -51,6 +53,8 @@ def build(case: Case, *, device: str, dtype: torch.dtype) -> Problem:
         support, query = (_images(case, examples) for examples in (case.shots, case.queries))
         loss = F.cross_entropy
     for module in model.modules():
+        if as_published and isinstance(module, nn.Sequential) and "pool" in module._modules:
+            module._modules["pool"] = module._modules.pop("pool")
         if isinstance(module, nn.BatchNorm2d):
             module.track_running_stats = False
             module.running_mean = module.running_var = module.num_batches_tracked = None

@@ -27,7 +27,10 @@ def heading(argv: Sequence[str], settings: Settings) -> str:
         f"- {settings.device}, {settings.dtype}, threads: {settings.threads}; "
         f"rounds: {settings.rounds}, in each a fresh process for every contender",
     ]
-    where = {"kept": "every contender's process", "as-run": "the processes of ours alone"}
+    where = {
+        "kept": "every contender's process",
+        "as-run": "the processes of ours alone, whose net has its pools before ReLU",
+    }
     if settings.device == "cpu" and settings.freed_memory in where:
         lines.append(f"- the C library keeps freed memory, in {where[settings.freed_memory]}")
     if settings.quick:

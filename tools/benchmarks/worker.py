@@ -48,7 +48,8 @@ def measure(request: dict[str, Any]) -> dict[str, Any]:
     tiny = replace(case.quick(), tasks=1)
     make(replace(contender, compile=False), build(tiny, device=device, dtype=dtype))()
     gc.collect()
-    problem = build(case, device=device, dtype=dtype)
+    published = request["as_published"]
+    problem = build(case, device=device, dtype=dtype, as_published=published)
     weights = sum(p.nbytes for p in problem.model.parameters())
     run = make(contender, problem)
     peak = _watch_memory(device)
