@@ -5,18 +5,17 @@ It holds the meta-parameters and hands each block what it needs; the mathematics
 
 import inspect
 import math
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
-from functools import lru_cache, partial, wraps
+from functools import lru_cache, wraps
 from typing import Annotated, Any, NamedTuple, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from metablocks.adapted import adapted_model
-from metablocks.batches import Batches, FullBatch, drawn_for
-from metablocks.checks import UNCHECKED, CountFrom0, checked, name_of, wrong_answer
+from metablocks.batches import Batches, FullBatch
+from metablocks.checks import UNCHECKED, CountFrom0, checked, name_of
 from metablocks.compatibility import (
     Assembly,
     check_compatible,
@@ -24,23 +23,18 @@ from metablocks.compatibility import (
     learned,
     shapes_held,
 )
-from metablocks.derivatives import detach_tree
 from metablocks.diagnose import unfit_data
 from metablocks.errors import BlockError, MetablocksError, TaskError, concerning
 from metablocks.estimators import Estimator, Unrolled
-from metablocks.estimators.base import filled, is_cut, task_gradient
-from metablocks.estimators.sweep import start, step
 from metablocks.executors import (
     Executor,
     Loop,
-    TaskFunction,
-    TaskWork,
     check_tasks,
     executor_of,
     share_of,
     total_weight,
 )
-from metablocks.fingerprint import Same, fingerprint
+from metablocks.fingerprint import Same
 from metablocks.functional import (
     FunctionalModule,
     ModuleState,
@@ -49,11 +43,10 @@ from metablocks.functional import (
     detach,
     step_aware_modules,
 )
-from metablocks.generators import Draws, drawn_seed, generators_of
-from metablocks.inner_loop import Carry, InnerLoop, QueryPass
+from metablocks.generators import Draws, generators_of
+from metablocks.inner_loop import InnerLoop
 from metablocks.objective import Loss, LossRole, Objective
 from metablocks.order import Order, SecondOrder, steps_through
-from metablocks.pieces import At, InPieces, Pieces, weighed
 from metablocks.reach import (
     check_constant,
     check_inference,
@@ -66,6 +59,7 @@ from metablocks.selection import select_parameters
 from metablocks.start import AsLearned, Start
 from metablocks.step_loss import FinalStepLoss, StepLoss, step_weights
 from metablocks.types import Batch, Progress, Task, Tasks, Tensors, as_tasks, map_tensors
+from metablocks.work import evaluation_work, execute, seeded, training_work
 
 Metric = Callable[[Any, Any], Any]
 """`(prediction, target) -> score`: a scalar tensor, or a number."""
@@ -365,9 +359,10 @@ class MetaLearner(nn.Module):
         inner, buffers = self._inner_at_evaluation(
             tasks, parameters, steps, metric, norm_statistics
         )
-        work = self._evaluation_work(inner, detach(self._learned(parameters)))
-        with self._seeded(inner, tasks, put_back=True) as tasks:
-            _, result = self._execute(work, buffers, tasks)
+        meta = detach(self._learned(parameters))
+        work = evaluation_work(self._identity, inner, meta, self._check_constant)
+        with seeded(tasks, inner, put_back=True) as tasks:
+            _, result = execute(self.executor, work, buffers, tasks)
         losses, predictions, scores = result
         predictions = predictions if inner.loss.predicts else None
         return Evaluation(losses, predictions, scores if metric is not None else None)
@@ -392,8 +387,8 @@ class MetaLearner(nn.Module):
         batch = self._first_batch(task.support)
         whole = replace(inner, batches=FullBatch())
         self._check_reads(whole, parameters, buffers, [Task(batch, batch)], reach=False)
-        seeded = self._seeded(inner, [task], put_back=True)
-        with seeded as tasks, inner.draws.seeded(tasks[0].seed), inner.draws.observed():
+        drawn = seeded([task], inner, put_back=True)
+        with drawn as tasks, inner.draws.seeded(tasks[0].seed), inner.draws.observed():
             last = carry = inner.start(meta, buffers, inner.support_of(task, -1))
             for index in range(inner.steps):
                 last = carry
@@ -431,10 +426,11 @@ class MetaLearner(nn.Module):
         through = steps_through(self.order, self.steps, progress)
         weights = step_weights(self.step_loss, self.steps, progress)
         inner, buffers = self._inner(tasks, parameters, self.steps, through, weights, metric=metric)
-        with self._seeded(inner, tasks, first=first, put_back=put_back) as tasks:
+        with seeded(tasks, inner, first=first, put_back=put_back) as tasks:
             self._check_reads(inner, parameters, buffers, tasks, reach=True)
-            work = self._work(inner, detach(self._learned(parameters)))
-            totals, (query_losses, scores) = self._execute(work, buffers, tasks)
+            meta = detach(self._learned(parameters))
+            work = training_work(self._identity, self.estimator, inner, meta)
+            totals, (query_losses, scores) = execute(self.executor, work, buffers, tasks)
         grads, changes, metrics, loss = totals
         grads = {name: grad / weight for name, grad in grads.items()}
         changes = {
@@ -446,114 +442,9 @@ class MetaLearner(nn.Module):
             loss / weight, grads, query_losses, changes, metrics, None if metric is None else scores
         )
 
-    def _work(self, inner: InnerLoop, meta: Tensors) -> TaskWork:
-        """The estimator as a function of tasks that may be compiled."""
-        estimator = self.estimator
-        cut = is_cut(estimator)
-        meta_gradient = estimator.in_pieces if cut else partial(Estimator.in_pieces, estimator)
-
-        def estimate(shared: Any, buffers: Tensors, task: Task) -> tuple[Any, Any]:
-            meta, tensors = shared
-            weight = task.weight
-            if weight is not None:
-                task = replace(task, weight=None)
-            result = task_gradient(estimator, replace(inner, **tensors), meta, buffers, task)
-            totals = (filled(result.grads, meta), result.changes, result.metrics, result.loss)
-            scores = () if result.scores is None else result.scores
-            return weighed(totals, weight), (result.query_losses, scores)
-
-        def drive(run: Pieces) -> tuple[Any, Any]:
-            result = meta_gradient(run)
-            totals = run.sum((result.changes, result.metrics, result.loss))
-            scores = () if result.scores is None else result.scores
-            return (filled(result.grads, meta), *totals), (result.query_losses, scores)
-
-        def short() -> TaskWork:
-            return self._work(inner.shortened(), meta)
-
-        return self._compilable(
-            estimate, InPieces(inner, meta, drive, short if cut else None), estimator
-        )
-
-    def _evaluation_work(self, inner: InnerLoop, meta: Tensors) -> TaskWork:
-        """Losses, predictions and scores after each step as a function of tasks that may be compiled."""
-
-        def judge(shared: Any, buffers: Tensors, task: Task) -> tuple[Any, Any]:
-            meta, tensors = shared
-            support, query = map_tensors(torch.Tensor.detach, (task.support, task.query))
-            loop = replace(inner, **tensors)
-            return drive(Pieces(loop, meta, buffers, replace(task, support=support, query=query)))
-
-        def drive(run: Pieces) -> tuple[Any, Any]:
-            passes: list[QueryPass] = []
-            reads = run.inner.start_reads
-            (carry,) = run(("start",), start, (run.buffers,), data=reads)
-            for index in range(inner.steps + 1):
-                at = At(index)
-                passed, prediction = run(("judge",), _judge, (carry,), at=at, data=("query",))
-                passes.append(run.open(passed))
-                if passes[-1].loss.requires_grad:
-                    check_constant(passes[-1].loss, self._assembly())
-                if index < inner.steps:
-                    (carry,) = run(("step", False), step, (carry,), at=at, data=("support",))
-            losses = torch.stack([passed.loss.detach() for passed in passes], -1)
-            scores = [passed.score for passed in passes if passed.score is not None]
-            rows = torch.stack(scores, -1) if scores else ()
-            return (), (losses, detach_tree(run.open(prediction)), rows)
-
-        cut = InPieces(inner, meta, drive, lambda: self._evaluation_work(inner.shortened(), meta))
-        return self._compilable(judge, cut, "evaluation")
-
-    def _compilable(self, call: TaskFunction, pieces: InPieces, kind: Hashable) -> TaskWork:
-        """Work with its key, which tells it from work of another kind."""
-        inner = pieces.inner
-
-        def identify() -> Hashable:
-            read = (self.loss, self.support_loss, inner.metric, inner.batches, inner.starting)
-            functions = map(fingerprint, read)
-            blocks = (self._identity, kind, inner.training, inner.model.key, inner.rule.key)
-            return (*blocks, *functions)
-
-        return TaskWork(call, inner.draws, pieces, identify)
-
-    @contextmanager
-    def _seeded(
-        self, inner: InnerLoop, tasks: Tasks, *, put_back: bool, first: int = 0
-    ) -> Iterator[Tasks]:
-        """The tasks with what is drawn for each, seeded by one draw of torch's generator and its number.
-
-        Tasks are counted from `first` on. The draw is made if the work, or a block before it, draws;
-        with `put_back`, what is drawn here and in the block is put back.
-        """
-        draws, block = inner.draws, inner.training is None and self.batches.draws
-        if draws.known and not draws.kinds and not block:
-            with draws.put_back() if put_back else nullcontext():
-                yield tasks
-            return
-        begin = torch.get_rng_state()
-        number = drawn_seed()
-        after = torch.get_rng_state()
-        idle = put_back
-        try:
-            with draws.put_back() if put_back else nullcontext():
-                yield drawn_for(tasks, self.batches if block else None, inner.steps, number, first)
-            idle = put_back or not (block or draws.kinds)
-        finally:
-            if idle and torch.equal(torch.get_rng_state(), after):
-                torch.set_rng_state(begin)
-
     def _first_batch(self, support: Batch) -> Batch:
         """The batch of the first step, where nothing is drawn."""
         return self.batches.select(support, None, 0)
-
-    def _execute(self, work: TaskWork, buffers: Tensors, tasks: Tasks) -> tuple[Any, Any]:
-        """`work((meta, tensors of the inner loop), buffers, task)` on every task."""
-        assert work.pieces is not None
-        answer = self.executor(work, work.pieces.shared, buffers, tasks)
-        if not isinstance(answer, tuple) or len(answer) != 2:
-            takes = "a pair: the sum over tasks, and what is stacked"
-            raise wrong_answer("executor", name_of(self.executor), answer, takes)
-        return answer
 
     def _inner(
         self,
@@ -744,6 +635,9 @@ class MetaLearner(nn.Module):
         if key not in self._read and len(tasks):
             self._read = (*self._read[-7:], key)
 
+    def _check_constant(self, loss: Tensor) -> None:
+        check_constant(loss, self._assembly())
+
     def _evaluation_steps(self, steps: int | None) -> int:
         steps = self.steps if steps is None else steps
         if self.max_steps is not None and steps > self.max_steps:
@@ -754,13 +648,6 @@ class MetaLearner(nn.Module):
                 field="steps",
             )
         return steps
-
-
-def _judge(
-    inner: InnerLoop, meta: Tensors, totals: Tensors, at: At, carry: Carry, batch: Batch
-) -> tuple[QueryPass, Any]:
-    passed = inner.query(meta, carry, batch, at.index)
-    return passed._replace(prediction=None), passed.prediction
 
 
 @lru_cache(maxsize=16)
