@@ -212,9 +212,14 @@ def _source(recipe: Recipe) -> TaskSource:
 
 def made_up(source: TaskSource, *, shots: int, queries: int) -> MadeUp:
     """Made-up tasks of a source's shapes, on its device."""
-    place, shape = getattr(source, "device", "cpu"), source.input_shape
-    sizes = {"ways": source.outputs, "shots": shots, "queries": queries, "shape": shape}
-    return MadeUp(**sizes, kind=source.kind, device=place)
+    return MadeUp(
+        ways=source.outputs,
+        shots=shots,
+        queries=queries,
+        shape=source.input_shape,
+        kind=source.kind,
+        device=getattr(source, "device", "cpu"),
+    )
 
 
 def _limit(values: dict[str, Any], **most: int) -> None:
