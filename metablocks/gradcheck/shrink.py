@@ -55,7 +55,7 @@ def check_gradients(recipe: Recipe, *, device: str | torch.device | None = None)
     except ValueError:
         pass  # `build` refuses it, with its place
     experiment = build(small, device=device)
-    tasks = _made_up(experiment.source).sample("train", range(_TASKS))
+    tasks = made_up(experiment.source, shots=2, queries=3).sample("train", range(_TASKS))
     try:
         drawn = experiment.source.sample("train", range(_TASKS))
         if isinstance(drawn, TaskBatch):
@@ -210,9 +210,15 @@ def _source(recipe: Recipe) -> TaskSource:
     return source
 
 
-def _made_up(source: TaskSource) -> MadeUp:
+def made_up(source: TaskSource, *, shots: int, queries: int) -> MadeUp:
+    """Made-up tasks of a source's shapes, on its device."""
     return MadeUp(
-        ways=source.outputs, shots=2, queries=3, shape=source.input_shape, kind=source.kind
+        ways=source.outputs,
+        shots=shots,
+        queries=queries,
+        shape=source.input_shape,
+        kind=source.kind,
+        device=getattr(source, "device", "cpu"),
     )
 
 

@@ -56,8 +56,8 @@ def _comments(values: dict[str, Any], section: str = "recipe", path: str = "") -
             yield from _comments(value, field.name, here)
         elif mark := slot_of(field.annotation):
             slot, many = SLOTS[mark.slot], mark.at_least is not None
-            kind = "a list of blocks" if many else "a block"
-            yield here, f"{about[field.name]} {kind.capitalize()}: {', '.join(slot.blocks)}"
+            takes = schema.describe(field.annotation) or ""
+            yield here, f"{about[field.name]} {takes.capitalize()}"
             for place, block in enumerate(value) if many else [("", value)] if value else []:
                 yield from _block_comments(block, slot, join(here, place) if many else here)
         else:

@@ -71,7 +71,10 @@ def train_recipe(
     keep_freed_memory()
     if tensorboard:
         summary_writer()  # what is missing leaves no directory behind
-    options = {"quiet": quiet, "tensorboard": tensorboard}
+    where = place_arguments(recipe.allow, data, device)
+    finish = partial(
+        _train, where=where, save_every=save_every, quiet=quiet, tensorboard=tensorboard
+    )
     share = Distributed() if launched() else Share()
     if resume is None:  # torchrun may have started this again
         resume = share.from_first(partial(_begun_before, out))
@@ -85,7 +88,7 @@ def train_recipe(
             experiment = build_seeded(recipe, data, device)
             going_on = partial(_go_on, experiment, directory)
             state = checkpoint.from_first(experiment, going_on, training=True)
-            return _train(experiment, directory, state, data, device, save_every, **options)
+            return finish(experiment, directory, state)
     experiment = build_seeded(recipe, data, device)
     executor: str | None = None
     if isinstance(executor_of(experiment.learner), AutoExecutor):
@@ -102,7 +105,7 @@ def train_recipe(
     with _held(directory):
         beginning = partial(_begin, experiment, directory, argv or [], executor, origin)
         state = checkpoint.from_first(experiment, beginning, training=True)
-        return _train(experiment, directory, state, data, device, save_every, **options)
+        return finish(experiment, directory, state)
 
 
 @joined()
@@ -396,15 +399,16 @@ def _train(
     experiment: Experiment,
     directory: RunDirectory,
     state: TrainingState,
-    data: Path | None,
-    device: str | None,
-    save_every: float,
     *,
+    where: Sequence[str],
+    save_every: float,
     quiet: bool,
     tensorboard: bool,
 ) -> int:
-    """Train to the end, test, draw, print the summary; returns the exit status."""
-    where = place_arguments(experiment.recipe.allow, data, device)
+    """Train to the end, test, draw, print the summary; returns the exit status.
+
+    `where`: the arguments of the commands that it prints.
+    """
     folder = directory.path / "tensorboard"
     draws = tensorboard and leads()
     watched = curves(folder, state.step) if draws else nullcontext(lambda row: None)
@@ -430,7 +434,7 @@ def _train(
     for note in plots.draw(directory):
         print(note)
     text = report(experiment, scores, ensemble, deployed)
-    print(summary(experiment, directory, state, text, data, device))
+    print(summary(experiment, directory, state, text, where))
     return 0
 
 

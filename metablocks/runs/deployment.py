@@ -202,6 +202,8 @@ def reduced_learner(experiment: Experiment) -> MetaLearner:
         loss=learner.loss,
         support_loss=learner.support_loss,
         steps=learner.steps,
+        start=learner.start,
+        batches=learner.batches,
         rule=build_rule(experiment.recipe),
         order=learner.order,
         step_loss=learner.step_loss,

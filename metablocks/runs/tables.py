@@ -92,13 +92,11 @@ def summary(
     directory: RunDirectory,
     state: TrainingState,
     report: str,
-    data: Path | None,
-    device: str | None,
+    where: Sequence[str],
 ) -> str:
-    """The end of a run: its `report`, its directory, and commands to try next."""
+    """The end of a run: its `report`, its directory, and commands to try next, with `where` behind."""
 
     def hint(what: str, *words: object) -> str:
-        where = place_arguments(recipe.allow, data, device)
         return f"  {command(*words, *where)}    {what}"
 
     recipe, path = experiment.recipe, directory.path

@@ -8,7 +8,7 @@ import torch
 
 from metablocks.errors import DataError, MetablocksError, RecipeError, RunError, first_line
 from metablocks.generators import kept_draws
-from metablocks.gradcheck.shrink import MadeUp, shrink_steps
+from metablocks.gradcheck.shrink import made_up, shrink_steps
 from metablocks.recipe import Experiment, Recipe, build
 from metablocks.runs.train import final_scores, meta_step
 from metablocks.tasks.base import TaskSource
@@ -38,7 +38,7 @@ def try_out(recipe: Recipe, *, device: str | None = None, data: Path | None = No
     experiment = _brief(recipe, device, data)
     count, words = experiment.tasks_per_step, ""
     if data is None and (reason := _without_data(experiment.source, recipe)):
-        experiment = replace(experiment, source=_made_up(experiment.source))
+        experiment = replace(experiment, source=made_up(experiment.source, shots=1, queries=1))
         words = f"; on made-up inputs: {reason}"
     what, loss = "the first meta-step", "not finite"
     try:
@@ -91,13 +91,6 @@ def _without_data(source: TaskSource, recipe: Recipe) -> str | None:
     except Exception as error:
         raise _failed(recipe, "tasks", "the task source", error) from error
     return None
-
-
-def _made_up(source: TaskSource) -> TaskSource:
-    device, shape = getattr(source, "device", "cpu"), source.input_shape
-    return MadeUp(
-        ways=source.outputs, shots=1, queries=1, shape=shape, kind=source.kind, device=device
-    )
 
 
 def _failed(recipe: Recipe, path: str, what: str, error: Exception) -> RecipeError:

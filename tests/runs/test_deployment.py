@@ -13,7 +13,13 @@ from metablocks import MetaLearner
 from metablocks.cli import main
 from metablocks.models import collapse_linear, fold_tnet
 from metablocks.recipe import build, load
-from metablocks.runs.deployment import Deployment, ReducedFirst, deployment, reduce
+from metablocks.runs.deployment import (
+    Deployment,
+    ReducedFirst,
+    deployment,
+    reduce,
+    reduced_learner,
+)
 from metablocks.runs.finished import read_run
 from metablocks.runs.scores import Scores
 from metablocks.runs.tables import deployment_text
@@ -317,6 +323,15 @@ def test_what_cannot_be_compared_is_left_out_with_a_reason(settings, reason):
     scores = final_scores(experiment, "test", tasks=6, steps=3)
     told = deployment_text(found, scores).splitlines()[-1]
     assert told == f"  collapsed, then adapted: left out: {reason}"
+
+
+def test_what_is_reduced_first_has_every_other_block_of_the_learner():
+    blocks = "start={block: zeros, pattern: '*.bias'}", "batches={block: minibatches, size: 3}"
+    learner = (experiment := sinusoid(LINNET, *(f"inner.{block}" for block in blocks))).learner
+    reduced = reduced_learner(experiment)
+    names = {"loss", "support_loss", "steps", "start", "batches", "order", "step_loss", "executor"}
+    for name in names | {"norm_statistics", "estimator"}:
+        assert getattr(reduced, name) == getattr(learner, name), name
 
 
 def test_rates_that_fit_a_smaller_layer_are_kept():
