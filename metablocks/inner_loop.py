@@ -376,7 +376,7 @@ class InnerLoop:
         if support is None:
             reader = f"start {name_of(self.starting)} reads"
             if not self.starting.reads:
-                reader = 'norm_statistics "support" read'
+                reader = 'setting norm_statistics="support" reads'
             raise BlockError(
                 f"the {reader} the support set; an estimator gives it, "
                 "inner.start(meta, buffers, inner.support_of(task, -1))",

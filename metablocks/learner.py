@@ -466,7 +466,7 @@ class MetaLearner(nn.Module):
         statistics = norm_statistics or self.norm_statistics
         model = self._functional_model(statistics).now()
         predicting = None
-        if statistics == "support":
+        if statistics == "support" and model.statistics:
             predicting = self._functional_model("running").now()
         rule = self._functional_rule.now()
         loss, support_loss = self._losses(parameters)

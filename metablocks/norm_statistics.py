@@ -30,8 +30,8 @@ def leaving_statistics(norm: _NormBase) -> Callable[[Tensor], Any]:
     forward, buffers = norm.forward, norm._buffers
 
     def run(inputs: Tensor) -> Any:
-        held = {name: buffers[name] for name in _BUFFERS}
-        buffers.update(dict.fromkeys(_BUFFERS))
+        held = {name: buffers[name] for name in _BUFFERS if name in buffers}
+        buffers.update(dict.fromkeys(held))
         try:
             output = forward(inputs)
         finally:
@@ -81,5 +81,6 @@ def by_statistics(norm: _NormBase) -> Callable[[Tensor], Any]:
 
 def _channels(norm: _NormBase, inputs: Tensor) -> int:
     """The dimension of the channels: the second, or the first of an instance norm's single example."""
-    single = isinstance(norm, _InstanceNorm) and inputs.ndim == norm._get_no_batch_dim()
+    kind: Any = norm
+    single = isinstance(norm, _InstanceNorm) and inputs.ndim == kind._get_no_batch_dim()
     return 0 if single else 1

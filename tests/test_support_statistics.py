@@ -9,19 +9,13 @@ import torch.nn.functional as F
 from torch import nn
 
 import metablocks as mb
+from metablocks.errors import BlockError
 from metablocks.norm_statistics import by_statistics, leaving_statistics
 
 CHANNELS = 3
 CLOSE = {"rtol": 1e-9, "atol": 1e-11}
 
-
-@pytest.fixture(autouse=True)
-def _double():
-    torch.manual_seed(0)
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(before)
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 class Net(nn.Module):
@@ -192,6 +186,34 @@ def test_reptile_goes_where_it_goes_and_reports_the_loss_by_the_supports_statist
     torch.testing.assert_close(got.grads, other.grads, rtol=0, atol=0)
     due = learner_of(model).meta_gradient(tasks)
     torch.testing.assert_close(got.query_losses, due.query_losses, **CLOSE, equal_nan=True)
+
+
+def test_a_net_without_such_norms_makes_no_pass_for_statistics():
+    passes = []
+
+    class Linear(nn.Linear):
+        def forward(self, x):
+            passes.append(len(x))
+            return super().forward(x.flatten(1))
+
+    model, counts = nn.Sequential(Linear(25, 2), nn.LayerNorm(2)), []
+    for statistics in ("batch", "support"):
+        learner = learner_of(model, norm_statistics=statistics)
+        learner.meta_gradient(tasks_of())
+        passes.clear()
+        learner.meta_gradient(tasks_of())
+        counts.append(len(passes))
+    assert counts == [9, 9]  # of each of three tasks two steps and a query pass
+
+
+def test_an_estimator_that_begins_without_the_support_set_is_told():
+    class Own(mb.Estimator):
+        def __call__(self, inner, meta, buffers, task):
+            inner.start(meta, buffers)
+
+    learner = learner_of(net(), estimator=Own())
+    with pytest.raises(BlockError, match='"support" reads the support set; an estimator gives it'):
+        learner.meta_gradient(tasks_of())
 
 
 class Activated(nn.BatchNorm2d):

@@ -85,7 +85,7 @@ class PlainLoop:
             if learner.norm_statistics == "running":
                 norm.eval()
             elif learner.norm_statistics == "support":
-                norm.forward = partial(self.normalised, norm)  # type: ignore[method-assign]
+                norm.forward = partial(self.normalised, norm)
             else:
                 norm.track_running_stats = False
                 norm.running_mean = norm.running_var = norm.num_batches_tracked = None
