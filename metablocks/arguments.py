@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import NoReturn, TypeVar
 
 from metablocks.devices import find_device
+from metablocks.errors import command as command_line
 from metablocks.errors import suggest
 from metablocks.memory import parse_bytes
 
 _T = TypeVar("_T")
-_RECIPE = "a shipped recipe's name (see: metablocks recipes) or the path of a YAML file"
+_RECIPE = "a shipped recipe's name ({} lists them) or the path of a YAML file"
 _EXAMPLES = {
     "run": "metablocks run maml_sinusoid\n"
     "metablocks run mine.yaml --set inner.steps=3 --set outer.optimizer.lr=5e-4\n"
@@ -77,10 +78,11 @@ def parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     """The parser of the command, and of every subcommand by its name."""
     from metablocks import __version__
 
+    typed = command_line()
     parser = _Parser(
         prog="metablocks",
         description="Gradient-based meta-learning from recipes.",
-        epilog="metablocks COMMAND --help says more, with examples.",
+        epilog=f"{typed} COMMAND --help says more, with examples.",
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"metablocks {__version__}")
@@ -88,7 +90,10 @@ def parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     commands: dict[str, argparse.ArgumentParser] = {}
 
     def command(name: str, about: str, more: str = "") -> argparse.ArgumentParser:
-        examples = "".join(f"  {line}\n" for line in _EXAMPLES[name].splitlines())
+        lines = re.sub(
+            "^metablocks", lambda _: typed, _EXAMPLES[name], flags=re.MULTILINE
+        ).splitlines()
+        examples = "".join(f"  {line}\n" for line in lines)
         commands[name] = sub.add_parser(
             name,
             help=about,
@@ -174,7 +179,7 @@ def parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     _add_place(replay)
 
     about = "train recipes under one budget, or read finished runs, and say which to use"
-    compare = command("compare", about, _ON_COMPARE)
+    compare = command("compare", about, _ON_COMPARE.format(command_line("show")))
     compare.add_argument(
         "names", nargs="+", metavar="RECIPE|RUN_DIR", help="a recipe to train, or a finished run"
     )
@@ -238,7 +243,7 @@ _ON_COMPARE = """
 Recipes are trained, each run in a process of its own, on the same tasks with the same seeds; folders
 of finished runs are read. Runs that differ in the seed alone are one row. The result is a table, a
 picture, and a recommendation with the rule that it follows from, in a folder below --out. A variant
-of a recipe is a file of its own: metablocks show NAME --set PATH=VALUE > variant.yaml"""
+of a recipe is a file of its own: {} NAME --set PATH=VALUE > variant.yaml"""
 
 
 _ON_REPORT = """ The page opens from disk and loads
@@ -286,7 +291,8 @@ def parse_minutes(text: str) -> float:
 
 
 def _add_recipe(parser: argparse.ArgumentParser, *, optional: bool = False) -> None:
-    parser.add_argument("recipe", nargs="?" if optional else None, metavar="RECIPE", help=_RECIPE)
+    about = _RECIPE.format(command_line("recipes").replace("%", "%%"))
+    parser.add_argument("recipe", nargs="?" if optional else None, metavar="RECIPE", help=about)
     _add_overrides(parser)
 
 

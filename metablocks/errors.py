@@ -6,6 +6,7 @@ the built-in error a caller would expect, so `except ValueError` goes on working
 
 import difflib
 import os
+import shlex
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -147,6 +148,15 @@ def suggest_then(given: str, candidates: Iterable[str], then: str) -> str:
     """
     near = suggest(given, candidates)
     return f"{near} {then[0].upper()}{then[1:]}" if near else f"; {then}"
+
+
+def command(*words: object) -> str:
+    """A command line to try: `metablocks` as it was typed (`tools/metablocks` says how), and the words.
+
+    >>> command("run", "--resume", "runs/my run")
+    "metablocks run --resume 'runs/my run'"
+    """
+    return shlex.join([os.environ.get("METABLOCKS_COMMAND") or "metablocks", *map(str, words)])
 
 
 def caller_stacklevel() -> int:

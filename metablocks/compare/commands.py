@@ -33,8 +33,9 @@ from metablocks.compare.notes import machine_text, notes_on
 from metablocks.compare.output import Comparison, print_lines, save, show
 from metablocks.compare.recommend import recommend
 from metablocks.compare.request import Request
+from metablocks.errors import command
 from metablocks.recipe import build
-from metablocks.runs.directory import command, create
+from metablocks.runs.directory import create
 from metablocks.runs.finished import read_run
 from metablocks.runs.plots import draw_comparison
 

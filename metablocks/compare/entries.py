@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from metablocks.errors import RecipeError, suggest
+from metablocks.errors import RecipeError, command, suggest
 from metablocks.recipe import Recipe, load
 from metablocks.recipe.load import find_recipe, from_text, recipe_files
 from metablocks.recipe.record import Differences, differing, shown_value
@@ -80,7 +80,7 @@ def read_entries(
             if recipe.hash in seen:
                 raise RecipeError(
                     f"{name}: the same recipe is given twice; a variant is a file of its own: "
-                    f"metablocks show {name} --set PATH=VALUE > variant.yaml"
+                    f"{command('show', name)} --set PATH=VALUE > variant.yaml"
                 )
             seen.add(recipe.hash)
             stem = find_recipe(name).stem

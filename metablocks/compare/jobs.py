@@ -20,7 +20,8 @@ from tqdm import tqdm
 from metablocks.compare.entries import Entry
 from metablocks.compare.request import Request
 from metablocks.compare.table import seconds_text
-from metablocks.runs.directory import RunDirectory, command
+from metablocks.errors import command
+from metablocks.runs.directory import RunDirectory
 from metablocks.runs.files import write_text, writing
 from metablocks.runs.finished import is_run, read_run
 from metablocks.runs.scores import MEASURES

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from metablocks.errors import RecipeError, suggest
+from metablocks.errors import RecipeError, command, suggest
 from metablocks.recipe.assemble import try_blocks
 from metablocks.recipe.overrides import apply_overrides
 from metablocks.recipe.parse import Node, Problem, parse, raise_problems
@@ -65,7 +65,7 @@ def find_recipe(name_or_path: str | Path) -> Path:
     """The file of a shipped name or a path. Raises `RecipeError` if there is none."""
     name = str(name_or_path)
     if not name:
-        raise RecipeError('an empty name; "metablocks recipes" lists the recipes that ship')
+        raise RecipeError(f'an empty name; "{command("recipes")}" lists the recipes that ship')
     path = Path(os.path.expanduser(name_or_path))
     looks_like_path = len(path.parts) != 1 or path.suffix in (".yaml", ".yml") or name[-1:] == "/"
     names = {file.stem: file for file in recipe_files()}
@@ -82,7 +82,7 @@ def find_recipe(name_or_path: str | Path) -> Path:
     hint = suggest(path.stem, names)
     beside = f"; ./{name} is a file, give it with ./" if path.is_file() else ""
     what = "no such file" if looks_like_path else "no recipe of that name"
-    listing = '; "metablocks recipes" lists those that ship' if not hint else ""
+    listing = f'; "{command("recipes")}" lists those that ship' if not hint else ""
     raise RecipeError(f"{name}: {what}{hint}{beside}{listing}")
 
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import is_dataclass
 from typing import Any
 
+from metablocks.errors import command
 from metablocks.recipe import schema
 from metablocks.recipe.layout import SECTIONS, slot_of
 from metablocks.recipe.listing import meanings
@@ -43,7 +44,8 @@ def template() -> str:
         indent = " " * (len(lines[number]) - len(lines[number].lstrip())) + "# "
         above = textwrap.wrap(words, 100, initial_indent=indent, subsequent_indent=indent)
         lines[number:number] = above
-    return _HEAD + "\n".join(lines) + "\n"
+    head = _HEAD.replace("metablocks ", f"{command()} ")
+    return head + "\n".join(lines) + "\n"
 
 
 def _comments(values: dict[str, Any], section: str = "recipe", path: str = "") -> Iterator[Any]:

@@ -18,11 +18,11 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
-from metablocks.errors import DamagedError, RunError, first_line
+from metablocks.errors import DamagedError, RunError, command, first_line
 from metablocks.executors import share_of
 from metablocks.recipe import Experiment, Recipe
 from metablocks.recipe.record import changes_text, differing
-from metablocks.runs.directory import RunDirectory, command
+from metablocks.runs.directory import RunDirectory
 from metablocks.runs.files import write_atomically, writing
 from metablocks.runs.sealed import read_sealed, write_sealed
 from metablocks.runs.state import TrainingState

@@ -15,7 +15,14 @@ from typing import Any
 
 import torch
 
-from metablocks.errors import BlockError, DamagedError, NonfiniteError, RecipeError, RunError
+from metablocks.errors import (
+    BlockError,
+    DamagedError,
+    NonfiniteError,
+    RecipeError,
+    RunError,
+    command,
+)
 from metablocks.executors import Distributed, Share, executor_of, share_of
 from metablocks.memory import keep_freed_memory
 from metablocks.processes import check_device, joined, launch, launched, leads
@@ -24,7 +31,7 @@ from metablocks.recipe.record import changes_text, leaves
 from metablocks.runs import checkpoint, plots
 from metablocks.runs.checkpoint import from_first, restore_learner, restore_newest, start_from
 from metablocks.runs.deployment import Deployment, deployment
-from metablocks.runs.directory import RunDirectory, command, create, environment
+from metablocks.runs.directory import RunDirectory, create, environment
 from metablocks.runs.ensemble import ensemble_scores
 from metablocks.runs.examples import write_test
 from metablocks.runs.files import write_text, writing

@@ -29,7 +29,6 @@ import logging
 import os
 import platform
 import re
-import shlex
 import socket
 import subprocess
 import sys
@@ -45,7 +44,7 @@ import torch
 from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 from typing_extensions import TypedDict
 
-from metablocks.errors import RunError
+from metablocks.errors import RunError, command
 from metablocks.runs.files import PARTIAL, sync_folder, write_bytes, write_text, writing
 from metablocks.runs.logs import epochs_of, json_line, read_rows, whole_lines
 
@@ -269,15 +268,6 @@ class RunDirectory:
 
     def _train_anew(self) -> str:
         return command("run", self.recipe)
-
-
-def command(*words: object) -> str:
-    """A command line to try: `metablocks` as it was typed (`tools/metablocks` says how), and the words.
-
-    >>> command("run", "--resume", "runs/my run")
-    "metablocks run --resume 'runs/my run'"
-    """
-    return shlex.join([os.environ.get("METABLOCKS_COMMAND") or "metablocks", *map(str, words)])
 
 
 def create(out: Path, name: str) -> RunDirectory:

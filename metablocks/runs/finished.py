@@ -11,11 +11,11 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from metablocks.errors import RecipeError
+from metablocks.errors import RecipeError, command
 from metablocks.recipe.layout import EvaluationSection, InnerSection, OuterSection
 from metablocks.recipe.load import read_text, shown
 from metablocks.recipe.parse import parse, plain
-from metablocks.runs.directory import RunDirectory, command
+from metablocks.runs.directory import RunDirectory
 from metablocks.runs.scores import Scores
 
 

@@ -7,10 +7,11 @@ from pathlib import Path
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from metablocks.batches import Stream
+from metablocks.errors import command
 from metablocks.models import PerStepBatchNorm
 from metablocks.recipe import Experiment
 from metablocks.runs.deployment import Deployment
-from metablocks.runs.directory import RunDirectory, command
+from metablocks.runs.directory import RunDirectory
 from metablocks.runs.scores import MEASURES, Scores
 from metablocks.runs.state import TrainingState
 

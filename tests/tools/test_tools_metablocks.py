@@ -1,12 +1,16 @@
 """`tools/metablocks`: from a folder that links to it, and its name in the hints."""
 
+import contextlib
+import re
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from metablocks.runs.directory import command
+from metablocks.arguments import parsers
+from metablocks.cli import main
+from metablocks.errors import command
 
 TOOLS = Path(__file__).parents[2] / "tools"
 
@@ -37,3 +41,23 @@ def test_hints_repeat_the_command_as_it_was_typed(monkeypatch):
     )
     monkeypatch.setenv("METABLOCKS_COMMAND", "tools/metablocks")
     assert command("recipes") == "tools/metablocks recipes"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        *(["--help"], ["new"], ["run", "no_such_recipe"], ["run", ""], ["check", "no_such_recipe"]),
+        *([name, "--help"] for name in parsers()[1]),
+        ["compare", "quickstart", "quickstart"],
+    ],
+    ids=" ".join,
+)
+def test_every_command_in_help_hints_and_templates_is_as_it_was_typed(words, monkeypatch, capsys):
+    monkeypatch.setenv("METABLOCKS_COMMAND", "my tools/metablocks")
+    with contextlib.suppress(SystemExit):
+        main(words)
+    text = " ".join((output := capsys.readouterr()).out.split() + output.err.split())
+    text = re.sub(r"usage: metablocks|-m metablocks", "", text)
+    text = text.replace("'my tools/metablocks' ", "")
+    commands = "|".join(parsers()[1])
+    assert not re.search(rf"metablocks ({commands})\b", text)
