@@ -112,14 +112,16 @@ def step_losses(run: FinishedRun) -> Figure | None:
     logged = {row["epoch"]: row["step_loss"] for row in run.metrics if "step_loss" in row}
     if all(not any(weights[:-1]) for weights in logged.values()):
         return None
-    steps: dict[tuple[float, ...], list[str]] = {}
+    steps: dict[tuple[float, ...], list[int]] = {}
     for step, column in enumerate(zip(*logged.values(), strict=True)):
         if any(column):
-            steps.setdefault(column, []).append(str(step))
-    lines = [
-        Line([*logged], column, f"after step {', '.join(same)}", colour, 1.5, "o")
-        for (column, same), colour in zip(steps.items(), cycle(COLOURS), strict=False)
-    ]
+            steps.setdefault(column, []).append(step)
+    lines = []
+    for (column, same), colour in zip(steps.items(), cycle(COLOURS), strict=False):
+        first, last = same[0], same[-1]
+        whole = len(same) > 2 and same == [*range(first, last + 1)]
+        label = f"{first} to {last}" if whole else ", ".join(map(str, same))
+        lines.append(Line([*logged], column, f"after step {label}", colour, 1.5, "o"))
     panel = Panel("epoch", "weight", lines, whole=True)
     return Figure("step_loss", f"{of(run)}: weights of the steps' query losses", [panel])
 

@@ -11,7 +11,7 @@ from metablocks.runs import drawing
 from metablocks.runs.directory import RunDirectory
 from metablocks.runs.drawing import COLOURS, GREY, LOOKS, Figure, Line, Panel
 from metablocks.runs.finished import FinishedRun, read_run
-from metablocks.runs.scores import Measure
+from metablocks.runs.scores import MEASURES, Measure
 
 Runs: TypeAlias = Mapping[str, Sequence[FinishedRun]]
 """Finished runs by the label of their recipe, at least one each."""
@@ -88,8 +88,13 @@ def of(run: FinishedRun) -> str:
 
 
 def scale_of(measure: Measure) -> tuple[float, str]:
-    """The factor from scores to what is drawn, and the name of that."""
-    return (100.0, "accuracy, %") if measure == "accuracy" else (1.0, "MSE")
+    """The factor from scores to what is drawn, and the name of that.
+
+    >>> scale_of("accuracy"), scale_of("bits")
+    ((100.0, 'accuracy, %'), (1.0, 'bits per byte'))
+    """
+    name, _ = MEASURES[measure]
+    return (100.0, f"{name}, %") if measure == "accuracy" else (1.0, name)
 
 
 def mean_curve(curves: Sequence[Points]) -> Points:
