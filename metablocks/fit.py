@@ -6,6 +6,7 @@
 keeps checkpoints to go on from.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -169,7 +170,7 @@ def fit(
         ):
             if scheduler is not None:
                 scheduler.step()
-            if keep_best and _is_best(epoch, history):
+            if keep_best and epoch.score > max((e.score for e in history), default=-math.inf):
                 best = {name: tensor.clone() for name, tensor in learner.state_dict().items()}
             history.append(epoch)
             answers = [callback(epoch) for callback in callbacks]
@@ -259,7 +260,3 @@ def _validate(
     losses = torch.cat([result.query_losses for result in results])
     scores = [result.metrics for result in results if result.metrics is not None]
     return Validation(losses.mean(0), torch.cat(scores).mean(0) if scores else None)
-
-
-def _is_best(epoch: Epoch, before: list[Epoch]) -> bool:
-    return epoch.score > max((other.score for other in before), default=-float("inf"))

@@ -104,7 +104,7 @@ def rates(group: Sequence[FinishedRun]) -> Figure | None:
     panel = Panel("", "inner learning rate", lines, end, names=names, frames=frames)
     note = "of each parameter its inner steps, from left to right; " * (longest > 1)
     note += "of a tensor of rates the mean, marked as negative if any of them is"
-    return Figure("rates", f"{_of_all(group)}: learned rates", [panel], note)
+    return Figure("rates", f"{of(*group)}: learned rates", [panel], note)
 
 
 def step_losses(run: FinishedRun) -> Figure | None:
@@ -130,10 +130,11 @@ def spectra(run: FinishedRun, factors: Mapping[str, Mapping[str, Any]]) -> Figur
     """Singular values of the factors of KFO and Meta-Curvature, a panel a side of the gradient."""
     panels = []
     for side, by_name in factors.items():
-        lines = [
-            Line(_fractions(len(values)), values.tolist(), name, colour, 1.5, marker)
-            for (name, values), (marker, colour) in zip(by_name.items(), cycle(LOOKS), strict=False)
-        ]
+        lines = []
+        looks = zip(by_name.items(), cycle(LOOKS), strict=False)
+        for (name, values), (marker, colour) in looks:
+            share = ((np.arange(len(values)) + 0.5) / len(values)).tolist()
+            lines.append(Line(share, values.tolist(), name, colour, 1.5, marker))
         panels.append(Panel("share of the directions", "singular value", lines, side, log=True))
     note = (
         "best checkpoint; 1 leaves a direction of the gradient as it is; factors of more than "
@@ -157,7 +158,7 @@ def costs(group: Sequence[FinishedRun]) -> Figure:
     panels = [Panel("epoch", "seconds an epoch", seconds, whole=True)]
     if any(run.peak_memory is not None for run in group):
         panels.append(Panel("epoch", "peak memory, MiB", memory, whole=True))
-    return Figure("costs", f"{_of_all(group)}: time and memory", panels)
+    return Figure("costs", f"{of(*group)}: time and memory", panels)
 
 
 def examples(run: FinishedRun, test: Test) -> Figure:
@@ -209,12 +210,3 @@ def _fit(title: str, example: Test) -> Panel:
         x, y = example[side].tolist(), example[f"{side}_y"].tolist()
         lines.append(Line(x, y, side, colour, 0.0, marker))
     return Panel("x", "y", lines, title)
-
-
-def _fractions(count: int) -> list[float]:
-    return [(place + 0.5) / count for place in range(count)]
-
-
-def _of_all(group: Sequence[FinishedRun]) -> str:
-    seeds = ", ".join(str(run.seed) for run in group)
-    return f"{group[0].values['name']}, seed{'s' * (len(group) > 1)} {seeds}"
