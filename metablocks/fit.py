@@ -6,6 +6,7 @@
 keeps checkpoints to go on from.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -175,7 +176,7 @@ def fit(
         ):
             if scheduler is not None:
                 scheduler.step()
-            if keep_best and _is_best(epoch, history):
+            if keep_best and epoch.score > max((e.score for e in history), default=-math.inf):
                 best = {name: tensor.clone() for name, tensor in learner.state_dict().items()}
             history.append(epoch)
             answers = [callback(epoch) for callback in callbacks]

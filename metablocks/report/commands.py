@@ -28,6 +28,7 @@ from metablocks.runs.drawing import Figure
 from metablocks.runs.examples import read_test
 from metablocks.runs.files import write_text
 from metablocks.runs.plots import training
+from metablocks.runs.scores import MEASURES
 
 LARGEST = 6_000_000
 """Bytes of a page that still opens at once."""
@@ -86,7 +87,8 @@ def _overview(entries: Sequence[Entry]) -> list[list[str]]:
     for entry in entries:
         for run in entry.finished:
             memory = format_bytes(run.peak_memory) if run.peak_memory else table.EMPTY
-            test = f"{run.test.text(-1)} ({run.test.tasks} tasks)"
+            measure, _ = MEASURES[run.test.measure]
+            test = f"{measure} {run.test.text(-1)} ({run.test.tasks} tasks)"
             time = table.seconds_text(run.seconds)
             device = str(run.record.get("device"))
             label, steps = str(run.values["name"]), f"{run.steps:,}"

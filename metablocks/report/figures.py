@@ -110,7 +110,7 @@ def rates(group: Sequence[FinishedRun]) -> Figure | None:
     panel = Panel("", "inner learning rate", lines, end, names=names, frames=frames)
     note = "of each parameter its inner steps, from left to right; " * (longest > 1)
     note += "of a tensor of rates the mean, marked as negative if any of them is"
-    return Figure("rates", f"{_of_all(group)}: learned rates", [panel], note)
+    return Figure("rates", f"{of(*group)}: learned rates", [panel], note)
 
 
 def step_losses(run: FinishedRun) -> Figure | None:
@@ -118,14 +118,16 @@ def step_losses(run: FinishedRun) -> Figure | None:
     logged = {row["epoch"]: row["step_loss"] for row in run.metrics if "step_loss" in row}
     if all(not any(weights[:-1]) for weights in logged.values()):
         return None
-    steps: dict[tuple[float, ...], list[str]] = {}
+    steps: dict[tuple[float, ...], list[int]] = {}
     for step, column in enumerate(zip(*logged.values(), strict=True)):
         if any(column):
-            steps.setdefault(column, []).append(str(step))
-    lines = [
-        Line([*logged], column, f"after step {', '.join(same)}", colour, 1.5, "o")
-        for (column, same), colour in zip(steps.items(), cycle(COLOURS), strict=False)
-    ]
+            steps.setdefault(column, []).append(step)
+    lines = []
+    for (column, same), colour in zip(steps.items(), cycle(COLOURS), strict=False):
+        first, last = same[0], same[-1]
+        whole = len(same) > 2 and same == [*range(first, last + 1)]
+        label = f"{first} to {last}" if whole else ", ".join(map(str, same))
+        lines.append(Line([*logged], column, f"after step {label}", colour, 1.5, "o"))
     panel = Panel("epoch", "weight", lines, whole=True)
     return Figure("step_loss", f"{of(run)}: weights of the steps' query losses", [panel])
 
@@ -134,10 +136,11 @@ def spectra(run: FinishedRun, factors: Mapping[str, Mapping[str, Any]]) -> Figur
     """Singular values of the factors of KFO and Meta-Curvature, a panel a side of the gradient."""
     panels = []
     for side, by_name in factors.items():
-        lines = [
-            Line(_fractions(len(values)), values.tolist(), name, colour, 1.5, marker)
-            for (name, values), (marker, colour) in zip(by_name.items(), cycle(LOOKS), strict=False)
-        ]
+        lines = []
+        looks = zip(by_name.items(), cycle(LOOKS), strict=False)
+        for (name, values), (marker, colour) in looks:
+            share = ((np.arange(len(values)) + 0.5) / len(values)).tolist()
+            lines.append(Line(share, values.tolist(), name, colour, 1.5, marker))
         panels.append(Panel("share of the directions", "singular value", lines, side, log=True))
     note = (
         "best checkpoint; 1 leaves a direction of the gradient as it is; factors of more than "
@@ -161,7 +164,7 @@ def costs(group: Sequence[FinishedRun]) -> Figure:
     panels = [Panel("epoch", "seconds an epoch", seconds, whole=True)]
     if any(run.peak_memory is not None for run in group):
         panels.append(Panel("epoch", "peak memory, MiB", memory, whole=True))
-    return Figure("costs", f"{_of_all(group)}: time and memory", panels)
+    return Figure("costs", f"{of(*group)}: time and memory", panels)
 
 
 def examples(run: FinishedRun, test: Test) -> Figure:
@@ -213,12 +216,3 @@ def _fit(title: str, example: Test) -> Panel:
         x, y = example[side].tolist(), example[f"{side}_y"].tolist()
         lines.append(Line(x, y, side, colour, 0.0, marker))
     return Panel("x", "y", lines, title)
-
-
-def _fractions(count: int) -> list[float]:
-    return [(place + 0.5) / count for place in range(count)]
-
-
-def _of_all(group: Sequence[FinishedRun]) -> str:
-    seeds = ", ".join(str(run.seed) for run in group)
-    return f"{group[0].values['name']}, seed{'s' * (len(group) > 1)} {seeds}"

@@ -93,7 +93,7 @@ def _layout(panel: Panel) -> dict[str, Any]:
     y: dict[str, Any] = {"title": {"text": escape(panel.y)}, **axis}
     if panel.names:
         x |= {"tickvals": [*panel.names], "ticktext": list(map(escape, panel.names.values()))}
-        x |= {"tickangle": -60}
+        x |= {"tickangle": -90}  # a slanted label that is long ends beyond the chart
     elif panel.whole:
         values = [x for line in panel.lines for x in line.x if math.isfinite(x)]
         x |= {"tickformat": "d"} | ({"dtick": 1} if max(values) - min(values) <= _MOST else {})

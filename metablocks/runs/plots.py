@@ -96,14 +96,19 @@ def steps_of(run: FinishedRun) -> str:
     return "chunks of the stream before, an inner step each" if is_stream(run) else "inner steps"
 
 
-def of(run: FinishedRun) -> str:
-    """Name and seed of a run, for titles."""
-    return f"{run.values['name']}, seed {run.seed}"
+def of(*runs: FinishedRun) -> str:
+    """Name and seeds of runs of one recipe, for titles."""
+    return f"{runs[0].values['name']}, {_seeds(runs)}"
 
 
 def scale_of(measure: Measure) -> tuple[float, str]:
-    """The factor from scores to what is drawn, and the name of that."""
-    return (100.0, "accuracy, %") if measure == "accuracy" else (1.0, MEASURES[measure][0])
+    """The factor from scores to what is drawn, and the name of that.
+
+    >>> scale_of("accuracy"), scale_of("bits")
+    ((100.0, 'accuracy, %'), (1.0, 'bits per byte'))
+    """
+    name, _ = MEASURES[measure]
+    return (100.0, f"{name}, %") if measure == "accuracy" else (1.0, name)
 
 
 def mean_curve(curves: Sequence[Points]) -> Points:
@@ -113,6 +118,11 @@ def mean_curve(curves: Sequence[Points]) -> Points:
     [(2.0, 0.5), (3.0, 0.8)]
     """
     return [tuple(map(fmean, zip(*points, strict=True))) for points in zip(*curves, strict=False)]
+
+
+def _seeds(runs: Sequence[FinishedRun]) -> str:
+    seeds = sorted({run.seed for run in runs})
+    return f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
 
 
 def _training() -> _Curve:
@@ -149,11 +159,10 @@ def _curves(name: str, what: str, runs: Runs, curves: Sequence[_Curve]) -> Figur
         lowest = min((y for line in lines for y in line.y), default=0.0)
         log = lowest > 0 and "accuracy" not in curve.y
         panels.append(Panel(curve.x, curve.y, lines, log=log, from_zero=True))
-    seeds = sorted({run.seed for group in runs.values() for run in group})
-    words = f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
+    every = [run for group in runs.values() for run in group]
     names = ", ".join(runs) if len(runs) <= 3 else f"{len(runs)} recipes"
     note = "thick: the mean over seeds; thin: each seed" if several else ""
-    return Figure(name, f"{names}, {words}: {what}", panels, note)
+    return Figure(name, f"{names}, {_seeds(every)}: {what}", panels, note)
 
 
 def _lines(runs: Runs, curve: _Curve, *, interval: bool) -> Iterator[Line]:

@@ -41,6 +41,13 @@ COVERED = """() => [...document.querySelectorAll(".js-plotly-plot")].filter(char
   return legend && legend.getBoundingClientRect().bottom > area.top;
 }).map(chart => chart.id)"""
 
+UNNAMED = """() => [...document.querySelectorAll(".js-plotly-plot")].filter(chart => {
+  const names = chart.layout.xaxis.ticktext || [];
+  const shown = [...chart.querySelectorAll(".xtick text")].filter(
+    text => text.checkVisibility({checkOpacity: true}));
+  return names.length && shown.length !== names.length;
+}).map(chart => chart.id)"""
+
 LEGIBILITY = """() => {
   const numbers = colour => {
     const [r, g, b, a = 1] = colour.match(/[\\d.]+/g).map(Number);
@@ -141,6 +148,10 @@ def test_nothing_overflows(page):
     wide = page.viewport_size["width"]
     assert page.evaluate("document.documentElement.scrollWidth") <= wide
     assert page.evaluate(OUTSIDE) == []
+
+
+def test_every_name_on_an_axis_is_shown(page):
+    assert page.evaluate(UNNAMED) == []
 
 
 def test_no_legend_covers_a_chart(page):

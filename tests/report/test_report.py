@@ -138,6 +138,17 @@ def test_weights_of_steps_are_drawn_where_more_than_the_last_counts(charts, html
     assert Tags(html).text.count("weights of the steps' query losses") == 1
 
 
+def test_steps_of_one_weight_are_named_by_their_ends():
+    even = [{"epoch": epoch, "step_loss": [0.1] * 4 + [0.5, 0.1]} for epoch in (1, 2)]
+    last = {"epoch": 1, "step_loss": [0.0, 0.0, 1.0]}
+    figure = figures.step_losses(finished_run(metrics=even))
+    labels = ["after step 0, 1, 2, 3, 5", "after step 4"]
+    assert [line.label for line in figure.panels[0].lines] == labels
+    figure = figures.step_losses(finished_run(metrics=[{"epoch": 1, "step_loss": [0.1] * 16}]))
+    assert [line.label for line in figure.panels[0].lines] == ["after step 0 to 15"]
+    assert figures.step_losses(finished_run(metrics=[last])) is None
+
+
 def test_each_test_task_is_drawn_and_those_that_overshoot_are_counted(html, charts, runs):
     run, test = read_run(runs["strokes 0"]), read_test(runs["strokes 0"] / "test.npz")
     assert test["scores"].mean(0).tolist() == pytest.approx(run.test.mean, rel=1e-5)
