@@ -281,7 +281,3 @@ def _of_all(rows: list[Tensor], share: Share) -> Tensor:
     if share.processes > 1:
         rows = [row for own in share.gather([row.cpu() for row in rows]) for row in own]
     return torch.cat(rows) if rows else torch.empty(0)
-
-
-def _is_best(epoch: Epoch, before: list[Epoch]) -> bool:
-    return epoch.score > max((other.score for other in before), default=-float("inf"))
