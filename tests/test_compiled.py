@@ -7,6 +7,7 @@ import copy
 import dataclasses
 import functools
 import itertools
+import linecache
 import pickle
 
 import numpy as np
@@ -106,6 +107,19 @@ def test_one_compilation_serves_other_numbers(compilations, within):
             for parameters in (ours.parameters(), plain.parameters()):
                 next(iter(parameters)).mul_(1.5)
     assert len(compilations) == 5  # carry 0 and the step, forwards and back, and the query pass
+
+
+def test_the_sources_of_graphs_are_not_kept(compilations):
+    """Or memory would grow with every kind of tasks, though the kinds that are kept are bounded."""
+
+    def kept():
+        return {name for name in linecache.cache if "eval_with_key" in name}
+
+    before = kept()
+    ours = learner(mb.Loop(compile="trace"))
+    ours.meta_gradient(batch())
+    assert ours.executor._compiler.count == 1
+    assert kept() <= before
 
 
 @pytest.mark.parametrize(

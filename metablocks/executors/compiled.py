@@ -23,7 +23,16 @@ from torch.utils import _pytree as pytree
 from metablocks.devices import has_float64
 from metablocks.errors import BlockError, caller_stacklevel
 from metablocks.executors.base import TaskWork
-from metablocks.executors.graphs import Graph, Unfit, compiled, compiled_apart, double, hold, trace
+from metablocks.executors.graphs import (
+    Graph,
+    Unfit,
+    compiled,
+    compiled_apart,
+    double,
+    forgetting_sources,
+    hold,
+    trace,
+)
 from metablocks.executors.leaves import Form, Forms, Leaves, Other, parted
 from metablocks.generators import devices_of, kept_draws, set_states
 from metablocks.inner_loop import InnerLoop
@@ -419,6 +428,7 @@ class _Run(Pieces):
                     self.plan.made[self.plan.full(key, numbers)] = made
         return made, arguments
 
+    @forgetting_sources()
     def _make(
         self,
         flat: "_Flat",

@@ -1,8 +1,9 @@
 """Functions of tensors as flat graphs of operations, run as they are or compiled."""
 
+import linecache
 import math
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -218,6 +219,23 @@ def fused(graph: torch.fx.GraphModule, leaves: list[Tensor]) -> Graph:
 
 def _after(constants: list[Tensor], run: Graph) -> Graph:
     return (lambda leaves: run([*constants, *leaves])) if constants else run
+
+
+@contextmanager
+def forgetting_sources() -> Iterator[None]:
+    """Forget the sources of the graphs that are made meanwhile.
+
+    torch.fx keeps the Python source of each graph for tracebacks, for as long as the process lives.
+    """
+    loader = getattr(torch.fx.graph_module, "_loader", None)  # torch's own, which may go
+    kept: dict[str, str] = getattr(loader, "eval_cache", {})
+    before = {*kept}
+    try:
+        yield
+    finally:
+        for key in kept.keys() - before:
+            kept.pop(key, None)
+            linecache.cache.pop(key, None)
 
 
 def hold(
