@@ -74,6 +74,7 @@ EXACT = [n for n, c in lineup.CONTENDERS.items() if n != lineup.REFERENCE and no
         # A trace is made by the same code in every case, and takes up to half a minute; a measured run
         # checks its own.
         if (not lineup.CONTENDERS[name].compile or case.name == "sinusoid")
+        and not case.whole  # "conv", as far as the gradient goes
         # The other sizes of this case are the same one at smoke sizes, and TorchOpt is left out.
         and not case.name.startswith("memory-lora-")
         and (case.name, name) != ("memory-lora", "torchopt")

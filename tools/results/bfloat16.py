@@ -5,8 +5,8 @@
 conv4 of 64 filters with max-pooling and batch statistics, two 5-way 1-shot tasks of drawn characters
 (`Strokes`, 75 queries each), inner rate 0.1, as it is initialised and after 60 first-order meta-steps
 of one inner step. The loop is written by hand; autocast is on around single passes, the gradients of
-them included. Cosine and relative error are those of all parameters' gradients as one vector, beside float64; time is CPU
-time beside float32, of all passes and of the query pass alone in bfloat16.
+them included. Cosine and relative error are those of all parameters' gradients as one vector, beside
+float64; time is CPU time beside float32, of all passes and of the query pass alone in bfloat16.
 """
 
 import sys
