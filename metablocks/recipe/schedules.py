@@ -39,22 +39,17 @@ def _found(recipe: Recipe) -> Iterator[tuple[str, str]]:
         count = f"{validated} epoch{' is' if validated == 1 else 's are'}"
         message = f"{ensemble}, but only {count} validated (evaluation.every); it takes these"
         yield "evaluation.ensemble", message
-    differentiates = recipe.at("outer.estimator.block") in ("unrolled", "adjoint")
-    if (
-        recipe.at("hardware.precision") == "bfloat16"
-        and recipe.at("inner.steps")
-        and differentiates
-    ):
+    path = "hardware.precision"
+    low = recipe.at(path) == "bfloat16" and recipe.at("inner.steps")
+    if low and recipe.at("outer.estimator.block") in ("unrolled", "adjoint"):
         order = recipe.at("inner.order.block")
         fresh, later = _COSINES.get(order, _COSINES["second_order"])
-        yield (
-            "hardware.precision",
-            (
-                "bfloat16, in which the meta-gradient of a new conv4 has a cosine to the exact one of "
-                f"{fresh}, of one trained a little {later} (tools/results/bfloat16.md); take float32, or in "
-                "Python a loss that calls the model under autocast: with the query pass alone it is 0.998"
-            ),
+        message = (
+            "bfloat16, in which the meta-gradient of a new conv4 has a cosine to the exact one of "
+            f"{fresh}, of one trained a little {later} (tools/results/bfloat16.md); take float32, or "
+            "in Python a loss that calls the model under autocast: the query pass alone keeps 0.998"
         )
+        yield path, message
     judged, trained = recipe.at("evaluation.inner_steps"), recipe.at("inner.steps")
     if judged < trained:
         message = f"{judged}, but in training a task takes {trained} (inner.steps)"
