@@ -95,7 +95,8 @@ class HardwareSection:
     - `executor`: how tasks are spread over the hardware.
     - `precision`: of parameters and data; bfloat16: these in float32, passes under autocast (those
       of an evaluation under `vmap` stay in float32: PyTorch's vmap takes no notice of autocast if
-      nothing is differentiated).
+      nothing is differentiated). The meta-gradient is then another one, the more so the more inner
+      steps there are.
     """
 
     device: str

@@ -20,8 +20,8 @@ class Recipe:
     """A complete statement of one experiment, defaults included. Made by `load` or `from_text`.
 
     `values` are plain (dicts, lists, scalars) and are not to be changed; `places` says for every
-    path in them where it was written; `notes` is what overrides cleared, and schedules that do not fit
-    the training; `allow` is the packages that blocks may come from.
+    path in them where it was written; `notes` is what overrides cleared, schedules that do not fit the
+    training, and what a precision costs; `allow` is the packages that blocks may come from.
 
     Law: `from_text(recipe.to_yaml(), allow=recipe.allow)` has the same values and the same hash.
     """

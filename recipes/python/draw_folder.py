@@ -16,11 +16,13 @@ import metablocks as mb
 from metablocks.tasks.base import Split
 
 
-def main(folder: str | Path, train: int = 60, others: int = 20, images: int = 20) -> None:
+def main(
+    folder: str | Path, train: int = 60, others: int = 20, images: int = 20, size: int = 28
+) -> None:
     """Draw `train` classes, and `others` for validation and for test, of `images` each."""
     counts: dict[Split, int] = {"train": train, "validation": others, "test": others}
     for split, classes in counts.items():
-        source = mb.tasks.Strokes(ways=classes, shots=1, queries=images - 1, jitter=0.04, pose=1.0)
+        source = mb.tasks.Strokes(ways=classes, shots=1, queries=images - 1, size=size)
         task = source.sample(split, [0])[0]  # one task of all classes, class-major
         support, query = task.support[0], task.query[0].unflatten(0, (classes, -1))
         for number in range(classes):

@@ -192,7 +192,8 @@ def metablocks(contender: Contender, problem: Problem) -> Run:
         executor=getattr(mb, contender.executor)(**settings),
     )
 
-    def run(tasks: Any = problem.tasks) -> Gradients:
+    def run(tasks: Any = None) -> Gradients:
+        tasks = problem.tasks if tasks is None else tasks
         with torch.autocast(device, torch.bfloat16, enabled=contender.bfloat16):
             grads = learner.meta_gradient(tasks).grads
         return {name.removeprefix("model."): g for name, g in grads.items()}

@@ -28,7 +28,8 @@ class Case:
     `net` is one of `NETS`; the loss is the squared error for the MLP, cross-entropy for images.
     `shots` and `queries` count examples of a class, or of a task in regression. `filters` is of the
     convolutional nets; `layers`, `adapted` (how many of them adapt), `width` and `rank` are of "lora".
-    `repeats` is how often a process times the computation.
+    `repeats` is how often a process times the computation. If `whole`, that is a whole
+    meta-iteration on tasks of image files (`end_to_end.py`).
     """
 
     name: str
@@ -45,6 +46,7 @@ class Case:
     width: int = 1024
     rank: int = 10
     ways: int = 5
+    whole: bool = False
     repeats: int
 
     @property
@@ -54,7 +56,8 @@ class Case:
             net = NETS[self.net]
             examples = f"{self.shots}-shot, {self.queries} queries"
         else:
-            net = f"{NETS[self.net]}, {self._size}, random 28×28 images"
+            images = "images of 105×105 PNG files" if self.whole else "random 28×28 images"
+            net = f"{NETS[self.net]}, {self._size}, {images}"
             examples = f"{self.ways}-way {self.shots}-shot, {self.queries} queries a class"
         tasks = f"{self.tasks} task{'s' if self.tasks > 1 else ''}"
         steps = f"{self.steps} inner step{'s' if self.steps > 1 else ''}"
@@ -123,6 +126,8 @@ class Contender:
         """Why it is not measured on a case unless it is named; None where it is."""
         if self.compile is True and quick:
             return "compiling takes longer than all else at smoke sizes"
+        if case.whole and self.name not in WHOLE:
+            return "a whole meta-iteration is measured of a few"
         if self.name == "torchopt" and case.net == "lora":
             return "its MetaSGD differentiates by frozen parameters too, which autograd refuses"
         if self.role == "scale" and case.net != "lora":
@@ -151,12 +156,19 @@ CASES = {
         replace(CONV, name="conv-first-order", second_order=False),
         replace(CONV, name="conv-strided", net="conv4-strided"),
         replace(CONV, name="deep", net="conv12", tasks=4, filters=32, repeats=3),
+        replace(CONV, name="end_to_end", tasks=4, rate=0.1, whole=True),
         replace(CONV, name="memory", tasks=1, shots=5, queries=5),
         replace(LORA, name="memory-lora"),
         replace(LORA, name="memory-lora-half-backbone", layers=10),
         replace(LORA, name="memory-lora-twice-adapted", adapted=10),
     )
 }
+
+WHOLE = (
+    *("plain_loop", "higher", "torchopt"),
+    *(f"metablocks_{name}" for name in ("loop", "wideloop", "loop_compiled")),
+)
+"""The contenders whose whole meta-iteration is measured."""
 
 REFERENCE = "plain_loop"
 """The contender whose gradient the others are held to."""

@@ -66,6 +66,8 @@ class Score:
     """Seconds of the first call in the first round."""
     compiling: int | None = None
     """Bytes at the peak of that call, where it compiles."""
+    parts: list[dict[str, float]] = field(default_factory=list)
+    """Seconds of the parts of a whole meta-iteration, one a round."""
     error: float | None = None
     device: str | None = None
     failure: str | None = None
@@ -114,6 +116,7 @@ def _take(score: Score, result: dict[str, Any]) -> None:
             score.weights = result["weights"]
         score.medians.append(statistics.median(result["times"]))
         score.peaks.append(result["peak"])
+        score.parts += [result["parts"]] if "parts" in result else []
         score.error = result.get("error", score.error)
         score.device = result["device"]
 
@@ -129,6 +132,7 @@ def _run_worker(
         "threads": settings.threads,
         "repeats": settings.repeats or case.repeats,
         "check": check,
+        "folder": str(Path(cache, "images")),
         **settings.request(CONTENDERS[name]),
     }
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))

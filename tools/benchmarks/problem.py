@@ -13,10 +13,10 @@ from metablocks.tasks.sinusoid import Sinusoid
 from tools.benchmarks.lineup import Case
 
 
-@dataclass(frozen=True)
+@dataclass
 class Problem:
     """What a contender gets. Its answer is the gradient of the mean, over tasks, of the final query
-    loss, with respect to `trainable`, by their names."""
+    loss, with respect to `trainable`, by their names. `tasks` may be others in the next run."""
 
     model: nn.Module
     loss: Callable[[Tensor, Tensor], Tensor]

@@ -3,6 +3,7 @@
 import os
 import platform
 import shlex
+import statistics
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -68,10 +69,24 @@ def section(
         *rows,
         "",
         *_with_weights(scores),
+        *_parts(scores),
         *(f"- {line}" for line in _sentences(scores, best)),
         *(f"- {line}" for line in _absent(left_out)),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _parts(scores: Sequence[Score]) -> list[str]:
+    """Where the time of a whole meta-iteration goes: a table, medians over the rounds."""
+    measured = [score for score in scores if score.parts]
+    if not measured:
+        return []
+    parts = list(measured[0].parts[0])
+    lines = [f"| of a meta-iteration | {' | '.join(parts)} |", "|---|" + "---:|" * len(parts)]
+    for score in measured:
+        times = [statistics.median(one[part] for one in score.parts) for part in parts]
+        lines.append(f"| {score.contender.title} | {' | '.join(map(_time, times))} |")
+    return [*lines, ""]
 
 
 _COMPILED = (

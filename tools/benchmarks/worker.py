@@ -12,7 +12,10 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from itertools import accumulate
+from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -20,6 +23,7 @@ import torch
 from metablocks import CompileWarning
 from metablocks.memory import forget_peak, keep_freed_memory, peak_memory
 from tools.benchmarks.contenders import make
+from tools.benchmarks.end_to_end import PARTS, Iteration, draw_images
 from tools.benchmarks.lineup import CONTENDERS, REFERENCE, Case
 from tools.benchmarks.problem import build
 
@@ -35,7 +39,8 @@ def measure(request: dict[str, Any]) -> dict[str, Any]:
     `peak` is what the process held beyond its start, `tensors` what tensors held, which is the same in
     every run; None where it cannot be told. `weights` are those of the model. `first` is the time of the
     first call. Where that compiles, `compiling` is its peak memory, and `peak` is that of the calls
-    after it; compiled code itself counts as loaded.
+    after it; compiled code itself counts as loaded. `parts` is where the time of a whole meta-iteration
+    goes.
     """
     case, contender = Case(**request["case"]), CONTENDERS[request["contender"]]
     device, dtype = request["device"], getattr(torch, request["dtype"])
@@ -52,6 +57,11 @@ def measure(request: dict[str, Any]) -> dict[str, Any]:
     problem = build(case, device=device, dtype=dtype, as_published=published)
     weights = sum(p.nbytes for p in problem.model.parameters())
     run = make(contender, problem)
+    if case.whole:
+        if not (folder := Path(request["folder"])).exists():
+            draw_images(folder, case)
+        iteration = Iteration(run, contender, case, problem, folder)
+        run = partial(iteration, partial(_clock, device))
     peak = _watch_memory(device)
     result = {"first": _time(lambda: _first(run), device), "device": _device_name(device)}
     result["weights"] = weights
@@ -64,6 +74,9 @@ def measure(request: dict[str, Any]) -> dict[str, Any]:
     gc.collect()
     result["times"] = [_time(run, device) for _ in range(request["repeats"])]
     result["peak"] = peak()
+    if case.whole:
+        times = zip(*iteration.times[-request["repeats"] :], strict=True)
+        result["parts"] = dict(zip(PARTS, map(median, times), strict=True))
     if request["check"]:
         result["tensors"] = _tensors(run, device) if not contender.wide else None
         if contender.name != REFERENCE and contender.role != "scale":
@@ -102,16 +115,16 @@ def gradient_error(contender: str, case: Case, *, device: str = "cpu") -> float:
 
 
 def _time(run: Callable[[], Any], device: str) -> float:
-    _synchronize(device)
-    start = time.perf_counter()
+    start = _clock(device)
     run()
-    _synchronize(device)
-    return time.perf_counter() - start
+    return _clock(device) - start
 
 
-def _synchronize(device: str) -> None:
+def _clock(device: str) -> float:
+    """Seconds, once the device has done what it was given."""
     if device != "cpu":
         torch.accelerator.synchronize(device)
+    return time.perf_counter()
 
 
 def _device_name(device: str) -> str:
