@@ -58,7 +58,7 @@ class LearnedLoss(nn.Module):
     - `activation`: what stands between its layers.
 
     Source: Bechtle, Molchanov, Chebotar, Grefenstette, Righetti, Sukhatme, Meier 2021 (ML³): two hidden
-    layers of 40, softplus at the end. Deviation:
+    layers of 40, softplus at the end; their code for sinusoids has two of 50, and no biases. Deviation:
     1. The model's initialisation is learned along with the loss. With `adapt` and frozen parameters as
        a recipe has them, either can be left out.
 
