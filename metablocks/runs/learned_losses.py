@@ -57,7 +57,8 @@ def _errors(loss: LearnedLoss, experiment: Experiment, numbers: range) -> dict[s
         flat = targets.reshape(-1, outputs)
         reach = (predictions.reshape(-1, outputs) - flat).abs().max()
         rows = flat.quantile(torch.tensor([0.05, 0.5, 0.95]).to(flat), 0)
-        curves = {f"target {float(row.mean()):.2g}": (row[None], row[None], 1.0) for row in rows}
+        ones = torch.ones_like(rows[:1])
+        curves = {f"target {float(row.mean()):.2g}": (row[None], row[None], ones) for row in rows}
     else:
         reach, classes = predictions.abs().max(), torch.arange(outputs, device=targets.device)
         indicators = torch.eye(outputs).to(predictions)
