@@ -34,7 +34,9 @@ def test_the_weights_of_right_and_wrong_labels_are_those_of_the_loss():
     )
     both = np.concatenate([arrays["right"][:30], arrays["wrong"][:20]])
     np.testing.assert_allclose(np.sort(both), each.detach().sort().values, rtol=1e-9)
-    figure = figures.weights(finished_run(), arrays)
+    run = finished_run()
+    named = {figure.name: figure for figure in figures.figures_of([run], [{kind: arrays}])}
+    figure = named[f"weights-seed{run.seed}"]
     assert (
         f"{np.interp(arrays['wrong'], arrays['loss'], arrays['weight']).mean():.2f} of wrong"
         in (figure.note)
@@ -59,5 +61,8 @@ def test_the_curves_of_a_learned_loss_are_its_values(recipe, classes):
     else:
         _, low, _, high = arrays
         assert float(low.split()[1]) < float(high.split()[1])
-    (panel,) = figures.learned_loss(finished_run(), arrays).panels
+    run = finished_run()
+    names = [figure.name for figure in figures.figures_of([run], [{kind: arrays}])]
+    assert f"learned_loss-seed{run.seed}" in names
+    (panel,) = figures.learned_loss(run, arrays).panels
     assert [line.label for line in panel.lines] == [name for name in arrays if name != "error"]
