@@ -248,7 +248,8 @@ of a recipe is a file of its own: {} NAME --set PATH=VALUE > variant.yaml"""
 
 _ON_REPORT = """ The page opens from disk and loads
 nothing: curves, every test task step by step, learned rates with an epoch slider, step-loss weights,
-spectra, example tasks, time and memory, the resolved recipe, and of several runs the table of compare.
+spectra, learned losses, example tasks, time and memory, the resolved recipe, and of several runs the
+table of compare.
 The runs are read, and none of their code is run."""
 
 

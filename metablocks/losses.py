@@ -58,7 +58,7 @@ class LearnedLoss(nn.Module):
     - `activation`: what stands between its layers.
 
     Source: Bechtle, Molchanov, Chebotar, Grefenstette, Righetti, Sukhatme, Meier 2021 (ML³): two hidden
-    layers of 40, softplus at the end. Deviation:
+    layers of 40, softplus at the end; their code for sinusoids has two of 50, and no biases. Deviation:
     1. The model's initialisation is learned along with the loss. With `adapt` and frozen parameters as
        a recipe has them, either can be left out.
 
@@ -132,7 +132,7 @@ class WeightedLoss(nn.Module):
 
     def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
         """The loss of predictions `[examples, ..., outputs]`."""
-        losses = _each(prediction, target)
+        losses = example_losses(prediction, target)
         held = losses.detach()
         # From `held` to `losses` the integral of V, by the trapezoidal rule: nothing long, its first
         # derivative V(ℓ), its second V′(ℓ).
@@ -147,6 +147,20 @@ class WeightedLoss(nn.Module):
         return weights
 
 
+def example_losses(prediction: Tensor, target: Tensor) -> Tensor:
+    """The loss of each example `[examples]`: the mean over what an example consists of.
+
+    >>> example_losses(torch.zeros(3, 2), torch.tensor([0, 1, 1]))
+    tensor([0.6931, 0.6931, 0.6931])
+    """
+    if target.is_floating_point():
+        losses = (prediction - target).square()
+    else:
+        losses = F.cross_entropy(prediction.movedim(-1, 1), target, reduction="none")
+    each: Tensor = losses.reshape(len(prediction), -1).mean(1)
+    return each
+
+
 LOSSES: dict[str, Callable[..., Callable[..., Tensor]]] = {
     "cross_entropy": cross_entropy,
     "mse": mse,
@@ -158,13 +172,3 @@ LOSSES: dict[str, Callable[..., Callable[..., Tensor]]] = {
 
 def _cross_entropy(prediction: Tensor, target: Tensor) -> Tensor:
     return F.cross_entropy(prediction.movedim(-1, 1), target)
-
-
-def _each(prediction: Tensor, target: Tensor) -> Tensor:
-    """The loss of each example `[examples]`: the mean over what an example consists of."""
-    if target.is_floating_point():
-        losses = (prediction - target).square()
-    else:
-        losses = F.cross_entropy(prediction.movedim(-1, 1), target, reduction="none")
-    each: Tensor = losses.reshape(len(prediction), -1).mean(1)
-    return each

@@ -1,4 +1,4 @@
-"""Figures of what runs record: tasks, rates, step-loss weights, spectra, costs, examples."""
+"""Figures of what runs record: tasks, rates, step-loss weights, spectra, losses, costs, examples."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,11 +12,13 @@ from metablocks.runs.drawing import COLOURS, GREY, LOOKS, Figure, Line, Panel
 from metablocks.runs.finished import FinishedRun
 from metablocks.runs.gallery import LIMITS, class_rows
 from metablocks.runs.learned import LARGEST
+from metablocks.runs.learned_losses import MEAN_OVER_CLASSES
 from metablocks.runs.plots import adaptation, of, scale_of, steps_of
 from metablocks.runs.scores import score_text
 
 _BLACK = "#000000"
 _MANY = 200  # tasks
+_BINS = 20
 
 Test: TypeAlias = Mapping[str, Any]
 """The arrays of `test.npz`, as `read_test` gives them; none of a run that has not recorded it."""
@@ -33,6 +35,10 @@ def figures_of(group: Sequence[FinishedRun], tests: Sequence[Test]) -> Iterator[
             figures.append(tasks(run, test))
         if "spectrum" in test:
             figures.append(spectra(run, test["spectrum"]))
+        if "weights" in test:
+            figures.append(weights(run, test["weights"]))
+        if "curves" in test:
+            figures.append(learned_loss(run, test["curves"]))
         if run is group[0] and "example" in test:
             figures.append(examples(run, test))
         for figure in figures:
@@ -147,6 +153,40 @@ def spectra(run: FinishedRun, factors: Mapping[str, Mapping[str, Any]]) -> Figur
         f"{LARGEST:,} rows are left out"
     )
     return Figure("spectra", f"{of(run)}: spectra of the learned transform", panels, note)
+
+
+def weights(run: FinishedRun, arrays: Mapping[str, Any]) -> Figure:
+    """The weight of an example over its loss, and the losses of right and of wrong support labels."""
+    loss, weight = arrays["loss"], arrays["weight"]
+    ends = [Line(loss[[0, -1]].tolist(), [end, end], "", GREY, 1.0, dashed=True) for end in (0, 1)]
+    curves = [*ends, Line(loss.tolist(), weight.tolist(), "weight", _BLACK)]
+    bins, counts, means = np.linspace(0.0, loss[-1], _BINS + 1), list[Line](), list[str]()
+    for kind, colour in (("right", COLOURS[2]), ("wrong", COLOURS[1])):
+        if len(arrays[kind]):
+            share = np.histogram(arrays[kind], bins)[0] / len(arrays[kind])
+            centres = ((bins[1:] + bins[:-1]) / 2).tolist()
+            counts.append(Line(centres, share.tolist(), f"{kind} labels", colour, marker="o"))
+            mean = np.interp(arrays[kind], loss, weight).mean()
+            means.append(f"{mean:.2f} of {kind} labels")
+    x = "loss of a support example"
+    panels = [Panel(x, "weight", curves), Panel(x, "share of them", counts, "after the last step")]
+    note = f"best checkpoint; the mean weight after the last inner step: {', '.join(means)}"
+    return Figure("weights", f"{of(run)}: weights of examples", panels, note)
+
+
+def learned_loss(run: FinishedRun, arrays: Mapping[str, Any]) -> Figure:
+    """The learned loss over the error of a prediction, a line a target."""
+    names = [name for name in arrays if name != "error"]
+    x = arrays["error"].tolist()
+    lines = [
+        Line(x, arrays[name].tolist(), name, colour)
+        for name, colour in zip(names, cycle(COLOURS), strict=False)
+    ]
+    of_classes = MEAN_OVER_CLASSES in arrays
+    x_name = "score of the right class, the others' 0" if of_classes else "prediction − target"
+    panel = Panel(x_name, "learned loss", lines)
+    note = "best checkpoint; an inner step goes down along these, at the pace of their slopes"
+    return Figure("learned_loss", f"{of(run)}: the learned loss of an example", [panel], note)
 
 
 def costs(group: Sequence[FinishedRun]) -> Figure:

@@ -2,6 +2,7 @@
 
 scores, losses         [tasks, steps + 1], before adaptation and after each inner step
 spectrum/SIDE/NAME     singular values of a learned transform's factors (see `learned.spectra`)
+weights/…, curves/…    a learned support loss (see `learned_losses`)
 example/N/…            a test task, the worst first:
     number             its number in the split
     support, query     images [examples, channels, height, width], uint8, at most `SIDE` pixels
@@ -23,6 +24,7 @@ from metablocks.errors import RunError
 from metablocks.recipe import Experiment
 from metablocks.runs.files import write_atomically
 from metablocks.runs.learned import spectra
+from metablocks.runs.learned_losses import curves
 from metablocks.runs.scores import Scores
 from metablocks.types import Task, TaskBatch
 
@@ -43,6 +45,7 @@ def write_test(path: Path, experiment: Experiment, scores: Scores) -> None:
     }
     for side, factors in spectra(experiment.learner).items():
         arrays |= {f"spectrum/{side}/{name}": values for name, values in factors.items()}
+    arrays |= curves(experiment, scores.tasks, len(scores.mean) - 1)
     for place, example in enumerate(_examples(experiment, scores)):
         arrays |= {f"example/{place}/{name}": value for name, value in example.items()}
     plain: dict[str, Any] = {name: np.asarray(value) for name, value in arrays.items()}

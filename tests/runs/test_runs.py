@@ -99,6 +99,9 @@ def test_every_shipped_recipe_trains_one_step(
     assert test["scores"].mean(0).tolist() == pytest.approx(rows[-1]["test"]["mean"], rel=1e-5)
     transforms = {rule["block"] for rule in rules} & {"kfo", "meta_curvature"}
     assert ("spectrum" in test) == bool(transforms)
+    support_loss = recipe.at("inner.support_loss") or {"block": None}
+    assert ("weights" in test) == (support_loss["block"] == "weighted")
+    assert ("curves" in test) == (support_loss["block"] == "learned_loss")
     assert ("example" in test) == (recipe.at("tasks.block") not in ("logistic", "text"))
     record = json.loads((run / "run.json").read_text())
     assert record["recipe"] == recipe.hash
