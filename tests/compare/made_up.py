@@ -59,9 +59,11 @@ def row(
 
 
 def finished_run(seed: int = 0, **values: Any) -> FinishedRun:
+    inner = {"batches": {"block": "full_batch"}}
+    outer = {"tasks_per_step": 8}
     defaults: dict[str, Any] = {
         "path": Path(f"runs/made-up-{seed}"),
-        "values": {"seed": seed, "name": "Made up", "outer": {"tasks_per_step": 8}},
+        "values": {"seed": seed, "name": "Made up", "inner": inner, "outer": outer},
         "record": {"recipe": f"hash-{seed}", "device": "cpu"},
         "steps": 20,
         "training_seconds": 10.0,
