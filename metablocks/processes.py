@@ -10,6 +10,7 @@ that hangs after `PATIENCE`.
 import os
 import re
 import socket
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
@@ -27,7 +28,8 @@ PATIENCE = timedelta(minutes=30)
 
 _T = TypeVar("_T")
 _VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-_FAILED = "metablocks/failed"
+_FAILED, _ASKED = "metablocks/failed", "metablocks/asked"
+_LAST_WORDS = 5.0  # seconds, where one has died and does not ask
 
 
 def launched() -> bool:
@@ -77,19 +79,28 @@ def joined() -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        if isinstance(error, MetablocksError | KeyboardInterrupt):
-            error.reported = _reported(store, rank)  # type: ignore[union-attr]
         if "nccl" not in str(dist.get_backend_config()):  # which would wait for the others first
             dist.destroy_process_group()
+        says = isinstance(error, MetablocksError | KeyboardInterrupt)
+        reported = _reported(store, rank, count, says)
+        if says:
+            error.reported = reported  # type: ignore[attr-defined]
         raise
     dist.destroy_process_group()
 
 
-def _reported(store: Any, rank: int) -> bool:
-    """True if another process was the first to fail; what it says is enough."""
+def _reported(store: Any, rank: int, count: int, says: bool) -> bool:
+    """True if another process was the first to say why it ends; what it says is enough.
+
+    The store ends with the process of rank 0, which waits a little for the others to have asked it.
+    """
     with suppress(RuntimeError):  # the store has gone
-        first: bytes = store.compare_set(_FAILED, "", str(rank))
-        return first != str(rank).encode()
+        first = store.compare_set(_FAILED, "", str(rank)) if says else b""
+        asked, until = store.add(_ASKED, 1), time.monotonic() + _LAST_WORDS
+        while rank == 0 and asked < count and time.monotonic() < until:
+            time.sleep(0.05)
+            asked = store.add(_ASKED, 0)
+        return bool(first != str(rank).encode())
     return False
 
 

@@ -260,7 +260,12 @@ def tensors_of(tree: Any) -> list[Tensor]:
     [tensor([1.]), tensor([0.])]
     """
     found: list[Tensor] = []
-    map_tensors(found.append, tree)
+
+    def keep(tensor: Tensor) -> Tensor:
+        found.append(tensor)
+        return tensor
+
+    map_tensors(keep, tree)
     return found
 
 

@@ -166,14 +166,16 @@ def test_another_seed_takes_other_tasks_says_so_and_every_result_is_saved(undist
 def test_a_folder_that_cannot_be_written_is_evaluated_all_the_same(
     undisturbed, capsys, monkeypatch
 ):
-    def refuse(directory, path, row):
+    def refuse(file):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("metablocks.runs.directory.RunDirectory.append", refuse)
+    monkeypatch.setattr("metablocks.runs.directory.os.fsync", refuse)
     assert main(["eval", str(undisturbed)]) == 0
     out = capsys.readouterr().out
     assert "mean ± 95 % confidence interval over tasks" in out
-    assert out.endswith("evaluations.jsonl: Permission denied\n")
+    assert re.search(
+        r"not saved: .*evaluations\.jsonl: cannot be written \(Permission denied\)", out
+    )
 
 
 def test_a_killed_run_goes_on_bit_for_bit(undisturbed, tmp_path):
