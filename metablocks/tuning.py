@@ -32,6 +32,7 @@ from metablocks.types import TaskBatch, Tasks, Tensors, as_tasks
 
 log = logging.getLogger("metablocks")
 
+_TRIES = 3  # numbers of graphs that are measured within a budget
 _ROUNDS = 2  # timed meta-gradients of a candidate, after one that warms up
 
 
@@ -166,11 +167,14 @@ def choose_executor(
 
     best = fastest()
     if best is not None and budget and isinstance(best.estimator, Adjoint):
-        first = best.keeping(1)
-        if measure(first) and first in costs:
-            least, one = (costs[candidate].memory or 0 for candidate in (best, first))
-            room = (budget - least) // max(one - least, 1)
-            measure(best.keeping(max(1, min(room, learner.steps))))
+        probe = max(1, learner.steps // 2)  # by one graph what the process holds does not tell
+        half = best.keeping(probe)
+        if measure(half) and half in costs:
+            least, more = (costs[candidate].memory or 0 for candidate in (best, half))
+            room = min(learner.steps, (budget - least) * probe // max(more - least, 1))
+            for graphs in range(room, max(room - _TRIES, 0), -1):
+                if not measure(best.keeping(graphs)) or fits(best.keeping(graphs)):
+                    break
         best = fastest()
     if best is None:
         best = min(costs, key=lambda candidate: costs[candidate].memory or 0)
