@@ -46,9 +46,10 @@ class _Keeper(logging.FileHandler):
             super().handleError(record)
             return
         self.addFilter(lambda record: False)
-        stream, self.stream = self.stream, None  # type: ignore[assignment]
-        with contextlib.suppress(OSError, MemoryError, AttributeError):
-            stream.close()
+        stream, self.stream = self.stream, None
+        if stream is not None:
+            with contextlib.suppress(OSError, MemoryError):
+                stream.close()
         reason = getattr(error, "strerror", None) or "out of memory"
         _log.warning("%s: cannot be written (%s); it lacks the rest", self.baseFilename, reason)
 
