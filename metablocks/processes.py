@@ -24,7 +24,11 @@ from torch import Tensor
 from metablocks.errors import MetablocksError, ProcessError, RunError, first_line
 
 PATIENCE = timedelta(minutes=30)
-"""The time that a process waits for the others, which may have executors to measure, or to compile."""
+"""The time that a process waits for the others, which may have executors to measure, or to compile.
+
+So long it takes, too, until one that hangs (is stopped, not ended) is noticed: neither a shorter timeout
+nor torch's monitored barrier tells it from one that compiles, or evaluates more slowly.
+"""
 
 _T = TypeVar("_T")
 _VARIABLES = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
