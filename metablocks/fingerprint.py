@@ -22,7 +22,7 @@ _INTERNAL = {*nn.Module().__dict__} - {"training"}
 
 
 class Fingerprint:
-    """What was seen of a module, a function or another callable. Equal ones were seen alike.
+    """A module, a function or another callable as it was seen. Equal ones were seen alike.
 
     It keeps the objects that it knows by identity alive, so that no other can take their place.
     """

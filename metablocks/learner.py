@@ -6,6 +6,7 @@ It holds the meta-parameters and hands each block what it needs; the mathematics
 import inspect
 import math
 from collections.abc import Callable, Hashable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import lru_cache, wraps
 from typing import Annotated, Any, NamedTuple, TypeAlias, TypeVar
@@ -356,10 +357,9 @@ class MetaLearner(nn.Module):
         tasks = as_tasks(tasks)
         check_tasks(tasks, self.batches, self.steps if steps is None else steps)
         parameters = self._named()
-        inner, buffers = self._inner_at_evaluation(
+        inner, meta, buffers = self._inner_at_evaluation(
             tasks, parameters, steps, metric, norm_statistics
         )
-        meta = detach(self._learned(parameters))
         work = evaluation_work(self._identity, inner, meta, self._check_constant)
         with seeded(tasks, inner, put_back=True) as tasks:
             _, result = execute(self.executor, work, buffers, tasks)
@@ -382,8 +382,7 @@ class MetaLearner(nn.Module):
         steps = self.steps if steps is None else steps
         check_tasks([task], self.batches, steps, judged=False)
         parameters = self._named()
-        inner, buffers = self._inner_at_evaluation([task], parameters, steps, judged=False)
-        meta = detach(self._learned(parameters))
+        inner, meta, buffers = self._inner_at_evaluation([task], parameters, steps, judged=False)
         batch = self._first_batch(task.support)
         whole = replace(inner, batches=FullBatch())
         self._check_reads(whole, parameters, buffers, [Task(batch, batch)], reach=False)
@@ -425,10 +424,11 @@ class MetaLearner(nn.Module):
             )
         through = steps_through(self.order, self.steps, progress)
         weights = step_weights(self.step_loss, self.steps, progress)
-        inner, buffers = self._inner(tasks, parameters, self.steps, through, weights, metric=metric)
+        inner, meta, buffers = self._inner(
+            tasks, parameters, self.steps, through, weights, metric=metric
+        )
         with seeded(tasks, inner, first=first, put_back=put_back) as tasks:
             self._check_reads(inner, parameters, buffers, tasks, reach=True)
-            meta = detach(self._learned(parameters))
             work = training_work(self._identity, self.estimator, inner, meta)
             totals, (query_losses, scores) = execute(self.executor, work, buffers, tasks)
         grads, changes, metrics, loss = totals
@@ -457,8 +457,8 @@ class MetaLearner(nn.Module):
         metric: Metric | None = None,
         norm_statistics: NormStatistics | None = None,
         judged: bool = True,
-    ) -> tuple[InnerLoop, Tensors]:
-        """The inner loop as everything is now, and the buffers that a task begins with.
+    ) -> tuple[InnerLoop, Tensors, Tensors]:
+        """The inner loop as everything is now, the meta-parameters, and a task's buffers as it begins.
 
         A model that has not run yet runs on the first support set, to tell which buffers it changes. If
         nothing is `judged`, the support loss stands for both.
@@ -478,7 +478,7 @@ class MetaLearner(nn.Module):
                 block="MetaLearner",
                 field="metric",
             )
-        meta = self._learned(parameters)
+        meta = detach(self._learned(parameters))
         frozen = detach({n: p for n, p in parameters.items() if n not in meta})
         buffers = detach(model.state().buffers)
         runs = len(tasks) > 0 and (support_loss.predicts or loss.predicts)
@@ -518,7 +518,7 @@ class MetaLearner(nn.Module):
             reshapes=isinstance(one := executor_of(self), Loop) and not one.compile,
             shapes_held=shapes_held(self.rule),
         )
-        return inner, {n: b for n, b in buffers.items() if n in changing}
+        return inner, meta, {n: b for n, b in buffers.items() if n in changing}
 
     def _inner_at_evaluation(
         self,
@@ -528,7 +528,7 @@ class MetaLearner(nn.Module):
         metric: Metric | None = None,
         norm_statistics: NormStatistics | None = None,
         judged: bool = True,
-    ) -> tuple[InnerLoop, Tensors]:
+    ) -> tuple[InnerLoop, Tensors, Tensors]:
         """In `eval()` mode, through no step; the last query loss counts."""
         steps = self._evaluation_steps(steps)
         if norm_statistics is not None:
@@ -623,16 +623,16 @@ class MetaLearner(nn.Module):
         losses = (loss.objective.loss for loss in (inner.loss, inner.support_loss))
         functions = map(Same, (*losses, inner.metric))
         key = (inner.model.key, inner.rule.key, *functions, flags)
-        if key not in self._read:
+        fresh, reach = key not in self._read, reach and not self._reached
+        if fresh:
             check_losses(self._assembly())
-        if reach and not self._reached:
-            with inner.draws.put_back():
+        with inner.draws.put_back() if fresh or reach else nullcontext():
+            if reach:
                 check_reach(self._assembly(), inner, buffers, tasks, share_of(self.executor))
-            self._reached = True
-        elif key not in self._read and len(tasks):
-            with inner.draws.put_back():
+                self._reached = True
+            elif fresh and len(tasks):
                 check_reads(self._assembly(), inner, buffers, tasks[0])
-        if key not in self._read and len(tasks):
+        if fresh and len(tasks):
             self._read = (*self._read[-7:], key)
 
     def _check_constant(self, loss: Tensor) -> None:

@@ -77,8 +77,8 @@ def choose_executor(
     tried again with the estimator's `low_memory` form, if it has one (for `Unrolled` `Adjoint`, for that
     one with fewer copies), and with the form of that. An `Adjoint` that is chosen within a budget keeps
     the graphs of as many steps as there is room for. If none fits, the smallest is taken, with a
-    warning. On a backend that does not count memory (mps) there
-    is no budget to hold: a warning says so, and the fastest is taken.
+    warning. On a backend that does not count memory (mps) there is no budget to hold: a warning says
+    so, and the fastest is taken.
 
     A candidate that cannot run the model, or runs out of memory, is left out, as is a `Vmap` under
     which it draws random numbers that are not those of `Loop`. `tasks` are a batch, every tensor

@@ -96,7 +96,7 @@ def _kind(tensor: Tensor) -> Hashable:
 
 
 def _outline(tree: Any, tensors: list[Tensor]) -> Hashable:
-    """What a tree is but for its tensors, which are added to `tensors`; quicker than by pytree."""
+    """The outline of a tree, whose tensors are added to `tensors`; quicker than by pytree."""
     kind = type(tree)
     if kind is Tensor or kind is nn.Parameter:
         tensors.append(tree)

@@ -72,7 +72,7 @@ class OuterSection:
 
 @dataclass(frozen=True)
 class EvaluationSection:
-    """How what is learned is judged: in validations, and in the test at the end.
+    """The evaluations of what is learned: validations, and the test at the end.
 
     - `tasks`: tasks of an evaluation.
     - `every`: epochs from one validation to the next.

@@ -11,11 +11,11 @@ from typing import NamedTuple
 
 from metablocks.errors import RecipeError, command, suggest
 from metablocks.recipe.assemble import try_blocks
+from metablocks.recipe.notes import recipe_notes
 from metablocks.recipe.overrides import apply_overrides
 from metablocks.recipe.parse import Node, Problem, parse, raise_problems
 from metablocks.recipe.record import Recipe
 from metablocks.recipe.resolve import resolve
-from metablocks.recipe.schedules import schedule_notes
 
 MAX_BYTES = 1_000_000
 _PACKAGE = Path(__file__).resolve().parents[1]
@@ -58,7 +58,7 @@ def from_text(
     recipe = Recipe(source, values, places, tuple(notes), tuple(allow))
     try_blocks(recipe, problems)
     raise_problems(problems)
-    return replace(recipe, notes=(*notes, *schedule_notes(recipe)))
+    return replace(recipe, notes=(*notes, *recipe_notes(recipe)))
 
 
 def find_recipe(name_or_path: str | Path) -> Path:

@@ -161,7 +161,7 @@ def _digest(values: dict[str, Any]) -> str:
 
 
 def changes_text(changes: Differences) -> str:
-    """What differs, in a line.
+    """The differences, in a line.
 
     >>> changes_text([("inner.steps", 1, 2), ("outer.clip", None, 10.0)])
     'inner.steps: 1 → 2; outer.clip: absent → 10.0'

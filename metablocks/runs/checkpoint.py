@@ -218,7 +218,7 @@ def check_recipe(path: Path, recorded: Any, recipe: Recipe) -> None:
 
 
 def _entries(experiment: Experiment) -> dict[str, Any]:
-    """What training changes, besides its counters."""
+    """The states that training changes, besides its counters."""
     scheduler = experiment.scheduler
     return {
         "learner": experiment.learner.state_dict(),

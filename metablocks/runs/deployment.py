@@ -85,12 +85,12 @@ class Deployment:
     reductions: list[str] = field(default_factory=list)
     """Names of the functions that take layers out, in order; none where nothing is to be reduced."""
     tasks: int = 0
-    """How many tasks `difference` is over."""
+    """The number of tasks that `difference` is over."""
     difference: float | None = None
     """‖reduced − adapted‖ / ‖adapted‖ of the query predictions, in float64: the largest over tasks."""
     reduced_first: ReducedFirst | None = None
     left_out: dict[str, str] = field(default_factory=dict)
-    """Why a number is missing, under the number's name."""
+    """The reasons of numbers that are missing, by their names."""
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""

@@ -13,7 +13,7 @@ from metablocks.errors import MetablocksError, RunError
 from metablocks.memory import out_of_memory
 
 PARTIAL = ".partial"
-"""How the names of temporary files end; those of dead processes may be deleted."""
+"""The end of the names of temporary files; those of dead processes may be deleted."""
 
 _WRITABLE = "make the folder writable, or give --out another"
 _REMEDIES = {

@@ -58,14 +58,14 @@ def _errors(loss: LearnedLoss, experiment: Experiment, numbers: range) -> dict[s
         reach = (predictions.reshape(-1, outputs) - flat).abs().max()
         rows = flat.quantile(torch.tensor([0.05, 0.5, 0.95]).to(flat), 0)
         ones = torch.ones_like(rows[:1])
-        curves = {f"target {float(row.mean()):.2g}": (row[None], row[None], ones) for row in rows}
+        lines = {f"target {float(row.mean()):.2g}": (row[None], row[None], ones) for row in rows}
     else:
         reach, classes = predictions.abs().max(), torch.arange(outputs, device=targets.device)
         indicators = torch.eye(outputs).to(predictions)
-        curves = {MEAN_OVER_CLASSES: (classes, 0 * indicators, indicators)}
+        lines = {MEAN_OVER_CLASSES: (classes, 0 * indicators, indicators)}
     grid = torch.linspace(-1, 1, POINTS).to(predictions) * reach
     arrays = {"error": grid}
-    for name, (target, base, direction) in curves.items():
+    for name, (target, base, direction) in lines.items():
         values = [loss(base + error * direction, target) for error in grid]
         arrays[name] = torch.stack(values)
     return {f"curves/{name}": values.cpu() for name, values in arrays.items()}

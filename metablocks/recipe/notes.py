@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from metablocks.recipe.record import Recipe
 
 
-def schedule_notes(recipe: Recipe) -> list[str]:
+def recipe_notes(recipe: Recipe) -> list[str]:
     """A line, with its place, for every schedule that the training is too short for, and for bfloat16.
 
     >>> from metablocks.recipe import load
