@@ -80,6 +80,7 @@ def joined() -> Iterator[None]:
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")  # torchrun's store outlives it
         store = PrefixStore(f"metablocks, attempt {attempt}", store)
         dist.init_process_group(store=store, rank=rank, world_size=count, timeout=PATIENCE)
+    numbers(0.0)  # all are here: one that ends early leaves nobody who is still connecting
     try:
         yield
     except BaseException as error:

@@ -162,10 +162,7 @@ def choose_executor(
             "of examples, FirstOrder(), or Adjoint()"
         )
 
-    def fastest() -> _Candidate | None:
-        return min(filter(fits, costs), key=lambda c: costs[c].seconds, default=None)
-
-    best = fastest()
+    best = min(filter(fits, costs), key=lambda c: costs[c].seconds, default=None)
     if best is not None and budget and isinstance(best.estimator, Adjoint):
         probe = max(1, learner.steps // 2)  # by one graph what the process holds does not tell
         half = best.keeping(probe)
@@ -173,9 +170,12 @@ def choose_executor(
             least, more = (costs[candidate].memory or 0 for candidate in (best, half))
             room = min(learner.steps, (budget - least) * probe // max(more - least, 1))
             for graphs in range(room, max(room - _TRIES, 0), -1):
-                if not measure(best.keeping(graphs)) or fits(best.keeping(graphs)):
+                kept = best.keeping(graphs)
+                if not measure(kept):
                     break
-        best = fastest()
+                if fits(kept):  # quicker by what it does not do again, whatever the clock says
+                    best = kept
+                    break
     if best is None:
         best = min(costs, key=lambda candidate: costs[candidate].memory or 0)
         warnings.warn(
