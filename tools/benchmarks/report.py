@@ -11,7 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from tools.benchmarks.lineup import CONTENDERS, Case
-from tools.benchmarks.measure import ROOT, TOLERANCE, Score, Settings
+from tools.benchmarks.measure import ROOT, Score, Settings
 
 DISTRIBUTIONS = ("torch", "higher", "torchopt")
 
@@ -42,9 +42,11 @@ def heading(argv: Sequence[str], settings: Settings) -> str:
 def section(
     case: Case, scores: Sequence[Score], settings: Settings, left_out: Mapping[str, str]
 ) -> str:
-    """The table of a case, the sentences that compare, and who was left out and why."""
+    """The table of a case, and who was left out and why."""
     best = fastest_peer(scores)
     repeats = settings.repeats or case.repeats
+    peers = " and ".join(c.title for c in CONTENDERS.values() if c.role == "peer")
+    peers += f"; the fastest is {best.contender.title}" if best else "; neither was measured"
     devices = {score.device for score in scores if score.device not in (None, "cpu")}
     columns = (
         "contender|median|min–max of rounds|speed / fastest peer|peak memory|of tensors|first call|"
@@ -60,7 +62,7 @@ def section(
         "",
         f"{case.summary}{''.join(f'; on {name}' for name in sorted(devices))}. Times are medians over "
         f"the runs of a process ({repeats}), then over the rounds; ratios are between medians, in "
-        "brackets the least and the greatest of a round. Peers are higher and TorchOpt. "
+        f"brackets the least and the greatest of a round. Peers are {peers}. "
         "Peak memory is the process's, beyond that with its libraries loaded; of tensors is the most "
         "that tensors held at a time, without what the C library's allocator leaves between them. "
         "The gradient error is relative to the plain loop's gradient, in float64 (bfloat16: as it is).",
@@ -70,7 +72,6 @@ def section(
         "",
         *_with_weights(scores),
         *_parts(scores),
-        *(f"- {line}" for line in _sentences(scores, best)),
         *(f"- {line}" for line in _absent(left_out)),
     ]
     return "\n".join(lines) + "\n"
@@ -201,27 +202,6 @@ def _error(score: Score) -> str:
     if score.error is None:
         return "reference"
     return f"**wrong: {score.error:.1e}**" if score.wrong else f"{score.error:.1e}"
-
-
-def _sentences(scores: Sequence[Score], best: Score | None) -> list[str]:
-    peers = " and ".join(c.title for c in CONTENDERS.values() if c.role == "peer")
-    lines = []
-    for score in scores:
-        title = score.contender.title
-        if score.failure is not None:
-            lines.append(f"{title}: not measured; {score.failure}.")
-        elif score.wrong:
-            lines.append(
-                f"{title}: not ranked; its gradient is off by {score.error:.1e}, where "
-                f"{TOLERANCE:.0e} is allowed."
-            )
-        elif score.contender.role == "ours" and best is None:
-            lines.append(f"{title}: neither of {peers} was measured to compare with.")
-        elif score.contender.role == "ours":
-            ratio = best.seconds / score.seconds
-            factor = f"{ratio:.1f}× faster" if ratio >= 1 else f"{1 / ratio:.1f}× slower"
-            lines.append(f"{title}: {factor} than the fastest of {peers} ({best.contender.title}).")
-    return lines
 
 
 def _mebibytes(count: float | None) -> str:

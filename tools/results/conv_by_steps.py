@@ -1,4 +1,4 @@
-"""Conv4, 64 filters, max-pool, 28×28: `first K` or `budget`.
+"""Conv4, 64 filters, max-pool, 28×28: `first K`, `budget` or `memory`.
 
 `first K`: seconds of the first compiled meta-gradient of K inner steps, and of one call after it, for one
 task of 5 + 75 images. With an empty folder in `TORCHINDUCTOR_CACHE_DIR` everything is compiled; run again
@@ -6,11 +6,15 @@ with the same folder, it is what a second process waits for.
 
 `budget`: the time of the `Adjoint` that `choose_executor` takes within half of `Unrolled`'s peak, beside
 `Unrolled`'s, K = 20, one task of 25 + 25 images: the median, least and greatest of seven pairs.
+
+`memory`: the most bytes that tensors hold in one meta-gradient by `Adjoint`, K = 1 and 64, one task of
+25 + 25 images, with every carry kept and with every eighth.
 """
 
 import statistics
 import sys
 import time
+from itertools import accumulate
 
 import torch
 import torch.nn.functional as F
@@ -54,6 +58,24 @@ def budget() -> None:
     print(f"{choice.estimator}: {figures} times Unrolled")
 
 
+def memory() -> None:
+    tasks = task_of(25, 25)
+    for every in (1, 8):
+        held = {}
+        for steps in (1, 64):
+            learner = learner_of(steps, mb.Loop())
+            learner.estimator = mb.Adjoint(keep_every=every)
+            learner.meta_gradient(tasks)
+            with torch.autograd.profiler.profile(profile_memory=True) as profile:
+                learner.meta_gradient(tasks)
+            events = [e for e in profile.kineto_results.events() if e.name() == "[memory]"]
+            sizes = (event.nbytes() for event in sorted(events, key=lambda event: event.start_ns()))
+            held[steps] = max(accumulate(sizes, initial=0)) / 2**20
+        figures = ", ".join(f"K = {steps}: {size:.1f} MiB" for steps, size in held.items())
+        print(f"{learner.estimator}: {figures}, {held[64] / held[1]:.2f} times")
+
+
 if __name__ == "__main__":
     torch.set_num_threads(2)
-    budget() if sys.argv[1] == "budget" else first(int(sys.argv[2]))
+    modes = {"first": lambda: first(int(sys.argv[2])), "budget": budget, "memory": memory}
+    modes[sys.argv[1]]()
