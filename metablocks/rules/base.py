@@ -75,6 +75,7 @@ class UpdateRule(nn.Module):
     >>> import torch
     >>> import metablocks as mb
     >>> class Sign(mb.UpdateRule):
+    ...     negates = False                              # a learning rate is to stand behind it
     ...     def forward(self, updates, state, step):
     ...         return {name: u.sign() for name, u in updates.items()}, state
     >>> updates, _ = Sign()({"w": torch.tensor([-2.0, 3.0])}, (), mb.StepInfo(0, 1, {}))
