@@ -78,13 +78,14 @@ class Epoch:
     def score(self) -> float:
         """The validation as one number, the larger the better: the metric, else minus the loss.
 
-        After the last inner step. Raises `BlockError` without a validation.
+        After the last inner step; nan counts as minus infinity. Raises `BlockError` without a validation.
         """
         if self.validation is None:
             message = "the epoch has no validation to be scored by; give fit validation=…"
             raise BlockError(message, block="fit", field="validation")
         losses, scores = self.validation
-        return float(-losses[-1] if scores is None else scores[-1])
+        score = float(-losses[-1] if scores is None else scores[-1])
+        return -math.inf if math.isnan(score) else score
 
 
 @checked()
@@ -159,8 +160,8 @@ def fit(
 
     Raises `BlockError` for a value out of range, for `keep_best` without a validation and for an
     `optimizer` of nothing that the learner learns, `TaskError` for tasks of another structure,
-    `RunError` if the loss or the meta-gradient is no longer finite
-    (before it is applied), and what the learner raises.
+    `RunError` if the loss or the meta-gradient is no longer finite (before it is applied), and what the
+    learner raises.
     """
     if keep_best and validation is None:
         message = "fit keep_best is True, but there is no validation to judge by; give validation=…"
@@ -179,7 +180,6 @@ def fit(
             check_tasks(validation, "validation", epochs)
     history: list[Epoch] = []
     best: Tensors = {}
-    highest = -math.inf
     try:
         for epoch in train_epochs(
             "fit",
@@ -196,8 +196,7 @@ def fit(
         ):
             if scheduler is not None:
                 scheduler.step()
-            if keep_best and epoch.score > highest:  # never so for nan
-                highest = epoch.score
+            if keep_best and epoch.score > max((e.score for e in history), default=-math.inf):
                 best = {name: tensor.clone() for name, tensor in learner.state_dict().items()}
             history.append(epoch)
             answers = [callback(epoch) for callback in callbacks]

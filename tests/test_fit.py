@@ -94,7 +94,7 @@ def test_a_metric_may_count(metric):
 )
 def test_an_epoch_whose_score_is_nan_is_not_the_best(scores, best):
     learner, states = learner_of(net()), []
-    train(
+    history = train(
         learner,
         sinusoids(1),
         epochs=3,
@@ -105,6 +105,7 @@ def test_an_epoch_whose_score_is_nan_is_not_the_best(scores, best):
     )
     same = [all(torch.equal(s[n], t) for n, t in learner.state_dict().items()) for s in states]
     assert same == [epoch == best for epoch in (1, 2, 3)]
+    assert [epoch.score == -math.inf for epoch in history] == [s != s for s in scores]
 
 
 @pytest.mark.parametrize("fails", [False, True])
