@@ -67,8 +67,11 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     chosen = commands.get(args.command, parser)
     if extra:
         word = next((word for word in extra if word.startswith("-")), extra[0])
-        options = [option for action in chosen._actions for option in action.option_strings]
-        chosen.error(f"unknown argument {word}{suggest(word.partition('=')[0], options)}")
+        options = {option: action for action in chosen._actions for option in action.option_strings}
+        near = suggest(word.partition("=")[0], options)
+        if not near and word.startswith("-") and "--set" in options:
+            near = f"; a field is set by --set {options['--set'].metavar}"
+        chosen.error(f"unknown argument {word}{near}")
     if args.command is None:
         parser.error(f"a command is missing; it is one of {', '.join(commands)}")
     return args
@@ -160,10 +163,14 @@ def parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     steps = partial(parse_count, least=0)
     evaluate = command("eval", "evaluate a run's checkpoint, on its own test tasks or others")
     evaluate.add_argument("run_dir", type=_path, metavar="RUN_DIR", help="the folder of a run")
-    evaluate.add_argument("--checkpoint", choices=("best", "last", "ensemble"), default="best")
+    which = "the best by validation, the last, or several of the best together (best)"
+    evaluate.add_argument(
+        "--checkpoint", choices=("best", "last", "ensemble"), default="best", help=which
+    )
     evaluate.add_argument("--tasks", type=parse_count, metavar="N", help="how many tasks")
     evaluate.add_argument("--steps", type=steps, metavar="K", help="inner steps")
-    evaluate.add_argument("--split", choices=("train", "validation", "test"), default="test")
+    splits = ("train", "validation", "test")
+    evaluate.add_argument("--split", choices=splits, default="test", help="whose tasks (test)")
     seed = "of the tasks: another than the run's own takes other tasks"
     evaluate.add_argument("--seed", type=partial(steps, most=2**32 - 1), metavar="S", help=seed)
     _add_allow(evaluate)

@@ -133,8 +133,9 @@ def _run(args: argparse.Namespace, argv: list[str]) -> int:
         args.set.append(
             f'hardware.executor={{block: auto, memory: "{args.memory}", compile: false}}'
         )
-    if args.recipe is None:
+    if args.resume is not None:
         _check_run(args.resume)
+    if args.recipe is None:
         _make_importable(args.allow)
         recipe = runs.load_recipe(args.resume, args.set, args.allow)
         _print_notes(recipe.notes)
@@ -191,7 +192,9 @@ def _blocks(args: argparse.Namespace, argv: list[str]) -> int:
 
     names = [*SLOTS, *SECTIONS]
     if args.slot is not None and args.slot not in names:
-        hint = suggest(args.slot, names) or "; there are: " + ", ".join(names)
+        owners = [name for name, slot in SLOTS.items() if args.slot in slot.blocks]
+        of = f"; it is a block of {' and '.join(owners)}" * bool(owners)
+        hint = of or suggest(args.slot, names) or "; there are: " + ", ".join(names)
         raise RecipeError(f'no slot is called "{args.slot}"{hint}')
     print(blocks_text([args.slot]) if args.slot else blocks_text())
     return 0

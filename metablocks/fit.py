@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 from tqdm import tqdm
 
-from metablocks.checks import UNCHECKED, Count, checked
+from metablocks.checks import UNCHECKED, Count, Such, checked
 from metablocks.errors import BlockError, concerning
 from metablocks.executors import Share, share_of
 from metablocks.learner import MetaGradient, MetaLearner, Metric
@@ -28,6 +28,15 @@ from metablocks.processes import leads
 from metablocks.tasks.base import Split, TaskSource
 from metablocks.tasks.task_batches import check_tasks, epoch_batches, known_length
 from metablocks.types import Progress, Tasks, Tensors
+
+Schedule = Annotated[
+    LRScheduler | None,
+    Such(
+        lambda schedule: not isinstance(schedule, ReduceLROnPlateau),
+        "an LRScheduler whose step takes no number; ReduceLROnPlateau as one of the callbacks: "
+        "lambda epoch: plateau.step(epoch.validation.losses[-1])",
+    ),
+]
 
 
 class Validation(NamedTuple):
@@ -59,7 +68,7 @@ class Epoch:
     loss: float
     """The mean over its meta-steps of the training loss."""
     scores: Tensor | None
-    """`[steps + 1]`: the mean of the metric over the training tasks; nan where no query pass was made."""
+    """`[steps + 1]`: the mean over the training tasks of the metric; nan where no query pass was made."""
     validation: Validation | None
     """The means over the validation tasks after the epoch; None without `validation`."""
     seconds: float
@@ -69,13 +78,14 @@ class Epoch:
     def score(self) -> float:
         """The validation as one number, the larger the better: the metric, else minus the loss.
 
-        After the last inner step. Raises `BlockError` without a validation.
+        After the last inner step; nan counts as minus infinity. Raises `BlockError` without a validation.
         """
         if self.validation is None:
             message = "the epoch has no validation to be scored by; give fit validation=…"
             raise BlockError(message, block="fit", field="validation")
         losses, scores = self.validation
-        return float(-losses[-1] if scores is None else scores[-1])
+        score = float(-losses[-1] if scores is None else scores[-1])
+        return -math.inf if math.isnan(score) else score
 
 
 @checked()
@@ -87,7 +97,7 @@ def fit(
     epochs: Count = 1,
     steps_per_epoch: Count | None = None,
     tasks_per_step: Count = 25,
-    scheduler: Annotated[LRScheduler | None, UNCHECKED] = None,
+    scheduler: Schedule = None,
     validation: Annotated[TaskSource | Iterable[Any] | None, UNCHECKED] = None,
     metric: Metric | None = None,
     keep_best: bool = False,
@@ -99,7 +109,8 @@ def fit(
     - `tasks`: an iterable of batches of tasks, one a meta-step, such as a `DataLoader` (see
       `train_maml` for what a batch may be), or a `TaskSource`, of which each meta-step takes the next
       `tasks_per_step` tasks.
-    - `optimizer`: over `learner.parameters()`. `scheduler` takes a step after each epoch.
+    - `optimizer`: over `learner.parameters()`, or some of them. `scheduler` takes a step after each
+      epoch.
     - `epochs`: passes over `tasks`. `steps_per_epoch`: the most meta-steps of an epoch; needed with a
       source, or a generator that is to last several epochs.
     - `validation`: as `tasks`, evaluated after each epoch (the first 100 validation tasks of a source).
@@ -107,7 +118,8 @@ def fit(
       better (give minus an error).
     - `keep_best`: at the end, however it comes, the learner has the weights of the best epoch by
       `Epoch.score`.
-    - `callbacks`: functions that get each finished epoch; training stops if one returns True.
+    - `callbacks`: functions that get each finished epoch; training stops if one returns True, of
+      Python, NumPy or PyTorch.
     - `progress`: show a bar.
 
     With the executor `Distributed` all processes call this alike, and have equal epochs: of a source each
@@ -146,13 +158,21 @@ def fit(
     >>> [epoch.number for epoch in history], history[0].validation.losses.shape
     ([1, 2], torch.Size([2]))
 
-    Raises `BlockError` for a value out of range and for `keep_best` without a validation, `TaskError`
-    for tasks of another structure, `RunError` if the loss or the meta-gradient is no longer finite
-    (before it is applied), and what the learner raises.
+    Raises `BlockError` for a value out of range, for `keep_best` without a validation and for an
+    `optimizer` of nothing that the learner learns, `TaskError` for tasks of another structure,
+    `RunError` if the loss or the meta-gradient is no longer finite (before it is applied), and what the
+    learner raises.
     """
     if keep_best and validation is None:
         message = "fit keep_best is True, but there is no validation to judge by; give validation=…"
         raise BlockError(message, block="fit", field="keep_best")
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    if held.isdisjoint(map(id, learner.parameters())):
+        message = (
+            "fit optimizer holds no parameter of the learner, which would learn nothing; make it of "
+            "learner.parameters() (surgery on a model may have made a copy of it)"
+        )
+        raise BlockError(message, block="fit", field="optimizer")
     with concerning("fit", "tasks"):
         check_tasks(tasks, "train", epochs, steps_per_epoch, "steps_per_epoch")
     if validation is not None:
@@ -180,7 +200,7 @@ def fit(
                 best = {name: tensor.clone() for name, tensor in learner.state_dict().items()}
             history.append(epoch)
             answers = [callback(epoch) for callback in callbacks]
-            if any(isinstance(answer, bool | np.bool_) and answer for answer in answers):
+            if any(map(_is_true, answers)):
                 break
     except BaseException as error:
         error.history = history  # type: ignore[attr-defined]
@@ -247,7 +267,7 @@ def train_epochs(
                 taken += 1
                 losses.append(float(result.loss))
                 if result.scores is not None:
-                    scores.append(_of_all([result.scores], share).nanmean(0))
+                    scores.append(_of_all([result.scores], share))
                 take(result)
                 bar.update()
                 bar.set_postfix(loss=f"{losses[-1]:.3f}", refresh=False)
@@ -257,7 +277,7 @@ def train_epochs(
             yield Epoch(
                 epoch + 1,
                 sum(losses) / len(losses),
-                torch.stack(scores).mean(0) if scores else None,
+                torch.cat(scores).nanmean(0) if scores else None,
                 judged,
                 time.perf_counter() - started,
             )
@@ -281,3 +301,9 @@ def _of_all(rows: list[Tensor], share: Share) -> Tensor:
     if share.processes > 1:
         rows = [row for own in share.gather([row.cpu() for row in rows]) for row in own]
     return torch.cat(rows) if rows else torch.empty(0)
+
+
+def _is_true(answer: Any) -> bool:
+    """True for a True, whether of Python, NumPy or PyTorch; a count, say, is not an answer."""
+    kind = getattr(answer, "dtype", type(answer))
+    return kind in (bool, np.dtype(bool), torch.bool) and bool(answer)

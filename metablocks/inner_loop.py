@@ -612,9 +612,9 @@ def check_scalar(loss: Any) -> Tensor:
 
 
 def _as_scalar(score: Any, like: Tensor) -> Tensor:
-    """A metric's tensor or number as a tensor."""
+    """A metric's tensor or number as a tensor of floats, of which means are taken."""
     if isinstance(score, Tensor) and score.ndim == 0 and not score.is_complex():
-        return score.detach()
+        return score.detach().to(score.dtype if score.is_floating_point() else like.dtype)
     if isinstance(score, Real):
         return like.detach().new_tensor(float(score))
     raise BlockError(

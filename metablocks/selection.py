@@ -10,7 +10,7 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
-from metablocks.errors import SelectionError, suggest
+from metablocks.errors import SelectionError, suggest_then
 
 
 def select(patterns: str | Sequence[str], names: Iterable[str]) -> tuple[str, ...]:
@@ -29,10 +29,11 @@ def select(patterns: str | Sequence[str], names: Iterable[str]) -> tuple[str, ..
         raise SelectionError('no pattern given; "*" selects every parameter')
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern.removeprefix("!")) for name in names):
-            raise SelectionError(
-                f'pattern "{pattern}" matches no parameter{suggest(pattern, names)}; '
-                f"the names are: {_shorten(names)}"
+            below = (
+                [f"{pattern}.*"] if any(name.startswith(f"{pattern}.") for name in names) else []
             )
+            known = suggest_then(pattern, [*below, *names], f"the names are: {_shorten(names)}")
+            raise SelectionError(f'pattern "{pattern}" matches no parameter{known}')
     selected = tuple(name for name in names if fits(patterns, name))
     if not selected:
         raise SelectionError(f"patterns {patterns} leave no parameter selected")

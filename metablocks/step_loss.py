@@ -27,8 +27,8 @@ class StepLoss(Protocol):
     >>> import metablocks as mb
     >>> def last_two(steps, progress):                   # a step loss of one's own
     ...     weights = torch.zeros(steps + 1, dtype=torch.float64)
-    ...     weights[-2:] = 0.5
-    ...     return weights
+    ...     weights[-2:] = 1.0                           # of one alone without steps
+    ...     return weights / weights.sum()
     >>> last_two(3, mb.Progress())
     tensor([0.0000, 0.0000, 0.5000, 0.5000], dtype=torch.float64)
     """

@@ -132,7 +132,7 @@ def named_block(name: str, settings: Sequence[str] = (), protocol: str | None = 
     searched = [key for key in blocks if protocol in (None, key)]
     matches = [key for key in searched if name in blocks[key]]
     if not matches:
-        known = [block for key in searched for block in blocks[key]]
+        known = dict.fromkeys(block for key in searched for block in blocks[key])
         takes = f"it takes a path, my_pkg.my_module:MyRule, or one of: {', '.join(known)}"
         raise RecipeError(f'no block is called "{name}"{suggest_then(name, known, takes)}')
     if len(matches) > 1:

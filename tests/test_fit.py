@@ -1,5 +1,8 @@
 """`fit` is the hand-written loop, with validation, the best weights and callbacks; `load_run`."""
 
+import copy
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -19,6 +22,9 @@ def learner_of(model):
 
 def adam(learner, lr=0.01):
     return torch.optim.Adam(learner.parameters(), lr=lr)
+
+
+PLATEAU = torch.optim.lr_scheduler.ReduceLROnPlateau(adam(net()), patience=0, factor=0.5)
 
 
 def twins():
@@ -65,6 +71,43 @@ def test_a_source_goes_on_from_epoch_to_epoch_and_the_schedule_takes_a_step_each
     assert_equal(learner, by_loop)
 
 
+def test_scores_are_means_over_tasks_of_batches_of_any_size():
+    learner, batches = learner_of(net()), [sinusoids(1)[0], sinusoids(1)[0][:1]]
+    still = torch.optim.SGD(learner.parameters(), lr=0.0)
+    (epoch,) = train(learner, batches, optimizer=still, metric=minus_error)
+    each = torch.cat([learner.evaluate(tasks, metric=minus_error).metrics for tasks in batches])
+    torch.testing.assert_close(epoch.scores[-1], each[:, -1].mean())
+    assert epoch.scores[:-1].isnan().all()
+
+
+@pytest.mark.parametrize("metric", [lambda p, t: (p > t).sum(), lambda p, t: (p > t).any()])
+def test_a_metric_may_count(metric):
+    learner = learner_of(net())
+    (epoch,) = train(learner, sinusoids(1), validation=sinusoids(1), metric=metric)
+    assert epoch.validation.scores.dtype == epoch.scores.dtype == torch.float32
+    assert epoch.score == float(epoch.validation.scores[-1])
+
+
+@pytest.mark.parametrize(
+    ("scores", "best"),
+    [([math.nan, 0.9, 0.5], 2), ([0.2, math.nan, 0.5], 3), ([0.9, math.nan, math.nan], 1)],
+)
+def test_an_epoch_whose_score_is_nan_is_not_the_best(scores, best):
+    learner, states = learner_of(net()), []
+    history = train(
+        learner,
+        sinusoids(1),
+        epochs=3,
+        validation=[sinusoids(1)[0][:1]],
+        keep_best=True,
+        metric=lambda prediction, target: scores[len(states)],
+        callbacks=[lambda epoch: states.append(copy.deepcopy(learner.state_dict()))],
+    )
+    same = [all(torch.equal(s[n], t) for n, t in learner.state_dict().items()) for s in states]
+    assert same == [epoch == best for epoch in (1, 2, 3)]
+    assert [epoch.score == -math.inf for epoch in history] == [s != s for s in scores]
+
+
 @pytest.mark.parametrize("fails", [False, True])
 def test_the_best_weights_are_put_back_however_training_ends(fails):
     learner, by_loop = twins()
@@ -92,12 +135,15 @@ def test_the_best_weights_are_put_back_however_training_ends(fails):
 def test_a_callback_that_returns_true_stops_and_each_one_is_called():
     seen = []
     learner = learner_of(net())
-    for true in (True, np.True_):
+    for true in (True, np.True_, torch.tensor(True)):
         seen.clear()
         callbacks = [lambda epoch, true=true: epoch.number == 2 and true, seen.append]
         history = train(learner, sinusoids(1), epochs=5, callbacks=callbacks)
         assert seen == history
         assert len(history) == 2
+    for answer in (1, "stop", torch.tensor(1.0)):
+        callbacks = [lambda epoch, answer=answer: answer]
+        assert len(train(learner, sinusoids(1), epochs=2, callbacks=callbacks)) == 2
     with pytest.raises(BlockError, match="no validation to be scored by"):
         _ = history[0].score
 
@@ -132,6 +178,13 @@ def test_what_a_data_loader_makes_of_pairs_goes_into_all_calls():
         ({"tasks": [[1, 2, 3]]}, TaskError, "tasks, batch 1 of epoch 1 is a list of"),
         ({"tasks": [NOT_FINITE]}, RunError, "at meta-step 1, which was not taken"),
         ({"optimizer": 0.1}, BlockError, "fit optimizer is 0.1; it takes"),
+        ({"optimizer": adam(net())}, BlockError, "holds no parameter of the learner"),
+        ({"scheduler": 3}, BlockError, "fit scheduler is 3; it takes an LRScheduler"),
+        (
+            {"scheduler": PLATEAU},
+            BlockError,
+            "lambda epoch: plateau.step(epoch.validation.losses[-1])",
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused_by_name(options, error, message):
@@ -148,3 +201,13 @@ def test_the_bar_shows_the_steps(capsys):
     learner = learner_of(net())
     train(learner, sinusoids(2), progress=True)
     assert "meta-training: 100%" in capsys.readouterr().err
+
+
+def test_a_schedule_by_the_validation_takes_its_steps_as_a_callback():
+    learner = learner_of(net())
+    optimizer = adam(learner, 1e-12)
+    plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, factor=0.5, patience=0, eps=0)
+    callbacks = [lambda epoch: plateau.step(epoch.validation.losses[-1])]
+    options = {"epochs": 3, "validation": sinusoids(1), "callbacks": callbacks}
+    train(learner, sinusoids(1), optimizer=optimizer, **options)
+    assert optimizer.param_groups[0]["lr"] == 1e-12 / 4

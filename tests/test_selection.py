@@ -30,7 +30,8 @@ def test_patterns_select(patterns, selected):
     ("patterns", "message"),
     [
         ("haed.*", 'pattern "haed.*" matches no parameter'),
-        ("head.weigth", 'did you mean "head.weight"?'),
+        ("head.weigth", 'did you mean "head.weight"? The names are: '),
+        ("head", 'did you mean "head.*"? The names are: '),
         (["*", "!tail.*"], 'pattern "!tail.*" matches no parameter'),
         (["head.*", "!head.*"], "leave no parameter selected"),
         ([], "no pattern given"),

@@ -49,19 +49,23 @@ class Estimator(ABC):
     claims exactness equals `Unrolled`.
 
     `inner` is the learner's inner loop as functions of the meta-parameters `meta`; `buffers` is what of
-    the model's buffers changes within a task; gradients are by `torch.func`, or by autograd under `Loop`
-    alone. `inner.weights` are the step loss's, by the carry.
+    the model's buffers changes within a task. `vjp` gives gradients under every executor, and tells
+    what the loss does not depend on, for which `torch.func.grad` has zeros. `inner.weights` are the
+    step loss's, by the carry.
 
     >>> import torch
     >>> import metablocks as mb
+    >>> from metablocks.derivatives import vjp
     >>> class LastQueryLoss(mb.Estimator):
     ...     def __call__(self, inner, meta, buffers, task):
     ...         def loss(meta):
     ...             carry = inner.start(meta, buffers)
     ...             for index in range(inner.steps):
     ...                 carry, _ = inner.step(meta, carry, task.support, index)
-    ...             return inner.query(meta, carry, task.query, inner.steps).loss
-    ...         grads, value = torch.func.grad_and_value(loss)(meta)
+    ...             return inner.query(meta, carry, task.query, inner.steps).loss, None
+    ...         value, pull, _ = vjp(loss, meta)
+    ...         (slopes,) = pull(torch.ones_like(value))
+    ...         grads = {name: slope for name, slope in slopes.items() if slope is not None}
     ...         losses = torch.cat([value.new_full((inner.steps,), torch.nan), value[None]])
     ...         return mb.TaskGradient(grads, value, losses)
     >>> tasks = mb.tasks.Linear(shots=3, queries=3).sample("train", range(4))

@@ -71,14 +71,17 @@ class Executor(Protocol):
     """Runs a task function on every task.
 
     Laws: the result is the plain loop's up to rounding, whatever the chunking; random draws are
-    independent between tasks and follow from the global seed.
+    independent between tasks and follow from the global seed. Both results are pytrees.
 
     >>> import torch
     >>> import metablocks as mb
+    >>> from torch.utils._pytree import tree_map
     >>> def backwards(fn, shared, buffers, tasks):       # an executor of one's own
-    ...     results = [fn(shared, buffers, tasks[n]) for n in reversed(range(len(tasks)))]
-    ...     totals, rows = zip(*results)
-    ...     return sum(totals), torch.stack(rows[::-1])
+    ...     order = range(len(tasks))[::-1]              # `Loop` seeds the draws of each task
+    ...     results = [mb.Loop()(fn, shared, buffers, [tasks[n]]) for n in order]
+    ...     totals, rows = zip(*results[::-1])
+    ...     join = lambda *each: torch.cat(each) if torch.is_tensor(each[0]) else each[0]
+    ...     return tree_map(lambda *each: sum(each), *totals), tree_map(join, *rows)
     >>> double = lambda shared, buffers, task: (task.query[0].sum(), task.query[0] * 2)
     >>> x = torch.ones(3, 2)
     >>> total, each = backwards(double, {}, {}, mb.TaskBatch((x, x), (x, x)))

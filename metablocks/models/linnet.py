@@ -18,7 +18,7 @@ from annotated_types import Le
 from torch import Tensor, nn
 
 from metablocks.checks import Count, checked
-from metablocks.errors import BlockError, suggest
+from metablocks.errors import BlockError, suggest_then
 from metablocks.models.layers import DEEPEST
 from metablocks.models.surgery import holders, made_like, obstacle, replace_modules
 from metablocks.models.tnet import Transformed
@@ -218,9 +218,9 @@ def _check(model: nn.Module, name: str) -> None:
     modules = dict(model.named_modules(remove_duplicate=False))
     if name not in modules:
         linear = [n for n, module in modules.items() if isinstance(module, nn.Linear)]
+        there_are = f"the linear layers are {', '.join(linear) or 'none'}"
         raise BlockError(
-            f'append_linear: layer is "{name}"{suggest(name, linear)}; the linear layers are '
-            f"{', '.join(linear) or 'none'}",
+            f'append_linear: layer is "{name}"{suggest_then(name, linear, there_are)}',
             block="append_linear",
             field="layer",
         )

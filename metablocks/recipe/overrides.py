@@ -88,7 +88,7 @@ def _assign(
     if not path:
         if _slot(at) and _fields(node) and _name(value) != _name(node):
             _note(source, node, {}, notes)
-        return replace(value, key=node.key)
+        return replace(value, key=node.key and value.place)
     step, *rest = path
     if isinstance(step, int):
         if not isinstance(node.value, list):

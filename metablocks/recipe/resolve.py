@@ -4,6 +4,7 @@ The sections of `layout` are checked at once, and every block by its own signatu
 collected; nothing is constructed here.
 """
 
+import inspect
 from collections.abc import Collection
 from dataclasses import is_dataclass
 from typing import Any
@@ -93,6 +94,8 @@ class _Reader:
             return INVALID
         try:
             target = find(slot, name, self.allow)
+            if len(node.value) == 1 and (message := _not_called(target, slot, name)):
+                return self.refuse(node.value["block"].place, name_path, message)
             checked = schema.check(node, schema.entry(target, slot.context), path, self.problems)
         except RecipeError as error:
             return self.refuse(node.value["block"].place, name_path, str(error))
@@ -120,3 +123,18 @@ class _Reader:
     def refuse(self, place: Place, path: str, message: str) -> Any:
         self.problems.append(Problem(place, path, message))
         return INVALID
+
+
+def _not_called(target: Any, slot: Slot, name: str) -> str:
+    """A message on a function that a recipe, which gives it nothing, cannot call; else empty."""
+    missing = [
+        field.name for field in schema.fields(target, slot.context).values() if field.required
+    ]
+    if not missing or not inspect.isfunction(target) or ":" not in name:
+        return ""
+    short = name.rpartition(":")[2]
+    return (
+        f"{short} is called to make the {slot.name} block, with fields of the recipe, which gives no "
+        f"{', '.join(missing)}. If it is the block itself, name a function that returns it: def "
+        f"make(): return {short}"
+    )

@@ -67,10 +67,13 @@ def tasks(run: FinishedRun, test: Test) -> Figure:
 def overshoots(values: Any, better: int) -> Any:
     """True for tasks `[tasks, steps + 1]` that are worse at the end than at an earlier step.
 
-    >>> overshoots(np.array([[3.0, 1.0, 2.0], [3.0, 2.0, 1.0]]), better=-1)
-    array([ True, False])
+    What is not a number is worse than any.
+
+    >>> overshoots(np.array([[3.0, 1.0, 2.0], [3.0, 2.0, 1.0], [3.0, 2.0, np.nan]]), better=-1)
+    array([ True, False,  True])
     """
-    return better * values[:, -1] < (better * values).max(1)
+    merits = np.where(np.isnan(values), -np.inf, better * values)
+    return merits[:, -1] < merits.max(1)
 
 
 def rates(group: Sequence[FinishedRun]) -> Figure | None:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from metablocks.checks import CountFrom0, checked, name_of, wrong_answer
-from metablocks.errors import RuleError
+from metablocks.errors import RuleError, suggest_then
 from metablocks.per_step import Position, tell
 from metablocks.types import Tensors
 
@@ -75,6 +75,7 @@ class UpdateRule(nn.Module):
     >>> import torch
     >>> import metablocks as mb
     >>> class Sign(mb.UpdateRule):
+    ...     negates = False                              # a learning rate is to stand behind it
     ...     def forward(self, updates, state, step):
     ...         return {name: u.sign() for name, u in updates.items()}, state
     >>> updates, _ = Sign()({"w": torch.tensor([-2.0, 3.0])}, (), mb.StepInfo(0, 1, {}))
@@ -212,6 +213,10 @@ class NamedTensors(nn.Module):
     ['conv1.weight']
     >>> tensors["conv1.weight"].shape
     torch.Size([2])
+    >>> tensors["conv1.bias"]
+    Traceback (most recent call last):
+    metablocks.errors.RuleError: no tensor is called "conv1.bias"; did you mean "conv1.weight"? There
+    are: conv1.weight
     """
 
     def __init__(self, tensors: Tensors, *, learn: bool) -> None:
@@ -230,7 +235,14 @@ class NamedTensors(nn.Module):
 
     def __getitem__(self, name: str) -> Tensor:
         path, _, leaf = name.rpartition(".")
-        tensor = getattr(self.get_submodule(path), leaf)
+        try:
+            tensor = getattr(self.get_submodule(path), leaf)
+        except AttributeError:
+            names = [*self.state_dict()]
+            there_are = f"there are: {', '.join(names)}"
+            raise RuleError(
+                f'no tensor is called "{name}"{suggest_then(name, names, there_are)}'
+            ) from None
         assert isinstance(tensor, Tensor)
         return tensor
 

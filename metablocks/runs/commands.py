@@ -152,7 +152,7 @@ def evaluate_run(
             )
             print(recipe.name)
         else:
-            restore = partial(_restore_chosen, directory, checkpoint, experiment)
+            restore = partial(restore_chosen, directory, checkpoint, experiment)
             state = from_first(experiment, restore)
             scores = final_scores(experiment, split, tasks=tasks, steps=steps)
             deployed = _deployment(experiment, scores)
@@ -177,10 +177,19 @@ def evaluate_run(
     return 0
 
 
-def _restore_chosen(directory: RunDirectory, which: str, experiment: Experiment) -> TrainingState:
+def restore_chosen(directory: RunDirectory, which: str, experiment: Experiment) -> TrainingState:
+    """The learner as the `best` or the `last` checkpoint of a run has it.
+
+    Raises `RunError` for a checkpoint that cannot be read, or is not there.
+    """
     if which == "last":
         return restore_newest(directory, experiment, restore_learner)[0]
-    return restore_learner(directory.checkpoint(which), experiment)
+    path = directory.checkpoint(which)
+    if not path.exists() and directory.checkpoint("last").is_file():
+        raise RunError(
+            f"{path}: no such checkpoint, as before a first validation; the last is there"
+        )
+    return restore_learner(path, experiment)
 
 
 def load_recipe(run_dir: Path, overrides: Sequence[str] = (), allow: Sequence[str] = ()) -> Recipe:

@@ -176,6 +176,7 @@ def _draw(panel: Panel, axes: Any) -> dict[str, Any]:
         if line.label:
             legend.setdefault(_text(line.label), handle)
     axes.set(xlabel=_text(panel.x), ylabel=_text(panel.y))
+    axes.ticklabel_format(axis="y", useOffset=False)  # each label says its number whole
     if panel.from_zero:
         axes.set_xlim(left=0)
     if panel.names:

@@ -76,16 +76,21 @@ def read_test(path: Path) -> dict[str, Any]:
 def chosen(scores: Scores) -> list[int]:
     """Numbers of the tasks that are shown, the worst first: the worst, the one in the middle, the best.
 
+    What is not a number is worse than any.
+
     >>> from metablocks.runs.scores import pool
     >>> values = torch.tensor([[0.1], [0.9], [0.5], [0.2], [0.3], [0.4], [0.8], [0.6], [0.7]])
     >>> chosen(pool("test", "accuracy", values, 1 - values))
     [0, 3, 4, 5, 2, 1]
+    >>> losses = torch.tensor([[0.3], [0.1], [torch.nan], [0.2]])
+    >>> chosen(pool("test", "mse", losses, losses))
+    [2, 0, 3, 1]
     """
     assert scores.by_task is not None
     assert scores.losses_by_task is not None
     sign = 1 if scores.measure == "accuracy" else -1
-    pairs = zip(scores.by_task[:, -1].tolist(), scores.losses_by_task[:, -1].tolist(), strict=True)
-    keys = [(sign * score, -loss) for score, loss in pairs]
+    merits = torch.stack([sign * scores.by_task[:, -1], -scores.losses_by_task[:, -1]], 1)
+    keys = merits.nan_to_num(-torch.inf, torch.inf, -torch.inf).tolist()
     order = sorted(range(scores.tasks), key=keys.__getitem__)
     if len(order) > EXAMPLES:
         middle = max(len(order) // 2, EXAMPLES - 2)

@@ -5,12 +5,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+import torch
+
 from metablocks.checks import checked
 from metablocks.errors import RecipeError
 from metablocks.learner import MetaLearner
 from metablocks.recipe import Recipe, build
-from metablocks.runs.checkpoint import restore_learner, restore_newest
-from metablocks.runs.commands import data_of, load_recipe
+from metablocks.runs.commands import data_of, load_recipe, restore_chosen
 from metablocks.runs.directory import RunDirectory
 from metablocks.tasks.base import TaskSource
 
@@ -35,7 +36,7 @@ def load_run(
     checkpoint: Literal["best", "last"] = "best",
     allow: Sequence[str] = (),
     data: str | Path | None = None,
-    device: str | None = None,
+    device: torch.device | str | None = None,
 ) -> LoadedRun:
     """The learner of a run as its checkpoint has it, the source of its tasks, and its recipe.
 
@@ -67,10 +68,7 @@ def load_run(
     recipe = load_recipe(run_dir, allow=allow)
     data = data or data_of(directory.read_record())
     experiment = build(recipe, device=device, data=data)
-    if checkpoint == "last":
-        restore_newest(directory, experiment, restore_learner)
-    else:
-        restore_learner(directory.checkpoint(checkpoint), experiment)
+    restore_chosen(directory, checkpoint, experiment)
     return LoadedRun(experiment.learner, experiment.source, recipe)
 
 

@@ -12,6 +12,7 @@ import pytest
 
 import metablocks
 from metablocks import arguments, cli
+from metablocks.arguments import parsers
 from metablocks.cli import main
 from metablocks.errors import RunError
 from metablocks.recipe import load
@@ -46,6 +47,7 @@ COMMANDS = [
         (["run", "quickstart", "--devcie=cpu"], '--devcie=cpu; did you mean "--device"?'),
         (["--vresion"], 'unknown argument --vresion; did you mean "--version"?'),
         (["recipes", "extra"], "unknown argument extra"),
+        (["run", "quickstart", "--epochs", "3"], "--epochs; a field is set by --set PATH=VALUE"),
         ([], "a command is missing; it is one of run, check, show, blocks, new, recipes"),
         (["check"], "RECIPE"),
         (["check", "quickstart", "--set"], "argument --set: expected one argument"),
@@ -65,9 +67,11 @@ COMMANDS = [
         (["run", "quickstart", "--memory", '4GiB"'], "argument --memory: memory is '4GiB\"'; it"),
         (["run"], "metablocks run: no recipe; give one, or --resume RUN_DIR"),
         (["run", "--resume", "nowhere"], "nowhere: no such folder; give one that metablocks run"),
+        (["run", "quickstart", "--resume", "nowhere"], "nowhere: no such folder; give one that"),
         (["eval", "."], ".: has no recipe.yaml; it is not the folder of a run"),
         (["blocks", "rul"], 'no slot is called "rul"; did you mean "rule"?'),
         (["blocks", "xyz"], 'no slot is called "xyz"; there are: tasks, model, surgery, '),
+        (["blocks", "annealed"], '"annealed"; it is a block of order and step_loss'),
     ],
 )
 def test_wrong_arguments_exit_with_2_and_a_reason(argv, message, capsys, tmp_path, monkeypatch):
@@ -83,6 +87,12 @@ def test_wrong_arguments_exit_with_2_and_a_reason(argv, message, capsys, tmp_pat
 def test_help_gives_an_example(command, capsys):
     assert main([command, "--help"]) == 0
     assert f"examples:\n  metablocks {command}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_says_what_every_argument_is(command):
+    actions = parsers()[1][command]._actions
+    assert [action.dest for action in actions if not action.help] == []
 
 
 def test_version_is_the_packages(capsys):

@@ -6,7 +6,7 @@ from recipe_texts import broken
 
 from metablocks.cli import main
 from metablocks.errors import RecipeError
-from metablocks.recipe import build, from_text
+from metablocks.recipe import build, from_text, load
 
 RULE = "{block: learning_rate, init: 0.01, learn: true}"
 
@@ -151,3 +151,16 @@ def test_building_leaves_the_random_state_alone_and_the_seed_decides():
     other = build(from_text(text("{block: meta_sgd, init: 0.1}"), overrides=["seed=1"]))
     name = "model.head.weight"
     assert not torch.equal(first[name], other.learner.state_dict()[name])
+
+
+def test_a_function_that_is_the_block_itself_is_one_for_another_to_return():
+    allow = ["outside_blocks"]
+    with pytest.raises(RecipeError) as caught:
+        load("maml_sinusoid", ["inner.order=outside_blocks:every_step"], allow)
+    assert str(caught.value) == (
+        "--set inner.order=outside_blocks:every_step: inner.order.block: every_step is called to make "
+        "the order block, with fields of the recipe, which gives no step, steps, progress. If it is "
+        "the block itself, name a function that returns it: def make(): return every_step"
+    )
+    recipe = load("maml_sinusoid", ["inner.order=outside_blocks:make_every_step"], allow)
+    assert build(recipe).learner.order(0, 5, None)

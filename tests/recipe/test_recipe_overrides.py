@@ -55,6 +55,7 @@ REFUSED = [
     ("seed=0o17", 'seed: takes a whole number, 0 to 4294967295, given "0o17"'),
     ("inner.rule[0].learn=on", 'inner.rule[0].learn: takes true or false, given "on"; write true'),
     ("inner.rule=[meta_sgd]", "inner.rule[0].init: missing; it takes a finite number"),
+    ("outer.clip=norm", "outer.clip.maximum: missing; it takes a finite number above 0"),
     ("tasks.shots=0", "tasks.shots: "),
     ("inner.order={block: truncated, last: 9}", "inner.order.last: TruncatedOrder last is 9, "),
 ]
