@@ -180,7 +180,11 @@ def evaluate_run(
 def _restore_chosen(directory: RunDirectory, which: str, experiment: Experiment) -> TrainingState:
     if which == "last":
         return restore_newest(directory, experiment, restore_learner)[0]
-    return restore_learner(directory.checkpoint(which), experiment)
+    best = directory.checkpoint(which)
+    if not best.is_file() and directory.checkpoint("last").is_file():
+        words = command("eval", directory.path, "--checkpoint", "last")
+        raise RunError(f"{best}: no such checkpoint; the last one is evaluated by {words}")
+    return restore_learner(best, experiment)
 
 
 def load_recipe(run_dir: Path, overrides: Sequence[str] = (), allow: Sequence[str] = ()) -> Recipe:
