@@ -188,7 +188,11 @@ def parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     about = "train recipes under one budget, or read finished runs, and say which to use"
     compare = command("compare", about, _ON_COMPARE.format(command_line("show")))
     compare.add_argument(
-        "names", nargs="+", metavar="RECIPE|RUN_DIR", help="a recipe to train, or a finished run"
+        "names",
+        nargs="+",
+        type=_name,
+        metavar="RECIPE|RUN_DIR",
+        help="a recipe to train, or a finished run",
     )
     budget = compare.add_mutually_exclusive_group()
     budget.add_argument("--steps", type=parse_count, metavar="N", help="meta-steps of every run")
@@ -350,8 +354,17 @@ def _size(text: str) -> str:
 
 
 def _path(text: str) -> Path:
-    """A path, its leading ~ being the home folder where the shell has left it (--out=~/runs)."""
-    return Path(os.path.expanduser(text))
+    """A path, its leading ~ being the home folder where the shell has left it (--out=~/runs).
+
+    One that begins with a dash is made absolute: in a command that is printed it would be an option.
+    """
+    path = Path(os.path.expanduser(text))
+    return path.absolute() if str(path).startswith("-") else path
+
+
+def _name(text: str) -> str:
+    """A recipe's name or a path, which is made absolute where `_path` does that."""
+    return str(_path(text)) if str(Path(text)).startswith("-") else text
 
 
 def _folder(text: str) -> Path:

@@ -18,7 +18,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from metablocks.arguments import parse
-from metablocks.errors import DataError, MetablocksError, RecipeError, suggest
+from metablocks.errors import (
+    DataError,
+    MetablocksError,
+    RecipeError,
+    command,
+    first_line,
+    one_line,
+    suggest,
+)
+from metablocks.memory import out_of_memory
 from metablocks.processes import joined, launched, leads
 
 if TYPE_CHECKING:
@@ -65,6 +74,14 @@ def _main(arguments: list[str]) -> int:
         return _fail(error, 2)
     except MetablocksError as error:
         return _fail(error, 1)
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        return _fail(
+            f"out of memory ({first_line(error)}); fewer outer.tasks_per_step or a smaller model need "
+            f"less, and {command('run')} --memory SIZE takes an executor that keeps to a budget",
+            1,
+        )
     except KeyboardInterrupt as stop:
         return 130 if getattr(stop, "reported", False) else _fail("interrupted", 130)
 
@@ -102,12 +119,19 @@ class _PastReader:
         return getattr(self._stream, name)
 
 
+class _Printable(logging.Formatter):
+    """The message alone, without what garbles a terminal: files of others may have put it there."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return _printable(record.getMessage())
+
+
 @contextmanager
 def _log_to_stderr() -> Iterator[None]:
     """Log messages of the package go to stderr."""
     log = logging.getLogger("metablocks")
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(message)s"))
+    handler.setFormatter(_Printable())
     level = log.level
     log.addHandler(handler)
     log.setLevel(logging.INFO)
@@ -372,5 +396,9 @@ def _print_notes(notes: Sequence[str]) -> None:
 def _fail(reason: object, status: int) -> int:
     sys.stdout.flush()
     if not getattr(reason, "reported", False):
-        print(reason, file=sys.stderr if leads() else sys.__stderr__)
+        print(_printable(str(reason)), file=sys.stderr if leads() else sys.__stderr__)
     return status
+
+
+def _printable(text: str) -> str:
+    return "\n".join(map(one_line, text.split("\n")))

@@ -5,6 +5,7 @@ the built-in error a caller would expect, so `except ValueError` goes on working
 """
 
 import difflib
+import json
 import os
 import shlex
 import sys
@@ -156,7 +157,33 @@ def command(*words: object) -> str:
     >>> command("run", "--resume", "runs/my run")
     "metablocks run --resume 'runs/my run'"
     """
-    return shlex.join([os.environ.get("METABLOCKS_COMMAND") or "metablocks", *map(str, words)])
+    typed = os.environ.get("METABLOCKS_COMMAND") or "metablocks"
+    return " ".join(quoted(word) for word in (typed, *words))
+
+
+def quoted(word: object) -> str:
+    r"""A word of a command line, for a shell, in one line of text that can be printed.
+
+    What cannot be printed is written as $'…', which bash, zsh, ksh and the POSIX of 2024 read.
+
+    >>> print(quoted("my run"), quoted("two\nlines"))
+    'my run' $'two\012lines'
+    """
+    text = str(word)
+    if text.isprintable():
+        return shlex.quote(text)
+    data = text.encode("utf-8", "surrogateescape")
+    letters = [chr(b) if 32 <= b < 127 and b not in b"'\\" else f"\\{b:03o}" for b in data]
+    return f"$'{''.join(letters)}'"
+
+
+def one_line(text: str) -> str:
+    r"""Text without what breaks a line or garbles a terminal: such characters are escaped.
+
+    >>> print(one_line("é\n\x07\u2028"))
+    é\n\u0007\u2028
+    """
+    return "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)
 
 
 def caller_stacklevel() -> int:

@@ -12,7 +12,6 @@ The directory of a comparison, `comparisons/<names>-<time>/`:
     runs/            the runs that were trained here; their recipes and output in recipes/, logs/
 """
 
-import shlex
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -33,7 +32,7 @@ from metablocks.compare.notes import machine_text, notes_on
 from metablocks.compare.output import Comparison, print_lines, save, show
 from metablocks.compare.recommend import recommend
 from metablocks.compare.request import Request
-from metablocks.errors import command
+from metablocks.errors import command, quoted
 from metablocks.recipe import build
 from metablocks.runs.directory import create
 from metablocks.runs.finished import read_run
@@ -109,7 +108,7 @@ def _gather(
     every = trained_here or [run for group in finished.values() for run in group]
     facts = [
         machine_text(every, trained_here=bool(trained_here)),
-        f"command: {shlex.join(['metablocks', *request.argv])}",
+        f"command: {' '.join(map(quoted, ('metablocks', *request.argv)))}",
     ]
     load = max((job.load for job in jobs if job.load is not None), default=None)
     all_notes = [
@@ -145,10 +144,10 @@ def _how_to_go_on(
 
 def _command_to_read(entries: Sequence[Entry], folder: Path, request: Request) -> str:
     """The command that compares all runs once they are trained."""
-    words = [shlex.quote(str(run.path)) for entry in entries for run in entry.finished]
-    words.append(f"{shlex.quote(str(folder / 'runs'))}/*")
+    words = [quoted(run.path) for entry in entries for run in entry.finished]
+    words.append(f"{quoted(folder / 'runs')}/*")
     if request.out != Request(()).out:
-        words += ["--out", shlex.quote(str(request.out))]
+        words += ["--out", quoted(request.out)]
     return f"{command('compare')} {' '.join(words)}"
 
 

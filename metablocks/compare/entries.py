@@ -6,13 +6,12 @@ evaluation tasks, the same data.
 """
 
 import os
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from metablocks.errors import RecipeError, command, suggest
+from metablocks.errors import RecipeError, command, quoted, suggest
 from metablocks.recipe import Recipe, load
 from metablocks.recipe.load import find_recipe, from_text, recipe_files
 from metablocks.recipe.record import Differences, differing, shown_value
@@ -179,7 +178,7 @@ def _refuse_folder(path: Path) -> None:
         return
     for folder in (path, path / "runs"):
         if any(map(is_run, folder.glob("*"))):
-            pattern = f"{shlex.quote(str(folder))}/*"
+            pattern = f"{quoted(folder)}/*"
             raise RecipeError(f"{path}: not the folder of a run; its runs are {pattern}")
 
 

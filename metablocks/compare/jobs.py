@@ -4,6 +4,7 @@ The jobs of a comparison are its runs, one for each recipe and seed; and before 
 limited in minutes, timings.
 """
 
+import ctypes
 import json
 import os
 import re
@@ -28,6 +29,7 @@ from metablocks.runs.scores import MEASURES
 from metablocks.runs.tables import place_arguments
 from metablocks.runs.train import on_stop_signals, progress_bar
 
+_PRCTL = getattr(ctypes.CDLL(None), "prctl", None) if sys.platform == "linux" else None
 _POLL = 0.1  # seconds between looks at the processes,
 _REFRESH = 1.0  # and at the logs of runs
 _TAIL = 12  # lines of an error that are shown
@@ -40,6 +42,8 @@ class Job:
     title: str
     command: tuple[str, ...]
     log: Path
+    arguments: tuple[str, ...] = ()
+    """Of `metablocks`, by which a user trains it."""
     label: str = ""
     """Of the entry that it is a run of."""
     steps: int = 0
@@ -136,7 +140,8 @@ def plan_runs(
             jobs.append(
                 Job(
                     title=f"{entry.label}, seed {seed}",
-                    command=(sys.executable, "-m", "metablocks", "run", *arguments, "--quiet"),
+                    command=(*python(), "-m", "metablocks", "run", *arguments, "--quiet"),
+                    arguments=("run", *arguments),
                     log=folder / "logs" / f"{file.stem}-seed-{seed}",
                     label=entry.label,
                     steps=entry.steps,
@@ -149,7 +154,7 @@ def plan_runs(
 
 def command_to_train(job: Job) -> str:
     """The command that trains a run."""
-    return command(*job.command[3:-1])
+    return command(*job.arguments)
 
 
 def command_to_finish(job: Job, request: Request) -> str:
@@ -260,6 +265,15 @@ def child_environment(side_by_side: int) -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": str(max(1, min(most, cores() // side_by_side)))}
 
 
+def python() -> tuple[str, ...]:
+    """The interpreter of a child: it looks for modules in the working directory if this process does.
+
+    That may be the folder of a run of somebody else's, of which no code is to run.
+    """
+    here = sys.path[:1] in ([""], [os.getcwd()])
+    return (sys.executable,) if here else (sys.executable, "-P")
+
+
 def cores() -> int:
     """The cores that this process may use."""
     try:
@@ -287,4 +301,11 @@ def _start(job: Job, environment: dict[str, str]) -> "subprocess.Popen[bytes]":
             stderr=err,
             env=environment,
             start_new_session=True,
+            preexec_fn=_end_with_parent,
         )
+
+
+def _end_with_parent() -> None:
+    """On Linux a child is sent SIGTERM, on which a run saves and stops, once this process has ended."""
+    if _PRCTL is not None:
+        _PRCTL(1, signal.SIGTERM)  # PR_SET_PDEATHSIG

@@ -8,7 +8,6 @@ warms up, does not count, and the median of the others does: it bears with a bus
 
 import argparse
 import json
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -17,7 +16,7 @@ from statistics import fmean, median
 from typing import NamedTuple
 
 from metablocks.compare.entries import Entry
-from metablocks.compare.jobs import Display, Job, place, run_jobs
+from metablocks.compare.jobs import Display, Job, place, python, run_jobs
 from metablocks.compare.request import Request
 from metablocks.errors import RunError
 from metablocks.memory import keep_freed_memory
@@ -52,7 +51,7 @@ def measure_paces(trained: Sequence[Entry], request: Request) -> list[Pace]:
             file, log = Path(folder, f"{index}.yaml"), Path(folder, str(index))
             write_text(file, entry.recipe.to_yaml())
             timing = ("-m", "metablocks.compare.timing", str(file), *place(request))
-            jobs.append(Job(f"timing {entry.label}", (sys.executable, *timing), log))
+            jobs.append(Job(f"timing {entry.label}", (*python(), *timing), log))
         if run_jobs(jobs, side_by_side=request.jobs, display=Display(jobs, quiet=request.quiet)):
             raise KeyboardInterrupt
         for job in jobs:

@@ -11,10 +11,10 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
-from metablocks.errors import RecipeError
+from metablocks.errors import RecipeError, one_line
 from metablocks.recipe import schema
 from metablocks.recipe.layout import slot_paths
-from metablocks.recipe.parse import Node, Place, Problem, join, one_line, parse_value, plain
+from metablocks.recipe.parse import Node, Place, Problem, join, parse_value, plain
 from metablocks.recipe.slots import SLOTS, Slot, find
 
 _WORD, _INDEX, _KEY = r"[A-Za-z_][A-Za-z0-9_-]*", r"\[[0-9]{1,6}\]", r'\["(?:[^"\\]|\\.)*"\]'

@@ -17,7 +17,7 @@ from typing import Any, NoReturn, TypeAlias
 import yaml
 from yaml import events
 
-from metablocks.errors import RecipeError
+from metablocks.errors import RecipeError, one_line
 
 Scalar: TypeAlias = bool | int | float | str | None
 
@@ -290,15 +290,6 @@ def show(value: Any) -> str:
         shown = value if len(value) <= 60 else value[:57] + "…"
         return json.dumps(shown, ensure_ascii=False)
     return "null" if value is None else str(value).lower()
-
-
-def one_line(text: str) -> str:
-    """Text without what breaks a line or garbles a terminal: such characters are escaped.
-
-    >>> print(one_line("é\\n\\x07\\u2028"))
-    é\\n\\u0007\\u2028
-    """
-    return "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)
 
 
 def _place(event: Any, source: str) -> Place:

@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from metablocks.errors import one_line
 from metablocks.recipe.parse import Place, Problem, join, nodes, parse, scalar
 from metablocks.recipe.resolve import DEFAULT
 
@@ -171,7 +172,7 @@ def changes_text(changes: Differences) -> str:
 
 def shown_value(value: Any) -> str:
     """A leaf's value in a message."""
-    return "absent" if value is None else str(value)
+    return "absent" if value is None else one_line(str(value))
 
 
 def _nodes(value: Any, path: str) -> Iterator[tuple[str, Any]]:

@@ -7,7 +7,8 @@ The folder of a report, `reports/<names>-<time>/`:
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from metablocks.compare import table
 from metablocks.compare.entries import Entry, check_same_problem, read_entries, stems
 from metablocks.compare.notes import notes_on
 from metablocks.compare.recommend import recommend
-from metablocks.errors import RecipeError
+from metablocks.errors import RecipeError, RunError, first_line
 from metablocks.memory import format_bytes
 from metablocks.recipe.record import leaves
 from metablocks.report.figures import figures_of
@@ -62,8 +63,9 @@ def report(paths: Sequence[Path], out: Path) -> int:
     for number, entry in enumerate(entries, 1):
         page.heading(entry.label)
         tests = [read_test(RunDirectory(run.path).test) for run in entry.finished]
-        for figure in figures_of(entry.finished, tests):
-            add(figure, f"{number}-" if len(entries) > 1 else "")
+        with _drawn(entry):
+            for figure in figures_of(entry.finished, tests):
+                add(figure, f"{number}-" if len(entries) > 1 else "")
         for run, test in zip(entry.finished, tests, strict=True):
             if not test:
                 page.text(
@@ -79,6 +81,19 @@ def report(paths: Sequence[Path], out: Path) -> int:
     if size > LARGEST:
         print("note: so large a page opens slowly; give fewer runs")
     return 0
+
+
+@contextmanager
+def _drawn(entry: Entry) -> Iterator[None]:
+    """Raise `RunError` for logs and arrays that are not as a run records them."""
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        paths = ", ".join(str(run.path) for run in entry.finished)
+        raise RunError(
+            f"{paths}: lacks numbers that are drawn ({type(error).__name__}: {first_line(error)}); an "
+            "older or damaged run, to be trained again"
+        ) from error
 
 
 def _overview(entries: Sequence[Entry]) -> list[list[str]]:

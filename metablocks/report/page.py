@@ -183,6 +183,6 @@ def _image(image: Image, kind: str, words: str) -> str:
     Pillow.fromarray(image).save(file, "WEBP", quality=85)
     data = base64.b64encode(file.getvalue()).decode()
     return (
-        f'<figure class="{kind}"><img alt="{kind}: {words}" src="data:image/webp;base64,{data}">'
-        f"<figcaption>{words}</figcaption></figure>"
+        f'<figure class="{kind}"><img alt="{kind}: {escape(words)}" '
+        f'src="data:image/webp;base64,{data}"><figcaption>{escape(words)}</figcaption></figure>'
     )

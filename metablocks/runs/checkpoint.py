@@ -21,7 +21,7 @@ from torch import nn
 from metablocks.errors import DamagedError, RunError, command, first_line
 from metablocks.executors import share_of
 from metablocks.recipe import Experiment, Recipe
-from metablocks.recipe.record import changes_text, differing
+from metablocks.recipe.record import changes_text, differing, shown_value
 from metablocks.runs.directory import RunDirectory
 from metablocks.runs.files import write_atomically, writing
 from metablocks.runs.sealed import read_sealed, write_sealed
@@ -62,6 +62,7 @@ def restore(path: Path, experiment: Experiment) -> TrainingState:
     """
     content = _read(path, experiment.recipe)
     _check_entries(path, content, experiment)
+    _check_counters(path, _state(path, content), experiment.steps_per_epoch)
     _set_random_states(path, content["random"], experiment.device)
     state = _restore_learner(path, content, experiment)
     try:
@@ -209,7 +210,7 @@ def check_recipe(path: Path, recorded: Any, recipe: Recipe) -> None:
     elif recorded in (recipe.hash, recipe.written_hash):
         return
     else:
-        what = f"hash {str(recorded)[:12]} → {recipe.hash[:12]}"
+        what = f"hash {shown_value(recorded)[:12]} → {recipe.hash[:12]}"
     raise RunError(
         f"{path} was written with another recipe ({what}); a run goes on with the recipe it "
         "started with, or with more outer.epochs. Weights are taken over into a run of another by "
@@ -239,8 +240,9 @@ def _load(path: Path) -> dict[str, Any]:
     """The content of a whole checkpoint."""
     content, sealed = read_sealed(path)
     if not isinstance(content["format"], int) or content["format"] not in _READ:
+        found = shown_value(content["format"])[:20]
         raise RunError(
-            f"{path}: a checkpoint of format {content['format']}; this version of metablocks reads "
+            f"{path}: a checkpoint of format {found}; this version of metablocks reads "
             f"formats {' and '.join(map(str, _READ))}. The version that wrote it is in "
             f"{path.with_name('run.json')}"
         )
@@ -302,6 +304,14 @@ def _check_entries(path: Path, content: dict[str, Any], experiment: Experiment) 
     for number, entry in content["optimizer"]["state"].items():
         if number in stepped:
             _check(path, entry, stepped[number], f"optimizer.state.{number}", all_keys=same)
+
+
+def _check_counters(path: Path, state: TrainingState, length: int) -> None:
+    """Raise `RunError` unless the meta-steps are those of the epochs, and of a part of the next."""
+    if state.epochs < 0 or not 0 <= state.step - state.epochs * length <= length:
+        raise _unfit(
+            path, f"state: {state.step} meta-steps after {state.epochs} epochs of {length} each"
+        )
 
 
 def _state_after_a_step(optimizer: torch.optim.Optimizer) -> dict[int, Any]:

@@ -185,9 +185,11 @@ def restore_chosen(directory: RunDirectory, which: str, experiment: Experiment) 
     if which == "last":
         return restore_newest(directory, experiment, restore_learner)[0]
     path = directory.checkpoint(which)
-    if not path.exists() and directory.checkpoint("last").is_file():
+    if not path.is_file() and directory.checkpoint("last").is_file():
+        words = command("eval", directory.path, "--checkpoint", "last")
         raise RunError(
-            f"{path}: no such checkpoint, as before a first validation; the last is there"
+            f"{path}: no such checkpoint, as before a first validation; the last is there: {words}, "
+            'or load_run(…, checkpoint="last")'
         )
     return restore_learner(path, experiment)
 

@@ -44,8 +44,15 @@ import torch
 from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 from typing_extensions import TypedDict
 
-from metablocks.errors import RunError, command
-from metablocks.runs.files import PARTIAL, sync_folder, write_bytes, write_text, writing
+from metablocks.errors import RunError, command, first_line, one_line
+from metablocks.runs.files import (
+    PARTIAL,
+    open_to_append,
+    sync_folder,
+    write_bytes,
+    write_text,
+    writing,
+)
 from metablocks.runs.logs import epochs_of, json_line, read_rows, whole_lines
 
 _log = logging.getLogger(__name__)
@@ -57,11 +64,25 @@ class _Resumed(TypedDict):
     changed: dict[str, tuple[Any, Any]]
 
 
+class _Data(TypedDict, total=False):
+    checksum: str | None
+    folder: str | None
+
+
 @with_config(ConfigDict(extra="allow"))
 class _Record(TypedDict):
+    """What is read of a record; a key that an older version did not write may be absent."""
+
     recipe: str
-    data: dict[str, Any]
+    data: _Data
     resumed: NotRequired[list[_Resumed]]
+    source: NotRequired[str]
+    origins: NotRequired[dict[str, str]]
+    device: NotRequired[str]
+    threads: NotRequired[int]
+    platform: NotRequired[str]
+    versions: NotRequired[dict[str, str]]
+    commit: NotRequired[str | None]
 
 
 _RECORD = TypeAdapter(_Record)
@@ -223,15 +244,13 @@ class RunDirectory:
         if not self.record.is_file():
             raise RunError(f"{self.record}: no such file; metablocks run writes one")
         try:
-            record = _RECORD.validate_json(self.record.read_bytes())
+            record = _RECORD.validate_python(json.loads(self.record.read_bytes()))
         except OSError as error:
             raise RunError(f"{self.record}: not readable ({error.strerror})") from error
-        except ValidationError as error:
-            wrong = error.errors()[0]
-            place = "".join(f"{part}: " for part in wrong["loc"])
+        except (ValueError, RecursionError) as error:
+            reason = wrong_place(error) if isinstance(error, ValidationError) else first_line(error)
             raise RunError(
-                f"{self.record}: not the record of a run, as metablocks run writes one ({place}"
-                f"{wrong['msg']})"
+                f"{self.record}: not the record of a run, as metablocks run writes one ({reason})"
             ) from error
         return {"resumed": [], **record}
 
@@ -253,7 +272,7 @@ class RunDirectory:
         """Add a line to a log."""
         with writing(path):
             new = not path.exists()
-            with path.open("ab") as file:
+            with open_to_append(path) as file:
                 file.write(json_line(row))
                 file.flush()
                 os.fsync(file.fileno())
@@ -270,6 +289,12 @@ class RunDirectory:
         return command("run", self.recipe)
 
 
+def wrong_place(error: ValidationError) -> str:
+    """The first value that is not what it should be, and why."""
+    wrong = error.errors()[0]
+    return one_line("".join(f"{part}: " for part in wrong["loc"]) + wrong["msg"])
+
+
 def create(out: Path, name: str) -> RunDirectory:
     """A new directory `out/<name>-<time>`, never one that exists.
 
@@ -279,10 +304,12 @@ def create(out: Path, name: str) -> RunDirectory:
     stamp = time.strftime("%Y%m%d-%H%M%S")
     for attempt in range(1, 1000):
         path = out / (f"{stem}-{stamp}" + (f"-{attempt}" if attempt > 1 else ""))
-        with writing(path), suppress(FileExistsError):
-            path.mkdir(parents=True)
-            sync_folder(out)
-            return RunDirectory(path)
+        with writing(path):
+            out.mkdir(parents=True, exist_ok=True)
+            with suppress(FileExistsError):
+                path.mkdir()
+                sync_folder(out)
+                return RunDirectory(path)
     raise RunError(f"{out} holds too many runs called {stem}-{stamp}; give another --out")
 
 

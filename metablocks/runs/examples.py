@@ -11,21 +11,22 @@ example/N/…            a test task, the worst first:
     grid, fits         inputs [points], and predictions there [steps + 1, points]
 """
 
+import zipfile
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from metablocks.errors import RunError
+from metablocks.errors import RunError, first_line
 from metablocks.recipe import Experiment
 from metablocks.runs.files import write_atomically
 from metablocks.runs.learned import spectra
 from metablocks.runs.learned_losses import curves
 from metablocks.runs.scores import Scores
+from metablocks.tasks.storage import FILE_LIMIT, check_size
 from metablocks.types import Task, TaskBatch
 
 EXAMPLES = 6
@@ -55,12 +56,14 @@ def write_test(path: Path, experiment: Experiment, scores: Scores) -> None:
 def read_test(path: Path) -> dict[str, Any]:
     """The arrays of `test.npz`, names with slashes as dicts of dicts; nothing if there is none.
 
-    Raises `RunError` for a file that is damaged.
+    Raises `RunError` for a file that is damaged, or larger than any that is read.
     """
     tree: dict[str, Any] = {}
     if not path.is_file():
         return tree
     try:
+        with zipfile.ZipFile(path) as archive:
+            check_size(sum(info.file_size for info in archive.infolist()), FILE_LIMIT)
         with np.load(path, allow_pickle=False) as arrays:
             for key in arrays.files:
                 *folders, leaf = key.split("/", 2)
@@ -68,8 +71,8 @@ def read_test(path: Path) -> dict[str, Any]:
                 for folder in folders:
                     place = place.setdefault(folder, {})
                 place[leaf] = arrays[key]
-    except (OSError, ValueError, BadZipFile) as error:
-        raise RunError(f"{path}: not readable: {error}") from error
+    except Exception as error:  # damaged bytes raise whatever they happen to mean
+        raise RunError(f"{path}: not readable: {first_line(error)}") from error
     return tree
 
 

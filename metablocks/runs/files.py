@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from metablocks.errors import MetablocksError, RunError
 from metablocks.memory import out_of_memory
@@ -25,6 +25,7 @@ _REMEDIES = {
     errno.EROFS: _WRITABLE,
     errno.EACCES: _WRITABLE,
     errno.EPERM: _WRITABLE,
+    errno.ELOOP: "take it away",
     errno.ENOMEM: "free some memory on this machine",
 }
 
@@ -84,6 +85,17 @@ def writing(path: Path) -> Iterator[None]:
         ) from error
 
 
+def open_to_append(path: Path) -> BinaryIO:
+    """Open a file to append to it.
+
+    Raises `OSError` for a link, which in a run of somebody else's may lead to any file of the user's,
+    and for a pipe, which would not be opened before somebody reads it.
+    """
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        raise OSError(errno.ELOOP, "a link, pipe or folder, not a file")
+    return path.open("ab")
+
+
 def sync_folder(folder: Path) -> None:
     """Let the names in a folder outlive a loss of power, where the system has a call for that."""
     if sys.platform == "win32":
@@ -97,8 +109,8 @@ def sync_folder(folder: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace a text file in one go."""
-    write_bytes(path, text.encode())
+    """Replace a text file in one go; what UTF-8 does not have, as in some names of files, is escaped."""
+    write_bytes(path, text.encode(errors="backslashreplace"))
 
 
 def write_bytes(path: Path, content: bytes) -> None:

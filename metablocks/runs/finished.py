@@ -9,14 +9,82 @@ from collections.abc import Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, NotRequired
 
-from metablocks.errors import RecipeError, command
+from annotated_types import MinLen
+from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
+from typing_extensions import TypedDict
+
+from metablocks.checks import Count
+from metablocks.errors import RecipeError, command, first_line, one_line
 from metablocks.recipe.layout import EvaluationSection, InnerSection, OuterSection
 from metablocks.recipe.load import read_text, shown
 from metablocks.recipe.parse import parse, plain
-from metablocks.runs.directory import RunDirectory
+from metablocks.runs.directory import RunDirectory, wrong_place
 from metablocks.runs.scores import Scores
+
+_EXTRA = with_config(ConfigDict(extra="allow"))
+_Numbers = Annotated[list[float | None], MinLen(1)]
+
+
+@_EXTRA
+class _Judged(TypedDict):
+    mean: _Numbers
+    interval: _Numbers
+
+
+@_EXTRA
+class _Epoch(TypedDict):
+    epoch: int
+    step: Count
+    train_loss: float | None
+    validation: NotRequired[_Judged]
+
+
+@_EXTRA
+class _Cost(TypedDict):
+    epoch: int
+    seconds: float
+    training_seconds: float
+    peak_memory: int | None
+    memory_at_start: int | None
+
+
+@_EXTRA
+class _Block(TypedDict):
+    block: str
+
+
+@_EXTRA
+class _Inner(TypedDict):
+    batches: _Block
+
+
+@_EXTRA
+class _Outer(TypedDict):
+    epochs: Count
+    steps_per_epoch: Count
+    tasks_per_step: Count
+
+
+@_EXTRA
+class _Evaluation(TypedDict):
+    tasks: Count
+    every: Count
+
+
+@_EXTRA
+class _Values(TypedDict):
+    name: str
+    seed: int
+    tasks: _Block
+    inner: _Inner
+    outer: _Outer
+    evaluation: _Evaluation
+
+
+_EPOCH, _COST, _VALUES = TypeAdapter(_Epoch), TypeAdapter(_Cost), TypeAdapter(_Values)
+"""The parts of logs and recipe that are compared: the files may be anybody's."""
 
 
 class Validation(NamedTuple):
@@ -87,22 +155,28 @@ def read_run(path: Path) -> FinishedRun:
     Raises `RecipeError` for a run that was not tested yet, or lacks numbers that are compared.
     """
     directory = RunDirectory(path)
-    metrics, times = directory.read_metrics(), directory.read_times()
+    metrics = directory.read_metrics()
     tests = [row for row in metrics if "test" in row]
-    epochs = [row for row in metrics if "epoch" in row]
-    if not directory.tested or not epochs:
+    if not directory.tested or not any("epoch" in row for row in metrics):
         raise RecipeError(
             f"{path}: this run is not finished; {command('run', '--resume', path)} goes on with it"
         )
     test, ensemble = tests[-1]["test"], tests[-1].get("ensemble")
+    record, written = directory.read_record(), _read_values(directory.recipe)
     try:
+        values: dict[str, Any] = {**_VALUES.validate_python(written)}
+        metrics = [{**_EPOCH.validate_python(row)} if "epoch" in row else row for row in metrics]
+        epochs = [row for row in metrics if "epoch" in row]
+        times: list[dict[str, Any]] = [
+            {**_COST.validate_python(row)} for row in directory.read_times()
+        ]
         training = list(accumulate(row["training_seconds"] for row in times))
         spent = {row["epoch"]: seconds for row, seconds in zip(times, training, strict=True)}
         memory = [(row["peak_memory"], row["memory_at_start"]) for row in times]
         return FinishedRun(
             path=path,
-            values=_read_values(directory.recipe),
-            record=directory.read_record(),
+            values=values,
+            record=_printable(record),
             steps=epochs[-1]["step"],
             training_seconds=training[-1],
             seconds=sum(row["seconds"] for row in times),
@@ -110,12 +184,12 @@ def read_run(path: Path) -> FinishedRun:
             memory_beyond_start=largest(
                 [None if None in (peak, start) else peak - start for peak, start in memory]
             ),
-            train_loss=_number(epochs[-1]["train_loss"]),
+            train_loss=number(epochs[-1]["train_loss"]),
             validations=tuple(
                 Validation(
                     row["step"],
                     spent[row["epoch"]],
-                    *(_number(row["validation"][name][-1]) for name in ("mean", "interval")),
+                    *(number(row["validation"][name][-1]) for name in ("mean", "interval")),
                 )
                 for row in epochs
                 if "validation" in row
@@ -125,9 +199,12 @@ def read_run(path: Path) -> FinishedRun:
             metrics=metrics,
             times=times,
         )
-    except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
+    except (KeyError, IndexError, TypeError, AttributeError, ValueError, RecursionError) as error:
+        reason = f"{type(error).__name__}: {first_line(error)}"
+        if isinstance(error, ValidationError):
+            reason = wrong_place(error)
         raise RecipeError(
-            f"{path}: lacks numbers that are compared ({type(error).__name__}: {error}); "
+            f"{path}: lacks numbers that are compared ({reason}); "
             "an older or damaged run, to be trained again"
         ) from error
 
@@ -137,7 +214,16 @@ def largest(values: Sequence[int | None]) -> int | None:
     return max((value for value in values if value is not None), default=None)
 
 
-def _number(value: Any) -> float:
+def _printable(value: Any) -> Any:
+    """A record without what garbles a terminal or a table: who wrote it may have put that there."""
+    if isinstance(value, dict):
+        return {one_line(key): _printable(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_printable(each) for each in value]
+    return one_line(value) if isinstance(value, str) else value
+
+
+def number(value: Any) -> float:
     """A number of a log, in which null stands for nan."""
     return math.nan if value is None else float(value)
 
@@ -157,5 +243,7 @@ def _read_values(path: Path) -> dict[str, Any]:
     sections = {"inner": InnerSection, "outer": OuterSection, "evaluation": EvaluationSection}
     for name, section in sections.items():
         defaults = {each.name: _default(each) for each in fields(section)}
-        values[name] = {n: d for n, d in defaults.items() if d is not MISSING} | values[name]
+        own = values.get(name)
+        if isinstance(own, dict):
+            values[name] = {n: d for n, d in defaults.items() if d is not MISSING} | own
     return values

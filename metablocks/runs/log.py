@@ -1,11 +1,14 @@
 """The text that a run prints, kept in its folder: `log.txt`."""
 
 import contextlib
+import io
 import logging
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from metablocks.runs.files import open_to_append
 
 _log = logging.getLogger(__name__)
 
@@ -26,7 +29,7 @@ def kept_lines(path: Path) -> Iterator[None]:
     ['epoch 1']
     """
     log = logging.getLogger("metablocks")
-    handler = _Keeper(path, encoding="utf-8", delay=True)
+    handler = _Keeper(path, delay=True)
     handler.setFormatter(logging.Formatter("%(message)s"))
     log.addHandler(handler)
     try:
@@ -39,6 +42,16 @@ def kept_lines(path: Path) -> Iterator[None]:
 
 class _Keeper(logging.FileHandler):
     """Writes a log as long as its file can be written."""
+
+    def _open(self) -> io.TextIOWrapper:
+        file = open_to_append(Path(self.baseFilename))
+        return io.TextIOWrapper(file, encoding="utf-8", errors="backslashreplace")
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            super().emit(record)
+        except OSError:  # of opening the file
+            self.handleError(record)
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  (logging's)
         error = sys.exc_info()[1]

@@ -19,7 +19,9 @@ def read_rows(path: Path) -> list[dict[str, Any] | None]:
             row = json.loads(line)
         except (ValueError, RecursionError):
             return None
-        known = isinstance(row, dict) and (isinstance(row.get("epoch"), int) or "test" in row)
+        if not isinstance(row, dict):
+            return None
+        known = isinstance(row.get("epoch"), int) if "epoch" in row else "test" in row
         return row if known else None
 
     return [read(line) for line in whole_lines(path)]

@@ -10,7 +10,7 @@ from metablocks.errors import RecipeError
 from metablocks.runs import drawing
 from metablocks.runs.directory import RunDirectory
 from metablocks.runs.drawing import COLOURS, GREY, LOOKS, Figure, Line, Panel
-from metablocks.runs.finished import FinishedRun, read_run
+from metablocks.runs.finished import FinishedRun, number, read_run
 from metablocks.runs.scores import MEASURES, Measure
 
 Runs: TypeAlias = Mapping[str, Sequence[FinishedRun]]
@@ -127,7 +127,8 @@ def _seeds(runs: Sequence[FinishedRun]) -> str:
 
 def _training() -> _Curve:
     def points(run: FinishedRun) -> Points:
-        return [(row["step"], row["train_loss"]) for row in run.metrics if "train_loss" in row]
+        rows = (row for row in run.metrics if "train_loss" in row)
+        return [(row["step"], number(row["train_loss"])) for row in rows]
 
     return _Curve("meta-steps", "training loss, mean of the epoch", points)
 

@@ -127,9 +127,18 @@ class Scores:
 
         names = ("mean", "interval", "std", "worst_decile", "loss")
         lists = {name: floats(values[name]) for name in names}
-        tasks = values.get("by_task")
-        table = None if tasks is None else torch.tensor([*map(floats, tasks)], dtype=torch.float64)
-        return cls(**{**values, **lists, "by_task": table})
+        rows, steps = values.get("by_task"), len(lists["mean"])
+        table = None if rows is None else torch.tensor([*map(floats, rows)], dtype=torch.float64)
+        scores = cls(**{**values, **lists, "by_task": table})
+        if {len(each) for each in lists.values()} != {steps} or not steps:
+            raise ValueError("statistics of other numbers of inner steps")
+        if scores.measure not in MEASURES or not isinstance(scores.tasks, int) or scores.tasks < 1:
+            raise ValueError(f"measure {scores.measure!r} of {scores.tasks!r} tasks")
+        if table is not None and list(table.shape) != [scores.tasks, steps]:
+            raise ValueError(
+                f"scores of tasks {list(table.shape)}, expected {[scores.tasks, steps]}"
+            )
+        return scores
 
 
 def plain(record: Any) -> dict[str, Any]:

@@ -117,7 +117,7 @@ def summary(
     )
     orders = [hint(f"{order.replace('_', '-')} gradients", *words)]
     best = f"best of {state.epochs} epochs by validation: epoch {state.best_epoch}"
-    if not math.isfinite(state.ranking[0][1]):
+    if state.ranking and not math.isfinite(state.ranking[0][1]):
         best = f"no epoch of {state.epochs} has a finite score; tested is epoch {state.best_epoch}"
     return "\n".join(
         [

@@ -1,5 +1,6 @@
 """The curves of a run for TensorBoard, in its folder: `metablocks run … --tensorboard`."""
 
+import errno
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -20,6 +21,8 @@ def curves(folder: Path, step: int) -> Iterator[Watch]:
     Raises `MissingError` without the package tensorboard, and `RunError` where it cannot be written.
     """
     with writing(folder):
+        if folder.is_symlink():
+            raise OSError(errno.ELOOP, "a link, not a folder")
         writer = summary_writer()(str(folder), purge_step=step + 1)
 
     def watch(row: Mapping[str, Any]) -> None:

@@ -2,12 +2,14 @@
 
 import os
 import signal
+import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
-from metablocks.compare.jobs import Display, Job, child_environment, cores, run_jobs
+from metablocks.compare.jobs import Display, Job, child_environment, cores, python, run_jobs
 
 
 class Recorder(Display):
@@ -130,6 +132,38 @@ def test_a_second_signal_kills(job):
     )
     run([stubborn], display=Interrupter([stubborn], signal.SIGINT, times=2))
     assert stubborn.status == -signal.SIGKILL
+
+
+def test_children_of_one_that_is_killed_are_stopped(job):
+    """By SIGTERM, on which a run saves."""
+    left = job("a", STOPPABLE.replace("SIGINT", "SIGTERM"))
+    process = os.fork()
+    if not process:
+        run([left])
+        os._exit(0)
+
+    def wait_for(text):
+        for _ in range(3000):
+            if left.output.exists() and left.output.read_text() == text:
+                return
+            time.sleep(0.02)
+        raise TimeoutError(text)
+
+    wait_for("ready\n")
+    os.kill(process, signal.SIGKILL)
+    os.waitpid(process, 0)
+    wait_for("ready\nsaved\n")
+
+
+@pytest.mark.parametrize(("first", "status"), [("", 7), ("/somewhere/bin", 0)])
+def test_children_import_from_the_working_directory_if_this_process_does(
+    first, status, tmp_path, monkeypatch
+):
+    """It may be the folder of a run that somebody else made."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "colorsys.py").write_text("raise SystemExit(7)")
+    monkeypatch.setattr(sys, "path", [first, *sys.path])
+    assert subprocess.run([*python(), "-c", "import colorsys"]).returncode == status
 
 
 @pytest.mark.parametrize(

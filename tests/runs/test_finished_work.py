@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from metablocks.errors import RunError
 from metablocks.runs import checkpoint
 from metablocks.runs.directory import RunDirectory
 from metablocks.runs.files import write_text
+from metablocks.runs.tensorboard import curves
 from tools.fuzzing.resume_law import same_checkpoint
 
 FEW = [
@@ -205,6 +207,34 @@ def test_what_is_written_follows_no_link_out_of_the_run(tmp_path):
     with pytest.raises(RunError, match=r"\.lock: cannot be opened"), RunDirectory(run).locked():
         pass
     assert mine.read_text() == "the user's"
+
+
+@pytest.mark.parametrize(
+    ("name", "make"),
+    [
+        *product(["log.txt", "evaluations.jsonl"], [os.mkfifo, Path.mkdir, "a link"]),
+        ("tensorboard", "a link"),
+    ],
+)
+def test_nor_does_what_is_appended_and_no_pipe_is_waited_for(name, make, run, tmp_path, capsys):
+    mine = tmp_path / "mine"
+    mine.mkdir() if name == "tensorboard" else mine.write_text("the user's")
+    (run / name).unlink(missing_ok=True)
+    (run / name).symlink_to(mine) if make == "a link" else make(run / name)
+    if name == "evaluations.jsonl":
+        assert main(["eval", str(run), "--tasks", "1"]) == 0
+        printed = capsys.readouterr().out
+        assert f"not saved: {run / name}: cannot be written (a link, pipe or folder" in printed
+    elif name == "log.txt":
+        assert main(["run", "--resume", str(run), "--quiet"]) == 0
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line == (
+            f"{run / name}: cannot be written (a link, pipe or folder, not a file); it lacks the rest"
+        )
+    else:
+        with pytest.raises(RunError, match="tensorboard: cannot be written"), curves(run / name, 0):
+            pass
+    assert not any(mine.iterdir()) if mine.is_dir() else mine.read_text() == "the user's"
 
 
 def test_a_second_process_is_refused_and_the_lock_of_a_killed_one_is_gone(

@@ -15,7 +15,8 @@ from small_runs import FEW, only_run
 
 from metablocks.cli import main
 from metablocks.errors import DataError, RunError
-from metablocks.runs import checkpoint, directory, sealed
+from metablocks.learner import MetaLearner
+from metablocks.runs import checkpoint, directory, log, sealed
 from metablocks.runs.directory import RunDirectory
 from metablocks.runs.files import write_atomically, write_text
 from metablocks.runs.sealed import write_sealed
@@ -127,12 +128,32 @@ def test_an_evaluation_is_printed_even_if_it_cannot_be_saved(run, monkeypatch, c
     assert f"not saved: {run / 'evaluations.jsonl'}: cannot be written (out of memory)" in printed
 
 
-def test_a_log_that_cannot_be_written_is_said_once_and_ends_nothing(run, capsys):
-    (run / "log.txt").unlink()
-    (run / "log.txt").symlink_to("/dev/full")
+def test_a_log_that_cannot_be_written_is_said_once_and_ends_nothing(run, monkeypatch, capsys):
+    def full(path):
+        return Path("/dev/full").open("ab")
+
+    monkeypatch.setattr(log, "open_to_append", full)
     assert main(["run", "--resume", str(run), "--set", "outer.epochs=4", "--quiet"]) == 0
     line = one_line(capsys)
     assert line.endswith("log.txt: cannot be written (No space left on device); it lacks the rest")
+
+
+@pytest.mark.parametrize("name", ["a file", "a link to nowhere"])
+def test_a_folder_of_runs_that_is_none_is_named(name, tmp_path, capsys):
+    out = tmp_path / name
+    out.touch() if name == "a file" else out.symlink_to("nowhere")
+    for folder in (out, out / "below"):
+        assert main(["run", *FEW, "--out", str(folder)]) == 1
+        assert "; --out takes a folder that can be written to. " in one_line(capsys)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.parametrize("error", [MemoryError(), ALLOCATOR], ids=type)
+def test_a_lack_of_memory_in_training_is_one_line(error, tmp_path, monkeypatch, capsys):
+    with raising(monkeypatch, MetaLearner, "backward", 3, error):
+        assert main(["run", *FEW, "--out", str(tmp_path)]) == 1
+    assert one_line(capsys).startswith("out of memory (")
+    assert main(["run", "--resume", str(only_run(tmp_path)), "--quiet"]) == 0
 
 
 def test_a_run_that_cannot_write_its_first_files_leaves_no_directory(tmp_path, monkeypatch, capsys):

@@ -31,7 +31,7 @@ def test_it_finds_its_checkout_through_a_link_and_hands_on_how_it_was_typed(tmp_
         typed.parent.mkdir()
         typed.symlink_to(tools / "metablocks")
     done = subprocess.run([typed, "run", "a b"], capture_output=True, text=True, check=True)
-    assert done.stdout == f"{typed} -m metablocks run a b\n"
+    assert done.stdout == f"{typed} -P -m metablocks run a b\n"
 
 
 def test_hints_repeat_the_command_as_it_was_typed(monkeypatch):
