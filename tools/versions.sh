@@ -20,7 +20,8 @@ bounds() {
 import re, sys, tomllib
 project = tomllib.load(open(sys.argv[1], "rb"))["project"]
 extras = project["optional-dependencies"]
-for requirement in [*project["dependencies"], *extras["images"], *extras["laws"], *extras["plot"]]:
+wanted = sum((extras[name] for name in ("images", "laws", "plot", "transformers")), project["dependencies"])
+for requirement in wanted:
     name, version = re.match(r"([\w-]+)>=([\d.]+)", requirement).groups()
     print(f"{name}=={version}.*")
 ' "$root/pyproject.toml"
@@ -36,7 +37,7 @@ for end in oldest newest; do
     "$(first $order)" -m venv "$there"
     bounds "$end" >"$there/bounds"
     "$there/bin/python" -m pip install -q --disable-pip-version-check -c "$there/bounds" \
-        -e "$root[images,laws,plot]" pytest-xdist
+        -e "$root[images,laws,plot,transformers]" pytest-xdist
     "$there/bin/python" -c 'import platform, torch, numpy, pydantic, pytest, hypothesis
 print(f"python {platform.python_version()}, torch {torch.__version__}, numpy {numpy.__version__}, "
       f"pydantic {pydantic.VERSION}, pytest {pytest.__version__}, hypothesis {hypothesis.__version__}")'
