@@ -2,7 +2,8 @@
 
 1. The best mean test score leads. A recipe is level with it if 0 is in the 95 % interval of their
    difference: task by task, since all recipes meet the same tasks. (Where seeds differ, or an older
-   run did not record the scores of its tasks, it is that of two independent means.)
+   run did not record the scores of its tasks, it is that of two independent means.) So it is within
+   a ten-thousandth of that score: such differences are of rounding, on every task the same way.
 2. Of the recipes that are level, the fastest in all is recommended; of those within 20 % of the
    fastest, the one whose memory beyond start peaks lowest; of those within 20 % of that, or where it
    is not known of all, the better score. If all were given the same time, time decides nothing.
@@ -21,7 +22,7 @@ from metablocks.runs.scores import MANY, MEASURES, Measure
 
 _LEVEL = (
     "the best test score leads; recipes for which 0 is in the 95 % interval of the difference from it, "
-    "task by task, are level"
+    "task by task, or that are within a ten-thousandth of it, are level"
 )
 _MEMORY = (
     "the one with the lowest peak of memory beyond start; of those within 20 % of that, the best"
@@ -103,7 +104,7 @@ def _reason(
     reason = f"test {MEASURES[measure][0]} {chosen.score.text(-1)}"
     if len(level) == 1:
         ahead = behind[second.recipe]
-        by, limit = gap_text(abs(ahead.mean), measure), gap_text(ahead.interval, measure)
+        by, limit = gap_text(abs(ahead.mean), measure), gap_text(ahead.limit, measure)
         how = ", task by task" if ahead.paired else ""
         return f"{reason}, ahead of {second.recipe} by {by}{how}, more than the ± {limit} of chance"
     others = [row for row in level if row is not chosen]
@@ -111,8 +112,8 @@ def _reason(
         reason += f", the best, and level with {_names(others)}"
     else:
         apart = behind[chosen.recipe]
-        by, limit = gap_text(abs(apart.mean), measure), gap_text(apart.interval, measure)
-        within = "" if isnan(apart.interval) else f", within ± {limit}"
+        by, limit = gap_text(abs(apart.mean), measure), gap_text(apart.limit, measure)
+        within = "" if isnan(apart.limit) else f", within ± {limit}"
         reason += f", level with the best ({best.recipe}): {by} apart{within}"
     return f"{reason}; {_economy(chosen, level, timed=timed)}"
 

@@ -32,6 +32,9 @@ Cells = list[list[str]]
 """A header, then one list of equal length for each row."""
 
 EMPTY = "–"
+_ROUNDING = (
+    1e-4  # 200 meta-steps in chunks of another size moved a score by 3e-8 of it; chaos adds up
+)
 
 
 @dataclass(frozen=True)
@@ -92,13 +95,20 @@ class Gap:
     """Half the width of its 95 % confidence interval over tasks; nan if there is one task alone."""
     paired: bool
     """True if it is taken task by task."""
+    rounding: float
+    """A difference that small is one of rounding: a ten-thousandth of the score."""
     seed_std: float | None = None
     """Its standard deviation over seeds of training, if it is paired and there are several."""
 
     @property
+    def limit(self) -> float:
+        """Size that it takes to be clear; nan if there is one task alone."""
+        return max(self.interval, self.rounding)
+
+    @property
     def clear(self) -> bool:
-        """True if 0 is not in its interval."""
-        return abs(self.mean) > self.interval
+        """True if 0 is not in its interval, and it is not one of rounding."""
+        return abs(self.mean) > self.limit
 
 
 def gap(row: Row, other: Row) -> Gap:
@@ -112,12 +122,13 @@ def gap(row: Row, other: Row) -> Gap:
     pairs = list(zip(row.by_seed, other.by_seed, strict=False))
     known = all(one.by_task is not None and two.by_task is not None for one, two in pairs)
     alike = row.seeds == other.seeds and all(one.tasks == two.tasks for one, two in pairs)
+    rounding = _ROUNDING * abs(row.score.final)
     if not (pairs and known and alike):
         interval = math.hypot(row.score.interval[-1], other.score.interval[-1])
-        return Gap(row.score.final - other.score.final, interval, paired=False)
+        return Gap(row.score.final - other.score.final, interval, False, rounding)
     pooled = pool_seeds([difference(one, two) for one, two in pairs])
     seed_std = pooled.seed_std[-1] if pooled.seed_std else None
-    return Gap(pooled.final, pooled.interval[-1], paired=True, seed_std=seed_std)
+    return Gap(pooled.final, pooled.interval[-1], True, rounding, seed_std)
 
 
 def reference(rows: Sequence[Row]) -> Row:

@@ -82,7 +82,8 @@ class UpdateRule(nn.Module):
     >>> updates["w"]
     tensor([-1.,  1.])
 
-    A learned rate of its own for every parameter, under the parameters' names:
+    A learned rate of its own for every parameter, under the parameters' names (reports draw what
+    stands as `rate`):
 
     >>> class LearnedRate(mb.UpdateRule):
     ...     negates = True

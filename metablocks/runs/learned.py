@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from metablocks.learner import MetaLearner
-from metablocks.rules import KFO, LearningRate, MetaCurvature
+from metablocks.rules import KFO, LearningRate, MetaCurvature, NamedTensors
 from metablocks.rules.base import members
 from metablocks.step_loss import step_weights
 from metablocks.types import Progress
@@ -80,13 +80,17 @@ def _spectrum(factor: Tensor, squared: bool) -> Tensor:
 
 
 def _rates(learner: MetaLearner) -> Iterator[tuple[str, Tensor]]:
-    """Learned rates `[steps, ...]` by what they serve, with the number of their rule if there are two."""
-    rules = [r for r in members(learner.rule) if isinstance(r, LearningRate) and r.learn]
-    for number, rule in enumerate(rules, 1):
-        assert rule.rate is not None
-        for name, rate in rule.rate.named_parameters():
-            suffix = f" ({number})" if len(rules) > 1 else ""
-            yield name + suffix, rate.detach() if rule.per_step else rate.detach().unsqueeze(0)
+    """Learned rates `[steps, ...]` by what they serve, with the number of their rule if there are two.
+
+    Those of any rule that keeps them as `rate`, as `LearningRate` does and `UpdateRule` shows.
+    """
+    kept = [(rule, getattr(rule, "rate", None)) for rule in members(learner.rule)]
+    rates = [(r, t) for r, t in kept if isinstance(t, NamedTensors) and [*t.parameters()]]
+    for number, (rule, tensors) in enumerate(rates, 1):
+        for name, rate in tensors.named_parameters():
+            suffix = f" ({number})" if len(rates) > 1 else ""
+            steps = isinstance(rule, LearningRate) and rule.per_step
+            yield name + suffix, rate.detach() if steps else rate.detach().unsqueeze(0)
 
 
 def _short(value: float) -> float:

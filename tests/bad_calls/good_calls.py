@@ -56,6 +56,8 @@ IMAGES = {**SIZES, "layers": 2}
 VIT = {"model_type": "vit", "patch_size": 4, "hidden_size": 8, "num_attention_heads": 2}
 PARAMETERS = {"parameters": [("w", nn.Parameter(torch.ones(1)))]}
 
+LEARNER = learner_of()
+
 NEEDED: dict[Any, dict[str, Any]] = {
     mb.LearningRate: {"init": 0.1},
     mb.meta_sgd: {"init": 0.1},
@@ -116,9 +118,9 @@ NEEDED: dict[Any, dict[str, Any]] = {
     mb.choose_executor: {"learner": learner_of(), "tasks": tasks()},
     mb.train_maml: {"model": nn.Linear(2, 1), "tasks": [tasks()], "progress": False},
     mb.fit: {
-        "learner": learner_of(),
+        "learner": LEARNER,
         "tasks": [tasks()],
-        "optimizer": optimizer(),
+        "optimizer": torch.optim.SGD(LEARNER.parameters(), lr=0.5),
         "progress": False,
     },
     mb.load_run: {"folder": "."},

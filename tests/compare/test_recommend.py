@@ -186,6 +186,21 @@ def test_a_true_difference_between_the_two_intervals_is_told_and_none_is_not(tas
     assert 4 <= told["equal"] <= 16
 
 
+def test_what_differs_by_rounding_is_level():
+    """One recipe at two chunks: on most tasks the same side is ahead, by a few units of float32."""
+    hard, noise = torch.rand(100).double(), torch.rand(100).double()
+    slow = row_of("slow", hard, measure="mse", seconds=60)
+    quick = row_of("quick", hard * (1 + 1e-7 * noise), measure="mse", seconds=30)
+    apart = gap(slow, quick)
+    assert apart.paired
+    assert abs(apart.mean) > apart.interval
+    advice = recommend([slow, quick])
+    assert advice.recipe == "quick"
+    assert "level with the best (slow)" in advice.reason
+    apart = gap(slow, row_of("worse", hard * (1 + 1e-3 * noise), measure="mse"))
+    assert apart.clear
+
+
 def test_other_seeds_are_other_tasks_and_no_pairs():
     ((one, other),) = simulated(1, 0.1, tasks=50, seeds=2)
     assert gap(one, other).paired

@@ -13,6 +13,7 @@ import plotly.graph_objects as go
 import pytest
 import torch
 
+import metablocks as mb
 from metablocks.cli import main
 from metablocks.report import commands, figures
 from metablocks.report.interactive import plotly
@@ -20,6 +21,7 @@ from metablocks.runs import drawing, plots
 from metablocks.runs.drawing import Figure, Line, Panel
 from metablocks.runs.examples import read_test
 from metablocks.runs.finished import read_run
+from metablocks.runs.learned import learned
 from tests.compare.made_up import finished_run
 
 STREAM = [
@@ -130,6 +132,27 @@ def test_negative_rates_are_marked():
     assert [y for y in marked.y if not math.isnan(y)] == [-0.2]
     assert all(map(math.isnan, figure.panels[0].frames[1][1]))
     assert figures.rates([finished_run(metrics=[{"epoch": 1}])]) is None
+
+
+def test_the_learned_rates_of_a_rule_of_ones_own_are_drawn():
+    class LearnedRate(mb.UpdateRule):
+        negates = True
+
+        def setup(self, params, steps):
+            rates = {name: torch.full_like(p, 0.5) for name, p in params.items()}
+            self.rate = mb.NamedTensors(rates, learn=True)
+            return self
+
+        def forward(self, updates, state, step):
+            return {name: -self.rate[name] * u for name, u in updates.items()}, state
+
+    rule = mb.Chain(mb.ClipNorm(1.0), LearnedRate())
+    model, loss = torch.nn.Linear(1, 1), torch.nn.functional.mse_loss
+    learner = mb.MetaLearner(model, loss=loss, steps=2, rule=rule)
+    row = {"epoch": 1, **learned(learner, 0)}
+    assert row["rates"] == {"weight": [0.5], "bias": [0.5]}
+    (panel,) = figures.rates([finished_run(metrics=[row])]).panels
+    assert panel.lines[0].y == [0.5, 0.5]
 
 
 def test_weights_of_steps_are_drawn_where_more_than_the_last_counts(charts, html):
