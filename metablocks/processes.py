@@ -69,6 +69,7 @@ def joined() -> Iterator[None]:
     if not launched() or dist.is_initialized():
         yield
         return
+    import torch.distributed.nn  # later, its functions' defaults would hold the group for ever
     from torch.distributed.distributed_c10d import PrefixStore  # which not every torch has
     from torch.distributed.rendezvous import rendezvous
 
@@ -84,29 +85,31 @@ def joined() -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        if "nccl" not in str(dist.get_backend_config()):  # which would wait for the others first
-            dist.destroy_process_group()
         says = isinstance(error, MetablocksError | KeyboardInterrupt)
-        reported = _reported(store, rank, count, says)
+        reported = _reported(store, rank) if says else False  # before the others notice
         if says:
             error.reported = reported  # type: ignore[attr-defined]
+        if "nccl" not in str(dist.get_backend_config()):  # which would wait for the others first
+            dist.destroy_process_group()
+        _await_others(store, rank, count)
         raise
     dist.destroy_process_group()
 
 
-def _reported(store: Any, rank: int, count: int, says: bool) -> bool:
-    """True if another process was the first to say why it ends; what it says is enough.
-
-    The store ends with the process of rank 0, which waits a little for the others to have asked it.
-    """
+def _reported(store: Any, rank: int) -> bool:
+    """True if another process was the first to say why it ends; what it says is enough."""
     with suppress(RuntimeError):  # the store has gone
-        first = store.compare_set(_FAILED, "", str(rank)) if says else b""
+        return bool(store.compare_set(_FAILED, "", str(rank)) != str(rank).encode())
+    return False
+
+
+def _await_others(store: Any, rank: int, count: int) -> None:
+    """Wait a little in rank 0, whose process the store ends with, for the others to have asked it."""
+    with suppress(RuntimeError):
         asked, until = store.add(_ASKED, 1), time.monotonic() + _LAST_WORDS
         while rank == 0 and asked < count and time.monotonic() < until:
             time.sleep(0.05)
             asked = store.add(_ASKED, 0)
-        return bool(first != str(rank).encode())
-    return False
 
 
 def check_device(device: torch.device) -> None:

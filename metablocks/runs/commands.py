@@ -106,7 +106,8 @@ def train_recipe(
     if start:
         starting = partial(start_from, RunDirectory(start), experiment)
         origin = checkpoint.from_first(experiment, starting)
-    training_tasks(experiment, 0)  # data that fails leaves no directory behind
+    training_tasks(experiment, 0)  # data that fails leaves no directory behind,
+    share.numbers(0)  # in whichever process
     name = Path(recipe.source).stem
     directory = RunDirectory(share.from_first(lambda: create(out, name).path))
     with _held(directory):
@@ -317,7 +318,7 @@ def _begin(
         directory.write_record(record)
         write_text(directory.recipe, recipe.to_yaml())
         checkpoint.save(directory.checkpoint("last"), experiment, state)
-    except RunError:
+    except BaseException:  # Ctrl-C, too
         shutil.rmtree(directory.path, ignore_errors=True)
         raise
     _print_head(experiment, directory)

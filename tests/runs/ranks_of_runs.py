@@ -20,8 +20,10 @@ from several_ranks import fork
 from tqdm import tqdm
 
 from metablocks.cli import main
+from metablocks.errors import DataError
 from metablocks.learner import MetaLearner
 from metablocks.runs import plots
+from metablocks.tasks import Sinusoid
 
 RECIPE = [
     "maml_sinusoid",
@@ -55,10 +57,26 @@ def signalled(number: int, call: int) -> None:
     MetaLearner.backward = count
 
 
+def without_data(call: int) -> None:
+    """This process cannot read its tasks when it asks for some for the `call`-th time."""
+    sample, calls = Sinusoid.sample, []
+
+    def count(*args):
+        calls.append(call)
+        if len(calls) == call:
+            raise DataError("cat/1.png: not an image")
+        return sample(*args)
+
+    Sinusoid.sample = count
+
+
 def run(
-    name: str, processes: int, *arguments: str, kill: tuple[int, int, int] | None = None
+    name: str, processes: int, *arguments: str, kill: tuple[int, int | None, int] | None = None
 ) -> None:
-    """Run the command in so many processes; in that of rank `kill[0]` comes the signal `kill[1:]`."""
+    """Run the command in so many processes; in that of rank `kill[0]` comes the signal `kill[1:]`.
+
+    None for its number: that process lacks data.
+    """
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = str(free.getsockname()[1])
@@ -70,7 +88,7 @@ def run(
             os.dup2(out.fileno(), 1)
             os.dup2(err.fileno(), 2)
             if kill and rank == kill[0]:
-                signalled(*kill[1:])
+                without_data(kill[2]) if kill[1] is None else signalled(*kill[1:])
             status = main(list(arguments))
             sys.stdout.flush()
             sys.stderr.flush()
@@ -104,7 +122,7 @@ if __name__ == "__main__":
     out = Path(sys.argv[1])
 
     def train(
-        name: str, processes: int, *more: str, kill: tuple[int, int, int] | None = None
+        name: str, processes: int, *more: str, kill: tuple[int, int | None, int] | None = None
     ) -> None:
         run(name, processes, "run", *RECIPE, *more, "--out", str(out / name), kill=kill)
 
@@ -118,6 +136,9 @@ if __name__ == "__main__":
     train("broken", 3, *EVERY_STEP, kill=(1, 0, 6))
     run("broken, on 2", 2, "run", "--resume", only(out / "broken"), "--quiet")
     train("first broken", 2, *EVERY_STEP, kill=(0, 0, 6))
+    for rank in (0, 1):
+        train(f"without data in {rank}", 2, kill=(rank, None, 8))
+        train(f"without any data in {rank}", 2, kill=(rank, None, 1))
     train("stopped", 2, kill=(1, signal.SIGTERM, 6))
     run("stopped, on 1", 1, "run", "--resume", only(out / "stopped"), "--quiet")
     run("eval", 2, "eval", only(out / "of 2"), "--checkpoint", "ensemble")

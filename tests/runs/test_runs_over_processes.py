@@ -106,6 +106,17 @@ def test_an_error_in_one_ends_all_and_loses_nothing(out, ended):
     assert_same_training(only_run(out / "broken"), only_run(out / "alone"))
 
 
+@pytest.mark.parametrize("rank", [0, 1])
+def test_what_one_says_is_all_that_is_said(out, ended, rank):
+    """Whichever process it is; data that is never there leaves no directory behind."""
+    for name, epochs in ((f"without data in {rank}", 1), (f"without any data in {rank}", 0)):
+        statuses, printed, errors = ended[name]
+        assert errors == "cat/1.png: not an image\n"
+        assert statuses == ([2, 1] if rank == 0 else [1, 2])
+        assert printed.count("\nepoch ") == epochs
+    assert not list((out / name).glob("*"))
+
+
 def test_a_signal_to_one_stops_all_at_the_same_meta_step(out, ended):
     statuses, printed, errors = ended["stopped"]
     assert (statuses, errors) == ([130, 130], "")
