@@ -18,7 +18,7 @@ from metablocks.checks import Count, CountFrom0, Device, checked
 from metablocks.errors import DataError, TaskError
 from metablocks.tasks.base import Kind, Split, check_split, generator, task_numbers
 from metablocks.tasks.class_tasks import Shares, deal, digest_of
-from metablocks.tasks.storage import fingerprint, remembered
+from metablocks.tasks.storage import below_here, fingerprint, remembered
 from metablocks.types import Task, TaskBatch
 
 _ORDER = 4  # last counter of the generator that puts the documents of a split in order
@@ -85,7 +85,8 @@ class Text:
     def __post_init__(self) -> None:
         if not self._root.is_dir():
             raise TaskError(
-                f"Text folder is {str(self.folder)!r}, and there is no such folder; it holds documents",
+                f"Text folder is {str(self.folder)!r}, and there is no such folder"
+                f"{below_here(self._root)}; it holds documents",
                 block="Text",
                 field="folder",
             )
@@ -149,8 +150,8 @@ class Text:
         rng = generator(self.seed, split, index)
         path = self._root / names[order[place]]
         try:
-            content = np.fromfile(path, dtype=np.uint8)
-        except OSError as error:
+            content = np.memmap(path, dtype=np.uint8, mode="r")  # of which a task reads its windows
+        except (OSError, ValueError) as error:  # ValueError: it is empty by now
             raise DataError(f"{path}: cannot be read ({error})") from error
         width, count = self.length + 1, self._windows
         windows = len(content) // width
