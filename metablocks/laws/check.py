@@ -269,7 +269,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _crash(error: Exception) -> str:
-    """Type and message of an exception, and the innermost line of the user's own code, if there is one."""
+    """Type and message of an exception, and the innermost line of the user's own code, if any."""
     import hypothesis
 
     frames = traceback.extract_tb(error.__traceback__)

@@ -145,8 +145,8 @@ def _tasks(source: TaskSource, split: Split, indices: Sequence[int]) -> list[Tas
     batch = source.sample(split, indices)
     if not isinstance(batch, TaskBatch | TaskList):
         raise LawError(
-            f"fits its description: sampling {split} returned {shown(batch)}; it returns a TaskBatch, or a "
-            "TaskList of tasks of unequal size"
+            f"fits its description: sampling {split} returned {shown(batch)}; it returns a TaskBatch, or "
+            "a TaskList of tasks of unequal size"
         )
     if len(batch) != len(indices):
         raise LawError(

@@ -21,6 +21,7 @@ from metablocks.errors import (
     NonfiniteError,
     RecipeError,
     RunError,
+    TaskError,
     command,
 )
 from metablocks.executors import Distributed, Share, Vmap, executor_of, share_of
@@ -112,7 +113,9 @@ def train_recipe(
     name = Path(recipe.source).stem
     directory = RunDirectory(share.from_first(lambda: create(out, name).path))
     with _held(directory):
-        beginning = partial(_begin, experiment, directory, argv or [], executor, origin, data_record)
+        beginning = partial(
+            _begin, experiment, directory, argv or [], executor, origin, data_record
+        )
         state = checkpoint.from_first(experiment, beginning, training=True)
         return finish(experiment, directory, state)
 
@@ -498,15 +501,19 @@ def _deployment(experiment: Experiment, scores: Scores) -> Deployment | None:
 def _checked_data(experiment: Experiment, tasks: Tasks) -> dict[str, Any]:
     """The record of the data, after a look at its first training `tasks` and at one of each other split.
 
-    Raises `RecipeError` for tasks of unequal size that the executor does not take.
+    Raises `RecipeError` for a source that cannot give them, and for tasks of unequal size that the
+    executor does not take.
     """
     listed = isinstance(tasks, TaskList) and isinstance(TaskList.gather(tasks), TaskList)
     if listed and isinstance(executor_of(experiment.learner), Vmap):
         message = "vmap takes tasks of one size, and these are not; take the block loop"
         raise RecipeError(str(experiment.recipe.problem("hardware.executor", message)))
-    for split in ("validation", "test"):
-        experiment.source.sample(split, [0])
-    return _data_record(experiment)
+    try:
+        for split in ("validation", "test"):
+            experiment.source.sample(split, [0])
+        return _data_record(experiment)
+    except TaskError as error:
+        raise RecipeError(str(experiment.recipe.problem("tasks", str(error)))) from error
 
 
 def _data_record(experiment: Experiment) -> dict[str, Any]:

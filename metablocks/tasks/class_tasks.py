@@ -243,8 +243,8 @@ class ClassTasks(ABC):
             if not isinstance(made, Tensor) or list(made.shape) != shape:
                 kind = list(made.shape) if isinstance(made, Tensor) else shown(made)
                 raise TaskError(
-                    f"{block} {field} makes {kind} of {shape}; it leaves the shape of an input, a tensor, "
-                    "as it is",
+                    f"{block} {field} makes {kind} of {shape}; it leaves the shape of an input, a "
+                    "tensor, as it is",
                     block=block,
                     field=field,
                 )
@@ -329,7 +329,9 @@ def check_apart(
             key = name if by_case else name.casefold()
             other_split, other = seen.setdefault(key, (split, name))
             if (other_split, other) != (split, name):
-                differ = "" if by_case else ", with names that differ by more than upper and lower case"
+                differ = (
+                    "" if by_case else ", with names that differ by more than upper and lower case"
+                )
                 raise TaskError(
                     f'{block}: the class "{other}" of {other_split} is "{name}" of {split}, too; each '
                     f"split has classes of its own{differ}",

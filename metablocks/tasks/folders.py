@@ -48,9 +48,9 @@ class Folders(ClassTasks):
     - `size`: side of the images that the model gets, or height and width.
     - `grey`: True for one channel in place of RGB.
     - `splits`: None for folders `root/train`, `root/validation` (or `val`) and `root/test`, in upper or
-      lower case; three shares of the classes, (0.6, 0.2, 0.2), which are dealt by a hash of their names; the names of
-      each split's classes; or the path of a YAML or JSON file that says these, `{train: [cat, …],
-      validation: …}`.
+      lower case; three shares of the classes, (0.6, 0.2, 0.2), which are dealt by a hash of their
+      names; the names of each split's classes; or the path of a YAML or JSON file that says these,
+      `{train: [cat, …], validation: …}`.
     - `cache`: MiB of images that stay in memory at most; the oldest make room.
 
     Files are listed at the first use and read when they are drawn. `checksum` reads every file
@@ -86,8 +86,8 @@ class Folders(ClassTasks):
         super().__post_init__()
         if not self._root.is_dir():
             raise TaskError(
-                f"Folders root is {str(self.root)!r}, and there is no such folder{below_here(self._root)}; "
-                "root holds a folder for each split, or for each class",
+                f"Folders root is {str(self.root)!r}, and there is no such folder"
+                f"{below_here(self._root)}; root holds a folder for each split, or for each class",
                 block="Folders",
                 field="root",
             )
