@@ -173,7 +173,7 @@ def _overwrite(tensor: Tensor) -> Tensor:
     shared = any(
         step == 0 and size > 1 for step, size in zip(tensor.stride(), tensor.shape, strict=True)
     )
-    return tensor if shared or tensor.dtype == torch.bool else tensor.add_(1)
+    return tensor if shared or tensor.dtype == torch.bool else tensor.detach().add_(1)
 
 
 def _equal(one: Task, other: Task) -> bool:
