@@ -163,8 +163,8 @@ def _from_folder(
             field="folder",
         )
     # False, and not left out: transformers would ask whether to run the folder's code.
-    here: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
-    config = transformers.AutoConfig.from_pretrained(path, **here)
+    local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+    config = transformers.AutoConfig.from_pretrained(path, **local)
     words = getattr(config, "vocab_size", outputs)
     if not images and words != outputs:
         raise BlockError(
@@ -179,7 +179,7 @@ def _from_folder(
     model, report = auto.from_pretrained(
         path,
         config=config,
-        **here,
+        **local,
         ignore_mismatched_sizes=True,
         output_loading_info=True,
     )

@@ -146,13 +146,13 @@ def test_a_picture_whose_exif_data_are_damaged_is_read_as_it_is(suffix, tmp_path
 
 
 def test_names_need_be_no_utf_8(root):
-    before = Folders(root, **EPISODES)
+    before = Folders(root, **EPISODES).checksum
     for name in (b"caf\xe9", b"caf\xe8", "caf\u00e9".encode()):
         shutil.copytree(root / "train" / "train ant", root / "train" / os.fsdecode(name))
     shutil.copy(root / "val/val ant/0.png", root / "val/val ant" / os.fsdecode(b"\xff.png"))
     after = Folders(root, **EPISODES)
-    assert len(after.classes["train"]) == len(before.classes["train"]) + 3
-    assert after.checksum != before.checksum
+    assert len(after.classes["train"]) == 6
+    assert after.checksum != before
     after.sample("train", range(9))
     Folders(root / "train", splits=(0.34, 0.33, 0.33), **EPISODES).sample("test", [0])
 
