@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from metablocks.kernels import twice_differentiable
-from metablocks.types import Tensors, map_tensors
+from metablocks.types import Tensors, aliased, map_tensors
 
 
 def gradient(
@@ -126,8 +126,7 @@ def nodes_of(point: Tensors) -> Tensors:
     >>> nodes_of({"weight": weight})["weight"] is weight
     False
     """
-    # A view, whose backward takes sparse gradients as they are.
-    return {name: torch.ops.aten.alias.default(tensor) for name, tensor in point.items()}
+    return {name: aliased(tensor) for name, tensor in point.items()}
 
 
 def detach_tree(tree: Any) -> Any:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from metablocks.checks import shown
-from metablocks.errors import first_line
+from metablocks.errors import first_line, is_stated
 from metablocks.functional import module_arguments
 from metablocks.generators import devices_of, kept_draws
 from metablocks.kernels import twice_differentiable, unfused
@@ -62,6 +62,8 @@ def without_second_derivative(model: nn.Module, inputs: Any) -> list[Finding]:
 def unfit_data(error: Exception, model: nn.Module, batch: Any) -> str:
     """A sentence on the form of data, if Python or torch refused it by an error; else nothing.
 
+    Also nothing for an error that other code states: a model's or a loss's own.
+
     Numbers and arrays in the place of tensors, dtypes and shapes that model or loss do not take.
 
     >>> unfit_data(TypeError("no Tensor"), nn.Linear(1, 1), ([[1.0]], [[2.0]]))
@@ -70,6 +72,14 @@ def unfit_data(error: Exception, model: nn.Module, batch: Any) -> str:
     message = first_line(error).rstrip(".")
     if type(error) not in (TypeError, AttributeError, RuntimeError, IndexError, ValueError):
         return ""
+    if is_stated(error):
+        return ""
+    empty = [name for name, parameter in model.named_parameters() if parameter.is_meta]
+    if empty and "meta" in message:
+        return (
+            f"{message}; {empty[0]} of the model is on the device meta, which holds no numbers: make the "
+            "model with weights, as by model.to_empty(device=...) and a state dict"
+        )
     leaves = pytree.tree_leaves(batch)
     inputs, target = map(_form, batch)
     data = f"{message}; the inputs are {inputs}, the target is {target}"

@@ -441,9 +441,27 @@ class InnerLoop:
         )
         score = None
         if self.metric is not None:
-            with torch.no_grad():
-                score = _as_scalar(self.metric(detach_tree(prediction), query[1]), value)
+            score = _as_scalar(self.metric(detach_tree(prediction), query[1]), value)
         return QueryPass(check_scalar(value), prediction, after.buffers, score)
+
+    def look(self, meta: Tensors, carry: Carry, query: Batch, index: int) -> QueryPass:
+        """The query pass at a carry of constants.
+
+        Where model or loss take derivatives of their own, by the fast weights or the prediction, these
+        require gradients meanwhile.
+        """
+        if not self.model.differentiates:
+            states = self.draws.states() if self.draws.kinds or not self.draws.known else []
+            try:
+                return self.query(meta, carry, query, index)
+            except RuntimeError as error:
+                if _NEEDS_GRAPH not in str(error):
+                    raise
+            self.draws.restore(states)
+        nodes = {name: t.detach().requires_grad_() for name, t in carry.params.items()}
+        passed = self.query(meta, carry._replace(params=nodes), query, index)
+        self.model.differentiates = True
+        return detach_tree(passed)  # type: ignore[no-any-return]
 
     def support_value(self, meta: Tensors, carry: Carry, support: Batch, index: int) -> Tensor:
         """The support loss at carry `index`, a scalar, by the model of the step that led there."""
@@ -499,7 +517,7 @@ class InnerLoop:
         prediction, after = None, ModuleState(params, buffers)
         if loss.predicts:
             prediction, after = self._predict(model, params, buffers, batch[0], index, back)
-        if loss.is_plain:
+        if loss.is_plain and self.training in loss.objective.watched:
             return loss.objective.loss(prediction, batch[1]), prediction, after
         state = ModuleState(params, self.model_buffers | buffers)
 
@@ -576,6 +594,9 @@ class _Parts(NamedTuple):
     rule: ModuleState
     loss: ModuleState
     support_loss: ModuleState
+
+
+_NEEDS_GRAPH = "does not require grad and does not have a grad_fn"  # PyTorch's words
 
 
 def _guarding(params: Tensors) -> Watch:
