@@ -25,7 +25,7 @@ from metablocks.checks import check, checked
 from metablocks.errors import ModuleError
 from metablocks.fingerprint import attributes_of, fingerprint, slots_of
 from metablocks.generators import (
-    Exports,
+    Calls,
     Watch,
     Written,
     generators_of,
@@ -268,7 +268,7 @@ class ModuleView:
         tensors = {name: aliased(tensor) for name, tensor in given.items()}
         watch = Watch(guarded)
         try:
-            with watch, Exports(watch.touch):
+            with watch, Calls(watch.exported):
                 output, buffers = run(tensors, arguments)
             self._check_classes(shared)
             if all(storage(tensors[name]) == storage(given[name]) for name in given):
@@ -284,7 +284,7 @@ class ModuleView:
         noted.pop(0, None)
         watch = Watch(guarded, noted)
         try:
-            with watch, Exports(watch.touch):
+            with watch, Calls(watch.exported):
                 output, buffers = run(tensors, arguments)
         except Written as error:
             raise ModuleError(

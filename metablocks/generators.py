@@ -15,6 +15,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils import parametrize
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -148,6 +149,8 @@ class Draws:
         """True once the work was observed to its end."""
         self.kinds: set[str] = set()
         """The kinds of generators that it has drawn from so far."""
+        self.alone = False
+        """True if it uses what PyTorch has once for all threads (see `_look`)."""
 
     @contextmanager
     def observed(self, *, whole: bool = True) -> Iterator[None]:
@@ -159,7 +162,7 @@ class Draws:
         watch = Watch()
         before, _local.watch = _local.watch, (watch, begin)
         try:
-            with watch:
+            with watch, Calls(self._look):
                 yield
         finally:
             self.kinds |= self._so_far()
@@ -217,6 +220,11 @@ class Draws:
                 if threading.active_count() == 1:  # no other thread: it was the work
                     set_states(moved)
             self.restore(states)
+
+    def _look(self, function: Any, args: tuple[Any, ...]) -> None:
+        """The levels of forward-mode derivatives and the cache of parametrizations are every thread's."""
+        if parametrize._cache_enabled or getattr(function, "__name__", "") == "_make_dual":
+            self.alone = True
 
     def _so_far(self) -> set[str]:
         if _local.watch is None:
@@ -287,6 +295,11 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 if isinstance(leaf, Tensor):
                     self.touch(leaf)
 
+    def exported(self, function: Any, args: tuple[Any, ...]) -> None:
+        """A function is about to be called: what hands memory to NumPy may write it, unseen."""
+        if function in _EXPORTING:
+            self.touch(args[0])
+
     def touch(self, tensor: Tensor) -> None:
         """A tensor is about to be written."""
         address = storage(tensor)
@@ -296,18 +309,17 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.written.add(self.noted[address])
 
 
-class Exports(TorchFunctionMode):
-    """Calls `note` with every tensor whose memory is handed to NumPy, which writes unseen."""
+class Calls(TorchFunctionMode):
+    """Calls `note(function, arguments)` before every function of PyTorch that this thread calls."""
 
-    def __init__(self, note: Callable[[Tensor], None]) -> None:
+    def __init__(self, note: Callable[[Any, tuple[Any, ...]], None]) -> None:
         super().__init__()
         self.note = note
 
     def __torch_function__(
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        if function in _EXPORTING:
-            self.note(args[0])
+        self.note(function, args)
         return function(*args, **(kwargs or {}))
 
 
