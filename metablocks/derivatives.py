@@ -34,7 +34,7 @@ def gradient(
     """
     recording = differentiable and torch.is_grad_enabled()
     recorded = False
-    if _transformed():
+    if transformed():
         recorded = _is_recorded(point)
         if not (recording and recorded):
             return _gradient_by_transform(function, point, differentiable)
@@ -84,7 +84,7 @@ def vjp(
     >>> outputs, pull(torch.tensor(1.0))
     (tensor(8.), (tensor(12.), None))
     """
-    if _transformed():
+    if transformed():
         return _vjp_by_transform(function, primals, reuse)
     leaves: list[Tensor] = []
 
@@ -187,7 +187,8 @@ _local = _Local()
 _functorch: Any = torch._C._functorch
 
 
-def _transformed() -> bool:
+def transformed() -> bool:
+    """True inside a transform of `torch.func`."""
     return _functorch.peek_interpreter_stack() is not None
 
 

@@ -74,12 +74,6 @@ def unfit_data(error: Exception, model: nn.Module, batch: Any) -> str:
         return ""
     if is_stated(error):
         return ""
-    empty = [name for name, parameter in model.named_parameters() if parameter.is_meta]
-    if empty and "meta" in message:
-        return (
-            f"{message}; {empty[0]} of the model is on the device meta, which holds no numbers: make the "
-            "model with weights, as by model.to_empty(device=...) and a state dict"
-        )
     leaves = pytree.tree_leaves(batch)
     inputs, target = map(_form, batch)
     data = f"{message}; the inputs are {inputs}, the target is {target}"
@@ -89,6 +83,19 @@ def unfit_data(error: Exception, model: nn.Module, batch: Any) -> str:
         return f"{data}: give tensors, as by torch.tensor(…)"
     if not isinstance(error, RuntimeError | IndexError | ValueError):
         return ""
+    empty = [name for name, parameter in model.named_parameters() if parameter.is_meta]
+    if empty and "meta" in message:
+        return (
+            f"{message}; {empty[0]} of the model is on the device meta, which holds no numbers: make the "
+            "model with weights, as by model.to_empty(device=...) and a state dict"
+        )
+    places = {str(x.device) for x in leaves if isinstance(x, Tensor)}
+    here = {str(parameter.device) for parameter in model.parameters()}
+    if places != here and "device" in message:
+        return (
+            f"{message}; the data are on {', '.join(sorted(places))}, and the model is on "
+            f"{', '.join(sorted(here))}: move the tasks, as by tasks.to(device)"
+        )
     own = {parameter.dtype for parameter in model.parameters()}
     foreign = any(
         leaf.dtype not in known

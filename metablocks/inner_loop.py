@@ -27,7 +27,7 @@ from metablocks.order import Order, SecondOrder, steps_through
 from metablocks.per_step import Position
 from metablocks.rules.base import StepInfo, TracedStep, UpdateRule, answer_of, check_updates
 from metablocks.start import AsLearned, Start
-from metablocks.types import Batch, Progress, Task, Tensors
+from metablocks.types import Batch, Progress, Task, Tensors, tensors_of
 
 StatefulLoss: TypeAlias = Callable[[Tensors, Tensors], tuple[Tensor, Tensors]]
 """`(params, buffers) -> (scalar loss, new buffers)`, the data being bound already."""
@@ -441,7 +441,16 @@ class InnerLoop:
         )
         score = None
         if self.metric is not None:
-            score = _as_scalar(self.metric(detach_tree(prediction), query[1]), value)
+            given = detach_tree(prediction), query[1]
+            versions = [tensor._version for tensor in tensors_of(given)]
+            score = _as_scalar(self.metric(*given), value)
+            if versions != [tensor._version for tensor in tensors_of(given)]:
+                raise BlockError(
+                    f"the metric {name_of(self.metric)} writes in place into what it is given, the "
+                    "prediction and the target; it returns a number, and works on clones",
+                    block="MetaLearner",
+                    field="metric",
+                )
         return QueryPass(check_scalar(value), prediction, after.buffers, score)
 
     def look(self, meta: Tensors, carry: Carry, query: Batch, index: int) -> QueryPass:

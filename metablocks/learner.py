@@ -24,8 +24,9 @@ from metablocks.compatibility import (
     learned,
     shapes_held,
 )
+from metablocks.derivatives import transformed
 from metablocks.diagnose import unfit_data
-from metablocks.errors import BlockError, MetablocksError, TaskError, concerning
+from metablocks.errors import BlockError, GradientError, MetablocksError, TaskError, concerning
 from metablocks.estimators import Estimator, Unrolled
 from metablocks.executors import (
     Executor,
@@ -80,6 +81,11 @@ def _differentiating(method: Method) -> Method:
     @wraps(method)
     def run(learner: "MetaLearner", *args: Any, **kwargs: Any) -> Any:
         with torch.inference_mode(False), torch.enable_grad():
+            if transformed():
+                raise GradientError(
+                    f"{method.__name__} of a learner is called inside a transform of torch.func (grad, "
+                    "vmap, ...); call it outside, or take metablocks.adapt, which goes through them"
+                )
             learner._check_blocks()
             try:
                 return method(learner, *args, **kwargs)
@@ -362,7 +368,8 @@ class MetaLearner(nn.Module):
         inner, meta, buffers = self._inner_at_evaluation(
             tasks, parameters, steps, metric, norm_statistics
         )
-        self._check_reads(inner, parameters, buffers, tasks, reach=False)
+        alone = [Task(*map_tensors(Tensor.detach, (tasks[0].support, tasks[0].query)))]
+        self._check_reads(inner, parameters, buffers, alone, reach=False)
         work = evaluation_work(self._identity, inner, meta, self._check_constant)
         with seeded(tasks, inner, put_back=True) as tasks:
             _, result = execute(self.executor, work, buffers, tasks)
@@ -440,6 +447,8 @@ class MetaLearner(nn.Module):
             work = training_work(self._identity, self.estimator, inner, meta)
             totals, (query_losses, scores) = execute(self.executor, work, buffers, tasks)
         grads, changes, metrics, loss = totals
+        if loss.requires_grad:
+            self._check_constant(loss)
         grads = {name: grad / weight for name, grad in grads.items()}
         changes = {
             f"model.{name}": (change / weight).to(self.model.get_buffer(name).dtype)

@@ -209,6 +209,17 @@ class Loss:
                     value, _ = self.view.call(
                         "forward", state, places, named, step=at.position, training=at.training
                     )
+        except (AttributeError, TypeError) as error:
+            of_torch = str(getattr(objective.loss, "__module__", "")).startswith("torch")
+            if isinstance(prediction, Tensor) or not (of_torch and objective.predicts):
+                raise
+            raise BlockError(
+                f"{objective.role} {name_of(objective.loss)} does not take what the model returns, a "
+                f"{type(prediction).__name__} ({error}); give a loss that takes it apart, such as "
+                f"lambda prediction, target: {name_of(objective.loss)}(prediction[0], target)",
+                block="MetaLearner",
+                field=objective.role,
+            ) from error
         except Written as error:
             raise BlockError(
                 f"{objective.role} {name_of(objective.loss)} writes in place into {error}; it returns a "

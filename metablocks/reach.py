@@ -59,6 +59,13 @@ def check_reads(assembly: Assembly, inner: InnerLoop, buffers: Tensors, task: Ta
     or the model reads: their gradient would be lost in silence.
     """
     meta = detach(assembly.learned)
+    for name, buffer in assembly.model.named_buffers():
+        if buffer.requires_grad and buffer.is_leaf:
+            raise GradientError(
+                f"the buffer {name} of the model requires a gradient, and buffers are no "
+                "meta-parameters: its gradient would be cut off without a word. Register it as an "
+                "nn.Parameter, or take requires_grad_(False)"
+            )
     try:
         reached, foreign = _look(assembly, inner, meta, buffers, task)
     except RuntimeError as error:

@@ -20,7 +20,7 @@ from torch.func import functional_call, hessian, vmap
 from torch.nn.utils import parametrize
 
 import metablocks as mb
-from metablocks.errors import BlockError, GradientError, ModuleError
+from metablocks.errors import BlockError, ExecutorError, GradientError, ModuleError, TaskError
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -527,3 +527,56 @@ def test_an_error_that_user_code_raises_comes_out_as_it_is(place, error):
         with pytest.raises(type(error)) as caught:
             act(some_tasks())
         assert caught.value is error
+
+
+def test_a_buffer_that_requires_a_gradient_is_refused_by_name():
+    net = Net()
+    net.register_buffer("gain", torch.ones(1, requires_grad=True))
+    net.forward = lambda x: Net.forward(net, x) * net.gain
+    with pytest.raises(GradientError, match="the buffer gain of the model requires a gradient"):
+        learner_of(net).evaluate(some_tasks())
+
+
+def test_a_prediction_whose_tensors_vmap_cannot_find_is_refused_there_alone():
+    class Itself(Net):
+        def forward(self, x):
+            self.out = super().forward(x)
+            return self
+
+    def loss(prediction, target):
+        return F.mse_loss(prediction.out, target)
+
+    by_loop = learner_of(Itself(), loss).evaluate(some_tasks())
+    last = loss(by_loop.predictions[1], some_tasks()[1].query[1])
+    torch.testing.assert_close(last.detach(), by_loop.query_losses[1, -1])
+    with pytest.raises(ExecutorError, match=r"holds a Itself.*executor=Loop\(\)"):
+        learner_of(Itself(), loss, executor=mb.Vmap()).evaluate(some_tasks())
+
+
+@pytest.mark.parametrize(
+    ("make", "loss", "words"),
+    [
+        (lambda: Net().to("meta"), F.mse_loss, r"a\.weight of the model is on the device meta"),
+        (lambda: nn.GRU(2, 1), F.mse_loss, r"what the model returns, a tuple .*prediction\[0\]"),
+        (lambda: nn.Tanh(), F.mse_loss, "Tanh has no parameter"),
+    ],
+    ids=["no numbers", "a tuple", "no parameter"],
+)
+def test_what_does_not_go_together_is_said_by_name(make, loss, words):
+    with pytest.raises((TaskError, BlockError), match=words):
+        learner_of(make(), loss).meta_gradient(some_tasks())
+
+
+def test_a_call_inside_a_transform_of_torch_func_is_refused():
+    learner = learner_of(Net())
+    with pytest.raises(GradientError, match=r"meta_gradient of a learner .* torch\.func"):
+        torch.func.grad(lambda x: learner.meta_gradient(some_tasks()).loss * x)(torch.tensor(1.0))
+
+
+def test_a_metric_that_writes_the_prediction_is_refused_by_name():
+    def metric(prediction, target):
+        return prediction.sub_(target).abs().mean()
+
+    for act in ("evaluate", "meta_gradient"):
+        with pytest.raises(BlockError, match="the metric metric writes in place"):
+            getattr(learner_of(Net()), act)(some_tasks(), metric=metric)
