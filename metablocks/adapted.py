@@ -7,11 +7,12 @@ import torch
 from torch import nn
 
 from metablocks.errors import ModuleError, first_line
+from metablocks.fingerprint import attributes_of, slots_of
 from metablocks.functional import module_arguments, step_aware_modules, tracking_norms
 from metablocks.inner_loop import Carry
 from metablocks.models.surgery import replace_modules
 from metablocks.per_step import StepAware
-from metablocks.twins import Survey, rebound
+from metablocks.twins import Survey, twin
 from metablocks.types import Batch
 
 
@@ -40,7 +41,8 @@ def adapted_model(
         norm.train()
         norm.momentum = 1.0  # type: ignore[assignment]
     args, kwargs = module_arguments(support[0])
-    passing(*args, **kwargs)
+    with torch.enable_grad():  # a model may differentiate by its input
+        passing(*args, **kwargs)
     for name, norm in norms.items():
         for leaf, value in passing.get_submodule(name).named_buffers(recurse=False):
             norm.get_buffer(leaf).copy_(value)
@@ -72,9 +74,14 @@ def _at(model: nn.Module, carry: Carry, index: int, *, shared: set[str]) -> nn.M
         ) from error
     for module, names in zip(survey.modules, survey.special, strict=True):
         made: Any = memo.get(id(module))
+        slots = slots_of(type(module)) if made is not None else {}
+        for name, value in attributes_of(module).items() if slots else ():
+            if name in slots:  # which nn.Module leaves behind
+                slots[name].__set__(made, copy.deepcopy(value, memo))
         for name in names if made is not None else ():
-            # What deepcopy takes as it is: a function that closes over a module of the model.
-            made.__dict__[name] = rebound(made.__dict__[name], memo)
+            # What deepcopy takes as it is: a function that holds a module, a weak reference to one.
+            if name in made.__dict__:
+                made.__dict__[name] = twin(made.__dict__[name], memo)
     for module in copied.modules():
         if type(module) is nn.Linear:  # whose rows may be as many as the task has classes
             module.out_features = len(module.weight)

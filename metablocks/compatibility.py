@@ -181,6 +181,12 @@ def _start(assembly: Assembly) -> None:
                 "add it to adapt, or leave it out of the start",
                 field="start",
             )
+    if not assembly.parameters:
+        raise _refusal(
+            f"{type(assembly.model).__name__} has no parameter, and the rule learns nothing; give a "
+            "model with trainable parameters",
+            field="model",
+        )
     if not assembly.learned:
         raise _refusal(
             f"{block} leaves nothing to learn: every trainable parameter begins with another value; "

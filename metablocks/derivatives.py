@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from metablocks.kernels import twice_differentiable
-from metablocks.types import Tensors, map_tensors
+from metablocks.types import Tensors, aliased, map_tensors
 
 
 def gradient(
@@ -34,7 +34,7 @@ def gradient(
     """
     recording = differentiable and torch.is_grad_enabled()
     recorded = False
-    if _transformed():
+    if transformed():
         recorded = _is_recorded(point)
         if not (recording and recorded):
             return _gradient_by_transform(function, point, differentiable)
@@ -84,7 +84,7 @@ def vjp(
     >>> outputs, pull(torch.tensor(1.0))
     (tensor(8.), (tensor(12.), None))
     """
-    if _transformed():
+    if transformed():
         return _vjp_by_transform(function, primals, reuse)
     leaves: list[Tensor] = []
 
@@ -126,8 +126,7 @@ def nodes_of(point: Tensors) -> Tensors:
     >>> nodes_of({"weight": weight})["weight"] is weight
     False
     """
-    # A view, whose backward takes sparse gradients as they are.
-    return {name: torch.ops.aten.alias.default(tensor) for name, tensor in point.items()}
+    return {name: aliased(tensor) for name, tensor in point.items()}
 
 
 def detach_tree(tree: Any) -> Any:
@@ -188,7 +187,8 @@ _local = _Local()
 _functorch: Any = torch._C._functorch
 
 
-def _transformed() -> bool:
+def transformed() -> bool:
+    """True inside a transform of `torch.func`."""
     return _functorch.peek_interpreter_stack() is not None
 
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from metablocks.checks import shown
-from metablocks.errors import first_line
+from metablocks.errors import first_line, is_stated
 from metablocks.functional import module_arguments
 from metablocks.generators import devices_of, kept_draws
 from metablocks.kernels import twice_differentiable, unfused
@@ -62,6 +62,8 @@ def without_second_derivative(model: nn.Module, inputs: Any) -> list[Finding]:
 def unfit_data(error: Exception, model: nn.Module, batch: Any) -> str:
     """A sentence on the form of data, if Python or torch refused it by an error; else nothing.
 
+    Also nothing for an error that other code states: a model's or a loss's own.
+
     Numbers and arrays in the place of tensors, dtypes and shapes that model or loss do not take.
 
     >>> unfit_data(TypeError("no Tensor"), nn.Linear(1, 1), ([[1.0]], [[2.0]]))
@@ -69,6 +71,8 @@ def unfit_data(error: Exception, model: nn.Module, batch: Any) -> str:
     """
     message = first_line(error).rstrip(".")
     if type(error) not in (TypeError, AttributeError, RuntimeError, IndexError, ValueError):
+        return ""
+    if is_stated(error):
         return ""
     leaves = pytree.tree_leaves(batch)
     inputs, target = map(_form, batch)
@@ -84,6 +88,19 @@ def unfit_data(error: Exception, model: nn.Module, batch: Any) -> str:
         )
     if not isinstance(error, RuntimeError | IndexError | ValueError):
         return ""
+    empty = [name for name, parameter in model.named_parameters() if parameter.is_meta]
+    if empty and "meta" in message:
+        return (
+            f"{message}; {empty[0]} of the model is on the device meta, which holds no numbers: make the "
+            "model with weights, as by model.to_empty(device=...) and a state dict"
+        )
+    places = {str(x.device) for x in leaves if isinstance(x, Tensor)}
+    here = {str(parameter.device) for parameter in model.parameters()}
+    if places != here and "device" in message:
+        return (
+            f"{message}; the data are on {', '.join(sorted(places))}, and the model is on "
+            f"{', '.join(sorted(here))}: move the tasks, as by tasks.to(device)"
+        )
     own = {parameter.dtype for parameter in model.parameters()}
     foreign = any(
         leaf.dtype not in known

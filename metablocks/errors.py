@@ -5,6 +5,7 @@ the built-in error a caller would expect, so `except ValueError` goes on working
 """
 
 import difflib
+import dis
 import json
 import os
 import shlex
@@ -197,6 +198,31 @@ def caller_stacklevel() -> int:
     while frame.f_back is not None and frame.f_code.co_filename.startswith(package):
         frame, level = frame.f_back, level + 1
     return level
+
+
+def is_stated(error: BaseException) -> bool:
+    """True if a `raise` of code outside of PyTorch has raised an error, and not PyTorch or Python.
+
+    >>> try:
+    ...     raise ValueError("no such size")
+    ... except ValueError as error:
+    ...     is_stated(error)
+    True
+    >>> try:
+    ...     int("one")
+    ... except ValueError as error:
+    ...     is_stated(error)
+    False
+    """
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    if trace is None:
+        return False
+    frame = trace.tb_frame
+    statement = dis.opname[frame.f_code.co_code[trace.tb_lasti]]
+    place = str(frame.f_globals.get("__name__"))
+    return statement == "RAISE_VARARGS" and place.partition(".")[0] not in ("torch", "metablocks")
 
 
 def first_line(error: Exception) -> str:

@@ -8,9 +8,10 @@ or in functions that a function calls, is not seen.
 """
 
 from collections.abc import Hashable, Iterator
+from contextlib import suppress
 from functools import lru_cache, partial
-from types import CodeType, FunctionType, MethodType, ModuleType
-from typing import Any
+from types import CodeType, FunctionType, MemberDescriptorType, MethodType, ModuleType
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -52,7 +53,7 @@ def fingerprint(thing: Any) -> Fingerprint:
     >>> fingerprint(layer) == before
     True
     """
-    held: list[Any] = []
+    held = _Held()
     return Fingerprint(_of(thing, held), held)
 
 
@@ -71,9 +72,19 @@ class Same:
         return id(self.value)
 
 
-def _of(thing: Any, held: list[Any]) -> Hashable:
+class _Held(list[Any]):
+    """The objects that a fingerprint knows by identity, and the modules it has looked at, by id."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.modules: set[int] = set()
+
+
+def _of(thing: Any, held: _Held) -> Hashable:
     if isinstance(thing, nn.Module):
-        return tuple([_of_module(module, held) for module in _modules(thing, {}).values()])
+        modules = _modules(thing, {})
+        held.modules |= modules.keys()
+        return tuple([_of_module(module, held) for module in modules.values()])
     if isinstance(thing, MethodType):
         return _of(thing.__func__, held), _of(thing.__self__, held)
     if isinstance(thing, FunctionType):
@@ -85,14 +96,14 @@ def _of(thing: Any, held: list[Any]) -> Hashable:
             _of(x, held) if callable(x) else _of_value(x, held)
             for x in (*thing.args, *thing.keywords.values())
         )
-    attributes = getattr(thing, "__dict__", None)
-    if isinstance(attributes, dict) and not isinstance(thing, type | ModuleType):
+    attributes = {} if isinstance(thing, type | ModuleType) else attributes_of(thing)
+    if attributes:
         own = [(name, _of_value(value, held)) for name, value in attributes.items()]
         return (_identity(thing, held), *own)
     return _of_value(thing, held)
 
 
-def _identity(thing: Any, held: list[Any]) -> int:
+def _identity(thing: Any, held: _Held) -> int:
     held.append(thing)
     return id(thing)
 
@@ -107,8 +118,8 @@ def _modules(module: nn.Module, found: dict[int, nn.Module]) -> dict[int, nn.Mod
     return found
 
 
-def _of_module(module: nn.Module, held: list[Any]) -> Hashable:
-    own = module.__dict__
+def _of_module(module: nn.Module, held: _Held) -> Hashable:
+    own = attributes_of(module)
     hooks = [
         _of_value(hook, held)
         for name in _HOOKS
@@ -125,7 +136,41 @@ def _of_module(module: nn.Module, held: list[Any]) -> Hashable:
     )
 
 
-def _of_function(function: FunctionType, held: list[Any], *, named: bool = False) -> Hashable:
+def attributes_of(thing: Any) -> dict[str, Any]:
+    """The attributes of an object by name: those of its `__dict__`, and what stands in slots.
+
+    >>> class Point:
+    ...     __slots__ = ("x", "y")
+    >>> point = Point()
+    >>> point.x = 1
+    >>> attributes_of(point)
+    {'x': 1}
+    """
+    own = getattr(thing, "__dict__", None)
+    attributes = own if isinstance(own, dict) else {}
+    for name, slot in slots_of(type(thing)).items():
+        with suppress(AttributeError):  # which has no value yet
+            attributes = attributes | {name: slot.__get__(thing)}
+    return attributes
+
+
+def slots_of(kind: type) -> dict[str, MemberDescriptorType]:
+    """The slots of a class, as far as it is written in Python, by name."""
+    return _slots_of(cast(Any, kind))
+
+
+@lru_cache(maxsize=256)
+def _slots_of(kind: Any) -> dict[str, MemberDescriptorType]:
+    return {
+        name: member
+        for base in reversed(kind.__mro__)
+        if "__slots__" in vars(base)
+        for name, member in vars(base).items()
+        if isinstance(member, MemberDescriptorType)
+    }
+
+
+def _of_function(function: FunctionType, held: _Held, *, named: bool = False) -> Hashable:
     defaults = (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values())
     inside = cell_contents(function)
     return (
@@ -145,9 +190,9 @@ def cell_contents(function: FunctionType) -> Iterator[Any]:
             yield None
 
 
-def _globals(function: FunctionType, held: list[Any]) -> Iterator[Hashable]:
+def _globals(function: FunctionType, held: _Held) -> Iterator[Hashable]:
     """The globals that a function names, and those of their attributes that it names."""
-    names = _names(function.__code__)
+    names = names_in(function.__code__)
     for name in names:
         if name not in function.__globals__:
             continue
@@ -159,19 +204,21 @@ def _globals(function: FunctionType, held: list[Any]) -> Iterator[Hashable]:
                 yield name, attribute, _read(attributes[attribute], held)
 
 
-def _read(value: Any, held: list[Any]) -> Hashable:
+def _read(value: Any, held: _Held) -> Hashable:
     """Of what a loss or a rule reads by itself: of a module all."""
     return _of(value, held) if isinstance(value, nn.Module) else _of_value(value, held, 2)
 
 
 @lru_cache
-def _names(code: CodeType) -> tuple[str, ...]:
+def names_in(code: CodeType) -> tuple[str, ...]:
     """The names that code reads, also those of functions in it."""
     inner = (constant for constant in code.co_consts if isinstance(constant, CodeType))
-    return tuple(dict.fromkeys((*code.co_names, *(name for one in inner for name in _names(one)))))
+    return tuple(
+        dict.fromkeys((*code.co_names, *(name for one in inner for name in names_in(one))))
+    )
 
 
-def _of_value(value: Any, held: list[Any], depth: int = 3) -> Hashable:
+def _of_value(value: Any, held: _Held, depth: int = 3) -> Hashable:
     kind = type(value)
     if kind in _PLAIN:
         return kind, value
@@ -183,6 +230,8 @@ def _of_value(value: Any, held: list[Any], depth: int = 3) -> Hashable:
             items = value.items() if isinstance(value, dict) else value
             return kind, tuple([_of_value(item, held, depth - 1) for item in items])
         return _identity(value, held), len(value)
+    if issubclass(kind, nn.Module) and id(value) not in held.modules:
+        return _identity(value, held), _of(value, held)  # that stands in an attribute alone
     if kind is FunctionType and depth:
         return _of_function(value, held)
     if kind is MethodType:

@@ -12,22 +12,32 @@ pass, which is watched, and copied in every pass from then on; others are not.
 
 from collections.abc import Callable, Iterable, Mapping, Set
 from functools import partial
+from types import FunctionType
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parameter import is_lazy
+from torch.nn.utils import parametrize
 
 from metablocks.checks import check, checked
 from metablocks.errors import ModuleError
-from metablocks.fingerprint import fingerprint
-from metablocks.generators import Watch, Written, generators_of, get_states, set_states, storage
+from metablocks.fingerprint import attributes_of, fingerprint, slots_of
+from metablocks.generators import (
+    Calls,
+    Watch,
+    Written,
+    generators_of,
+    get_states,
+    set_states,
+    storage,
+)
 from metablocks.kernels import second_derivative_wanted, unfused
 from metablocks.norm_statistics import by_statistics, leaving_statistics
 from metablocks.per_step import Position, StepAware
-from metablocks.twins import Survey, twin
-from metablocks.types import Tensors, map_tensors, tensors_of
+from metablocks.twins import Once, Survey, referent_of, twin
+from metablocks.types import Tensors, aliased, map_tensors, tensors_of
 
 NormStatistics: TypeAlias = Literal["batch", "running", "support"]
 
@@ -140,7 +150,11 @@ class ModuleView:
         ]
         self._parameters = self._places("_parameters", names.values())
         self._buffers = self._places("_buffers", names.values())
+        self._once = {id(it): Once(path, it) for path, it in survey.iterators.items()}
         self._mapped = any(part.special for part in self._parts)
+        self._wrapped = [part for part in self._parts if part.norm or part.recurrent]
+        self.differentiates = False
+        """True once a pass, or the loss after it, has taken a derivative of its own."""
         self._written: dict[tuple[str, bool | None], frozenset[str]] = {}
         self._changing: dict[bool | None, frozenset[str]] = {}
 
@@ -198,7 +212,8 @@ class ModuleView:
     ) -> tuple[Any, ModuleState]:
         """Any method of the module under `state`; `"forward"` is the call of it, hooks and all."""
         self._check_names(state)
-        arguments = (args, kwargs or {})
+        # Others of the same numbers: a pass may ask for derivatives by what it is given.
+        arguments = map_tensors(_apart, (args, kwargs or {}))
         written = self._written.get((method, training))
         if written is None:
             run = partial(self._run, method, step, training, entered=entered)
@@ -245,15 +260,17 @@ class ModuleView:
         states = get_states(generators_of([*state.params.values()], self.generators))
         given = self._given(state)
         own = self.state()
+        shared = {kind: dict(vars(kind)) for kind in {part.kind for part in self._parts}}
         guarded = {storage(x): _ARGUMENTS for x in tensors_of(arguments)}
         for tree in (own.params, own.buffers, given):
             guarded |= {storage(tensor): name for name, tensor in tree.items()}
         guarded.pop(0, None)
-        tensors = {name: _alias(tensor) for name, tensor in given.items()}
+        tensors = {name: aliased(tensor) for name, tensor in given.items()}
         watch = Watch(guarded)
         try:
-            with watch:
+            with watch, Calls(watch.exported):
                 output, buffers = run(tensors, arguments)
+            self._check_classes(shared)
             if all(storage(tensors[name]) == storage(given[name]) for name in given):
                 return output, buffers, tensors, frozenset()
         except Written:
@@ -262,12 +279,20 @@ class ModuleView:
         tensors = {name: tensor.clone() for name, tensor in given.items()}
         arguments = map_tensors(torch.clone, arguments)
         before = {name: storage(tensor) for name, tensor in tensors.items()}
-        guarded = {storage(x): _ARGUMENTS for x in tensors_of(arguments)}
-        guarded |= {address: name for name, address in before.items()}
-        guarded.pop(0, None)
-        watch = Watch(guarded, refuse=False)
-        with watch:
-            output, buffers = run(tensors, arguments)
+        noted = {storage(x): _ARGUMENTS for x in tensors_of(arguments)}
+        noted |= {address: name for name, address in before.items()}
+        noted.pop(0, None)
+        watch = Watch(guarded, noted)
+        try:
+            with watch, Calls(watch.exported):
+                output, buffers = run(tensors, arguments)
+        except Written as error:
+            raise ModuleError(
+                f"a pass of {type(self.module).__name__} writes {error} in place, and reaches it by a "
+                "global, by an object that a function closes over or from a container deep inside "
+                "others: the module's own would be written. Reach it by attributes of self"
+            ) from error
+        self._check_classes(shared)
         set_anew = {name for name in tensors if storage(tensors[name]) != before[name]}
         return output, buffers, tensors, frozenset(watch.written | set_anew)
 
@@ -286,21 +311,44 @@ class ModuleView:
         memo: dict[int, Any] = {}
         if self._mapped:
             memo = {id(part.module): made for part, made in zip(self._parts, twins, strict=True)}
+            memo |= self._once
             memo |= {id(tensor): tensors[path] for path, tensor in self._tensors.items()}
             for part in self._parts:
                 memo |= part.tensors(tensors)
         for part, made in zip(self._parts, twins, strict=True):
-            part.fill(made, twins, tensors, memo, step, training)
+            part.fill(made, twins, tensors, step, training)
+        for functions in (False, True) if self._mapped else ():
+            for part, made in zip(self._parts, twins, strict=True):
+                part.put_twins(made, memo, functions)
+        for part in self._wrapped:
+            part.wrap(twins[part.index])
         for name, values in (entered or {}).items():
             values.clear()
             module = twins[0].get_submodule(name)
             module.__dict__["forward"] = _noting(module.forward, values)
         act: Any = twins[0] if method == "forward" else getattr(twins[0], method)
-        output = act(*arguments[0], **arguments[1])
+        try:
+            output = act(*arguments[0], **arguments[1])
+        except (RuntimeError, AttributeError) as error:
+            for words, what in _UNFIT.items():
+                if words in str(error):
+                    raise ModuleError(f"a pass of {type(self.module).__name__} {what}") from error
+            raise
+        if parametrize._cache_enabled:  # which knows modules by their ids: none may come again
+            _cached.append(twins)
+        elif _cached:
+            _cached.clear()
         buffers = {
-            name: twins[part.index].__dict__["_buffers"][leaf]
+            name: twins[part.index].__dict__["_buffers"].get(leaf)
             for name, (part, leaf) in self._buffers.items()
         }
+        for name, buffer in buffers.items():
+            if buffer is None:
+                raise ModuleError(
+                    f"a pass of {type(self.module).__name__} takes the buffer {name} away; each pass "
+                    "hands the buffers to the next. Write another tensor into it, or hold it in a plain "
+                    "attribute, which begins each pass as the module has it"
+                )
         return output, buffers
 
     def _given(self, state: ModuleState) -> Tensors:
@@ -308,7 +356,7 @@ class ModuleView:
         tensors = {**state.params, **state.buffers}
         for name, tensor in tensors.items():
             if type(tensor) is not Tensor and isinstance(tensor, nn.Parameter):
-                tensors[name] = _alias(tensor)
+                tensors[name] = aliased(tensor)
         return tensors | self.beside() if self._mapped else tensors
 
     def beside(self) -> Tensors:
@@ -345,6 +393,18 @@ class ModuleView:
                 "start from FunctionalModule.state()"
             )
 
+    def _check_classes(self, before: Mapping[type, Mapping[str, Any]]) -> None:
+        """Raise `ModuleError` for an attribute of a class that a pass has changed, and put it back."""
+        for kind, attributes in before.items():
+            for name, value in attributes.items():
+                now = vars(kind).get(name)
+                if value is not None and now is not value and not name.startswith("__"):
+                    setattr(kind, name, value)
+                    raise ModuleError(
+                        f"a pass of {type(self.module).__name__} sets {name} of the class "
+                        f"{kind.__name__}, which outlives the pass and is every module's; set it on self"
+                    )
+
     def _check_versions(
         self, tensors: Tensors, versions: list[int], written: frozenset[str]
     ) -> None:
@@ -374,6 +434,7 @@ class _Part:
         self.hidden = index >= survey.registered
         """True if it stands in a plain attribute alone: its tensors are not part of the state."""
         self.special = survey.special[index]
+        self.members = slots_of(self.kind)
         self.norm = norm_statistics if _tracks(module) else None
         self.step_aware = isinstance(module, StepAware)
         self.recurrent = isinstance(module, nn.RNNBase)
@@ -388,7 +449,7 @@ class _Part:
         }
         places = {id(own): place for place, own in enumerate(survey.modules)}
         self.children = {
-            leaf: None if child is None else places[id(child)]
+            leaf: None if child is None else places[id(referent_of(child) or child)]
             for leaf, child in module._modules.items()
         }
 
@@ -415,14 +476,11 @@ class _Part:
         made: nn.Module,
         twins: list[nn.Module],
         tensors: Tensors,
-        memo: dict[int, Any],
         step: int | Position,
         training: bool | None,
     ) -> None:
         """Give the twin the module's attributes as they are now, and the tensors of this pass."""
         own = self.module.__dict__.copy()
-        for name in self.special:
-            own[name] = twin(own[name], memo)
         for kind, slots in self.slots.items():
             own[kind] = held = {}
             for leaf, full in slots.items():
@@ -441,6 +499,29 @@ class _Part:
         elif self.norm == "batch":
             own["track_running_stats"] = False
         object.__setattr__(made, "__dict__", own)
+        if self.members:
+            for name, value in attributes_of(self.module).items():
+                if name in self.members:
+                    self.members[name].__set__(made, value)
+
+    def put_twins(self, made: nn.Module, memo: dict[int, Any], functions: bool) -> None:
+        """Put twins in the places of attributes; of `functions` last, which may hold other attributes."""
+        own = made.__dict__
+        for name in self.special:
+            if name in self.members:
+                value = self.members[name].__get__(made)
+            else:
+                value = own[name] if name in own else getattr(self.kind, name)
+            if functions != ("hooks" in name or isinstance(value, FunctionType)):
+                continue
+            if name in self.members:
+                self.members[name].__set__(made, twin(value, memo))
+            else:
+                own[name] = twin(value, memo)
+
+    def wrap(self, made: nn.Module) -> None:
+        """Put wrappers around the twin's `forward`, where what it does asks for them."""
+        own = made.__dict__
         if self.norm == "running":
             own["forward"] = by_statistics(made)  # type: ignore[arg-type]
         elif self.norm == "support":
@@ -530,7 +611,25 @@ def _noting(forward: Callable[..., Any], values: list[Any]) -> Callable[..., Any
     return run
 
 
-_alias: Any = torch.ops.aten.alias
+_UNFIT = {
+    "only change requires_grad flags of leaf": "sets requires_grad of a parameter, which is no leaf "
+    "here, but the result of an inner step; set it before the call, or use .detach() in the pass",
+    "support the deepcopy protocol": "copies a parameter by copy.deepcopy, which PyTorch does for leaves "
+    "alone, and here it is the result of an inner step; clone it, and use torch.func.functional_call",
+    "leaf Variable that requires grad is being used in an in-place": "writes a parameter in place, which "
+    "PyTorch refuses outside of torch.no_grad(); write it there",
+    "is not an nn.Parameter": "asks for an nn.Parameter, as by get_parameter(), and what stands there in "
+    "an inner loop is a tensor; use the attribute",
+    "Inference tensors cannot be saved for backward": "uses a tensor made under torch.inference_mode(), "
+    "which autograd cannot save; make it under torch.no_grad(), or clone it",
+    "Can't call numpy() on Tensor that requires grad": "hands a tensor to NumPy through which a "
+    "derivative goes; take .detach().numpy()",
+}
+"""By PyTorch's words: what a pass does that fits no tensor on the way of a derivative, and a remedy."""
+
+_cached: list[list[nn.Module]] = []
+"""The twins of passes that ended within `parametrize.cached()`."""
+
 _ARGUMENTS = "@arguments"  # stands for all of them in what a pass writes
 
 _WRAPPERS = {
@@ -555,6 +654,11 @@ def _check(module: nn.Module) -> None:
             if base.__name__ in _WRAPPERS:
                 where = f"{name} of {type(module).__name__}" if name else "the model"
                 raise ModuleError(f"{where} is a {base.__name__}, {_WRAPPERS[base.__name__]}")
+        if member._backward_hooks and not member._is_full_backward_hook:
+            raise ModuleError(
+                f"{name or 'the model'} has a hook by register_backward_hook, which asks for the module "
+                "after a pass, when the module of the pass is gone; use register_full_backward_hook"
+            )
     for name, parameter in module.named_parameters():
         if is_lazy(parameter):
             raise ModuleError(
@@ -565,6 +669,10 @@ def _check(module: nn.Module) -> None:
 
 def _tracks(module: nn.Module) -> bool:
     return isinstance(module, _NormBase) and getattr(module, "running_mean", None) is not None
+
+
+def _apart(tensor: Tensor) -> Tensor:
+    return tensor if tensor.requires_grad else tensor.detach()
 
 
 def _versions(tensors: Tensors) -> list[int]:

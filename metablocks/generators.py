@@ -15,6 +15,8 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils import parametrize
+from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -31,6 +33,8 @@ class Generator:
     put: Callable[[Any], None]
     seed: Callable[[int], object] | None = None
     """Seeds one of the process's own."""
+    watched: bool = False
+    """True for a generator of PyTorch, whose draws a `Watch` sees; others are told by their states."""
 
     def is_at(self, state: Any) -> bool:
         """True if it is in that state."""
@@ -147,6 +151,8 @@ class Draws:
         """True once the work was observed to its end."""
         self.kinds: set[str] = set()
         """The kinds of generators that it has drawn from so far."""
+        self.alone = False
+        """True if it uses what PyTorch has once for all threads (see `_look`)."""
 
     @contextmanager
     def observed(self, *, whole: bool = True) -> Iterator[None]:
@@ -154,11 +160,11 @@ class Draws:
         if self.known:
             yield
             return
-        begin = [(g, g.get()) for g in self.generators if g.kind in ("python", "numpy")]
+        begin = [(g, g.get()) for g in self.generators if not g.watched]
         watch = Watch()
         before, _local.watch = _local.watch, (watch, begin)
         try:
-            with watch:
+            with watch, Calls(self._look):
                 yield
         finally:
             self.kinds |= self._so_far()
@@ -217,6 +223,11 @@ class Draws:
                     set_states(moved)
             self.restore(states)
 
+    def _look(self, function: Any, args: tuple[Any, ...]) -> None:
+        """The levels of forward-mode derivatives and the cache of parametrizations are every thread's."""
+        if parametrize._cache_enabled or getattr(function, "__name__", "") == "_make_dual":
+            self.alone = True
+
     def _so_far(self) -> set[str]:
         if _local.watch is None:
             return set()
@@ -227,14 +238,16 @@ class Draws:
 class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Sees the operations of this thread: what they draw from, and which guarded storages they write.
 
-    `guarded` names storages by their address. What would write one raises `Written` instead, unless
-    `refuse` is False.
+    `guarded` and `noted` name storages by their address. What would write a guarded one raises `Written`
+    instead; of the noted ones those that are written come into `written`.
     """
 
-    def __init__(self, guarded: Mapping[int, str] | None = None, *, refuse: bool = True) -> None:
+    def __init__(
+        self, guarded: Mapping[int, str] | None = None, noted: Mapping[int, str] | None = None
+    ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.guarded = guarded or {}
-        self.refuse = refuse
+        self.noted = noted or {}
         self.written: set[str] = set()
         self.draws: set[str] = set()
 
@@ -246,13 +259,13 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def drawn_from(self, states: "States") -> "States":
         """Of the generators with earlier states, those that have been drawn from.
 
-        Python's and NumPy's are told by their states: it may have been another thread.
+        Python's and NumPy's are told by their states: of the process's own it may have been another
+        thread.
         """
         return [
             (generator, state)
             for generator, state in states
-            if generator.kind in self.draws
-            or (generator.kind in ("python", "numpy") and not generator.is_at(state))
+            if generator.kind in self.draws or not (generator.watched or generator.is_at(state))
         ]
 
     def __torch_dispatch__(
@@ -265,9 +278,11 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self.draws.add("held")
             if generator is None or generator is torch.default_generator:
                 self.draws.add("torch")
-        if self.guarded and (function._schema.is_mutable or "batch_norm" in function._schema.name):
+        if (self.guarded or self.noted) and (
+            function._schema.is_mutable or "batch_norm" in function._schema.name
+        ):
             self._check(function._schema.arguments, args, kwargs)
-        return function(*args, **kwargs)
+        return function(*map(_made_solid, args), **kwargs)
 
     def _check(self, arguments: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         given = {a.name: value for a, value in zip(arguments, args, strict=False)} | kwargs
@@ -279,11 +294,35 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 continue
             value = given.get(argument.name)
             for leaf in pytree.tree_leaves(value):
-                name = self.guarded.get(storage(leaf)) if isinstance(leaf, Tensor) else None
-                if name is not None and self.refuse:
-                    raise Written(name)
-                if name is not None:
-                    self.written.add(name)
+                if isinstance(leaf, Tensor):
+                    self.touch(leaf)
+
+    def exported(self, function: Any, args: tuple[Any, ...]) -> None:
+        """A function is about to be called: what hands memory to NumPy may write it, unseen."""
+        if function in _EXPORTING:
+            self.touch(args[0])
+
+    def touch(self, tensor: Tensor) -> None:
+        """A tensor is about to be written."""
+        address = storage(tensor)
+        if address in self.guarded:
+            raise Written(self.guarded[address])
+        if address in self.noted:
+            self.written.add(self.noted[address])
+
+
+class Calls(TorchFunctionMode):
+    """Calls `note(function, arguments)` before every function of PyTorch that this thread calls."""
+
+    def __init__(self, note: Callable[[Any, tuple[Any, ...]], None]) -> None:
+        super().__init__()
+        self.note = note
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        self.note(function, args)
+        return function(*args, **(kwargs or {}))
 
 
 class Written(BaseException):
@@ -306,13 +345,21 @@ class _Local(threading.local):
 
 _local = _Local()
 _seeding = threading.RLock()
+_EXPORTING: tuple[Any, ...] = (Tensor.numpy, Tensor.__array__, Tensor.__dlpack__)
 _STATISTICS = ("running_mean", "running_var")
 _HELD = (torch.Generator, random.Random, np.random.Generator, np.random.RandomState)
 
 
+def _made_solid(argument: Any) -> Any:
+    """The argument; a zero that PyTorch has not made yet is made, of which `mul` crashes in a mode."""
+    if isinstance(argument, Tensor) and argument._is_zerotensor():
+        return torch.zeros(argument.shape, dtype=argument.dtype, device=argument.device)
+    return argument
+
+
 def _held(value: Any) -> Generator | None:
     if isinstance(value, torch.Generator):
-        return Generator("held", value.get_state, partial(_set_torch, value))
+        return Generator("held", value.get_state, partial(_set_torch, value), watched=True)
     if isinstance(value, random.Random):
         return Generator("held", value.getstate, value.setstate)
     if isinstance(value, np.random.RandomState):
@@ -330,7 +377,7 @@ def _set_torch(generator: torch.Generator, state: Tensor) -> None:
 def _of_device(device: torch.device) -> Generator:
     if device.type == "cpu":
         seed = torch.default_generator.manual_seed
-        return Generator("torch", torch.get_rng_state, torch.set_rng_state, seed)
+        return Generator("torch", torch.get_rng_state, torch.set_rng_state, seed, watched=True)
     module = torch.get_device_module(device.type)
     put = partial(_set_accelerator, module, device)
 
@@ -340,7 +387,8 @@ def _of_device(device: torch.device) -> Generator:
         else:  # of a backend with one device
             (getattr(module, "manual_seed_all", None) or module.manual_seed)(number)
 
-    return Generator("torch", partial(module.get_rng_state, device), put, seed_accelerator)
+    get = partial(module.get_rng_state, device)
+    return Generator("torch", get, put, seed_accelerator, watched=True)
 
 
 def _seed_numpy(number: int) -> None:

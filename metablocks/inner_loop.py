@@ -27,7 +27,7 @@ from metablocks.order import Order, SecondOrder, steps_through
 from metablocks.per_step import Position
 from metablocks.rules.base import StepInfo, TracedStep, UpdateRule, answer_of, check_updates
 from metablocks.start import AsLearned, Start
-from metablocks.types import Batch, Progress, Task, Tensors
+from metablocks.types import Batch, Progress, Task, Tensors, tensors_of
 
 StatefulLoss: TypeAlias = Callable[[Tensors, Tensors], tuple[Tensor, Tensors]]
 """`(params, buffers) -> (scalar loss, new buffers)`, the data being bound already."""
@@ -441,9 +441,36 @@ class InnerLoop:
         )
         score = None
         if self.metric is not None:
-            with torch.no_grad():
-                score = _as_scalar(self.metric(detach_tree(prediction), query[1]), value)
+            given = detach_tree(prediction), query[1]
+            versions = [tensor._version for tensor in tensors_of(given)]
+            score = _as_scalar(self.metric(*given), value)
+            if versions != [tensor._version for tensor in tensors_of(given)]:
+                raise BlockError(
+                    f"the metric {name_of(self.metric)} writes in place into what it is given, the "
+                    "prediction and the target; it returns a number, and works on clones",
+                    block="MetaLearner",
+                    field="metric",
+                )
         return QueryPass(check_scalar(value), prediction, after.buffers, score)
+
+    def look(self, meta: Tensors, carry: Carry, query: Batch, index: int) -> QueryPass:
+        """The query pass at a carry of constants.
+
+        Where model or loss take derivatives of their own, by the fast weights or the prediction, these
+        require gradients meanwhile.
+        """
+        if not self.model.differentiates:
+            states = self.draws.states() if self.draws.kinds or not self.draws.known else []
+            try:
+                return self.query(meta, carry, query, index)
+            except RuntimeError as error:
+                if _NEEDS_GRAPH not in str(error):
+                    raise
+            self.draws.restore(states)
+        nodes = {name: t.detach().requires_grad_() for name, t in carry.params.items()}
+        passed = self.query(meta, carry._replace(params=nodes), query, index)
+        self.model.differentiates = True
+        return detach_tree(passed)  # type: ignore[no-any-return]
 
     def support_value(self, meta: Tensors, carry: Carry, support: Batch, index: int) -> Tensor:
         """The support loss at carry `index`, a scalar, by the model of the step that led there."""
@@ -499,7 +526,7 @@ class InnerLoop:
         prediction, after = None, ModuleState(params, buffers)
         if loss.predicts:
             prediction, after = self._predict(model, params, buffers, batch[0], index, back)
-        if loss.is_plain:
+        if loss.is_plain and self.training in loss.objective.watched:
             return loss.objective.loss(prediction, batch[1]), prediction, after
         state = ModuleState(params, self.model_buffers | buffers)
 
@@ -576,6 +603,9 @@ class _Parts(NamedTuple):
     rule: ModuleState
     loss: ModuleState
     support_loss: ModuleState
+
+
+_NEEDS_GRAPH = "does not require grad and does not have a grad_fn"  # PyTorch's words
 
 
 def _guarding(params: Tensors) -> Watch:

@@ -24,8 +24,9 @@ from metablocks.compatibility import (
     learned,
     shapes_held,
 )
+from metablocks.derivatives import transformed
 from metablocks.diagnose import unfit_data
-from metablocks.errors import BlockError, MetablocksError, TaskError, concerning
+from metablocks.errors import BlockError, GradientError, MetablocksError, TaskError, concerning
 from metablocks.estimators import Estimator, Unrolled
 from metablocks.executors import (
     Executor,
@@ -59,6 +60,7 @@ from metablocks.rules.base import UpdateRule
 from metablocks.selection import select_parameters
 from metablocks.start import AsLearned, Start
 from metablocks.step_loss import FinalStepLoss, StepLoss, step_weights
+from metablocks.twins import generators_in
 from metablocks.types import Batch, Progress, Task, Tasks, Tensors, as_tasks, map_tensors
 from metablocks.work import evaluation_work, execute, seeded, training_work
 
@@ -79,6 +81,12 @@ def _differentiating(method: Method) -> Method:
     @wraps(method)
     def run(learner: "MetaLearner", *args: Any, **kwargs: Any) -> Any:
         with torch.inference_mode(False), torch.enable_grad():
+            if transformed():
+                raise GradientError(
+                    f"{method.__name__} of a learner is called inside a transform of torch.func (grad, "
+                    "vmap, ...); call it outside, or take metablocks.adapt, which goes through them"
+                )
+            learner._check_blocks()
             try:
                 return method(learner, *args, **kwargs)
             except MetablocksError:
@@ -360,6 +368,8 @@ class MetaLearner(nn.Module):
         inner, meta, buffers = self._inner_at_evaluation(
             tasks, parameters, steps, metric, norm_statistics
         )
+        alone = [Task(*map_tensors(Tensor.detach, (tasks[0].support, tasks[0].query)))]
+        self._check_reads(inner, parameters, buffers, alone, reach=False)
         work = evaluation_work(self._identity, inner, meta, self._check_constant)
         with seeded(tasks, inner, put_back=True) as tasks:
             _, result = execute(self.executor, work, buffers, tasks)
@@ -397,7 +407,12 @@ class MetaLearner(nn.Module):
             return adapted_model(self.model, carry, last, inner.steps, support, replaced=replaced)
 
     def __getstate__(self) -> dict[str, Any]:
-        caches = {"_draws": {}, "_read": (), "_objectives": {}, "_identity": object()}
+        caches = {
+            "_draws": {},
+            "_read": (),
+            "_objectives": {},
+            "_identity": object(),
+        }
         return self.__dict__ | caches
 
     def _meta_gradient(
@@ -432,6 +447,8 @@ class MetaLearner(nn.Module):
             work = training_work(self._identity, self.estimator, inner, meta)
             totals, (query_losses, scores) = execute(self.executor, work, buffers, tasks)
         grads, changes, metrics, loss = totals
+        if loss.requires_grad:
+            self._check_constant(loss)
         grads = {name: grad / weight for name, grad in grads.items()}
         changes = {
             f"model.{name}": (change / weight).to(self.model.get_buffer(name).dtype)
@@ -489,10 +506,13 @@ class MetaLearner(nn.Module):
                 batch = self._first_batch(tasks[0].support)
             else:
                 batch = self.batches.query(tasks[0].query, 0)
-            params = detach(model.state().params)
+            check_inference(self)
+            params = {
+                name: p.detach().requires_grad_(p.requires_grad)
+                for name, p in model.state().params.items()
+            }
             held = Draws(generators_of(params, view.generators))
             with held.put_back(), held.observed():
-                check_inference(self)
                 view.apply(ModuleState(params, buffers), batch[0], training=training)
         changing = model.changing_buffers(training=training) if runs else frozenset()
         inner = InnerLoop(
@@ -574,6 +594,7 @@ class MetaLearner(nn.Module):
         key = (training, *(view.key for view in views), *map(Same, functions))
         if key not in self._draws:
             held = [generator for view in views for generator in view.generators]
+            held += [generator for function in functions for generator in generators_in(function)]
             kept = [*self._draws.items()][-7:]
             draws = Draws(generators_of(self.learned, held))
             self._draws = {**dict(kept), key: draws}
@@ -597,6 +618,23 @@ class MetaLearner(nn.Module):
             norm_statistics=norm_statistics or self.norm_statistics,
             allow_unused=self.allow_unused,
         )
+
+    def _check_blocks(self) -> None:
+        """Raise `BlockError` for a block put there since, where what is set up goes by the one before."""
+        made_for = {
+            "model": self._functional_model(self.norm_statistics).module,
+            "rule": self._functional_rule.module,
+        }
+        changed = [name for name, block in made_for.items() if getattr(self, name) is not block]
+        if not changed and self.estimator.inner_rule(self.rule) is not self.rule:
+            changed = ["estimator"]
+        for name in changed:
+            raise BlockError(
+                f"{name} is a {name_of(getattr(self, name))} that was put there after the learner was "
+                "made, and what is set up goes by the one before; make a new MetaLearner with it",
+                block="MetaLearner",
+                field=name,
+            )
 
     def _named(self) -> Parameters:
         """The parameters as they are now, to be found once in a call."""

@@ -34,7 +34,7 @@ from metablocks.functional import FunctionalModule, ModuleState, ModuleView, ste
 from metablocks.generators import Watch, Written, storage
 from metablocks.per_step import Position, StepAware
 from metablocks.rules.base import StepInfo
-from metablocks.types import Tensors
+from metablocks.types import Tensors, tensors_of
 
 LossRole: TypeAlias = Literal["loss", "support_loss"]
 
@@ -62,7 +62,7 @@ class Objective:
     """True if it is given prediction and target in the first places."""
     module: FunctionalModule | None = None
     """Wraps a loss that is a module."""
-    _watched: set[bool | None] = field(default_factory=set, compare=False)
+    watched: set[bool | None] = field(default_factory=set, compare=False)
     """The modes in which a call has been seen to leave what it is given as it is."""
 
     @staticmethod
@@ -195,12 +195,12 @@ class Loss:
     def __call__(self, prediction: Any, at: Pass, state: ModuleState) -> Any:
         """The value at a pass; `state` holds its own tensors.
 
-        Raises `BlockError` for a loss that writes into the model's tensors.
+        Raises `BlockError` for a loss that writes into the model's tensors or the task's.
         """
         objective = self.objective
         places = (prediction, at.target) if objective.predicts else ()
         named = {name: at.value(name) for name in objective.asks}
-        watch = nullcontext() if at.training in objective._watched else _guarding(at.state)
+        watch = nullcontext() if at.training in objective.watched else _guarding(at)
         try:
             with watch:
                 if self.view is None:
@@ -209,19 +209,33 @@ class Loss:
                     value, _ = self.view.call(
                         "forward", state, places, named, step=at.position, training=at.training
                     )
-        except Written as error:
+        except (AttributeError, TypeError) as error:
+            of_torch = str(getattr(objective.loss, "__module__", "")).startswith("torch")
+            if isinstance(prediction, Tensor) or not (of_torch and objective.predicts):
+                raise
             raise BlockError(
-                f"{objective.role} {name_of(objective.loss)} writes in place into {error}, which is the "
-                "model's own; it returns a scalar, and leaves what it is given as it is",
+                f"{objective.role} {name_of(objective.loss)} does not take what the model returns, a "
+                f"{type(prediction).__name__} ({error}); give a loss that takes it apart, such as "
+                f"lambda prediction, target: {name_of(objective.loss)}(prediction[0], target)",
                 block="MetaLearner",
                 field=objective.role,
             ) from error
-        objective._watched.add(at.training)
+        except Written as error:
+            raise BlockError(
+                f"{objective.role} {name_of(objective.loss)} writes in place into {error}; it returns a "
+                "scalar, and leaves what it is given as it is: write into a clone",
+                block="MetaLearner",
+                field=objective.role,
+            ) from error
+        objective.watched.add(at.training)
         return value
 
 
-def _guarding(state: ModuleState) -> Watch:
-    guarded = {storage(t): name for tree in state for name, t in tree.items()}
+def _guarding(at: Pass) -> Watch:
+    guarded = {storage(t): "the task's inputs" for t in tensors_of(at.inputs)}
+    guarded |= {storage(t): "the task's target" for t in tensors_of(at.target)}
+    own = {storage(t): name for tree in at.state for name, t in tree.items()}
+    guarded |= {address: f"{name}, which is the model's own" for address, name in own.items()}
     guarded.pop(0, None)
     return Watch(guarded)
 

@@ -3,11 +3,12 @@
 A prediction may be any pytree, and hold distributions, dataclasses, caches, numbers, None.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from types import FunctionType
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from metablocks.twins import tensors_in, twin
@@ -44,6 +45,14 @@ class Apart:
     def tensors(self) -> list[Tensor]:
         """The tensors, in the order in which `together` takes them."""
         return [tensor for held in self._held for tensor in held.values()]
+
+    def check(self) -> None:
+        """Raise `TypeError` for what may hold tensors unseen: a module, a function, an iterator."""
+        for leaf in self.leaves:
+            if isinstance(leaf, nn.Module | FunctionType | Iterator):
+                raise TypeError(
+                    f"the prediction holds a {type(leaf).__name__}, and tensors in there."
+                )
 
     def together(self, stacked: Sequence[Tensor]) -> Any:
         """The results of all tasks, as `stack_rows`, the tensors `[tasks, ...]` being given."""

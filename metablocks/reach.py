@@ -16,7 +16,7 @@ from metablocks.batches import Side
 from metablocks.compatibility import Assembly
 from metablocks.derivatives import graph_leaves, vjp, watched_leaves
 from metablocks.diagnose import without_second_derivative
-from metablocks.errors import GradientError, MetablocksError, ModuleError
+from metablocks.errors import GradientError, MetablocksError, ModuleError, is_stated
 from metablocks.estimators.base import task_gradient
 from metablocks.executors import Share
 from metablocks.fingerprint import cell_contents
@@ -59,6 +59,13 @@ def check_reads(assembly: Assembly, inner: InnerLoop, buffers: Tensors, task: Ta
     or the model reads: their gradient would be lost in silence.
     """
     meta = detach(assembly.learned)
+    for name, buffer in assembly.model.named_buffers():
+        if buffer.requires_grad and buffer.is_leaf:
+            raise GradientError(
+                f"the buffer {name} of the model requires a gradient, and buffers are no "
+                "meta-parameters: its gradient would be cut off without a word. Register it as an "
+                "nn.Parameter, or take requires_grad_(False)"
+            )
     try:
         reached, foreign = _look(assembly, inner, meta, buffers, task)
     except RuntimeError as error:
@@ -130,7 +137,14 @@ def _name_second_derivative(
     assembly: Assembly, inner: InnerLoop, task: Task, error: RuntimeError
 ) -> None:
     """Raise `GradientError` with the module that has no second derivative, if there is one."""
-    if isinstance(error, MetablocksError) or not any(inner.through):
+    if isinstance(error, MetablocksError) or is_stated(error):
+        return
+    if "use_reentrant" in str(error):
+        raise GradientError(
+            f"{type(assembly.model).__name__} keeps activations by torch.utils.checkpoint with "
+            "use_reentrant=True, which serves loss.backward() alone; give it use_reentrant=False"
+        ) from error
+    if not any(inner.through):
         return
     try:
         found = without_second_derivative(assembly.model, inner.support_of(task, 0)[0])
@@ -168,11 +182,11 @@ def _cut_off(assembly: Assembly, tensors: Iterable[Tensor]) -> GradientError:
         "penalty over model.parameters()), where fast weights are meant. Read them as attributes of "
         "self inside the model's forward, or return what the loss needs from there"
         if by_itself
-        else "Put it into the model, so that it is a meta-parameter, or detach it: "
-        "requires_grad_(False), .detach()"
+        else "Put it into the model, before its first pass, so that it is a meta-parameter, or detach "
+        "it: requires_grad_(False), .detach()"
     )
     return GradientError(
-        f"the loss, the rule or the model reads {', '.join(sorted(listed))}, trainable, but not as a "
+        f"the loss, the rule or the model reads {', '.join(sorted({*listed}))}, trainable, but not as a "
         f"meta-parameter: its gradient would be cut off without a word. {remedy}"
     )
 

@@ -1,26 +1,32 @@
 """Copies of what the attributes of modules hold, made for one pass.
 
 A twin is another object wherever a pass could write the original or reach past the pass's own modules
-and tensors: containers, plain objects, bound methods, and functions that close over a module. Everything
-else is shared.
+and tensors: containers, arrays, plain objects, bound methods, weak references, and functions that hold a
+module in a closure or a default. Everything else is shared.
 """
 
 import copy
-from collections import OrderedDict, defaultdict, deque
+import weakref
+from array import array
+from collections import deque
+from collections.abc import Iterable, Iterator
 from functools import partial
-from types import CellType, FunctionType, MethodType
+from types import CellType, FunctionType, MethodType, ModuleType, SimpleNamespace
 from typing import Any
 
+import numpy as np
 from torch import Tensor, nn
 
-from metablocks.fingerprint import cell_contents
+from metablocks.errors import ModuleError
+from metablocks.fingerprint import attributes_of, cell_contents, names_in, slots_of
 from metablocks.generators import is_generator
 
 _DEPTH = 5  # containers and plain objects inside each other; deeper ones are shared
-_MAPPINGS = (dict, OrderedDict, defaultdict)
 _MISSING = object()
 _HEAP_TYPE = 1 << 9
 _INTERNAL = frozenset(nn.Module().__dict__)  # attributes that every module has
+_CONTAINERS = (list, dict, set, deque)
+_PROXIES = (weakref.ProxyType, weakref.CallableProxyType)
 
 
 class Survey:
@@ -33,8 +39,10 @@ class Survey:
         self.tensors: dict[str, Tensor] = {}
         """Tensors that attributes hold beside parameters and buffers, by path."""
         self.generators: list[Any] = []
+        self.iterators: dict[str, Any] = {}
+        """Iterators that attributes hold, by path."""
         self.special: list[list[str]] = []
-        """For each module, the attributes that need a twin."""
+        """For each module, the attributes that need a twin; functions come last."""
         self._known = {id(module) for module in self.modules}
         names = {id(module): name for name, module in root.named_modules()}
         self._own = {
@@ -44,40 +52,75 @@ class Survey:
         }
         for module in self.modules:  # which grows under way
             self.special.append(self._attributes(module, names.get(id(module), "")))
+        for kind in {type(module): None for module in self.modules}:
+            self._add(generators_in(kind))
 
     def _attributes(self, module: nn.Module, name: str) -> list[str]:
         start = f"{name}." if name else ""
+        values = _class_attributes(type(module)) | attributes_of(module)
         return [
             attribute
-            for attribute, value in module.__dict__.items()
+            for attribute, value in values.items()
             if attribute not in _INTERNAL or ("hooks" in attribute and value)
             if self._needs_twin(value, start + attribute, _DEPTH)
         ]
 
     def _needs_twin(self, value: Any, path: str, depth: int) -> bool:
-        if value is None or isinstance(value, bool | int | float | str | type):
+        if value is None or isinstance(value, bool | float | str | type):
             return False
+        if type(value) is int:  # the id of a module or a tensor, it may be
+            return value in self._known or value in self._own
+        referent = referent_of(value)
+        if referent is not None:
+            return id(referent) in self._known
         if isinstance(value, Tensor):
             if id(value) not in self._own:
                 self.tensors.setdefault(path, value)
             return True
         if isinstance(value, nn.Module):
-            if id(value) not in self._known:
-                self._known.add(id(value))
-                self.modules.append(value)
+            for module in value.modules():
+                if id(module) not in self._known:
+                    self._known.add(id(module))
+                    self.modules.append(module)
             return True
         if is_generator(value):
-            if not any(value is known for known in self.generators):
-                self.generators.append(value)
+            self._add([value])
             return False
+        if _is_iterator(value):
+            self.iterators.setdefault(path, value)
+            return True
         if not depth:
             return False
-        if isinstance(value, MethodType):
-            return id(value.__self__) in self._known
+        if isinstance(value, FunctionType):
+            self._add(generators_in(value))
         inside = [
             self._needs_twin(item, f"{path}.{key}", depth - 1) for key, item in _inside(value)
         ]
-        return any(inside) or isinstance(value, list | dict | set | deque) or is_plain(value)
+        own = isinstance(value, (*_CONTAINERS, SimpleNamespace)) or _is_buffer(value)
+        return any(inside) or own or is_plain(value)
+
+    def _add(self, generators: Iterable[Any]) -> None:
+        for generator in generators:
+            if not any(generator is known for known in self.generators):
+                self.generators.append(generator)
+
+
+class Once:
+    """Stands for an iterator, which no later pass could begin with as this one did."""
+
+    def __init__(self, path: str, iterator: Any) -> None:
+        self.path = path
+        self.kind = type(iterator).__name__
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        raise ModuleError(
+            f"a pass takes the next item of {self.path}, a {self.kind}: each pass begins with the "
+            "module as it is, and an iterator cannot be put back. Hold a list and an index, or a random "
+            "generator"
+        )
 
 
 def twin(value: Any, memo: dict[int, Any], depth: int = _DEPTH) -> Any:
@@ -91,25 +134,30 @@ def twin(value: Any, memo: dict[int, Any], depth: int = _DEPTH) -> Any:
     made = memo.get(id(value), _MISSING)
     if made is not _MISSING:
         return made
+    kind = type(value)
+    if kind is int and value in memo:  # an id
+        return id(memo[value])
+    if (referent := referent_of(value)) is not None:
+        other = memo.get(id(referent))
+        if other is None:
+            return value
+        return weakref.proxy(other) if kind in _PROXIES else kind(other)
     if not depth or isinstance(value, Tensor | nn.Module | type):
         return value
-    kind = type(value)
     if isinstance(value, MethodType):
-        owner = memo.get(id(value.__self__))
-        return value if owner is None else MethodType(value.__func__, owner)
-    if isinstance(value, tuple):
+        owner = twin(value.__self__, memo, depth - 1)
+        return value if owner is value.__self__ else MethodType(value.__func__, owner)
+    if isinstance(value, tuple | frozenset):
         items = [twin(item, memo, depth - 1) for item in value]
         if all(a is b for a, b in zip(items, value, strict=True)):
             return value
         return kind(*items) if hasattr(value, "_fields") else kind(items)
-    if kind is list:
-        made = memo[id(value)] = []
-        made.extend(twin(item, memo, depth - 1) for item in value)
-    elif isinstance(value, dict):
+    if isinstance(value, FunctionType):
+        return _function(value, memo, depth)
+    if isinstance(value, _CONTAINERS):
         made = memo[id(value)] = copy.copy(value)
-        for key, item in value.items():
-            dict.__setitem__(made, key, twin(item, memo, depth - 1))
-    elif isinstance(value, list | set | deque):
+        _refill(made, value, memo, depth - 1)
+    elif _is_buffer(value):
         made = memo[id(value)] = copy.copy(value)
     elif isinstance(value, partial):
         made = partial(
@@ -117,12 +165,18 @@ def twin(value: Any, memo: dict[int, Any], depth: int = _DEPTH) -> Any:
             *[twin(item, memo, depth - 1) for item in value.args],
             **{key: twin(item, memo, depth - 1) for key, item in value.keywords.items()},
         )
-    elif isinstance(value, FunctionType):
-        made = _function(value, memo)
+    elif isinstance(value, SimpleNamespace):
+        made = memo[id(value)] = copy.copy(value)
+        made.__dict__.update({k: twin(x, memo, depth - 1) for k, x in value.__dict__.items()})
     elif is_plain(value):
         made = memo[id(value)] = object.__new__(kind)
-        attributes = {k: twin(item, memo, depth - 1) for k, item in value.__dict__.items()}
-        object.__setattr__(made, "__dict__", attributes)
+        members = slots_of(kind)
+        for name, item in attributes_of(value).items():
+            other = twin(item, memo, depth - 1)
+            if name in members:
+                members[name].__set__(made, other)
+            else:
+                made.__dict__[name] = other
     else:
         made = value
     return made
@@ -145,56 +199,188 @@ def tensors_in(value: Any, depth: int = _DEPTH) -> dict[int, Tensor]:
     return found
 
 
-def rebound(value: Any, memo: dict[int, Any], depth: int = _DEPTH) -> Any:
-    """A copied value, its functions closing over the copies of the modules that they closed over."""
+def generators_in(value: Any) -> list[Any]:
+    """The random generators that a function, an object or a class of modules draws from, as it shows.
+
+    Those that it holds, closes over or names: as a global, an attribute of a class, in functions that it
+    calls.
+
+    >>> import random
+    >>> own = random.Random(0)
+    >>> generators_in(lambda: own.random()) == [own]
+    True
+    """
+    found: dict[int, Any] = {}
+    _look(value, found, {}, _DEPTH)
+    return [*found.values()]
+
+
+def _look(value: Any, found: dict[int, Any], seen: dict[int, Any], depth: int) -> None:
+    """Put the generators that a value reaches into `found`."""
+    if id(value) in seen or isinstance(value, bool | int | float | str | Tensor | None):
+        return
+    seen[id(value)] = value
+    if is_generator(value):
+        found[id(value)] = value
+        return
+    if not depth or str(getattr(value, "__module__", "")).partition(".")[0] in ("torch", "numpy"):
+        return
     if isinstance(value, FunctionType):
-        return _function(value, memo)
-    if isinstance(value, partial):
-        return partial(rebound(value.func, memo), *value.args, **value.keywords)
-    if depth and type(value) in (list, *_MAPPINGS):
-        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
-            value[key] = rebound(item, memo, depth - 1)
-    return value
+        inside = [*_held(value), *_named(value)]
+    elif isinstance(value, type):
+        forward = getattr(value, "forward", None) or vars(value).get("__call__")
+        inside = [forward, *_named(forward, value)] if isinstance(forward, FunctionType) else []
+    elif isinstance(value, MethodType):
+        inside = [value.__self__, *_named(value.__func__, type(value.__self__))]
+    elif isinstance(value, nn.Module):
+        inside = [x for m in value.modules() for x in (type(m), *attributes_of(m).values())]
+    else:
+        inside = [*(item for _, item in _inside(value))]
+        inside += [type(value)] if is_plain(value) else []
+    for item in inside:
+        _look(item, found, seen, depth - 1)
+
+
+def _named(function: Any, owner: type | None = None) -> list[Any]:
+    """The globals that a function names, the attributes of modules and of its class that it names."""
+    if not isinstance(function, FunctionType):
+        return []
+    names = names_in(function.__code__)
+    values = [function.__globals__[name] for name in names if name in function.__globals__]
+    for place in (*(v for v in values if isinstance(v, ModuleType | type)), owner):
+        if place is not None and place.__name__.partition(".")[0] not in (
+            "torch",
+            "numpy",
+            "random",
+        ):
+            values += [vars(place)[name] for name in names if name in vars(place)]
+    for base in owner.__mro__[1:] if owner is not None else ():
+        if not base.__module__.startswith("torch."):
+            values += [vars(base)[name] for name in names if name in vars(base)]
+    return [value.__func__ if isinstance(value, staticmethod) else value for value in values]
 
 
 def _inside(value: Any) -> list[tuple[Any, Any]]:
     """The items of a value of which its twin holds twins."""
     if isinstance(value, dict):
-        return [*value.items()]
-    if isinstance(value, list | tuple | set | deque):
+        keys = [("key", key) for key in value if not isinstance(key, str | int)]
+        return [*value.items(), *keys]
+    if isinstance(value, list | tuple | set | frozenset | deque):
         return [*enumerate(value)]
     if isinstance(value, partial):
         return [("func", value.func), *enumerate(value.args), *value.keywords.items()]
+    if isinstance(value, MethodType):
+        return [("self", value.__self__)]
     if isinstance(value, FunctionType):
-        # Only modules, tensors of the tree and methods: what else a function closes over is its own.
-        return [
-            (i, c)
-            for i, c in enumerate(cell_contents(value))
-            if isinstance(c, nn.Module | MethodType)
-        ]
-    return [*value.__dict__.items()] if is_plain(value) else []
+        return [*enumerate(item for item in _held(value) if _reaches(item))]
+    if isinstance(value, SimpleNamespace) or is_plain(value):
+        return [*attributes_of(value).items()]
+    return []
 
 
-def _function(function: FunctionType, memo: dict[int, Any]) -> FunctionType:
-    """The function, closing over the twins of the modules that it closes over."""
-    cells = function.__closure__ or ()
-    made = []
-    for cell, content in zip(cells, cell_contents(function), strict=True):
-        reaches = id(content) in memo or isinstance(content, MethodType)
-        other = twin(content, memo) if reaches else content
-        made.append(cell if other is content else CellType(other))
-    if all(a is b for a, b in zip(made, cells, strict=True)):
+def _refill(made: Any, value: Any, memo: dict[int, Any], depth: int) -> None:
+    """Put twins into a copied container, in the places of what it holds."""
+    if isinstance(value, dict):
+        pairs = [(twin(k, memo, 0), twin(item, memo, depth)) for k, item in value.items()]
+        if any(new is not old for (new, _), old in zip(pairs, value, strict=True)):
+            made.clear()
+        for key, item in pairs:
+            dict.__setitem__(made, key, item)
+        return
+    items = [twin(item, memo, depth) for item in value]
+    if all(a is b for a, b in zip(items, value, strict=True)):
+        return
+    if isinstance(value, set):
+        made.clear()
+        made.update(items)
+        return
+    for index, item in enumerate(items):
+        made[index] = item
+
+
+def _held(function: FunctionType) -> list[Any]:
+    """What a function closes over, and its defaults."""
+    named = (function.__kwdefaults__ or {}).values()
+    return [*cell_contents(function), *(function.__defaults__ or ()), *named]
+
+
+def _reaches(item: Any) -> bool:
+    """True for what a function holds that may reach a module: all else is the function's own."""
+    owner = item.__self__ if isinstance(item, MethodType) else item
+    return isinstance(owner, nn.Module | FunctionType) or referent_of(item) is not None
+
+
+def _function(function: FunctionType, memo: dict[int, Any], depth: int) -> FunctionType:
+    """The function, holding the twins of the modules that it closes over or has for defaults."""
+    if not function.__closure__ and not function.__defaults__ and not function.__kwdefaults__:
         return function
+
+    def other(item: Any) -> Any:
+        if item is function:
+            return item
+        return twin(item, memo, depth - 1) if id(item) in memo or _reaches(item) else item
+
+    contents = [*cell_contents(function)]
+    inside = [*map(other, contents)]
+    defaults = [*map(other, function.__defaults__ or ())]
+    named = {name: other(item) for name, item in (function.__kwdefaults__ or {}).items()}
+    if all(
+        a is b for a, b in zip((*inside, *defaults, *named.values()), _held(function), strict=True)
+    ):
+        return function
+    cells = [
+        cell if new is old and old is not function else CellType(new)
+        for cell, old, new in zip(function.__closure__ or (), contents, inside, strict=True)
+    ]
     copied = FunctionType(
         function.__code__,
         function.__globals__,
         function.__name__,
-        function.__defaults__,
-        tuple(made),
+        tuple(defaults) or None,
+        tuple(cells),
     )
-    copied.__kwdefaults__ = function.__kwdefaults__
+    for cell, old in zip(cells, contents, strict=True):
+        if old is function:
+            cell.cell_contents = copied
+    copied.__kwdefaults__ = named or None
     copied.__dict__.update(function.__dict__)
     return copied
+
+
+def _class_attributes(kind: type) -> dict[str, Any]:
+    """The attributes of a user's class that a pass could write by way of `self`."""
+    return {
+        name: value
+        for base in reversed(kind.__mro__)
+        if not base.__module__.startswith("torch.")
+        for name, value in vars(base).items()
+        if not name.startswith("__")
+        and (isinstance(value, (*_CONTAINERS, SimpleNamespace, Tensor)) or _is_buffer(value))
+    }
+
+
+def referent_of(value: Any) -> Any:
+    """The object that a weak reference refers to; None for anything else."""
+    if isinstance(value, weakref.ref):
+        return value()
+    if type(value) in _PROXIES:
+        try:
+            return value.__init__.__self__
+        except ReferenceError:
+            return None
+    return None
+
+
+def _is_buffer(value: Any) -> bool:
+    """True for numbers of Python or NumPy in a row that can be written."""
+    if isinstance(value, np.ndarray):
+        return value.flags.writeable and not isinstance(value, np.memmap)
+    return isinstance(value, bytearray | array)
+
+
+def _is_iterator(value: Any) -> bool:
+    kind = type(value)
+    return kind.__module__ in ("builtins", "itertools") and hasattr(kind, "__next__")
 
 
 def is_plain(value: Any) -> bool:
@@ -203,6 +389,9 @@ def is_plain(value: Any) -> bool:
     return (
         getattr(kind, "__new__", None) is object.__new__
         and bool(kind.__flags__ & _HEAP_TYPE)
-        and isinstance(getattr(value, "__dict__", None), dict)
+        and (
+            isinstance(getattr(value, "__dict__", None), dict)
+            or all("__slots__" in vars(base) for base in kind.__mro__[:-1])
+        )
         and not isinstance(value, nn.Module | Tensor)
     )

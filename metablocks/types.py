@@ -253,6 +253,19 @@ class TaskList(list[Task]):
         return TaskBatch.stack(tasks) if len(shapes) == 1 else TaskList(tasks)
 
 
+def aliased(tensor: Tensor) -> Tensor:
+    """The same tensor as another object; a sparse one, of which there are no views, by a copy.
+
+    >>> tensor = torch.ones(1)
+    >>> aliased(tensor).data_ptr() == tensor.data_ptr()
+    True
+    """
+    if tensor.layout is not torch.strided:
+        return tensor.clone() if tensor.requires_grad else tensor.detach()
+    # A view, whose backward takes sparse gradients as they are.
+    return torch.ops.aten.alias.default(tensor)  # type: ignore[no-any-return]
+
+
 def tensors_of(tree: Any) -> list[Tensor]:
     """The tensors of a pytree, in its order.
 

@@ -133,7 +133,7 @@ def seeded(tasks: Tasks, inner: InnerLoop, *, put_back: bool, first: int = 0) ->
 def _judge(
     inner: InnerLoop, meta: Tensors, totals: Tensors, at: At, carry: Carry, batch: Batch
 ) -> tuple[QueryPass, Any]:
-    passed = inner.query(meta, carry, batch, at.index)
+    passed = inner.look(meta, carry, batch, at.index)
     return passed._replace(prediction=None), passed.prediction
 
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from metablocks.derivatives import vjp
+from metablocks.derivatives import detach_tree, vjp
 from metablocks.estimators.base import TaskGradient, each_carry
 from metablocks.generators import States
 from metablocks.inner_loop import Carry, InnerLoop, QueryPass, SupportPass
@@ -317,9 +317,9 @@ def _through(
 def _look(
     inner: InnerLoop, meta: Tensors, totals: Tensors, at: At, carry: Carry, batch: Batch
 ) -> tuple[QueryPass]:
-    """The query pass at a carry, without a graph."""
-    with torch.no_grad():
-        return (inner.query(meta, carry, batch, at.index)._replace(prediction=None),)
+    """The query pass at a carry, of constants."""
+    passed = inner.look(meta, carry, batch, at.index)._replace(prediction=None)
+    return (detach_tree(passed),)
 
 
 def _query(

@@ -92,7 +92,8 @@ class Forms:
 
 
 def _kind(tensor: Tensor) -> Hashable:
-    return tensor.shape, tensor.stride(), tensor.dtype, tensor.device
+    layout = tensor.stride() if tensor.layout is torch.strided else tensor.layout
+    return tensor.shape, layout, tensor.dtype, tensor.device
 
 
 def _outline(tree: Any, tensors: list[Tensor]) -> Hashable:

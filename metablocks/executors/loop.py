@@ -27,7 +27,8 @@ class Loop:
     unequal shape come back as a list in place of a stacked tensor.
 
     - `workers`: tasks under way at a time, in threads that share torch's own threads; convolutional
-      nets on a CPU gain by it. Tasks that draw random numbers go one after another all the same.
+      nets on a CPU gain by it. Tasks that draw random numbers go one after another all the same, and
+      such as use what PyTorch has once for all threads (forward-mode derivatives, `parametrize.cached`).
     - `channels_last`: lay out the images `[examples, channels, height, width]` of the query sets
       ("query") or of both (True) channels last, which is quicker for convolutions and much quicker for
       max-pooling on a CPU; but not for the second derivatives of batch norm, so "query" is for second
@@ -75,7 +76,8 @@ class Loop:
         if not work.draws.known:
             total.add(run(0))
         rest = range(total.count, len(tasks))
-        workers = 1 if work.draws.kinds else min(self.workers, len(rest))
+        apart = not (work.draws.kinds or work.draws.alone)
+        workers = min(self.workers, len(rest)) if apart else 1
         if workers > 1:
             map_in_threads(run, rest, workers, total.add)
         else:

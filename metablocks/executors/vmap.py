@@ -74,6 +74,7 @@ class Vmap:
             def one(buffers: Tensors, tensors: dict[int, Tensor]) -> tuple[Any, Any]:
                 to_sum, to_stack = work(shared, buffers, task_of(tensors))
                 apart.append(Apart(to_stack))
+                apart[-1].check()
                 return to_sum, apart[-1].tensors
 
             def first() -> None:
