@@ -41,7 +41,7 @@ from metablocks.runs.state import TrainingState
 from metablocks.runs.tables import facts, place_arguments, report, summary, transductive
 from metablocks.runs.tensorboard import curves, summary_writer
 from metablocks.runs.train import Stopped, final_scores, train, training_tasks
-from metablocks.tasks.base import Split
+from metablocks.tasks.base import SPLITS, Split
 from metablocks.tuning import AutoExecutor
 
 _log = logging.getLogger(__name__)
@@ -107,6 +107,8 @@ def train_recipe(
         starting = partial(start_from, RunDirectory(start), experiment)
         origin = checkpoint.from_first(experiment, starting)
     training_tasks(experiment, 0)  # data that fails leaves no directory behind
+    for split in SPLITS:  # nor does it let a training begin that cannot be tested
+        experiment.source.sample(split, [0])
     name = Path(recipe.source).stem
     directory = RunDirectory(share.from_first(lambda: create(out, name).path))
     with _held(directory):
