@@ -166,7 +166,7 @@ class LearningRate(UpdateRule):
             )
         try:
             rate = self.rate[key]
-        except AttributeError as error:
+        except RuleError as error:
             raise RuleError(
                 f"LearningRate was set up without a rate for {key}; if it was unfrozen since, make a new "
                 "rule and learner"

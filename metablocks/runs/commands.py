@@ -108,9 +108,7 @@ def train_recipe(
     if start:
         starting = partial(start_from, RunDirectory(start), experiment)
         origin = checkpoint.from_first(experiment, starting)
-    tasks = training_tasks(
-        experiment, 0
-    )  # data that fails, in whichever process, leaves no directory
+    tasks = training_tasks(experiment, 0)  # data that fails anywhere leaves no directory behind
     data_record = share.from_first(partial(_checked_data, experiment, tasks))
     name = Path(recipe.source).stem
     directory = RunDirectory(share.from_first(lambda: create(out, name).path))

@@ -19,6 +19,7 @@ from metablocks.recipe import build, load, shipped
 from metablocks.runs import Scores
 from metablocks.runs.examples import read_test
 from metablocks.runs.train import Stopped, _stop_signals, meta_step
+from metablocks.tasks.base import SPLITS
 from metablocks.types import Progress
 from tools.fuzzing.resume_law import same_checkpoint
 from tools.fuzzing.small_images import cifar_parts, draw_mini_imagenet, write_cifar
@@ -358,3 +359,34 @@ def test_an_executor_is_chosen_before_training_and_stated_in_the_recipe(tmp_path
     chosen = load(run / "recipe.yaml").at("hardware.executor.block")
     assert chosen in ("loop", "vmap")
     assert main(["run", "--resume", str(run), "--quiet"]) == 0
+
+
+LACKING = """
+from metablocks.errors import DataError
+from metablocks.tasks import Sinusoid
+
+class Lacking:
+    kind, input_shape, outputs = "regression", (1,), 1
+
+    def __init__(self, *, lacks: str):
+        self.lacks = lacks
+
+    def sample(self, split, indices):
+        if split == self.lacks:
+            raise DataError(f"there are no classes of {split}")
+        return Sinusoid(shots=2, queries=2).sample(split, indices)
+"""
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_tasks_of_every_split_are_there_before_training_begins(
+    split, tmp_path, monkeypatch, capsys
+):
+    (tmp_path / "lacking.py").write_text(LACKING)
+    monkeypatch.syspath_prepend(tmp_path)
+    tasks = f"tasks={{block: lacking:Lacking, lacks: {split}}}"
+    out = tmp_path / "runs"
+    command = ["run", "maml_sinusoid", *TINY, "--set", tasks, "--allow", "lacking", "--quiet"]
+    assert main([*command, "--out", str(out)]) == 2
+    assert f"there are no classes of {split}\n" in capsys.readouterr().err
+    assert not out.exists()
