@@ -36,6 +36,7 @@ import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NotRequired
 
@@ -171,9 +172,10 @@ class RunDirectory:
         lines = read_rows(self.metrics)
         numbers = epochs_of(lines)
         steps = [b - a for a, b in zip([0, *numbers], numbers, strict=False)]
+        twice = any(a and b and a.get("epoch", 0) == b.get("epoch") for a, b in pairwise(lines))
         logged = self.epochs_logged
         most = epochs + (not self.tested) + (used != self.checkpoint("last"))
-        if not {*steps} <= {0, 1} or not epochs <= logged <= most:
+        if twice or not {*steps} <= {0, 1} or not epochs <= logged <= most:
             count = sum(row is None or "epoch" in row for row in lines)
             raise RunError(
                 f"{self.metrics}: {count} epochs are logged{' and a test' * self.tested}, but "

@@ -154,6 +154,16 @@ def test_a_log_that_lacks_epochs_is_not_gone_on_with(kept, message, run, capsys)
     assert contents(run) == before
 
 
+def test_nor_is_one_that_has_an_epoch_twice(run, capsys):
+    log = run / "metrics.jsonl"
+    lines = log.read_text().splitlines(keepends=True)
+    log.write_text("".join([lines[0], *lines]))
+    before = contents(run)
+    assert main(["run", "--resume", str(run), "--quiet"]) == 1
+    assert "5 epochs are logged and a test, but checkpoint.pt was" in capsys.readouterr().err
+    assert contents(run) == before
+
+
 @pytest.mark.parametrize("tested", [True, False])
 def test_an_older_checkpoint_does_not_undo_epochs(tested, run, capsys):
     """`best.pt` and `epoch-<n>.pt` are whole checkpoints, too."""
