@@ -222,7 +222,7 @@ def is_stated(error: BaseException) -> bool:
     frame = trace.tb_frame
     statement = dis.opname[frame.f_code.co_code[trace.tb_lasti]]
     place = str(frame.f_globals.get("__name__"))
-    return statement == "RAISE_VARARGS" and place.partition(".")[0] not in ("torch", "metablocks")
+    return statement == "RAISE_VARARGS" and place.partition(".")[0] != "torch"
 
 
 def first_line(error: Exception) -> str:

@@ -1,10 +1,10 @@
 """Fingerprints of modules and functions: equal values, equal behaviour, as far as they look.
 
-Looked at are, of every module, its plain attributes, flags, hooks, submodules, and the identity and
-version of tensors it holds beside parameters and buffers; of a function its code, closure, defaults,
-and the globals that it names, with those of their attributes that it names. Containers are looked into,
-other objects are known by identity. Nothing deeper: what changes inside an object that a module holds,
-or in functions that a function calls, is not seen.
+Looked at are, of every module, also of those that attributes hold, its plain attributes, flags, hooks,
+submodules, and the identity and version of tensors it holds beside parameters and buffers; of a function
+its code, closure, defaults, and the globals that it names, with those of their attributes that it names.
+Containers are looked into, other objects are known by identity. Nothing deeper: what changes inside an
+object that a module holds, or in functions that a function calls, is not seen.
 """
 
 from collections.abc import Hashable, Iterator

@@ -83,8 +83,10 @@ class FunctionalModule:
     (1, 0)
 
     Raises `ModuleError` for a module that cannot be wrapped (lazy parameters not yet initialised,
-    `DistributedDataParallel` and other wrappers that act on `.grad`, compiled and scripted modules)
-    and for a state with missing or unknown names.
+    `DistributedDataParallel` and other wrappers that act on `.grad`, compiled and scripted modules),
+    for a state with missing or unknown names, and for a pass that cannot be without a trace: one that
+    takes a buffer away, sets an attribute of a class, takes the next item of an iterator, or writes a
+    tensor of the module past the attributes of self.
     """
 
     def __init__(self, module: nn.Module, *, norm_statistics: NormStatistics | None = None) -> None:

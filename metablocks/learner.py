@@ -213,6 +213,9 @@ class MetaLearner(nn.Module):
     >>> sorted(result.grads), result.query_losses.shape
     (['model.bias', 'model.weight'], torch.Size([4, 2]))
 
+    What is put in another block's place later counts from the next call on; `model` and `rule`, for which
+    it is set up, are refused then.
+
     Raises, when built: `ModuleError` for a model that cannot be wrapped, `SelectionError` for
     patterns that select nothing, `BlockError` for blocks that make no sense together.
     """
