@@ -13,6 +13,7 @@ from metablocks.errors import BlockError, SelectionError
 from metablocks.laws import gradients
 from metablocks.laws.compare import assert_close
 from metablocks.models import MLP, Transformer, torchvision_classifier
+from metablocks.models.lora import LowRank
 
 pytestmark = pytest.mark.usefixtures("placed")
 
@@ -144,6 +145,27 @@ def _tied():
     return model
 
 
+class _ReadsTheWeight(nn.Module):
+    """A layer that is never called, as in torchvision's Swin transformers, beside one that is."""
+
+    def __init__(self):
+        super().__init__()
+        self.outer, self.inner = nn.Linear(2, 2), nn.Linear(2, 2)
+
+    def forward(self, x):
+        x = self.outer(x.to(self.outer.weight.dtype))
+        return nn.functional.linear(x, self.inner.weight, self.inner.bias)
+
+
+def _swin():
+    with torch.device("meta"):
+        return torchvision_classifier(input_shape=(3, 32, 32), outputs=2, name="swin_t")
+
+
+def test_a_layer_that_is_called_may_have_its_weight_read_as_well():
+    assert isinstance(_with(_ReadsTheWeight(), layers="outer.*").outer, LowRank)
+
+
 def _with(model, **options):
     return mb.insert_lora(model, **{"rank": 1, **options})
 
@@ -158,6 +180,10 @@ def _with(model, **options):
         (lambda: _with(nn.Sequential(nn.Conv1d(1, 1, 2))), "0 is a Conv1d; it takes Linear"),
         (lambda: _with(_tied()), "1 shares its weight with 0"),
         (lambda: _with(nn.MultiheadAttention(2, 1)), "out_proj is a NonDynamically"),
+        (lambda: _with(_ReadsTheWeight()), "inner belongs to a _ReadsTheWeight, which reads its"),
+        (lambda: mb.insert_tnet(_ReadsTheWeight()), "inner belongs to a _ReadsTheWeight, which"),
+        (lambda: mb.append_linear(_ReadsTheWeight(), depth=1), "inner belongs to a _ReadsTheWei"),
+        (lambda: _with(_swin()), "attn.qkv belongs to a ShiftedWindowAttention, which reads its"),
         (lambda: mb.fold_lora(nn.Linear(1, 1)), "Linear has no low-rank update to fold"),
         (lambda: mb.insert_tnet(_with(nn.Sequential(nn.Linear(1, 1)))), "0 is a LowRankLinear"),
         (

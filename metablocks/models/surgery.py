@@ -4,7 +4,9 @@ A layer is changed by one of another class with the same settings and the very s
 names, ties and numbers stay. A layer that cannot be changed so is refused by name.
 """
 
+import dis
 from collections.abc import Callable, Collection, Iterable
+from itertools import pairwise
 from typing import Any
 
 from torch import nn
@@ -105,12 +107,28 @@ def obstacle(
         return f"is a {kind} that has no shape yet; run the model on one batch first"
     if type(layer) not in kinds:
         return f"is a {kind}; it takes {', '.join(known.__name__ for known in kinds)}"
-    owner = model.get_submodule(name.rpartition(".")[0])
-    if isinstance(owner, _READ_THE_WEIGHTS) or getattr(owner, "weights_are_read", False):
+    path, _, leaf = name.rpartition(".")
+    owner = model.get_submodule(path)
+    known = isinstance(owner, _READ_THE_WEIGHTS) or getattr(owner, "weights_are_read", False)
+    if known or _reads_the_weight(owner, leaf):
         return f"belongs to a {type(owner).__name__}, which reads its weight and passes by the rest"
     if layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks:
         return "has hooks, which would be lost"
     return ""
+
+
+def _reads_the_weight(owner: nn.Module, leaf: str) -> bool:
+    """True if a module's `forward` takes the weight of its layer `leaf`, and never calls the layer.
+
+    So does the attention of torchvision's Swin transformers.
+    """
+    try:
+        code = list(dis.get_instructions(type(owner).forward))
+    except TypeError:  # it is not written in Python
+        return False
+    names = [i.argval for i in code if i.opname in ("LOAD_ATTR", "LOAD_METHOD")]
+    after = [second for first, second in pairwise([*names, ""]) if first == leaf]
+    return "weight" in after and set(after) <= {"weight", "bias"}
 
 
 def holders(model: nn.Module) -> dict[int, list[tuple[str, nn.Module]]]:
