@@ -77,6 +77,11 @@ def unfit_data(error: Exception, model: nn.Module, batch: Any) -> str:
         isinstance(leaf, int | float | np.ndarray | np.generic) for leaf in leaves
     ) and isinstance(error, TypeError | AttributeError):
         return f"{data}: give tensors, as by torch.tensor(…)"
+    if isinstance(error, TypeError) and re.search(r"must be Tensor, not (?!NoneType)\w+", message):
+        return (
+            f"{message}: a model whose output is not one tensor takes a loss that takes it as it is, or "
+            "returns that tensor alone"
+        )
     if not isinstance(error, RuntimeError | IndexError | ValueError):
         return ""
     own = {parameter.dtype for parameter in model.parameters()}

@@ -175,8 +175,12 @@ def caller_stacklevel() -> int:
 def first_line(error: Exception) -> str:
     """First line of an error's message (torch appends a trace of its C++ code).
 
+    `torch.load` advises to trust a file that holds more than tensors; that advice is left out.
+
     >>> first_line(RuntimeError("no memory\\nframe #0: …")), first_line(KeyError())
     ('no memory', 'KeyError')
     """
     lines = str(error).splitlines()
+    if lines and lines[0].startswith("Weights only load failed"):
+        return "it holds more than tensors, and no code of a file is run"
     return lines[0] if lines else type(error).__name__

@@ -117,9 +117,10 @@ def _configuration(transformers: Any, config: Mapping[str, Any]) -> Any:
     known = list(transformers.CONFIG_MAPPING)
     if model_type not in known:
         takes = "it is one of transformers', such as vit or gpt2"
+        stated = "no model_type" if model_type is None else f'model_type "{model_type}"'
+        near = f"; {takes}" if model_type is None else suggest_then(str(model_type), known, takes)
         raise BlockError(
-            f'{_BLOCK} config has model_type "{model_type}"'
-            f"{suggest_then(str(model_type), known, takes)}",
+            f"{_BLOCK} config has {stated}{near}",
             block=_BLOCK,
             field="config",
         )
@@ -140,6 +141,9 @@ def _configuration(transformers: Any, config: Mapping[str, Any]) -> Any:
 
 
 def _fit(config: Any, outputs: int, *, images: bool) -> None:
+    config.architectures = (
+        config.architectures or []
+    )  # which transformers iterates over, None or not
     if images:
         config.num_labels = outputs
     else:
@@ -158,7 +162,9 @@ def _from_folder(
             block=_BLOCK,
             field="folder",
         )
-    config = transformers.AutoConfig.from_pretrained(path, local_files_only=True)
+    # False, and not left out: transformers would ask whether to run the folder's code.
+    local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+    config = transformers.AutoConfig.from_pretrained(path, **local)
     words = getattr(config, "vocab_size", outputs)
     if not images and words != outputs:
         raise BlockError(
@@ -173,7 +179,7 @@ def _from_folder(
     model, report = auto.from_pretrained(
         path,
         config=config,
-        local_files_only=True,
+        **local,
         ignore_mismatched_sizes=True,
         output_loading_info=True,
     )

@@ -1,6 +1,7 @@
 """The classifiers of torchvision, fitted to the inputs and classes of the tasks."""
 
 import os
+import pickle
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from textwrap import shorten
@@ -64,7 +65,7 @@ def torchvision_classifier(
         model: nn.Module = models.get_model(
             name, weights=None, num_classes=outputs, **(options or {})
         )
-    except (TypeError, ValueError) as error:
+    except Exception as error:  # whatever the model's own constructor may raise
         raise BlockError(
             f"{_BLOCK} options are {dict(options or {})}, which {name} does not take "
             f"({first_line(error)})",
@@ -100,8 +101,10 @@ def _load(model: nn.Module, path: str, outputs: int) -> None:
                 stored[name] = own[name]
         model.load_state_dict(stored, assign=True)
     except Exception as error:
+        of_the_file = isinstance(error, pickle.UnpicklingError | EOFError)
+        words = first_line(error) if of_the_file else str(error)
         raise BlockError(
-            f'{_BLOCK} weights is "{path}", which cannot be loaded ({shorten(str(error), 200)}); it '
+            f'{_BLOCK} weights is "{path}", which cannot be loaded ({shorten(words, 200)}); it '
             "takes the file of a state_dict of this model",
             block=_BLOCK,
             field="weights",

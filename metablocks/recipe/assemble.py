@@ -85,13 +85,13 @@ def try_blocks(recipe: Recipe, problems: list[Problem]) -> None:
         inputs, dtype, outputs = example_shapes(made["tasks"])
         name = recipe.at(f"{paths[-1]}.block")
         try:
-            shape = tuple(
-                made["model"](torch.zeros(2, *inputs, dtype=dtype, device="meta")).shape[1:]
-            )
-            wrong = "" if shape == outputs else f"gives outputs of shape {shape}"
+            output = made["model"](torch.zeros(2, *inputs, dtype=dtype, device="meta"))
+            wrong = f"gives a {type(output).__name__}, not a tensor"
+            if isinstance(output, torch.Tensor):
+                shape = tuple(output.shape[1:])
+                wrong = "" if shape == outputs else f"gives outputs of shape {shape}"
         except Exception as error:  # a model of another package may raise what it likes
-            looks_at_numbers = "called on meta tensors" in str(error)
-            wrong = "" if looks_at_numbers else f"does not run: {first_line(error)}"
+            wrong = "" if "meta tensor" in str(error) else f"does not run: {first_line(error)}"
     if wrong:
         message = (
             f"the model that {name} leaves {wrong}; the tasks have inputs of shape {inputs} and "
@@ -106,7 +106,8 @@ def construct(
     """The block at `path`, or `schema.INVALID` after appending what is wrong.
 
     `context` is what the builder supplies; the block gets the part that its signature names.
-    Raises `DataError` for a task source without the data in the folder it is given.
+    Raises `DataError` for a task source without the data in the folder it is given. A model that cannot
+    be made on the meta device is `schema.INVALID` there, and nothing is wrong with it.
     """
     entry = recipe.at(path)
     name = entry["block"]
@@ -124,11 +125,15 @@ def construct(
     except DataError:
         raise
     except MetablocksError as error:
+        if _looks_at_numbers(error):
+            return schema.INVALID
         field = error.field or ""
         at = join(path, field) if field in arguments else path
         problems.append(recipe.problem(at, str(error)))
         return schema.INVALID
     except Exception as error:
+        if _looks_at_numbers(error):
+            return schema.INVALID
         message = f"{name} could not be made: {type(error).__name__}: {first_line(error)}"
         problems.append(recipe.problem(path, message))
         return schema.INVALID
@@ -143,6 +148,11 @@ def construct(
         problems.append(Problem(recipe.written_place(join(path, "block")), path, message))
         return schema.INVALID
     return block
+
+
+def _looks_at_numbers(error: Exception) -> bool:
+    """True for the error of a model that asks for a number as it is made on the meta device."""
+    return torch.empty(0).is_meta and "meta tensor" in str(error)
 
 
 def _held(

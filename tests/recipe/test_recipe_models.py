@@ -1,6 +1,10 @@
 """Models of other packages, models of tokens and models of one's own: fitted to the tasks, or refused."""
 
+import io
+import json
+import pickle
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -61,6 +65,43 @@ def test_a_classifier_of_each_kind_takes_the_tasks_images_and_classes(name, opti
         assert model(torch.zeros(2, channels, 32, 32)).shape == (2, 4)
 
 
+def test_a_model_that_looks_at_numbers_as_it_is_made_is_made_in_a_run():
+    """A recipe is tried on the meta device, on which torchvision's RegNets cannot be made."""
+    with torch.device("meta"), pytest.raises(BlockError, match="meta tensor"):
+        torchvision_classifier(**images(1, 32, 32), name="regnet_y_400mf")
+    built = build(recipe("{block: torchvision, name: regnet_y_400mf}"))
+    assert built.learner.model(torch.zeros(2, 1, 32, 32, dtype=built.dtype)).shape == (2, 4)
+
+
+def test_a_model_whose_output_is_no_tensor_is_refused_before_training():
+    with pytest.raises(RecipeError, match="leaves gives a GoogLeNetOutputs, not a tensor"):
+        recipe("{block: torchvision, name: googlenet, options: {init_weights: false}}")
+
+
+class Harm:
+    def __reduce__(self):
+        return Path.touch, (Path("harm"),)
+
+
+@pytest.mark.parametrize(
+    "content", [lambda value: pickle.dumps(value, 2), lambda value: saved({"fc.bias": value})]
+)
+def test_a_file_of_weights_runs_nothing(content, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "weights.pt").write_bytes(content(Harm()))
+    with pytest.raises(
+        BlockError, match=r"it holds more than tensors, and no code of a file is run"
+    ):
+        torchvision_classifier(**images(1, 32, 32), name=SMALL, weights="weights.pt")
+    assert not (tmp_path / "harm").exists()
+
+
+def saved(value):
+    file = io.BytesIO()
+    torch.save(value, file)
+    return file.getvalue()
+
+
 def test_a_grey_image_is_three_equal_channels(tmp_path):
     colour = torchvision_classifier(**images(3, 32, 32), name=SMALL).double().eval()
     torch.save(colour.state_dict(), tmp_path / "weights.pt")
@@ -90,6 +131,11 @@ def test_stored_weights_of_another_number_of_classes_leave_the_head_new(tmp_path
     [
         ({"name": "resnet81"}, 'did you mean "resnet18"', "name"),
         ({"name": SMALL, "options": {"depth": 3}}, "which shufflenet_v2_x0_5 does not", "options"),
+        (
+            {"name": "vit_b_16", "options": {"image_size": 30}},
+            "does not take (Input shape indivisible",
+            "options",
+        ),
         ({"name": SMALL, "weights": "nowhere.pt"}, "cannot be loaded", "weights"),
         ({"name": "resnet18", "input_shape": (4, 8, 8)}, "takes images (1 or 3,", None),
         ({"name": "resnet18", "input_shape": (1,)}, "takes images (1 or 3,", None),
@@ -113,6 +159,20 @@ def test_a_configuration_takes_the_size_of_the_tasks():
     assert model(torch.zeros(2, 16, dtype=torch.int64)).shape == (2, 16, 256)
 
 
+def test_a_type_that_has_several_models_gives_the_first():
+    model = huggingface_model(**images(1, 16, 16), config={**VIT, "model_type": "deit"})
+    assert model(torch.zeros(2, 1, 16, 16)).shape == (2, 4)
+
+
+def test_no_code_of_a_folder_runs_and_nobody_is_asked(tmp_path, monkeypatch):
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("a question"))
+    code = {"AutoConfig": "harm.Config", "AutoModelForImageClassification": "harm.Model"}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "harm", "auto_map": code}))
+    (tmp_path / "harm.py").write_text("raise SystemExit")
+    with pytest.raises(BlockError, match="contains custom code"):
+        huggingface_model(**images(1, 16, 16), folder=str(tmp_path))
+
+
 def test_a_folder_is_loaded_with_a_new_head_where_the_classes_are_others(tmp_path):
     stored = huggingface_model(**images(1, 16, 16), config=VIT)
     stored.net.save_pretrained(tmp_path)
@@ -133,6 +193,7 @@ def test_a_folder_is_loaded_with_a_new_head_where_the_classes_are_others(tmp_pat
         ({}, "takes config or folder, one of the two", None),
         ({"config": VIT, "folder": "x"}, "takes config or folder, one of the two", None),
         ({"config": {"model_type": "vitt"}}, 'did you mean "vit"', "config"),
+        ({"config": {"patch_size": 8}}, "config has no model_type; it is one of", "config"),
         ({"config": {**VIT, "hiden_size": 3}}, "no field hiden_size; did you mean", "config"),
         ({"config": {**VIT, "hidden_size": "a"}}, "does not make a vit", "config"),
         ({"config": {"model_type": "t5"}}, "AutoModelForImageClassification", "config"),
