@@ -269,9 +269,12 @@ def _quiet() -> Iterator[None]:
 
 
 def _crash(error: Exception) -> str:
-    """Type and message of an exception, and the innermost line outside torch and this package."""
+    """Type and message of an exception, and the innermost line of the user's own code, if any."""
+    import hypothesis
+
     frames = traceback.extract_tb(error.__traceback__)
-    library = [str(Path(torch.__file__).parent), str(Path(__file__).parents[1])]
+    packages = (torch.__file__, hypothesis.__file__)
+    library = [*(str(Path(file).parent) for file in packages), str(Path(__file__).parents[1])]
     outside = [f for f in frames if not f.filename.startswith(tuple(library))]
     frame = (outside or frames)[-1]
     where = f"{Path(frame.filename).name}:{frame.lineno} in {frame.name}: {frame.line}"

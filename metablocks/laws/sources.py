@@ -2,18 +2,19 @@
 
 import random
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from metablocks.checks import shown
 from metablocks.errors import LawError
 from metablocks.generators import generators_of, get_states, set_states
 from metablocks.laws.compare import named
-from metablocks.tasks.base import SPLITS, Split, TaskSource
-from metablocks.types import Task, map_tensors
+from metablocks.tasks.base import SPLITS, Kind, Split, TaskSource
+from metablocks.types import Task, TaskBatch, TaskList, map_tensors
 
 _SHARED = 0.01
 """The part of a split's inputs that may stand in another by chance: data sets hold duplicates."""
@@ -21,6 +22,9 @@ _SHARED = 0.01
 
 def fits_its_description(source: TaskSource, *, tasks: int = 2) -> None:
     """Inputs and targets have the shapes and kinds that the source states, and are finite."""
+    if source.kind not in get_args(Kind):
+        kinds = ", ".join(get_args(Kind))
+        raise LawError(f"fits its description: kind is {source.kind!r}; it is one of {kinds}")
     for split in SPLITS:
         for index, task in enumerate(_tasks(source, split, range(tasks))):
             for side, (inputs, target) in (("support", task.support), ("query", task.query)):
@@ -30,6 +34,8 @@ def fits_its_description(source: TaskSource, *, tasks: int = 2) -> None:
                     raise LawError(
                         f"{where}: inputs are {list(inputs.shape)}, expected {['…', *shape]}"
                     )
+                if len(target) != len(inputs):
+                    raise LawError(f"{where}: {len(inputs)} inputs have {len(target)} targets")
                 if not bool(torch.isfinite(inputs).all()):
                     raise LawError(f"{where}: inputs are not finite")
                 if source.kind == "text":
@@ -116,7 +122,7 @@ def splits_are_apart(source: TaskSource, *, tasks: int = 8) -> None:
         batch = _tasks(source, split, range(tasks))
         whole = {_bytes(task) for task in batch}
         inputs = {
-            row.cpu().contiguous().numpy().tobytes()
+            _raw(row)
             for task in batch
             if source.kind == "classification"
             for side, _ in (task.support, task.query)
@@ -137,6 +143,11 @@ def splits_are_apart(source: TaskSource, *, tasks: int = 8) -> None:
 
 def _tasks(source: TaskSource, split: Split, indices: Sequence[int]) -> list[Task]:
     batch = source.sample(split, indices)
+    if not isinstance(batch, TaskBatch | TaskList):
+        raise LawError(
+            f"fits its description: sampling {split} returned {shown(batch)}; it returns a TaskBatch, or "
+            "a TaskList of tasks of unequal size"
+        )
     if len(batch) != len(indices):
         raise LawError(
             f"chunking: {len(batch)} tasks for {len(indices)} numbers of {split}, {list(indices)}"
@@ -162,17 +173,25 @@ def _overwrite(tensor: Tensor) -> Tensor:
     shared = any(
         step == 0 and size > 1 for step, size in zip(tensor.stride(), tensor.shape, strict=True)
     )
-    return tensor if shared or tensor.dtype == torch.bool else tensor.add_(1)
+    return tensor if shared or tensor.dtype == torch.bool else tensor.detach().add_(1)
 
 
 def _equal(one: Task, other: Task) -> bool:
     pairs = list(zip(_leaves(one), _leaves(other), strict=False))
     return len(_leaves(one)) == len(_leaves(other)) and all(
-        torch.equal(a, b) if isinstance(a, Tensor) and isinstance(b, Tensor) else a is b or a == b
+        (a.shape, a.dtype, _raw(a)) == (b.shape, b.dtype, _raw(b))
+        if isinstance(a, Tensor) and isinstance(b, Tensor)
+        else a is b or a == b
         for a, b in pairs
     )
 
 
 def _bytes(task: Task) -> bytes:
     leaves = [leaf for leaf in _leaves(task) if isinstance(leaf, Tensor)]
-    return b"".join(leaf.cpu().contiguous().numpy().tobytes() for leaf in leaves)
+    return b"".join(map(_raw, leaves))
+
+
+def _raw(tensor: Tensor) -> bytes:
+    """The bytes of a tensor's numbers, by which one that is NaN equals itself."""
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    return flat.view(torch.uint8).numpy().tobytes()

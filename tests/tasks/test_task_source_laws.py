@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from metablocks.errors import TaskError
+from metablocks.laws.table import LAWS
 from metablocks.tasks import (
     CUB,
     CifarFS,
@@ -32,7 +34,7 @@ from metablocks.tasks import (
     TieredImagenet,
 )
 from metablocks.tasks.base import SPLITS, Split, example_shapes
-from metablocks.types import TaskBatch
+from metablocks.types import Task, TaskBatch
 from metablocks.verify import verify
 
 
@@ -99,6 +101,7 @@ MAKERS = {
 }
 
 
+TASK_LAWS = [law.name for law in LAWS["tasks"]]
 Make = Callable[[int], TaskSource]
 
 
@@ -123,6 +126,83 @@ def test_the_laws_of_sources_hold(name: str, device: torch.device, small_data: P
     report = verify(lambda: MAKERS[name](3, device, small_data), protocol="tasks", examples=6)
     assert [row.law for row in report.rows if row.verdict != "holds"] == [], str(report)
     assert len(report.rows) == 4
+
+
+class Own:
+    """A source of one's own; each test breaks one thing."""
+
+    kind, input_shape, outputs = "classification", (2, 2), 3
+
+    def sample(self, split: Split, indices: list[int]) -> Any:
+        tasks = []
+        for index in indices:
+            draw = torch.Generator().manual_seed(3 * index + SPLITS.index(split))
+            inputs, labels = torch.rand(9, 2, 2, generator=draw), torch.arange(9) % 3
+            tasks.append(Task((inputs[:3], labels[:3]), (inputs[3:], labels[3:])))
+        return TaskBatch.stack(tasks)
+
+
+class OtherKind(Own):
+    kind = "classfication"
+
+
+class PlainList(Own):
+    def sample(self, split: Split, indices: list[int]) -> Any:
+        batch = super().sample(split, indices)
+        return [batch[number] for number in range(len(batch))]
+
+
+class Nothing(Own):
+    def sample(self, split: Split, indices: list[int]) -> Any:
+        return None
+
+
+class FewTargets(Own):
+    def sample(self, split: Split, indices: list[int]) -> Any:
+        batch = super().sample(split, indices)
+        return TaskBatch(batch.support, (batch.query[0], batch.query[1][:, :4]))
+
+
+class NotFinite(Own):
+    def sample(self, split: Split, indices: list[int]) -> Any:
+        batch = super().sample(split, indices)
+        for inputs in (batch.support[0], batch.query[0]):
+            inputs[:, 0, 0, 0] = torch.nan
+        return batch
+
+
+class WithGradient(Own):
+    def sample(self, split: Split, indices: list[int]) -> Any:
+        (support, labels), query = (
+            super().sample(split, indices).support,
+            super().sample(split, indices).query,
+        )
+        return TaskBatch((support.requires_grad_(), labels), query)
+
+
+@pytest.mark.parametrize(
+    ("source", "broken", "message"),
+    [
+        (Own, [], ""),
+        (WithGradient, [], ""),
+        (
+            OtherKind,
+            ["fits its description"],
+            "kind is 'classfication'; it is one of classification",
+        ),
+        (FewTargets, ["fits its description"], "query of task 0 of train: 6 inputs have 4 targets"),
+        (NotFinite, ["fits its description"], "inputs are not finite"),
+        (PlainList, list(TASK_LAWS), "sampling train returned a list; it returns a TaskBatch"),
+        (Nothing, list(TASK_LAWS), "sampling train returned None; it returns a TaskBatch"),
+    ],
+)
+def test_the_law_that_a_source_of_ones_own_breaks_is_named(
+    source: type, broken: list[str], message: str
+) -> None:
+    rows = verify(source, examples=3).rows
+    assert [row.law for row in rows if row.verdict == "breaks"] == broken
+    assert all(row.verdict in ("holds", "breaks") for row in rows)
+    assert all(message in row.message for row in rows if row.law in broken)
 
 
 def test_a_task_is_the_same_in_another_process_with_another_number_of_threads(
