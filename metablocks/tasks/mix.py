@@ -20,7 +20,7 @@ from metablocks.tasks.base import (
 )
 from metablocks.types import Task, TaskBatch, TaskList
 
-_CHOICE = 2  # last counter of the generator that chooses a source: no task of a source's has it
+_CHOICE = 2  # counter of the generator that chooses a source: no task of a source's has it
 
 Sources = Annotated[
     Sequence[TaskSource],
@@ -69,6 +69,12 @@ class _Made:
         return hashlib.sha256(repr(sums).encode()).hexdigest() if any(sums) else None
 
 
+def _height(source: TaskSource) -> int:
+    """The number of mixes, one inside another, that a source is made of."""
+    inside = max(map(_height, source.sources)) if isinstance(source, _Made) else 0
+    return inside + isinstance(source, Mix)
+
+
 @checked(TaskError)
 @dataclass(frozen=True)
 class Mix(_Made):
@@ -111,8 +117,12 @@ class Mix(_Made):
         """Tasks number `indices` of a split: tensors `[tasks, examples, ...]`, or a list."""
         check_split(split)
         numbers = task_numbers(indices)
-        bounds = np.cumsum(self.weights or [1.0] * len(self.sources))
-        draws = [generator(self.seed, split, index, _CHOICE).random() for index in numbers]
+        weights = np.array(self.weights or [1.0] * len(self.sources), dtype=np.float64)
+        bounds = np.cumsum(weights / weights.max())
+        # A mix of mixes chooses by draws of its own: those inside have the same seed and index.
+        height = _height(self)
+        key = (_CHOICE, height) if height > 1 else (_CHOICE,)
+        draws = [generator(self.seed, split, index, *key).random() for index in numbers]
         chosen = np.searchsorted(bounds, np.array(draws) * bounds[-1], side="right")
         tasks: dict[int, Task] = {}
         for number, source in enumerate(self.sources):

@@ -25,6 +25,31 @@ def test_a_mix_takes_each_task_from_one_source_by_its_weight():
     assert not taken[1].any()
 
 
+def test_mixes_in_mixes_choose_apart():
+    """A mix inside has the seed and the index of the one around it, and chooses by other draws."""
+    a, b, c = (strokes(pen=(width, width)) for width in (0.3, 0.5, 0.8))
+    parts = [source.sample("train", range(400)).query[0] for source in (a, b, c)]
+    by_split = BySplit(train=Mix([b, c]), validation=a, test=a)
+    for mix, expected in (
+        (Mix([a, Mix([b, c])]), (0.5, 0.25, 0.25)),
+        (Mix([Mix([a, b]), c]), (0.25, 0.25, 0.5)),
+        (Mix([a, by_split]), (0.5, 0.25, 0.25)),
+        (Mix([a, Mix([b, Mix([b, c])])]), (0.5, 0.375, 0.125)),
+    ):
+        drawn = mix.sample("train", range(400)).query[0]
+        for part, share in zip(parts, expected, strict=True):
+            taken = float((drawn == part).flatten(1).all(1).double().mean())
+            assert abs(taken - share) < 4 * (share * (1 - share) / 400) ** 0.5
+
+
+@pytest.mark.parametrize("scale", [5e-324, 1e-300, 1e308])
+def test_weights_of_any_size_are_shares(scale):
+    parts = [strokes(seed=1), strokes(seed=2)]
+    scaled, plain = Mix(parts, weights=[scale, scale]), Mix(parts)
+    drawn = [mix.sample("train", range(30)).query[0] for mix in (scaled, plain)]
+    assert torch.equal(*drawn)
+
+
 def test_tasks_of_unequal_size_come_as_a_list():
     mix = Mix([strokes(), strokes(shots=4)])
     tasks = mix.sample("train", range(8))
