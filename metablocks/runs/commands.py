@@ -21,9 +21,10 @@ from metablocks.errors import (
     NonfiniteError,
     RecipeError,
     RunError,
+    TaskError,
     command,
 )
-from metablocks.executors import Distributed, Share, executor_of, share_of
+from metablocks.executors import Distributed, Share, Vmap, executor_of, share_of
 from metablocks.memory import keep_freed_memory
 from metablocks.processes import check_device, joined, launch, launched, leads
 from metablocks.recipe import Experiment, Recipe, build, from_text, load
@@ -43,6 +44,7 @@ from metablocks.runs.tensorboard import curves, summary_writer
 from metablocks.runs.train import Stopped, final_scores, train, training_tasks
 from metablocks.tasks.base import Split
 from metablocks.tuning import AutoExecutor
+from metablocks.types import TaskList, Tasks
 
 _log = logging.getLogger(__name__)
 
@@ -106,11 +108,14 @@ def train_recipe(
     if start:
         starting = partial(start_from, RunDirectory(start), experiment)
         origin = checkpoint.from_first(experiment, starting)
-    training_tasks(experiment, 0)  # data that fails leaves no directory behind
+    tasks = training_tasks(experiment, 0)  # data that fails leaves no directory behind
+    data_record = share.from_first(partial(_checked_data, experiment, tasks))
     name = Path(recipe.source).stem
     directory = RunDirectory(share.from_first(lambda: create(out, name).path))
     with _held(directory):
-        beginning = partial(_begin, experiment, directory, argv or [], executor, origin)
+        beginning = partial(
+            _begin, experiment, directory, argv or [], executor, origin, data_record
+        )
         state = checkpoint.from_first(experiment, beginning, training=True)
         return finish(experiment, directory, state)
 
@@ -278,6 +283,7 @@ def _begin(
     argv: list[str],
     executor: str | None,
     origin: dict[str, Any] | None,
+    data: dict[str, Any],
 ) -> TrainingState:
     """Write what is known before training, the checkpoint at meta-step 0 included.
 
@@ -295,7 +301,7 @@ def _begin(
         "executor": executor,
         "started": _now(),
         "launch": launch()[0],
-        "data": _data_record(experiment),
+        "data": data,
         "transductive": transductive(experiment),
         **_circumstances(experiment),
         **({"from": origin} if origin else {}),
@@ -490,6 +496,24 @@ def _deployment(experiment: Experiment, scores: Scores) -> Deployment | None:
         return deployment(experiment, scores)
     finally:
         learner.executor = executor
+
+
+def _checked_data(experiment: Experiment, tasks: Tasks) -> dict[str, Any]:
+    """The record of the data, after a look at its first training `tasks` and at one of each other split.
+
+    Raises `RecipeError` for a source that cannot give them, and for tasks of unequal size that the
+    executor does not take.
+    """
+    listed = isinstance(tasks, TaskList) and isinstance(TaskList.gather(tasks), TaskList)
+    if listed and isinstance(executor_of(experiment.learner), Vmap):
+        message = "vmap takes tasks of one size, and these are not; take the block loop"
+        raise RecipeError(str(experiment.recipe.problem("hardware.executor", message)))
+    try:
+        for split in ("validation", "test"):
+            experiment.source.sample(split, [0])
+        return _data_record(experiment)
+    except TaskError as error:
+        raise RecipeError(str(experiment.recipe.problem("tasks", str(error)))) from error
 
 
 def _data_record(experiment: Experiment) -> dict[str, Any]:

@@ -48,6 +48,8 @@ def try_out(recipe: Recipe, *, device: str | None = None, data: Path | None = No
                 loss = f"{float(meta_step(experiment, 0, Progress()).loss):.4g}"
             except RunError as error:
                 words = f"; {error}{words}"
+            what = "the test's first task"
+            experiment.source.sample("test", [0])
             what = "the evaluation"
             scores = final_scores(experiment, "validation", tasks=count)
     except DataError:
