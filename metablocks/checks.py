@@ -183,15 +183,18 @@ def check(
     """
     try:
         return _read(value, annotation)
-    except _UnfitError:
-        pass
+    except _UnfitError as unfit:
+        part = unfit.part
     one_of = get_origin(annotation) is Literal
     then = f"it {'is' if one_of else 'takes'} {takes(annotation)}"
     words = [word.strip('"') for word in _words(annotation, lambda _: None) if word[:1] == '"']
     near = suggest_then(value, words, then) if isinstance(value, str) else f"; {then}"
     if inspect.isclass(value):
         near += f"; did you mean {value.__name__}(…)?"
-    raise error(f"{block} {field} is {shown(value)}{near}", block=block, field=field)
+    text = shown(value)
+    if part and isinstance(value, collections.abc.Mapping) and text == f"a {type(value).__name__}":
+        text += f" with {part}"
+    raise error(f"{block} {field} is {text}{near}", block=block, field=field)
 
 
 def wrong_answer(
@@ -227,7 +230,9 @@ def shown(value: Any) -> str:
 
 
 class _UnfitError(Exception):
-    """A value that does not fit an annotation."""
+    """A value that does not fit an annotation; `part` says which entry of a mapping does not."""
+
+    part = ""
 
 
 def _read(value: Any, annotation: Any) -> Any:
@@ -238,12 +243,13 @@ def _read(value: Any, annotation: Any) -> Any:
     if origin is Annotated:
         return _read_marked(value, arguments[0], arguments[1:])
     if origin in (Union, types.UnionType):
+        unfit = _UnfitError()
         for member in arguments:
             try:
                 return _read(value, member)
-            except _UnfitError:
-                pass
-        raise _UnfitError
+            except _UnfitError as error:
+                unfit = error if error.part else unfit
+        raise unfit
     if annotation in _READERS:
         return _READERS[annotation](value)
     if origin is Literal:
@@ -253,7 +259,11 @@ def _read(value: Any, annotation: Any) -> Any:
     if origin in MAPPINGS:
         _fits(value, isinstance(value, collections.abc.Mapping))
         for key, item in value.items():
-            _read(key, arguments[0]), _read(item, arguments[1])
+            try:
+                _read(key, arguments[0]), _read(item, arguments[1])
+            except _UnfitError as unfit:
+                unfit.part = f"{key!r}: {unfit.part or shown(item)}"
+                raise
         return value
     kind = origin or annotation
     if kind is collections.abc.Callable:

@@ -105,13 +105,15 @@ def kept_draws(devices: Iterable[torch.device] | None = None) -> Iterator[None]:
 def seeded(*key: int) -> Iterator[None]:
     """Seed the generators of the CPU by `key`, and put their states back at the end.
 
+    They belong to the process: threads that come here at once take turns.
+
     >>> with seeded(3, 1):
     ...     first = torch.rand(1), random.random(), np.random.rand()
     >>> with seeded(3, 1):
     ...     first == (torch.rand(1), random.random(), np.random.rand())
     True
     """
-    with Draws(generators_of(())).seeded(combined(*key)):
+    with _seeding, Draws(generators_of(())).seeded(combined(*key)):
         yield
 
 
@@ -303,6 +305,7 @@ class _Local(threading.local):
 
 
 _local = _Local()
+_seeding = threading.RLock()
 _STATISTICS = ("running_mean", "running_var")
 _HELD = (torch.Generator, random.Random, np.random.Generator, np.random.RandomState)
 

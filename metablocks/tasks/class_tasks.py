@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from metablocks.checks import Blocks, Count, CountFrom0, Device, Such
-from metablocks.errors import TaskError
+from metablocks.checks import Blocks, Count, CountFrom0, Device, Such, shown
+from metablocks.errors import TaskError, first_line
 from metablocks.generators import seeded
 from metablocks.tasks.base import SPLITS, Kind, Split, check_split, generator, task_numbers
 from metablocks.tasks.episode_sampling import (
@@ -29,6 +29,7 @@ from metablocks.tasks.episode_sampling import (
     episode_tasks,
     turn,
 )
+from metablocks.tasks.storage import name_bytes
 from metablocks.types import Task, TaskBatch, TaskList
 
 Shares = Annotated[
@@ -218,23 +219,37 @@ class ClassTasks(ABC):
         return TaskBatch((inputs, targets), batch.query)
 
     def _transformed(self, split: Split, index: int, task: Task) -> Task:
-        def side(functions: Any, inputs: Tensor) -> Tensor:
-            changed = (reduce(lambda x, function: function(x), functions, x) for x in inputs)
-            return torch.stack([*changed]) if functions else inputs
-
         with seeded(self.seed, SPLITS.index(split), index):
-            support = side(self.support_transform, task.support[0])
-            query = side(self.query_transform, task.query[0])
-        for name, inputs in (("support", support), ("query", query)):
-            if tuple(inputs.shape[1:]) != tuple(self.input_shape):
-                block, field = type(self).__name__, f"{name}_transform"
+            support = self._changed("support_transform", task.support[0])
+            query = self._changed("query_transform", task.query[0])
+        return Task((support, task.support[1]), (query, task.query[1]))
+
+    def _changed(self, field: str, inputs: Tensor) -> Tensor:
+        """The inputs of a side, each as its transforms leave it."""
+        functions: Any = getattr(self, field)
+        if not functions:
+            return inputs
+        block, shape, changed = type(self).__name__, list(self.input_shape), []
+        for given in inputs:
+            try:
+                made = reduce(lambda x, function: function(x), functions, given)
+            except Exception as error:  # a transform may raise what it likes
                 raise TaskError(
-                    f"{block} {field} makes {list(inputs.shape[1:])} of {list(self.input_shape)}; it "
-                    "leaves the shape of an input as it is",
+                    f"{block} {field} fails on an input {shape}: {type(error).__name__}: "
+                    f"{first_line(error)}",
+                    block=block,
+                    field=field,
+                ) from error
+            if not isinstance(made, Tensor) or list(made.shape) != shape:
+                kind = list(made.shape) if isinstance(made, Tensor) else shown(made)
+                raise TaskError(
+                    f"{block} {field} makes {kind} of {shape}; it leaves the shape of an input, a "
+                    "tensor, as it is",
                     block=block,
                     field=field,
                 )
-        return Task((support, task.support[1]), (query, task.query[1]))
+            changed.append(made)
+        return torch.stack(changed)
 
     def _pool(self, split: Split) -> Pool:
         """The examples of a split; raises `TaskError` if they are too few for a task."""
@@ -242,9 +257,18 @@ class ClassTasks(ABC):
         name, pools = type(self).__name__, self.pools
         if split not in pools:
             raise TaskError(
-                f"{name}: there are no classes of {split}; there are those of {', '.join(pools)}",
+                f"{name}: there are no classes of {split}; there are those of "
+                f"{', '.join(pools) or 'no split'}",
                 block=name,
                 field="split",
+            )
+        shape = self.input_shape
+        if self.rotate and (len(shape) < 2 or shape[-1] != shape[-2]):
+            raise TaskError(
+                f"{name} rotate turns square images by quarter turns, and inputs are {list(shape)}; take "
+                "rotate=False",
+                block=name,
+                field="rotate",
             )
         pool = pools[split]
         classes = {
@@ -287,8 +311,12 @@ def check_examples(
         )
 
 
-def check_apart(block: str, classes: Mapping[Split, Iterable[str]]) -> None:
-    """Raise `TaskError` for a class that stands in two splits; names that differ in case are one.
+def check_apart(
+    block: str, classes: Mapping[Split, Iterable[str]], *, by_case: bool = False
+) -> None:
+    """Raise `TaskError` for a class that stands in two splits.
+
+    Names that differ in upper and lower case alone are one, unless `by_case` tells them apart.
 
     >>> check_apart("Classes", {"train": ["ant", "bee"], "test": ["Bee"]})
     Traceback (most recent call last):
@@ -298,12 +326,15 @@ def check_apart(block: str, classes: Mapping[Split, Iterable[str]]) -> None:
     seen: dict[str, tuple[Split, str]] = {}
     for split, names in classes.items():
         for name in names:
-            other_split, other = seen.setdefault(name.casefold(), (split, name))
+            key = name if by_case else name.casefold()
+            other_split, other = seen.setdefault(key, (split, name))
             if (other_split, other) != (split, name):
+                differ = (
+                    "" if by_case else ", with names that differ by more than upper and lower case"
+                )
                 raise TaskError(
                     f'{block}: the class "{other}" of {other_split} is "{name}" of {split}, too; each '
-                    "split has classes of its own, with names that differ by more than upper and "
-                    "lower case",
+                    f"split has classes of its own{differ}",
                     block=block,
                 )
 
@@ -317,7 +348,7 @@ def deal(names: Iterable[str], shares: tuple[float, float, float]) -> dict[Split
     >>> deal(["ant", "bee", "cat", "dog", "eel"], (0.6, 0.2, 0.2))
     {'train': ['cat', 'dog', 'eel'], 'validation': ['bee'], 'test': ['ant']}
     """
-    order = sorted(names, key=lambda name: hashlib.sha256(name.encode()).digest())
+    order = sorted(names, key=lambda name: hashlib.sha256(name_bytes(name)).digest())
     _, validation, test = (round(share * len(order)) for share in shares)
     parts = order[validation + test :], order[:validation], order[validation : validation + test]
     return {split: sorted(part) for split, part in zip(SPLITS, parts, strict=True)}

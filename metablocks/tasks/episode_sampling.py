@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from metablocks.checks import Such
-from metablocks.errors import TaskError
 from metablocks.tasks.base import Split, generator
 from metablocks.types import TaskBatch
 
@@ -91,8 +90,8 @@ def draw_episodes(
 def episode_tasks(images: Tensor, shots: int) -> TaskBatch:
     """Tasks of `images` `[tasks, ways, examples, ...]`, `shots` of them support.
 
-    Inputs are `[tasks, ways * examples, ...]`, uint8 divided by 255 to float32; targets are int64
-    `[tasks, ways * examples]`, class-major.
+    Inputs are `[tasks, ways * examples, ...]`, uint8 divided by 255 to float32, booleans float32 0 and
+    1; targets are int64 `[tasks, ways * examples]`, class-major.
     """
     ways = torch.arange(images.shape[1], device=images.device)
 
@@ -100,6 +99,8 @@ def episode_tasks(images: Tensor, shots: int) -> TaskBatch:
         inputs = images[:, :, part].flatten(1, 2).contiguous()
         if inputs.dtype == torch.uint8:
             inputs = inputs.to(torch.float32).div_(255.0)
+        elif inputs.dtype == torch.bool:
+            inputs = inputs.to(torch.float32)
         size = inputs.shape[1] // len(ways)
         return inputs, ways.repeat_interleave(size).repeat(len(inputs), 1)
 
@@ -108,12 +109,6 @@ def episode_tasks(images: Tensor, shots: int) -> TaskBatch:
 
 def turn(images: Tensor, turns: Tensor) -> Tensor:
     """Turn `images` `[tasks, ways, ..., H, W]` by `turns` `[tasks, ways]` quarter turns each."""
-    height, width = images.shape[-2:]
-    if height != width:
-        raise TaskError(
-            f"rotation by quarter turns needs square images, and these are {height}×{width}; "
-            "use rotate=False"
-        )
     # All four turns of a uint8 batch cost less than the copies and syncs of masked selections.
     every = torch.stack([torch.rot90(images, turn, (-2, -1)) for turn in range(4)])
     row = torch.arange(turns.numel(), device=turns.device) + turns.flatten() * turns.numel()

@@ -12,12 +12,13 @@ from torch import Tensor
 from torch.utils.data import ConcatDataset, Subset, TensorDataset
 
 from metablocks.checks import Blocks, Count, CountFrom0, Such, checked, shown
-from metablocks.errors import TaskError, suggest
+from metablocks.errors import DataError, MetablocksError, TaskError, first_line, suggest
 from metablocks.generators import seeded
 from metablocks.tasks.base import SPLITS, Split
 from metablocks.tasks.class_tasks import ClassTasks, Pool, Shares, check_apart, deal, digest_of
 from metablocks.tasks.episode_sampling import Ints
 from metablocks.tasks.image_files import Cached, pixels, sides
+from metablocks.tasks.storage import reading
 
 _LABELS = ("targets", "labels", "_labels")  # attributes in which torchvision's data sets keep them
 
@@ -32,7 +33,7 @@ class MapDataset(Protocol):
 
 
 def _is_map(value: Any) -> bool:
-    return isinstance(value, MapDataset) and not isinstance(value, str)
+    return isinstance(value, MapDataset) and not isinstance(value, str | type)
 
 
 DataSets = Annotated[
@@ -124,7 +125,7 @@ class Episodes(ClassTasks):
                 pools[split] = Pool.of(rows, examples.take)
         named = {split: pool.names for split, pool in pools.items()}
         if self.splits is not None or all(_class_names(d) for d in self.datasets.values()):
-            check_apart("Episodes", named)
+            check_apart("Episodes", named, by_case=True)
         return pools
 
     @cached_property
@@ -199,10 +200,13 @@ def labels_of(dataset: Any) -> list[Any]:
         return [*chain.from_iterable(map(labels_of, dataset.datasets))]
     if isinstance(dataset, TensorDataset):
         return [_plain(label) for label in dataset.tensors[1]]
+    transform = getattr(dataset, "target_transform", None)
     for candidate in _candidates(dataset):
         if len(candidate) == len(dataset):
-            transform = getattr(dataset, "target_transform", None)
-            labels = [_plain(transform(x) if transform else x) for x in candidate]
+            try:
+                labels = [_plain(transform(x) if transform else x) for x in candidate]
+            except Exception:  # what is called so may hold other things: masks, boxes
+                continue
             if all(labels[row] == _label(dataset, row) for row in {0, len(labels) - 1}):
                 return labels
     return [_label(dataset, row) for row in range(len(dataset))]
@@ -242,7 +246,15 @@ def _plain(label: Any) -> Any:
 def _example(dataset: Any, row: int) -> Any:
     """The example `row`; what it draws is seeded by its number."""
     with seeded(row):
-        example = dataset[row]
+        try:
+            example = dataset[row]
+        except MetablocksError:
+            raise
+        except Exception as error:  # a file that is damaged or gone; a data set of one's own
+            raise DataError(
+                f"Episodes: example {row} of {type(dataset).__name__} cannot be read "
+                f"({type(error).__name__}: {first_line(error)})"
+            ) from error
     if not isinstance(example, tuple | list) or len(example) != 2:
         message = f"example {row} is {shown(example)}; it is a pair (input, label)"
         raise TaskError(f"Episodes datasets: {message}", block="Episodes", field="datasets")
@@ -286,9 +298,12 @@ def _input(dataset: Any, row: int, size: tuple[int, int] | None, channels: int |
     if isinstance(value, Tensor):
         return value.detach().cpu()
     if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
-        return torch.from_numpy(np.ascontiguousarray(value))
+        wide = value.dtype.kind == "u" and value.dtype.itemsize > 1  # which torch hardly has
+        kind = np.dtype(np.int64) if wide else value.dtype.newbyteorder("=")
+        return torch.from_numpy(np.ascontiguousarray(value, kind))
     if hasattr(value, "getbands") and hasattr(value, "convert"):  # an image of Pillow's
         grey = len(value.getbands()) == 1 and value.mode != "P"
-        return pixels(value, size, channels or (1 if grey else 3))
+        with reading(f"Episodes: input {row}", "an image"):
+            return pixels(value, size, channels or (1 if grey else 3))
     message = f"input {row} is {shown(value)}; it is a tensor, an array or an image of Pillow's"
     raise TaskError(f"Episodes datasets: {message}", block="Episodes", field="datasets")

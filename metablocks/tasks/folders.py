@@ -1,5 +1,6 @@
 """Tasks of image files of one's own, in a folder for each class."""
 
+import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,7 +21,7 @@ from metablocks.tasks.image_files import (
     pools_of_files,
     sides,
 )
-from metablocks.tasks.storage import read_file
+from metablocks.tasks.storage import below_here, read_file
 
 ClassNames = Mapping[Split, Sequence[str]]
 FOLDERS: dict[Split, tuple[str, ...]] = {
@@ -46,10 +47,10 @@ class Folders(ClassTasks):
     - `root`: the folder of the images.
     - `size`: side of the images that the model gets, or height and width.
     - `grey`: True for one channel in place of RGB.
-    - `splits`: None for folders `root/train`, `root/validation` (or `val`) and `root/test`; three
-      shares of the classes, (0.6, 0.2, 0.2), which are dealt by a hash of their names; the names of
-      each split's classes; or the path of a YAML or JSON file that says these, `{train: [cat, …],
-      validation: …}`.
+    - `splits`: None for folders `root/train`, `root/validation` (or `val`) and `root/test`, in upper or
+      lower case; three shares of the classes, (0.6, 0.2, 0.2), which are dealt by a hash of their
+      names; the names of each split's classes; or the path of a YAML or JSON file that says these,
+      `{train: [cat, …], validation: …}`.
     - `cache`: MiB of images that stay in memory at most; the oldest make room.
 
     Files are listed at the first use and read when they are drawn. `checksum` reads every file
@@ -85,8 +86,8 @@ class Folders(ClassTasks):
         super().__post_init__()
         if not self._root.is_dir():
             raise TaskError(
-                f"Folders root is {str(self.root)!r}, and there is no such folder; root holds a folder "
-                "for each split, or for each class",
+                f"Folders root is {str(self.root)!r}, and there is no such folder"
+                f"{below_here(self._root)}; root holds a folder for each split, or for each class",
                 block="Folders",
                 field="root",
             )
@@ -108,6 +109,7 @@ class Folders(ClassTasks):
             classes = {
                 split: {name: everything[name] for name in names}
                 for split, names in self._names(everything).items()
+                if names
             }
         check_apart("Folders", classes)
         return classes
@@ -131,6 +133,7 @@ class Folders(ClassTasks):
     def _names(self, present: Files) -> dict[Split, list[str]]:
         """The names of each split's classes, as `splits` has them."""
         if isinstance(self.splits, tuple):
+            self._check_undivided(present)
             return deal(present, self.splits)
         splits: Any = self.splits
         if isinstance(splits, str | Path):
@@ -144,6 +147,18 @@ class Folders(ClassTasks):
                     )
         return {split: sorted(splits[split]) for split in SPLITS if split in splits}
 
+    def _check_undivided(self, present: Files) -> None:
+        """Raise `DataError` for a class in several splits' folders, whose parts would be dealt apart."""
+        known = {name for names in FOLDERS.values() for name in names}
+        seen: dict[str, str] = {}
+        for name in present:
+            top, _, below = name.partition("/")
+            if below and top.casefold() in known and seen.setdefault(below, name) != name:
+                raise DataError(
+                    f"{self.root}: holds {seen[below]} and {name}, which shares would deal to several "
+                    "splits as two classes; put the images of a class into one folder"
+                )
+
 
 def read_splits(path: str | Path) -> ClassNames:
     """The names of each split's classes in a YAML or JSON file.
@@ -151,7 +166,8 @@ def read_splits(path: str | Path) -> ClassNames:
     Raises `TaskError` for a file that cannot be read or says something else.
     """
     try:
-        content = yaml.safe_load(read_file(Path(os.path.expanduser(path)), "a text").decode())
+        text = read_file(Path(os.path.expanduser(path)), "a text").decode("utf-8-sig")
+        content = json.loads(text) if Path(path).suffix == ".json" else yaml.safe_load(text)
         names: ClassNames = check("Folders", "splits", content, ClassNames, TaskError)
     except (OSError, ValueError, yaml.YAMLError, MetablocksError) as error:
         raise TaskError(
@@ -165,8 +181,9 @@ def read_splits(path: str | Path) -> ClassNames:
 
 def by_folder(root: Path) -> dict[Split, Files]:
     """The image files of the classes in a folder for each split."""
+    here = [folder for folder in sorted(root.iterdir()) if folder.is_dir()]
     places = {
-        split: [root / name for name in names if (root / name).is_dir()]
+        split: [folder for folder in here if folder.name.casefold() in names]
         for split, names in FOLDERS.items()
     }
     for split, folders in places.items():

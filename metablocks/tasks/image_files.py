@@ -8,6 +8,8 @@ suffix, are not looked at. Every order is that of names, so that it is the same 
 import hashlib
 import io
 import os
+import threading
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -36,6 +38,7 @@ FORMATS = {
     "JPEG": (".jpg", ".jpeg"),
     "PNG": (".png",),
     "PPM": (".pgm", ".ppm"),
+    "TIFF": (".tif", ".tiff"),
     "WEBP": (".webp",),
 }
 PIXELS = 2**26
@@ -147,7 +150,15 @@ def opened(path: Path | str, content: bytes | None = None) -> Iterator[Any]:
                     f"it is {image.width}×{image.height}, and images of at most {PIXELS:,} pixels are "
                     "read: make it smaller"
                 )
+            _check_range(image)
             yield image
+
+
+def _check_range(image: Any) -> None:
+    """Raise `ValueError` for pixels of which nobody knows what is white."""
+    if image.mode == "F" or (image.mode == "I" and image.format == "TIFF"):
+        kind = "floats" if image.mode == "F" else "32-bit numbers"
+        raise ValueError(f"its pixels are {kind}, of no known range: write it with 8 or 16 bits")
 
 
 def sides(size: int | tuple[int, int]) -> tuple[int, int]:
@@ -160,21 +171,33 @@ def decode(path: Path, size: tuple[int, int], channels: int) -> Tensor:
 
     An image of another size is resized by Pillow's Lanczos filter, its sides' proportion given up. A
     photograph is turned as its EXIF data say; what is transparent is put on white; 16-bit grey keeps
-    its upper 8 bits.
+    its upper 8 bits; of several frames the first counts.
 
     Raises `DataError` for a file that cannot be read as an image; see `opened`.
     """
     with opened(path) as image:
-        from PIL import ImageOps
-
         image.draft(None, (2 * size[1], 2 * size[0]))  # a large JPEG is decoded smaller
-        return pixels(ImageOps.exif_transpose(image), size, channels)
+        return pixels(_upright(image), size, channels)
+
+
+def _upright(image: Any) -> Any:
+    """The image turned as its EXIF data say; as it is, if they cannot be read."""
+    from PIL import ImageOps
+
+    image.load()  # whose faults are the image's own
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            return ImageOps.exif_transpose(image)
+        except Exception:  # damaged bytes raise whatever they happen to mean
+            return image
 
 
 def pixels(image: Any, size: tuple[int, int] | None, channels: int) -> Tensor:
     """The pixels of an image of Pillow's, uint8 `[channels, height, width]`; see `decode`."""
     Image = pillow()  # noqa: N806
 
+    _check_range(image)
     if image.mode.startswith("I"):  # I;16, or I in older versions of Pillow
         image = Image.fromarray((np.asarray(image).clip(0, 2**16 - 1) >> 8).astype(np.uint8))
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
@@ -215,6 +238,7 @@ class Cached:
     """Examples that are read when they are needed, and kept as far as `limit` bytes reach.
 
     `read(rows)` gives the examples of some numbers, of one shape and dtype. The oldest make room.
+    Threads may take examples at once.
     """
 
     def __init__(
@@ -225,9 +249,14 @@ class Cached:
         self._kept: Tensor | None = None
         self._owner: NDArray[np.int64] = np.zeros(0, dtype=np.int64)  # of each place, or -1
         self._next = 0
+        self._lock = threading.Lock()
 
     def take(self, rows: Ints) -> Tensor:
         """The examples of the numbers `rows`, `[rows, ...]`."""
+        with self._lock:
+            return self._take(rows)
+
+    def _take(self, rows: Ints) -> Tensor:
         wanted, back = np.unique(rows, return_inverse=True)
         places = self._place[wanted]
         absent = np.flatnonzero(places < 0)

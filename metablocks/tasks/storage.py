@@ -247,17 +247,35 @@ def remembered(name: str, compute: Callable[[], str]) -> str:
 def fingerprint(root: Path, items: Iterable[str | Path]) -> str:
     """SHA-256, in hex, of a state of the data, taken without decoding an image.
 
-    It covers a text itself, an archive's bytes, and the name below `root`, size and time of change
-    of any other file.
+    It covers a text itself, an archive's bytes, and of any other file the name below `root`, its size
+    and its times: of the contents, which copying and unpacking set at will, and of any change.
     """
     digest = hashlib.sha256()
     for item in items:
         if isinstance(item, str):
-            digest.update(item.encode())
+            digest.update(name_bytes(item))
         elif item.suffix == ".zip":
             digest.update(hashlib.sha256(read_file(item, "a zip archive")).digest())
         else:
             state = item.stat()
-            name = item.relative_to(root)
-            digest.update(f"{name}\0{state.st_size}\0{state.st_mtime_ns}\n".encode())
+            times = f"{state.st_mtime_ns}\0{state.st_ctime_ns}"
+            digest.update(name_bytes(f"{item.relative_to(root)}\0{state.st_size}\0{times}\n"))
     return digest.hexdigest()
+
+
+def below_here(path: Path) -> str:
+    """The folder in which a relative path is looked for, as part of a message; nothing for others.
+
+    >>> below_here(Path("/data/birds"))
+    ''
+    """
+    return "" if path.is_absolute() else f" in {Path.cwd()}"
+
+
+def name_bytes(name: str) -> bytes:
+    """The bytes of a file's name, which need not be a text in UTF-8.
+
+    >>> name_bytes("café"), name_bytes("caf\\udce9")
+    (b'caf\\xc3\\xa9', b'caf\\xe9')
+    """
+    return name.encode("utf-8", "surrogateescape")

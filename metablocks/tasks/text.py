@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from metablocks.checks import Count, CountFrom0, Device, checked
 from metablocks.errors import DataError, TaskError
 from metablocks.tasks.base import Kind, Split, check_split, generator, task_numbers
 from metablocks.tasks.class_tasks import Shares, deal, digest_of
-from metablocks.tasks.storage import fingerprint, remembered
+from metablocks.tasks.storage import below_here, fingerprint, remembered
 from metablocks.types import Task, TaskBatch
 
 _ORDER = 4  # last counter of the generator that puts the documents of a split in order
@@ -85,7 +85,8 @@ class Text:
     def __post_init__(self) -> None:
         if not self._root.is_dir():
             raise TaskError(
-                f"Text folder is {str(self.folder)!r}, and there is no such folder; it holds documents",
+                f"Text folder is {str(self.folder)!r}, and there is no such folder"
+                f"{below_here(self._root)}; it holds documents",
                 block="Text",
                 field="folder",
             )
@@ -148,19 +149,22 @@ class Text:
         order = generator(self.seed, split, turn, _ORDER).permutation(len(names))
         rng = generator(self.seed, split, index)
         path = self._root / names[order[place]]
+        width, count = self.length + 1, self._windows
         try:
-            content = np.fromfile(path, dtype=np.uint8)
+            with path.open("rb", buffering=0) as file:
+                size = os.fstat(file.fileno()).st_size
+                windows = size // width
+                if windows < count:
+                    raise DataError(f"{path}: has become shorter since its folder was looked at")
+                taken = windows if self.chunks is None else count
+                first = int(rng.integers(size - taken * width + 1))
+                rows = range(count) if self.chunks is not None else rng.permutation(windows)[:count]
+                content = b"".join(_read_at(file, first + int(row) * width, width) for row in rows)
+        except DataError:
+            raise
         except OSError as error:
             raise DataError(f"{path}: cannot be read ({error})") from error
-        width, count = self.length + 1, self._windows
-        windows = len(content) // width
-        if windows < count:
-            raise DataError(f"{path}: has become shorter since its folder was looked at")
-        taken = windows if self.chunks is None else count
-        first = int(rng.integers(len(content) - taken * width + 1))
-        text = content[first : first + taken * width].reshape(taken, width)
-        if self.chunks is None:
-            text = text[rng.permutation(windows)[:count]]
+        text = np.frombuffer(content, dtype=np.uint8).reshape(count, width)
         tokens = torch.from_numpy(text.astype(np.int64))
 
         def side(rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -209,6 +213,13 @@ class Text:
             return False
         known = prefix or self.folder is not None or name in sys.stdlib_module_names
         return bool(known) and (self.folder is not None or name not in _NOT_READ)
+
+
+def _read_at(file: Any, place: int, count: int) -> bytes:
+    """The bytes of a document from a place on: large ones are not read whole for a few windows."""
+    file.seek(place)
+    content: bytes = file.read(count)
+    return content
 
 
 def _raise(error: OSError) -> None:

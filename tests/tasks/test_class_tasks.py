@@ -1,5 +1,8 @@
 """Options of all sources of classes: ranges of ways and shots, transforms, unlabelled tasks."""
 
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 
@@ -113,6 +116,34 @@ def test_a_transform_of_recipes_is_that_of_torchvision_with_its_arguments(name):
     assert (name in ("center_crop", "resize")) == torch.equal(one, image)
 
 
+def test_threads_draw_the_transforms_that_one_thread_draws():
+    def source():
+        return Classes(data(), **EPISODES, query_transform=noisy)
+
+    alone, shared = source().sample("train", range(12)), source()
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            drawn = list(
+                pool.map(lambda n: shared.sample("train", [n % 12]).query[0][0], range(96))
+            )
+    finally:
+        sys.setswitchinterval(interval)
+    assert all(torch.equal(query, alone.query[0][n % 12]) for n, query in enumerate(drawn))
+
+
+def test_truth_values_become_0_and_1():
+    masks = {split: {n: x > 0.5 for n, x in of.items()} for split, of in data().items()}
+    inputs = Classes(masks, **EPISODES).sample("train", [0]).support[0]
+    assert inputs.dtype == torch.float32
+    assert set(inputs.flatten().tolist()) == {0.0, 1.0}
+
+
+def crop(x):
+    return x[:, : int(torch.randint(1, 6, ()))]
+
+
 def test_several_transforms_follow_one_another():
     flip, double = TRANSFORMS["random_horizontal_flip"](p=1), lambda x: 2 * x
     plain = Classes(data(), **EPISODES).sample("train", [3])
@@ -143,6 +174,12 @@ def test_unlabelled_tasks_make_a_class_of_each_example():
         ({"shots": (1, 7)}, r"shots=\(1, 7\) and queries=2 need 9 examples of every class"),
         ({"unlabelled": True}, "give a support_transform or a query_transform"),
         ({"query_transform": lambda x: x[:, 1:]}, r"makes \[1, 5, 6\] of \[1, 6, 6\]; it leaves"),
+        ({"query_transform": crop}, r"makes \[1, \d, 6\] of \[1, 6, 6\]; it leaves the shape"),
+        ({"query_transform": lambda x: x.numpy()}, r"makes a ndarray of .* of an input, a tensor"),
+        (
+            {"support_transform": TRANSFORMS["random_crop"](size=9)},
+            r"_transform fails on an input \[1",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused(options, message):

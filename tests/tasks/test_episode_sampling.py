@@ -71,7 +71,13 @@ def test_equal_numbers_of_examples_draw_alike_told_once_or_for_every_class(index
     assert np.array_equal(once.turns, each.turns)
 
 
+def test_what_is_no_image_does_not_turn() -> None:
+    classes = {"train": {name: torch.rand(5, 3) for name in "abcd"}}  # 3 numbers, 3 examples a task
+    with pytest.raises(TaskError, match=r"inputs are \[3\]; take rotate=False"):
+        Classes(classes, ways=2, shots=1, queries=2, rotate=True).sample("train", [0])
+
+
 def test_images_that_are_not_square_do_not_turn() -> None:
     classes = {"train": {name: torch.zeros(3, 1, 4, 6) for name in "abcd"}}
-    with pytest.raises(TaskError, match=r"4×6; use rotate=False"):
+    with pytest.raises(TaskError, match=r"inputs are \[1, 4, 6\]; take rotate=False"):
         Classes(classes, ways=2, shots=1, queries=1, rotate=True).sample("train", range(8))

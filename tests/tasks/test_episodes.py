@@ -140,6 +140,9 @@ LABELS = [label for _, label in PAIRS]
         (Listed(PAIRS, targets=[f"{n}" for n in LABELS], target_transform=int), LABELS, 2),
         (Listed(PAIRS, labels=list("abcdefghi")), LABELS, 36),  # names of classes, not of examples
         (Listed(PAIRS, targets=[n + 1 for n in LABELS]), LABELS, 37),
+        (Listed(PAIRS, targets=torch.eye(36)), LABELS, 36),  # what is called so holds other things
+        (Listed(PAIRS, targets=[0.5] * 36, labels=LABELS), LABELS, 2),
+        (Listed(PAIRS, targets=LABELS, target_transform={}.__getitem__), LABELS, 36),
     ],
 )
 def test_labels_come_from_attributes_only_if_these_are_right(dataset, expected, reads):
@@ -150,6 +153,45 @@ def test_labels_come_from_attributes_only_if_these_are_right(dataset, expected, 
 def test_labels_of_parts_and_wholes():
     tensors = TensorDataset(torch.zeros(36, 2), torch.tensor(LABELS))
     assert labels_of(ConcatDataset([tensors, Subset(Listed(PAIRS), [5, 3])])) == [*LABELS, 5, 3]
+
+
+@pytest.mark.parametrize("names", [list("abcABCdef"), None])
+def test_labels_may_differ_in_case_alone(names):  # as EMNIST's do
+    letters = "abcABCdef"
+    pairs = PAIRS if names else [(x, letters[n]) for x, n in PAIRS]
+    dataset = Listed(pairs, **({"classes": names} if names else {}))
+    source = Episodes(dataset, splits=SHARES, **EPISODES)
+    assert sorted(sum((pool.names for pool in source.pools.values()), ())) == sorted(letters)
+    twice = {"train": list("ab"), "test": list("Aab")}
+    with pytest.raises(TaskError, match='the class "a" of train is "a" of test, too'):
+        Episodes(dataset, splits=twice, **EPISODES).sample("train", [0])
+
+
+def test_an_example_that_cannot_be_read_is_named():
+    class Torn(Listed):
+        def __getitem__(self, row):
+            if row == 30:
+                raise OSError("image file is truncated")
+            return super().__getitem__(row)
+
+    message = r"example 30 of Torn cannot be read \(OSError: image file is truncated\)"
+    with pytest.raises(DataError, match=message):
+        labels_of(Torn(PAIRS))
+    source = Episodes(Torn(PAIRS, targets=LABELS), splits=SHARES, **EPISODES)
+    with pytest.raises(DataError, match=message):
+        _ = source.checksum
+    floats = [(Image.new("F", (4, 4)), n % 9) for n in range(36)]
+    with pytest.raises(
+        DataError, match=r"input 0: cannot be read as an image .its pixels are floats"
+    ):
+        Episodes(floats, splits=SHARES, **EPISODES).sample("train", [0])
+
+
+@pytest.mark.parametrize("kind", ["uint16", ">u4", ">f4", "<i2"])
+def test_arrays_of_kinds_that_torch_does_not_have_keep_their_numbers(kind):
+    pairs = [(np.array([n, 300 + n], dtype=kind), n % 9) for n in range(36)]
+    batch = Episodes(pairs, splits=SHARES, **EPISODES).sample("train", [0])
+    assert set(batch.query[0].flatten().int().tolist()) <= {*range(36), *range(300, 336)}
 
 
 def test_a_split_is_stated_by_labels_by_names_or_by_data_sets():
@@ -192,6 +234,7 @@ def test_random_transforms_are_the_same_whenever_an_example_is_read():
     ("dataset", "options", "message"),
     [
         (3, {"splits": SHARES}, "datasets is 3; it takes a data set with len"),
+        (Listed, {"splits": SHARES}, r"datasets is the class Listed; .* did you mean Listed\(…\)"),
         (PAIRS, {}, "splits is missing; it takes the shares"),
         (PAIRS, {"splits": (0.5, 0.1, 0.1)}, "that add up to 1"),
         (PAIRS, {"splits": {"train": [0, 11]}}, "splits is 11 for train, and no example has it"),

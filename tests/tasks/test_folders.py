@@ -4,6 +4,8 @@ import json
 import os
 import pickle
 import shutil
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -120,6 +122,97 @@ def test_what_is_transparent_is_white_and_a_turned_photograph_is_upright(tmp_pat
     assert upright[:, -1].max() < 50
 
 
+def test_tiffs_of_a_known_range_are_read_and_others_are_named(tmp_path):
+    whole = {
+        "8 bits": np.full((4, 4), 0x80, np.uint8),
+        "16 bits": np.full((4, 4), 0x80FF, np.uint16),
+    }
+    for name, array in whole.items():
+        Image.fromarray(array).save(tmp_path / f"{name}.tif")
+        assert (decode(tmp_path / f"{name}.tif", (4, 4), 1) == 0x80).all()
+    for name, kind in (("floats", np.float32), ("32-bit numbers", np.int32)):
+        Image.fromarray(np.full((4, 4), 1, kind)).save(tmp_path / f"{name}.tif")
+        for read in (lambda path: decode(path, (4, 4), 1), image_files.content_of):
+            with pytest.raises(DataError, match=f"its pixels are {name}, of no known range"):
+                read(tmp_path / f"{name}.tif")
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp"])
+def test_a_picture_whose_exif_data_are_damaged_is_read_as_it_is(suffix, tmp_path):
+    path = tmp_path / f"x.{suffix}"
+    Image.new("L", (4, 4), 128).save(path, exif=b"Exif\0\0no such data")
+    image_files.content_of(path)
+    assert (decode(path, (4, 4), 1).int() - 128).abs().max() < 3
+
+
+def test_names_need_be_no_utf_8(root):
+    before = Folders(root, **EPISODES).checksum
+    for name in (b"caf\xe9", b"caf\xe8", "caf\u00e9".encode()):
+        shutil.copytree(root / "train" / "train ant", root / "train" / os.fsdecode(name))
+    shutil.copy(root / "val/val ant/0.png", root / "val/val ant" / os.fsdecode(b"\xff.png"))
+    after = Folders(root, **EPISODES)
+    assert len(after.classes["train"]) == 6
+    assert after.checksum != before
+    after.sample("train", range(9))
+    Folders(root / "train", splits=(0.34, 0.33, 0.33), **EPISODES).sample("test", [0])
+
+
+def test_contents_that_change_under_the_same_size_and_time_are_seen(root, tmp_path):
+    def draw(folder, shade):
+        path = folder / "train" / "train ant" / "0.bmp"
+        Image.new("L", (8, 8), shade).save(path)
+        os.utime(path, ns=(10**18, 10**18))
+        return Folders(folder, **EPISODES).checksum
+
+    other = shutil.copytree(root, tmp_path / "other")
+    assert len({draw(root, 1), draw(root, 2), draw(other, 3)}) == 3
+
+
+@pytest.mark.parametrize(
+    ("splits", "absent"),
+    [
+        ((1.0, 0.0, 0.0), "validation"),
+        ((0.98, 0.01, 0.01), "validation"),
+        ({"train": ["train ant", "train bee"], "validation": []}, "validation"),
+        ({"train": ["train ant", "train bee"], "validation": ["val ant", "val bee"]}, "test"),
+    ],
+)
+def test_a_split_without_a_class_is_named(splits, absent, flat):
+    source = Folders(flat, splits=splits, **EPISODES)
+    source.sample("train", [0])
+    with pytest.raises(
+        TaskError, match=f"there are no classes of {absent}; there are those of train"
+    ):
+        source.sample(absent, [0])
+
+
+def test_folders_of_splits_are_known_in_upper_and_lower_case(root):
+    before = Folders(root, **EPISODES).checksum
+    for name, other in (("train", "Train"), ("val", "VAL"), ("test", "Testing")):
+        (root / name).rename(root / other)
+    assert Folders(root, **EPISODES).checksum == before
+
+
+def test_a_split_in_json_may_hold_tabs_escapes_and_a_byte_order_mark(flat):
+    shutil.move(flat / "train ant", flat / "\U0001f41c")
+    names = {"train": ["\U0001f41c", "train bee"], "test": ["test ant", "test bee"]}
+    path = flat.parent / "split.json"
+    path.write_text("\ufeff" + json.dumps(names, indent="\t"))
+    assert list(Folders(flat, splits=path, **EPISODES).classes["train"]) == [
+        "train bee",
+        "\U0001f41c",
+    ]
+
+
+@pytest.mark.parametrize("content", ["train: [ant]\nval: [bee]", "train: [ant]\ntest: [7, bee]"])
+def test_what_is_wrong_in_a_file_of_splits_is_shown(content, flat):
+    path = flat.parent / "split.yaml"
+    path.write_text(content)
+    wrong = "'val': ['bee']" if "val" in content else r"'test': \[7, 'bee'\]"
+    with pytest.raises(TaskError, match=wrong.replace("['bee']", r"\['bee'\]")):
+        Folders(flat, splits=path, **EPISODES)
+
+
 def damage(root, what):
     folder = root / "train" / "train ant"
     match what:
@@ -188,13 +281,17 @@ def test_a_fault_of_the_folders_is_one_clear_line(root, what, message):
         ({"root": "/no/such"}, "Folders root is '/no/such', and there is no such folder"),
         ({"splits": "/no/such"}, "splits is '/no/such', which cannot be read as classes by split"),
         ({"splits": (0.5, 0.2, 0.2)}, r"three shares \(train, validation, test\) that add up to 1"),
+        ({"root": "no/such"}, f"there is no such folder in {Path.cwd()}"),
+        ({"size": (8, 9), "rotate": True}, r"Folders rotate .* inputs are \[3, 8, 9\]"),
         ({"splits": {"test": ["train ent"]}}, 'no class train ent.*; did you mean "train ant"'),
         ({"size": 0}, "Folders size is 0"),
     ],
 )
 def test_wrong_fields_are_refused(flat, options, message):
     with pytest.raises(MetablocksError, match=message):
-        _ = Folders(**{"root": flat, **EPISODES, **options}).pools
+        Folders(**{"root": flat, "splits": (0.34, 0.33, 0.33), **EPISODES, **options}).sample(
+            "train", [0]
+        )
 
 
 def test_hidden_and_foreign_files_are_passed_over_and_links_to_folders_are_followed(root, tmp_path):
@@ -205,6 +302,32 @@ def test_hidden_and_foreign_files_are_passed_over_and_links_to_folders_are_follo
     shutil.move(root / "val" / "val bee", tmp_path / "elsewhere")
     (root / "val" / "val bee").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
     assert Folders(root, **EPISODES).checksum == before
+
+
+def test_shares_do_not_part_a_class_of_several_splits_folders(root):
+    shutil.copytree(root / "train" / "train ant", root / "val" / "train ant")
+    with pytest.raises(
+        DataError, match="train/train ant and val/train ant, which shares would deal"
+    ):
+        _ = Folders(root, splits=(0.6, 0.2, 0.2), **EPISODES).pools
+    names = {"train": ["train/train ant", "val/train ant"]}  # which says that it is meant
+    assert len(Folders(root, splits=names, **EPISODES).pools["train"].counts) == 2
+
+
+def test_threads_draw_what_one_thread_draws():
+    def read(rows):
+        return [torch.full((2,), row) for row in rows]
+
+    cached, rounds = Cached(read, 60, 20 * 16), np.random.default_rng(0).integers(0, 60, (400, 5))
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            taken = list(pool.map(cached.take, rounds))
+    finally:
+        sys.setswitchinterval(interval)
+    for rows, examples in zip(rounds, taken, strict=True):
+        assert torch.equal(examples[:, 1], torch.from_numpy(rows))
 
 
 @pytest.mark.parametrize("limit", [0, 3, 8, 10**6])

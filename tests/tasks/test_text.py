@@ -2,6 +2,7 @@
 
 import copy
 import math
+import os
 import pickle
 
 import pytest
@@ -84,6 +85,22 @@ def test_the_library_is_there_with_python_sources_and_without_its_tests():
     assert "argparse.py" in names
     again = pickle.loads(pickle.dumps(source)).sample("test", [3])
     assert torch.equal(again.support[0], source.sample("test", [3]).support[0])
+
+
+def test_of_a_large_document_its_windows_are_read(root):
+    with (root / "large").open("wb") as file:
+        file.truncate(2**36)  # of zeros, which take no place
+    stream = {"length": 16, "shots": 4, "queries": 4, "chunks": 3}
+    source = Text(folder=root, files="large", splits=(1.0, 0.0, 0.0), **stream)
+    assert not source.sample("train", range(3)).query[0].any()
+
+
+def test_names_need_be_no_utf_8(root):
+    for number in range(4):
+        (root / os.fsdecode(b"caf\xe9%d.txt" % number)).write_bytes(b"x" * 40)
+    source = Text(folder=root, files="caf*", splits=(0.5, 0.25, 0.25), **SMALL)
+    assert source.checksum
+    assert [source.sample(split, [0]).query[0].shape[0] for split in SPLITS] == [1, 1, 1]
 
 
 @pytest.mark.parametrize(
