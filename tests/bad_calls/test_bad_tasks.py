@@ -29,6 +29,13 @@ def labelled(dtype, executor):
     )
 
 
+class Two(nn.Linear):
+    """Outputs, and those of an auxiliary head."""
+
+    def forward(self, x):
+        return super().forward(x), super().forward(x)
+
+
 EMPTY = (torch.zeros(3, 0, 2), torch.zeros(3, 0, 1))
 LISTS = ([[1.0, 2.0]], [[1.0]])
 ARRAYS = (np.ones((4, 2)), np.ones((4, 1)))
@@ -105,6 +112,12 @@ TASKS: dict[str, tuple[Any, type[MetablocksError], str, str]] = {
         for dtype in (torch.int32, torch.int16, torch.int8, torch.bool)
         for executor in (mb.Loop(), mb.Loop(workers=2), mb.Loop(compile="trace"), mb.Vmap())
     },
+    "a model that returns two": (
+        lambda: learner_of(Two(2, 3), loss=F.cross_entropy).meta_gradient(tasks(FAR, FAR)),
+        TaskError,
+        "tasks",
+        "must be Tensor, not tuple: a model whose output is not one tensor takes a loss",
+    ),
     "class beyond the outputs": (
         lambda: learner_of(nn.Linear(2, 3), loss=F.cross_entropy).meta_gradient(tasks(FAR, FAR)),
         TaskError,
