@@ -618,8 +618,6 @@ _UNFIT = {
     "here, but the result of an inner step; set it before the call, or use .detach() in the pass",
     "support the deepcopy protocol": "copies a parameter by copy.deepcopy, which PyTorch does for leaves "
     "alone, and here it is the result of an inner step; clone it, and use torch.func.functional_call",
-    "leaf Variable that requires grad is being used in an in-place": "writes a parameter in place, which "
-    "PyTorch refuses outside of torch.no_grad(); write it there",
     "is not an nn.Parameter": "asks for an nn.Parameter, as by get_parameter(), and what stands there in "
     "an inner loop is a tensor; use the attribute",
     "Inference tensors cannot be saved for backward": "uses a tensor made under torch.inference_mode(), "

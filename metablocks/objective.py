@@ -26,6 +26,7 @@ from functools import cached_property
 from inspect import Parameter
 from typing import Any, Literal, TypeAlias
 
+import torch
 from torch import Tensor, nn
 
 from metablocks.checks import name_of
@@ -200,15 +201,24 @@ class Loss:
         objective = self.objective
         places = (prediction, at.target) if objective.predicts else ()
         named = {name: at.value(name) for name in objective.asks}
+
+        def call() -> Any:
+            if self.view is None:
+                return objective.loss(*places, **named)
+            return self.view.call(
+                "forward", state, places, named, step=at.position, training=at.training
+            )[0]
+
         watch = nullcontext() if at.training in objective.watched else _guarding(at)
         try:
-            with watch:
-                if self.view is None:
-                    value = objective.loss(*places, **named)
-                else:
-                    value, _ = self.view.call(
-                        "forward", state, places, named, step=at.position, training=at.training
-                    )
+            try:
+                with watch:
+                    value = call()
+            except RuntimeError as error:
+                if "leaf Variable" in str(error):
+                    with _guarding(at), torch.no_grad():  # tells which it writes
+                        call()
+                raise
         except (AttributeError, TypeError) as error:
             of_torch = str(getattr(objective.loss, "__module__", "")).startswith("torch")
             if isinstance(prediction, Tensor) or not (of_torch and objective.predicts):
