@@ -30,7 +30,7 @@ PROTOCOLS = [mb.Start, mb.Batches, mb.UpdateRule, mb.Order, mb.StepLoss, mb.Esti
 @pytest.mark.parametrize(
     ("name", "block"),
     [each for protocol in PROTOCOLS for each in blocks_of(protocol).items()],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_it_obeys_its_laws(name, block):
     report = verify(as_block(block, FIELDS.get(name, {})), examples=1)
