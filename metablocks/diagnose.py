@@ -81,11 +81,6 @@ def unfit_data(error: Exception, model: nn.Module, batch: Any) -> str:
         isinstance(leaf, int | float | np.ndarray | np.generic) for leaf in leaves
     ) and isinstance(error, TypeError | AttributeError):
         return f"{data}: give tensors, as by torch.tensor(…)"
-    if isinstance(error, TypeError) and re.search(r"must be Tensor, not (?!NoneType)\w+", message):
-        return (
-            f"{message}: a model whose output is not one tensor takes a loss that takes it as it is, or "
-            "returns that tensor alone"
-        )
     if not isinstance(error, RuntimeError | IndexError | ValueError):
         return ""
     empty = [name for name, parameter in model.named_parameters() if parameter.is_meta]

@@ -672,7 +672,9 @@ def _tracks(module: nn.Module) -> bool:
 
 
 def _apart(tensor: Tensor) -> Tensor:
-    return tensor if tensor.requires_grad else tensor.detach()
+    return (
+        tensor if tensor.requires_grad else aliased(tensor)
+    )  # which every outer derivative goes through
 
 
 def _versions(tensors: Tensors) -> list[int]:

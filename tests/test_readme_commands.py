@@ -40,6 +40,7 @@ PROSE = {  # what stands in the text with its placeholders, and a command that i
     "metablocks verify kfo --set hidden=1": "verify kfo --set hidden=1",
     "metablocks check maml_pp_strokes": "check maml_pp_strokes",
     "metablocks blocks": "blocks",
+    "tools/metablocks schema > recipe.schema.json": "schema",
     "tools/metablocks show --algorithms": "show --algorithms",
     "metablocks run … --memory 4GiB": "run maml_sinusoid --memory 4GiB",
 }

@@ -114,9 +114,9 @@ TASKS: dict[str, tuple[Any, type[MetablocksError], str, str]] = {
     },
     "a model that returns two": (
         lambda: learner_of(Two(2, 3), loss=F.cross_entropy).meta_gradient(tasks(FAR, FAR)),
-        TaskError,
-        "tasks",
-        "must be Tensor, not tuple: a model whose output is not one tensor takes a loss",
+        BlockError,
+        "loss",
+        "loss cross_entropy does not take what the model returns, a tuple",
     ),
     "class beyond the outputs": (
         lambda: learner_of(nn.Linear(2, 3), loss=F.cross_entropy).meta_gradient(tasks(FAR, FAR)),

@@ -49,7 +49,7 @@ def test_good_recipe_with_byte_order_mark_and_windows_line_ends_passes(check):
         ("folder/", "folder/: a directory; a recipe is one file, such as folder/inside.yaml"),
         ("plain", "plain: no recipe of that name; ./plain is a file, give it with ./; "),
         ("", "an empty name; "),
-        ("a\0b.yaml", "a\0b.yaml: no such file; "),
+        ("a\0b.yaml", r"a\u0000b.yaml: no such file; "),
     ],
 )
 def test_name_that_leads_to_no_recipe_is_explained(name, message, tmp_path, monkeypatch, capsys):

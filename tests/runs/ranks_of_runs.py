@@ -137,7 +137,7 @@ if __name__ == "__main__":
     run("broken, on 2", 2, "run", "--resume", only(out / "broken"), "--quiet")
     train("first broken", 2, *EVERY_STEP, kill=(0, 0, 6))
     for rank in (0, 1):
-        train(f"without data in {rank}", 2, kill=(rank, None, 8))
+        train(f"without data in {rank}", 2, kill=(rank, None, 10))
         train(f"without any data in {rank}", 2, kill=(rank, None, 1))
     train("stopped", 2, kill=(1, signal.SIGTERM, 6))
     run("stopped, on 1", 1, "run", "--resume", only(out / "stopped"), "--quiet")
