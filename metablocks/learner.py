@@ -410,12 +410,7 @@ class MetaLearner(nn.Module):
             return adapted_model(self.model, carry, last, inner.steps, support, replaced=replaced)
 
     def __getstate__(self) -> dict[str, Any]:
-        caches = {
-            "_draws": {},
-            "_read": (),
-            "_objectives": {},
-            "_identity": object(),
-        }
+        caches = {"_draws": {}, "_read": (), "_objectives": {}, "_identity": object()}
         return self.__dict__ | caches
 
     def _meta_gradient(

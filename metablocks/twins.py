@@ -42,7 +42,7 @@ class Survey:
         self.iterators: dict[str, Any] = {}
         """Iterators that attributes hold, by path."""
         self.special: list[list[str]] = []
-        """For each module, the attributes that need a twin; functions come last."""
+        """For each module, the attributes that need a twin."""
         self._known = {id(module) for module in self.modules}
         names = {id(module): name for name, module in root.named_modules()}
         self._own = {
