@@ -8,10 +8,11 @@ from torch import nn
 
 from metablocks.errors import ModuleError, first_line
 from metablocks.fingerprint import attributes_of, slots_of
-from metablocks.functional import module_arguments, step_aware_modules, tracking_norms
+from metablocks.functional import module_arguments
 from metablocks.inner_loop import Carry
 from metablocks.models.surgery import replace_modules
-from metablocks.per_step import StepAware
+from metablocks.norm_statistics import tracking_norms
+from metablocks.per_step import StepAware, step_aware_modules
 from metablocks.twins import Survey, twin
 from metablocks.types import Batch
 

@@ -14,9 +14,9 @@ from metablocks.batches import Batches, Stream
 from metablocks.checks import name_of
 from metablocks.errors import BlockError
 from metablocks.estimators import Estimator, Implicit, Reptile
-from metablocks.functional import step_aware_modules
 from metablocks.objective import Objective
 from metablocks.order import FirstOrder, Order, SecondOrder, TruncatedOrder, steps_through
+from metablocks.per_step import step_aware_modules
 from metablocks.rules import (
     KFO,
     LearningRate,

@@ -12,18 +12,16 @@ pass, which is watched, and copied in every pass from then on; others are not.
 
 from collections.abc import Callable, Iterable, Mapping, Set
 from functools import partial
-from types import FunctionType
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
 
 from metablocks.checks import check, checked
 from metablocks.errors import ModuleError
-from metablocks.fingerprint import attributes_of, fingerprint, slots_of
+from metablocks.fingerprint import fingerprint
 from metablocks.generators import (
     Calls,
     Watch,
@@ -33,13 +31,11 @@ from metablocks.generators import (
     set_states,
     storage,
 )
-from metablocks.kernels import second_derivative_wanted, unfused
-from metablocks.norm_statistics import by_statistics, leaving_statistics
-from metablocks.per_step import Position, StepAware
-from metablocks.twins import Once, Survey, referent_of, twin
+from metablocks.module_parts import Part
+from metablocks.norm_statistics import NormStatistics, norm_buffers
+from metablocks.per_step import Position, collected_buffers
+from metablocks.twins import Once, Survey
 from metablocks.types import Tensors, aliased, map_tensors, tensors_of
-
-NormStatistics: TypeAlias = Literal["batch", "running", "support"]
 
 
 class ModuleState(NamedTuple):
@@ -147,7 +143,7 @@ class ModuleView:
         names = {id(tensor): name for name, tensor in named}
         self._tensors = survey.tensors  # that attributes hold, by path
         self._parts = [
-            _Part(own, survey, index, names, norm_statistics)
+            Part(own, survey, index, names, norm_statistics)
             for index, own in enumerate(survey.modules)
         ]
         self._parameters = self._places("_parameters", names.values())
@@ -369,9 +365,9 @@ class ModuleView:
                 tensors |= part.held()
         return tensors
 
-    def _places(self, kind: str, names: Iterable[str]) -> "dict[str, tuple[_Part, str]]":
+    def _places(self, kind: str, names: Iterable[str]) -> "dict[str, tuple[Part, str]]":
         """The first place of each named tensor."""
-        places: dict[str, tuple[_Part, str]] = {}
+        places: dict[str, tuple[Part, str]] = {}
         for part in self._parts:
             for leaf, name in part.slots[kind].items():
                 if name is not None and not part.hidden:
@@ -419,119 +415,6 @@ class ModuleView:
                 )
 
 
-class _Part:
-    """One module of a tree: what its twin is filled with."""
-
-    def __init__(
-        self,
-        module: nn.Module,
-        survey: Survey,
-        index: int,
-        names: Mapping[int, str],
-        norm_statistics: NormStatistics | None,
-    ) -> None:
-        self.module = module
-        self.index = index
-        self.kind = type(module)
-        self.hidden = index >= survey.registered
-        """True if it stands in a plain attribute alone: its tensors are not part of the state."""
-        self.special = survey.special[index]
-        self.members = slots_of(self.kind)
-        self.norm = norm_statistics if _tracks(module) else None
-        self.step_aware = isinstance(module, StepAware)
-        self.recurrent = isinstance(module, nn.RNNBase)
-        self.slots: dict[str, dict[str, str | None]] = {
-            kind: {
-                leaf: None
-                if tensor is None or (kind == "_buffers" and self.norm == "batch")
-                else names.get(id(tensor), f"{index}.{leaf}")
-                for leaf, tensor in module.__dict__[kind].items()
-            }
-            for kind in ("_parameters", "_buffers")
-        }
-        places = {id(own): place for place, own in enumerate(survey.modules)}
-        self.children = {
-            leaf: None if child is None else places[id(referent_of(child) or child)]
-            for leaf, child in module._modules.items()
-        }
-
-    def held(self) -> Tensors:
-        """The module's own tensors, by name or path."""
-        return {
-            name: self.module.__dict__[kind][leaf]
-            for kind, slots in self.slots.items()
-            for leaf, name in slots.items()
-            if name is not None
-        }
-
-    def tensors(self, tensors: Tensors) -> dict[int, Tensor]:
-        """The tensors of this pass, by the id of the module's own in their place."""
-        return {
-            id(self.module.__dict__[kind][leaf]): tensors[name]
-            for kind, slots in self.slots.items()
-            for leaf, name in slots.items()
-            if name is not None
-        }
-
-    def fill(
-        self,
-        made: nn.Module,
-        twins: list[nn.Module],
-        tensors: Tensors,
-        step: int | Position,
-        training: bool | None,
-    ) -> None:
-        """Give the twin the module's attributes as they are now, and the tensors of this pass."""
-        own = self.module.__dict__.copy()
-        for kind, slots in self.slots.items():
-            own[kind] = held = {}
-            for leaf, full in slots.items():
-                held[leaf] = None if full is None else tensors[full]
-        own["_modules"] = children = {}
-        for leaf, place in self.children.items():
-            children[leaf] = None if place is None else twins[place]
-        if training is not None:
-            own["training"] = training
-        if self.step_aware:
-            own["_step"] = step
-        if self.norm == "running":
-            own["training"] = False
-        elif self.norm == "support":
-            own["training"], own["track_running_stats"] = True, False
-        elif self.norm == "batch":
-            own["track_running_stats"] = False
-        object.__setattr__(made, "__dict__", own)
-        if self.members:
-            for name, value in attributes_of(self.module).items():
-                if name in self.members:
-                    self.members[name].__set__(made, value)
-
-    def put_twins(self, made: nn.Module, memo: dict[int, Any], functions: bool) -> None:
-        """Put twins in the places of attributes; of `functions` last, which may hold other attributes."""
-        own = made.__dict__
-        for name in self.special:
-            if name in self.members:
-                value = self.members[name].__get__(made)
-            else:
-                value = own[name] if name in own else getattr(self.kind, name)
-            if functions != ("hooks" in name or isinstance(value, FunctionType)):
-                continue
-            if name in self.members:
-                self.members[name].__set__(made, twin(value, memo))
-            else:
-                own[name] = twin(value, memo)
-
-    def wrap(self, made: nn.Module) -> None:
-        """Put wrappers around the twin's `forward`, where what it does asks for them."""
-        own = made.__dict__
-        if self.norm == "running":
-            own["forward"] = by_statistics(made)  # type: ignore[arg-type]
-        elif self.norm == "support":
-            own["forward"] = leaving_statistics(made)  # type: ignore[arg-type]
-        if self.recurrent and second_derivative_wanted():
-            own["forward"] = unfused(made.forward)
-
-
 def module_arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The positional and keyword arguments that a batch's inputs are for a module.
 
@@ -548,40 +431,6 @@ def module_arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     if isinstance(inputs, tuple | list) and not hasattr(inputs, "_fields"):
         return tuple(inputs), {}
     return (inputs,), {}
-
-
-def step_aware_modules(module: nn.Module) -> dict[str, StepAware]:
-    """The modules that take part in the inner loop, by name."""
-    return {name: m for name, m in module.named_modules() if isinstance(m, StepAware)}
-
-
-def collected_buffers(module: nn.Module) -> frozenset[str]:
-    """The names of the buffers of step-aware modules with `collects_buffers = True`."""
-    return frozenset(
-        f"{name}.{leaf}" if name else leaf
-        for name, member in module.named_modules()
-        if isinstance(member, StepAware) and member.collects_buffers
-        for leaf, _ in member.named_buffers()
-    )
-
-
-def tracking_norms(module: nn.Module) -> dict[str, _NormBase]:
-    """The batch and instance norms that keep running statistics, by name."""
-    return {
-        name: member
-        for name, member in module.named_modules()
-        if isinstance(member, _NormBase) and _tracks(member)
-    }
-
-
-def norm_buffers(module: nn.Module) -> frozenset[str]:
-    """The names of the buffers of the norms that keep running statistics."""
-    norms = tracking_norms(module).items()
-    return frozenset(
-        f"{name}.{leaf}" if name else leaf
-        for name, norm in norms
-        for leaf, _ in norm.named_buffers(recurse=False)
-    )
 
 
 def detach(tree: Tensors) -> Tensors:
@@ -665,10 +514,6 @@ def _check(module: nn.Module) -> None:
                 f"parameter {name} of {type(module).__name__} is lazy and has no shape yet; "
                 "run the module on one batch before wrapping it"
             )
-
-
-def _tracks(module: nn.Module) -> bool:
-    return isinstance(module, _NormBase) and getattr(module, "running_mean", None) is not None
 
 
 def _apart(tensor: Tensor) -> Tensor:

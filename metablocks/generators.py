@@ -299,7 +299,7 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def exported(self, function: Any, args: tuple[Any, ...]) -> None:
         """A function is about to be called: what hands memory to NumPy may write it, unseen."""
-        if function in _EXPORTING:
+        if function in EXPORTING:
             self.touch(args[0])
 
     def touch(self, tensor: Tensor) -> None:
@@ -309,6 +309,10 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
             raise Written(self.guarded[address])
         if address in self.noted:
             self.written.add(self.noted[address])
+
+
+EXPORTING: tuple[Any, ...] = (Tensor.numpy, Tensor.__array__, Tensor.__dlpack__)
+"""What hands the memory of a tensor to NumPy and others, which may write it, unseen."""
 
 
 class Calls(TorchFunctionMode):
@@ -345,7 +349,6 @@ class _Local(threading.local):
 
 _local = _Local()
 _seeding = threading.RLock()
-_EXPORTING: tuple[Any, ...] = (Tensor.numpy, Tensor.__array__, Tensor.__dlpack__)
 _STATISTICS = ("running_mean", "running_var")
 _HELD = (torch.Generator, random.Random, np.random.Generator, np.random.RandomState)
 

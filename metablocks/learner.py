@@ -37,18 +37,13 @@ from metablocks.executors import (
     total_weight,
 )
 from metablocks.fingerprint import Same
-from metablocks.functional import (
-    FunctionalModule,
-    ModuleState,
-    ModuleView,
-    NormStatistics,
-    detach,
-    step_aware_modules,
-)
+from metablocks.functional import FunctionalModule, ModuleState, ModuleView, detach
 from metablocks.generators import Draws, generators_of
 from metablocks.inner_loop import InnerLoop
+from metablocks.norm_statistics import NormStatistics
 from metablocks.objective import Loss, LossRole, Objective
 from metablocks.order import Order, SecondOrder, steps_through
+from metablocks.per_step import step_aware_modules
 from metablocks.reach import (
     check_constant,
     check_inference,

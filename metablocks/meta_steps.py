@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from metablocks.errors import NonfiniteError
 from metablocks.executors import Loop, share_of
-from metablocks.functional import collected_buffers
 from metablocks.learner import MetaGradient, MetaLearner, Metric
+from metablocks.per_step import collected_buffers
 from metablocks.types import Progress, Task, TaskBatch, Tasks
 
 Nonfinite = Literal["stop", "skip"]

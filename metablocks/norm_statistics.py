@@ -7,12 +7,14 @@ from. Both functions here wrap a norm's `forward`, whatever it does beside norma
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.instancenorm import _InstanceNorm
+
+NormStatistics: TypeAlias = Literal["batch", "running", "support"]
 
 _BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 
@@ -77,6 +79,30 @@ def by_statistics(norm: _NormBase) -> Callable[[Tensor], Any]:
             buffers.update(running_mean=mean, running_var=variance)
 
     return run
+
+
+def tracking_norms(module: nn.Module) -> dict[str, _NormBase]:
+    """The batch and instance norms that keep running statistics, by name."""
+    return {
+        name: member
+        for name, member in module.named_modules()
+        if isinstance(member, _NormBase) and tracks(member)
+    }
+
+
+def norm_buffers(module: nn.Module) -> frozenset[str]:
+    """The names of the buffers of the norms that keep running statistics."""
+    norms = tracking_norms(module).items()
+    return frozenset(
+        f"{name}.{leaf}" if name else leaf
+        for name, norm in norms
+        for leaf, _ in norm.named_buffers(recurse=False)
+    )
+
+
+def tracks(module: nn.Module) -> bool:
+    """True for a batch or instance norm that keeps running statistics."""
+    return isinstance(module, _NormBase) and getattr(module, "running_mean", None) is not None
 
 
 def _channels(norm: _NormBase, inputs: Tensor) -> int:

@@ -31,9 +31,9 @@ from torch import Tensor, nn
 
 from metablocks.checks import name_of
 from metablocks.errors import BlockError, suggest_then
-from metablocks.functional import FunctionalModule, ModuleState, ModuleView, step_aware_modules
+from metablocks.functional import FunctionalModule, ModuleState, ModuleView
 from metablocks.generators import Watch, Written, storage
-from metablocks.per_step import Position, StepAware
+from metablocks.per_step import Position, StepAware, step_aware_modules
 from metablocks.rules.base import StepInfo
 from metablocks.types import Tensors, tensors_of
 

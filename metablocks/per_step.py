@@ -83,6 +83,21 @@ class StepAware(nn.Module):
         return None
 
 
+def step_aware_modules(module: nn.Module) -> dict[str, StepAware]:
+    """The modules that take part in the inner loop, by name."""
+    return {name: m for name, m in module.named_modules() if isinstance(m, StepAware)}
+
+
+def collected_buffers(module: nn.Module) -> frozenset[str]:
+    """The names of the buffers of step-aware modules with `collects_buffers = True`."""
+    return frozenset(
+        f"{name}.{leaf}" if name else leaf
+        for name, member in module.named_modules()
+        if isinstance(member, StepAware) and member.collects_buffers
+        for leaf, _ in member.named_buffers()
+    )
+
+
 class _Told(threading.local):
     what: set[str] | None = None
 

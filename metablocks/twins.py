@@ -96,8 +96,7 @@ class Survey:
         inside = [
             self._needs_twin(item, f"{path}.{key}", depth - 1) for key, item in _inside(value)
         ]
-        own = isinstance(value, (*_CONTAINERS, SimpleNamespace)) or _is_buffer(value)
-        return any(inside) or own or is_plain(value)
+        return any(inside) or _is_store(value) or is_plain(value)
 
     def _add(self, generators: Iterable[Any]) -> None:
         for generator in generators:
@@ -223,7 +222,7 @@ def _look(value: Any, found: dict[int, Any], seen: dict[int, Any], depth: int) -
     if is_generator(value):
         found[id(value)] = value
         return
-    if not depth or str(getattr(value, "__module__", "")).partition(".")[0] in ("torch", "numpy"):
+    if not depth or _is_library(getattr(value, "__module__", "")):
         return
     if isinstance(value, FunctionType):
         inside = [*_held(value), *_named(value)]
@@ -248,16 +247,16 @@ def _named(function: Any, owner: type | None = None) -> list[Any]:
     names = names_in(function.__code__)
     values = [function.__globals__[name] for name in names if name in function.__globals__]
     for place in (*(v for v in values if isinstance(v, ModuleType | type)), owner):
-        if place is not None and place.__name__.partition(".")[0] not in (
-            "torch",
-            "numpy",
-            "random",
-        ):
+        if place is not None and not _is_library(place.__name__):
             values += [vars(place)[name] for name in names if name in vars(place)]
     for base in owner.__mro__[1:] if owner is not None else ():
         if not base.__module__.startswith("torch."):
             values += [vars(base)[name] for name in names if name in vars(base)]
     return [value.__func__ if isinstance(value, staticmethod) else value for value in values]
+
+
+def _is_library(module: Any) -> bool:
+    return str(module).partition(".")[0] in ("torch", "numpy", "random")
 
 
 def _inside(value: Any) -> list[tuple[Any, Any]]:
@@ -299,7 +298,7 @@ def _refill(made: Any, value: Any, memo: dict[int, Any], depth: int) -> None:
 
 
 def _held(function: FunctionType) -> list[Any]:
-    """What a function closes over, and its defaults."""
+    """The values that a function closes over, and its defaults."""
     named = (function.__kwdefaults__ or {}).values()
     return [*cell_contents(function), *(function.__defaults__ or ()), *named]
 
@@ -354,8 +353,7 @@ def _class_attributes(kind: type) -> dict[str, Any]:
         for base in reversed(kind.__mro__)
         if not base.__module__.startswith("torch.")
         for name, value in vars(base).items()
-        if not name.startswith("__")
-        and (isinstance(value, (*_CONTAINERS, SimpleNamespace, Tensor)) or _is_buffer(value))
+        if not name.startswith("__") and (isinstance(value, Tensor) or _is_store(value))
     }
 
 
@@ -369,6 +367,11 @@ def referent_of(value: Any) -> Any:
         except ReferenceError:
             return None
     return None
+
+
+def _is_store(value: Any) -> bool:
+    """True for what others write into: containers, namespaces, arrays."""
+    return isinstance(value, (*_CONTAINERS, SimpleNamespace)) or _is_buffer(value)
 
 
 def _is_buffer(value: Any) -> bool:

@@ -32,9 +32,8 @@ Cells = list[list[str]]
 """A header, then one list of equal length for each row."""
 
 EMPTY = "–"
-_ROUNDING = (
-    1e-4  # 200 meta-steps in chunks of another size moved a score by 3e-8 of it; chaos adds up
-)
+# 200 meta-steps in chunks of another size moved a score by 3e-8 of it, and chaos adds up.
+_ROUNDING = 1e-4
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,9 @@ from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from metablocks.devices import has_float64, in_float64
-from metablocks.generators import is_random
+from metablocks.generators import EXPORTING, Calls, is_random
 
 Graph: TypeAlias = Callable[[Sequence[Tensor]], Sequence[Tensor]]
 
@@ -36,7 +35,7 @@ def trace(function: Callable[..., list[Tensor]], leaves: Sequence[Tensor]) -> Tr
     from torch.fx.experimental.proxy_tensor import make_fx  # slow to import, and rarely needed
 
     table = {torch.ops.aten.native_batch_norm.default: _writing_batch_norm}
-    with _NothingLeaves():
+    with Calls(_refuse_numbers):
         graph: torch.fx.GraphModule = make_fx(function, decomposition_table=table)(
             *map(_apart, leaves)  # runs the function
         )
@@ -62,22 +61,13 @@ def trace(function: Callable[..., list[Tensor]], leaves: Sequence[Tensor]) -> Tr
     return Traced(graph, constants)
 
 
-class _NothingLeaves(TorchFunctionMode):
-    """Raises `Unfit` where numbers of a tensor leave PyTorch, past the trace: it would keep them."""
-
-    def __torch_function__(
-        self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
-        if function in _LEAVING:
-            name = function.__name__
-            raise Unfit(
-                f"it takes numbers out of PyTorch (Tensor.{name}), and a trace would keep those of the "
-                "first task"
-            )
-        return function(*args, **(kwargs or {}))
-
-
-_LEAVING: tuple[Any, ...] = (Tensor.numpy, Tensor.__array__, Tensor.tolist, Tensor.__dlpack__)
+def _refuse_numbers(function: Any, args: tuple[Any, ...]) -> None:
+    """Raise `Unfit` where numbers of a tensor leave PyTorch, past the trace: it would keep them."""
+    if function in (*EXPORTING, Tensor.tolist):
+        raise Unfit(
+            f"it takes numbers out of PyTorch (Tensor.{function.__name__}), and a trace would keep those "
+            "of the first task"
+        )
 
 
 def _writing_batch_norm(

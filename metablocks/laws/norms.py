@@ -14,11 +14,12 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from metablocks.errors import LawError
-from metablocks.functional import FunctionalModule, step_aware_modules
+from metablocks.functional import FunctionalModule
 from metablocks.laws.cases import Problem
 from metablocks.laws.compare import assert_close, perturb
 from metablocks.learner import MetaLearner
 from metablocks.models.surgery import replace_modules
+from metablocks.per_step import step_aware_modules
 
 Norm: TypeAlias = Callable[[nn.Module, int], nn.Module]
 

@@ -23,13 +23,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from metablocks.batches import drawn_for
-from metablocks.functional import (
-    detach,
-    module_arguments,
-    norm_buffers,
-    step_aware_modules,
-    tracking_norms,
-)
+from metablocks.functional import detach, module_arguments
 from metablocks.generators import (
     Draws,
     States,
@@ -42,7 +36,9 @@ from metablocks.generators import (
 )
 from metablocks.kernels import twice_differentiable
 from metablocks.learner import MetaLearner
+from metablocks.norm_statistics import norm_buffers, tracking_norms
 from metablocks.objective import LossRole, Objective
+from metablocks.per_step import step_aware_modules
 from metablocks.rules import Chain, MTMask, StepInfo, UpdateRule
 from metablocks.types import Batch, Progress, Task, TaskBatch, Tasks, Tensors
 

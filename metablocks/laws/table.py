@@ -18,7 +18,6 @@ from torch import Tensor
 from metablocks.batches import Stream
 from metablocks.estimators import Adjoint, Estimator
 from metablocks.executors import Executor, Vmap
-from metablocks.functional import step_aware_modules
 from metablocks.laws import (
     estimators,
     executors,
@@ -33,6 +32,7 @@ from metablocks.laws import (
 )
 from metablocks.laws.cases import Case, Problem
 from metablocks.learner import MetaLearner
+from metablocks.per_step import step_aware_modules
 from metablocks.rules import LearningRate
 from metablocks.step_loss import UniformStepLoss
 from metablocks.types import TaskBatch, map_tensors

@@ -141,9 +141,8 @@ def _configuration(transformers: Any, config: Mapping[str, Any]) -> Any:
 
 
 def _fit(config: Any, outputs: int, *, images: bool) -> None:
-    config.architectures = (
-        config.architectures or []
-    )  # which transformers iterates over, None or not
+    # transformers iterates over them, None or not.
+    config.architectures = config.architectures or []
     if images:
         config.num_labels = outputs
     else:

@@ -10,8 +10,8 @@ from typing import Annotated, Any, Literal, get_args, get_type_hints
 from annotated_types import Ge, Le
 
 from metablocks.checks import Blocks, Count, CountFrom0
-from metablocks.functional import NormStatistics
 from metablocks.meta_steps import Nonfinite
+from metablocks.norm_statistics import NormStatistics
 
 
 @dataclass(frozen=True, kw_only=True)

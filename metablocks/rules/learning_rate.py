@@ -139,7 +139,7 @@ class LearningRate(UpdateRule):
         return made, state
 
     def _values_of(self, key: str, names: list[str], steps: int) -> list[float]:
-        """What the rate of these names begins with: one number for each row."""
+        """The numbers that the rate of these names begins with, one for each row."""
         if isinstance(self.value, list):
             return self.value
         values = {self.values[self._groups.get(name, 0)] for name in names}

@@ -72,7 +72,7 @@ class _Data(TypedDict, total=False):
 
 @with_config(ConfigDict(extra="allow"))
 class _Record(TypedDict):
-    """What is read of a record; a key that an older version did not write may be absent."""
+    """The part of a record that is read; a key that an older version did not write may be absent."""
 
     recipe: str
     data: _Data

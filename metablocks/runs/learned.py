@@ -1,4 +1,4 @@
-"""What the outer loop has learned besides the weights: inner rates, and the spectra of transforms.
+"""Rates and spectra: the inner rates and the transforms that the outer loop has learned.
 
 A run logs the rates of every epoch (`metrics.jsonl`), and of the best checkpoint the spectra
 (`test.npz`); `metablocks report` draws both.

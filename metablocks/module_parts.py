@@ -1,0 +1,127 @@
+"""The modules of a tree one by one, and what the twin of each is filled with for a pass."""
+
+from collections.abc import Mapping
+from types import FunctionType
+from typing import Any
+
+from torch import Tensor, nn
+
+from metablocks.fingerprint import attributes_of, slots_of
+from metablocks.kernels import second_derivative_wanted, unfused
+from metablocks.norm_statistics import NormStatistics, by_statistics, leaving_statistics, tracks
+from metablocks.per_step import Position, StepAware
+from metablocks.twins import Survey, referent_of, twin
+from metablocks.types import Tensors
+
+
+class Part:
+    """One module of a tree: what its twin is filled with."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        survey: Survey,
+        index: int,
+        names: Mapping[int, str],
+        norm_statistics: NormStatistics | None,
+    ) -> None:
+        self.module = module
+        self.index = index
+        self.kind = type(module)
+        self.hidden = index >= survey.registered
+        """True if it stands in a plain attribute alone: its tensors are not part of the state."""
+        self.special = survey.special[index]
+        self.members = slots_of(self.kind)
+        self.norm = norm_statistics if tracks(module) else None
+        self.step_aware = isinstance(module, StepAware)
+        self.recurrent = isinstance(module, nn.RNNBase)
+        self.slots: dict[str, dict[str, str | None]] = {
+            kind: {
+                leaf: None
+                if tensor is None or (kind == "_buffers" and self.norm == "batch")
+                else names.get(id(tensor), f"{index}.{leaf}")
+                for leaf, tensor in module.__dict__[kind].items()
+            }
+            for kind in ("_parameters", "_buffers")
+        }
+        places = {id(own): place for place, own in enumerate(survey.modules)}
+        self.children = {
+            leaf: None if child is None else places[id(referent_of(child) or child)]
+            for leaf, child in module._modules.items()
+        }
+
+    def held(self) -> Tensors:
+        """The module's own tensors, by name or path."""
+        return {
+            name: self.module.__dict__[kind][leaf]
+            for kind, slots in self.slots.items()
+            for leaf, name in slots.items()
+            if name is not None
+        }
+
+    def tensors(self, tensors: Tensors) -> dict[int, Tensor]:
+        """The tensors of this pass, by the id of the module's own in their place."""
+        return {
+            id(self.module.__dict__[kind][leaf]): tensors[name]
+            for kind, slots in self.slots.items()
+            for leaf, name in slots.items()
+            if name is not None
+        }
+
+    def fill(
+        self,
+        made: nn.Module,
+        twins: list[nn.Module],
+        tensors: Tensors,
+        step: int | Position,
+        training: bool | None,
+    ) -> None:
+        """Give the twin the module's attributes as they are now, and the tensors of this pass."""
+        own = self.module.__dict__.copy()
+        for kind, slots in self.slots.items():
+            own[kind] = held = {}
+            for leaf, full in slots.items():
+                held[leaf] = None if full is None else tensors[full]
+        own["_modules"] = children = {}
+        for leaf, place in self.children.items():
+            children[leaf] = None if place is None else twins[place]
+        if training is not None:
+            own["training"] = training
+        if self.step_aware:
+            own["_step"] = step
+        if self.norm == "running":
+            own["training"] = False
+        elif self.norm == "support":
+            own["training"], own["track_running_stats"] = True, False
+        elif self.norm == "batch":
+            own["track_running_stats"] = False
+        object.__setattr__(made, "__dict__", own)
+        if self.members:
+            for name, value in attributes_of(self.module).items():
+                if name in self.members:
+                    self.members[name].__set__(made, value)
+
+    def put_twins(self, made: nn.Module, memo: dict[int, Any], functions: bool) -> None:
+        """Put twins in the places of attributes; of `functions` last, which may hold other attributes."""
+        own = made.__dict__
+        for name in self.special:
+            if name in self.members:
+                value = self.members[name].__get__(made)
+            else:
+                value = own[name] if name in own else getattr(self.kind, name)
+            if functions != ("hooks" in name or isinstance(value, FunctionType)):
+                continue
+            if name in self.members:
+                self.members[name].__set__(made, twin(value, memo))
+            else:
+                own[name] = twin(value, memo)
+
+    def wrap(self, made: nn.Module) -> None:
+        """Put wrappers around the twin's `forward`, where what it does asks for them."""
+        own = made.__dict__
+        if self.norm == "running":
+            own["forward"] = by_statistics(made)  # type: ignore[arg-type]
+        elif self.norm == "support":
+            own["forward"] = leaving_statistics(made)  # type: ignore[arg-type]
+        if self.recurrent and second_derivative_wanted():
+            own["forward"] = unfused(made.forward)
