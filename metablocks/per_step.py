@@ -9,7 +9,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal, TypeAlias, overload
+from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -127,23 +127,6 @@ def tell(what: str) -> None:
         _told.what.add(what)
 
 
-def limit(steps: int, beyond: Beyond) -> int | None:
-    """The most steps that a block of `steps` rows can take; None where any number will do.
-
-    >>> limit(5, "error"), limit(5, "last")
-    (5, None)
-    """
-    return steps if beyond == "error" else None
-
-
-@overload
-def row(
-    block: str, index: int, steps: int, beyond: Beyond, error: type[MetablocksError] = ...
-) -> int: ...
-@overload
-def row(
-    block: str, index: int | Tensor, steps: int, beyond: Beyond, error: type[MetablocksError] = ...
-) -> int | Tensor: ...
 def row(
     block: str,
     index: int | Tensor,

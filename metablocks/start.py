@@ -75,9 +75,19 @@ class AsLearned(Start):
     """
 
 
+@dataclass(frozen=True)
+class _Replacing(Start):
+    """A start of what `pattern` selects, which is not learned."""
+
+    pattern: str | Sequence[str]
+
+    def replaced(self, model: nn.Module) -> tuple[str, ...]:
+        return select(self.pattern, [name for name, _ in model.named_parameters()])
+
+
 @checked()
 @dataclass(frozen=True)
-class Fixed(Start):
+class Fixed(_Replacing):
     """What `pattern` selects begins with the values that the model has stored, which are not learned.
 
     Other parameters are.
@@ -93,15 +103,10 @@ class Fixed(Start):
     adapt.
     """
 
-    pattern: str | Sequence[str]
-
-    def replaced(self, model: nn.Module) -> tuple[str, ...]:
-        return select(self.pattern, [name for name, _ in model.named_parameters()])
-
 
 @checked()
 @dataclass(frozen=True)
-class Zeros(Start):
+class Zeros(_Replacing):
     """What `pattern` selects begins at zero, whatever the model has stored; other parameters are learned.
 
     Tensors keep their shapes. CAVIA is `Zeros("context")` with `adapt="context"`: context parameters
@@ -119,11 +124,6 @@ class Zeros(Start):
     Raises `SelectionError` for patterns that select nothing, `BlockError` for parameters that do not
     adapt.
     """
-
-    pattern: str | Sequence[str]
-
-    def replaced(self, model: nn.Module) -> tuple[str, ...]:
-        return select(self.pattern, [name for name, _ in model.named_parameters()])
 
     def __call__(self, params: Tensors, support: Batch, features: Features) -> Tensors:
         return {

@@ -292,7 +292,7 @@ def test_learners_of_it_obey_the_laws_of_norms(make, place):
     )
     learner = norms.learner_of(norm, small, step_loss=mb.UniformStepLoss())
     gradients.plain_autograd(learner, small.tasks)
-    purity.calls_leave_no_trace(small, partial(norms.learner_of, norm, small))
+    purity.calls_leave_no_trace(small, partial(norms.learner_of, norm))
 
 
 def test_its_gradient_is_the_slope_of_the_loss(device64, float64):

@@ -13,7 +13,7 @@ import pytest
 from metablocks import arguments
 from metablocks.cli import main
 from metablocks.recipe import load
-from tools.fuzzing.small_omniglot import draw_omniglot
+from tools.fuzzing.small_images import draw_omniglot
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -176,9 +176,8 @@ def reached(grads: Mapping[str, Tensor | None]) -> Tensors:
 
 def filled(grads: Mapping[str, Tensor | None], like: Tensors) -> Tensors:
     """The gradients, zero where there is none."""
-    given = reached(grads)
     return {
-        name: given[name] if name in given else torch.zeros_like(tensor)
+        name: torch.zeros_like(tensor) if (grad := grads.get(name)) is None else grad
         for name, tensor in like.items()
     }
 

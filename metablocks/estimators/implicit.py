@@ -17,9 +17,8 @@ from metablocks.batches import Side
 from metablocks.checks import Count, NonNegative, Positive, checked
 from metablocks.derivatives import gradient, vjp
 from metablocks.estimators.base import Estimator, TaskGradient, at_the_end, filled, reached
-from metablocks.estimators.conjugate_gradient import conjugate_gradient
-from metablocks.estimators.neumann import neumann_series
-from metablocks.inner_loop import Carry, InnerLoop, QueryPass
+from metablocks.estimators.solvers import conjugate_gradient, neumann_series
+from metablocks.inner_loop import InnerLoop, QueryPass
 from metablocks.rules.base import Chain, UpdateRule, inner_product, members
 from metablocks.rules.regularizers import Proximal
 from metablocks.types import Task, Tensors
@@ -99,7 +98,7 @@ class Implicit(Estimator):
         rest = {name: tensor for name, tensor in meta.items() if name not in adapted}
 
         def query_loss(fast: Tensors, rest: Tensors) -> tuple[Tensor, QueryPass]:
-            at, last = _at(carry, fast), inner.steps
+            at, last = carry._replace(params=fast), inner.steps
             if inner.predicting is not None:  # the statistics are a function of φ*, too
                 whole = inner.support_of(task, -1)
                 at = inner.with_statistics(meta | rest, at, whole, last)
@@ -108,7 +107,7 @@ class Implicit(Estimator):
 
         def slope(fast: Tensors, rest: Tensors) -> tuple[Tensors, tuple[()]]:
             def support_loss(fast: Tensors) -> tuple[Tensor, tuple[()]]:
-                at, whole = _at(carry, fast), inner.support_of(task, -1)
+                at, whole = carry._replace(params=fast), inner.support_of(task, -1)
                 return inner.support_value(meta | rest, at, whole, inner.steps), ()
 
             slopes, _, _ = gradient(support_loss, fast, differentiable=True)
@@ -161,12 +160,5 @@ class Implicit(Estimator):
 
     def inner_rule(self, rule: UpdateRule) -> UpdateRule:
         """The rule with `Proximal` in front, unless it starts with one."""
-        return rule if isinstance(members(rule)[0], Proximal) else Chain(self._pull, rule)
-
-    @property
-    def _pull(self) -> Proximal:
-        return Proximal(self.proximal)
-
-
-def _at(carry: Carry, fast: Tensors) -> Carry:
-    return carry._replace(params=fast)
+        pulled = isinstance(members(rule)[0], Proximal)
+        return rule if pulled else Chain(Proximal(self.proximal), rule)

@@ -6,7 +6,7 @@ As a gradient for any outer optimiser, φ − φ̃: plain gradient descent with 
 """
 
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal, TypeAlias
+from typing import Any, ClassVar, Literal, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from metablocks.inner_loop import InnerLoop
 from metablocks.types import Task, TaskBatch, Tasks, Tensors
 
 Examples: TypeAlias = Literal["all", "support"]
+_Joined = TypeVar("_Joined", Task, TaskBatch)
 
 
 @checked()
@@ -78,20 +79,22 @@ class Reptile(Estimator):
         """The tasks, their support sets joined with their query sets if it trains on all examples."""
         if self.examples == "support":
             return tasks
-        joined: Tasks
         if isinstance(tasks, TaskBatch):
-            joined = _joined(tasks, 1)
-        else:
-            joined = [_joined(task, 0) for task in tasks]
-        return joined
+            return _joined(tasks, 1)
+        return [_joined(task, 0) for task in tasks]
 
 
-def _joined(task: Any, dimension: int) -> Any:
+def _joined(task: _Joined, dimension: int) -> _Joined:
     """The task, or tasks stacked, with the examples of both sets, along a dimension, for support."""
     (support, form), (query, other) = map(pytree.tree_flatten, (task.support, task.query))
-    if form != other or not all(
-        _join(*pair, dimension) for pair in zip(support, query, strict=True)
-    ):
+    alike = form == other and all(
+        isinstance(a, Tensor)
+        and isinstance(b, Tensor)
+        and a.ndim > dimension
+        and a.shape[dimension + 1 :] == b.shape[dimension + 1 :]
+        for a, b in zip(support, query, strict=True)
+    )
+    if not alike:
         raise TaskError(
             'Reptile(examples="all") joins support and query, whose tensors differ in form: '
             f'{_shapes(support)} and {_shapes(query)}; use examples="support"',
@@ -100,15 +103,6 @@ def _joined(task: Any, dimension: int) -> Any:
         )
     joined = [torch.cat(pair, dimension) for pair in zip(support, query, strict=True)]
     return replace(task, support=pytree.tree_unflatten(joined, form))
-
-
-def _join(support: Any, query: Any, dimension: int) -> bool:
-    """True if two leaves are the examples of one kind of tensor."""
-    if not isinstance(support, Tensor) or not isinstance(query, Tensor):
-        return False
-    return (
-        support.ndim > dimension and support.shape[dimension + 1 :] == query.shape[dimension + 1 :]
-    )
 
 
 def _shapes(leaves: list[Any]) -> str:

@@ -107,20 +107,28 @@ class Share:
         """The number of processes. In one of several there may be no tasks."""
         return 1
 
+    @property
+    def rank(self) -> int:
+        """The number of this process, from 0 on."""
+        return 0
+
     def place(self, count: int, weight: float) -> tuple[int, float]:
         """The number of the share's first task among all, and the weight of all.
 
         `count` and `weight` are the share's own.
         """
-        return 0, weight
+        each = self.numbers(count, weight)
+        return int(sum(n for n, _ in each[: self.rank])), sum(w for _, w in each)
 
     def union(self, names: set[str]) -> set[str]:
         """The names that any process gives."""
-        return names
+        return set().union(*self.gather(names))
 
     def part(self, indices: range) -> range:
         """The share of tasks with these indices: they are divided evenly, in their order."""
-        return indices
+        each, more = divmod(len(indices), self.processes)
+        first = self.rank * each + min(self.rank, more)
+        return indices[first : first + each + (self.rank < more)]
 
     def numbers(self, *mine: float) -> list[list[float]]:
         """The numbers that the processes give, each its own, in the order of their tasks."""

@@ -58,6 +58,10 @@ class Distributed(Share):
     def processes(self) -> int:
         return dist.get_world_size(self._joined())
 
+    @property
+    def rank(self) -> int:
+        return dist.get_rank(self._joined())
+
     def __call__(
         self, fn: TaskFunction, shared: Any, buffers: Tensors, tasks: Tasks
     ) -> tuple[Any, Any]:
@@ -80,21 +84,6 @@ class Distributed(Share):
         leaves, spec = pytree.tree_flatten(sums)
         return pytree.tree_unflatten(processes.add_up(leaves, group), spec), rows
 
-    def place(self, count: int, weight: float) -> tuple[int, float]:
-        each = self.numbers(count, weight)
-        before = each[: dist.get_rank(self.group)]
-        return int(sum(count for count, _ in before)), sum(weight for _, weight in each)
-
-    def union(self, names: set[str]) -> set[str]:
-        return set().union(*processes.gather(names, self._joined()))
-
-    def part(self, indices: range) -> range:
-        group = self._joined()
-        rank = dist.get_rank(group)
-        each, more = divmod(len(indices), self.processes)
-        first = rank * each + min(rank, more)
-        return indices[first : first + each + (rank < more)]
-
     def numbers(self, *mine: float) -> list[list[float]]:
         return processes.numbers(*mine, group=self._joined())
 
@@ -102,10 +91,7 @@ class Distributed(Share):
         return processes.gather(value, self._joined())
 
     def from_first(self, compute: Callable[[], _T]) -> _T:
-        group = self._joined()
-        value: _T = processes.broadcast(
-            compute() if dist.get_rank(group) == 0 else None, group=group
-        )
+        value: _T = processes.broadcast(compute() if self.rank == 0 else None, group=self.group)
         return value
 
     def _joined(self) -> Any:

@@ -1,5 +1,6 @@
 """One task after another, or a few at a time in threads."""
 
+import operator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal, TypeAlias
@@ -70,48 +71,31 @@ class Loop:
                 result, _ = self._compiler(TaskWork.__call__, work, buffers, task)
                 return result
 
+        sums: Any = None
+        rows: list[Any] = []
+
+        def add(result: tuple[Any, Any]) -> None:  # so that one is held at a time
+            nonlocal sums
+            sums = pytree.tree_map(operator.add, sums, result[0]) if rows else result[0]
+            rows.append(result[1])
+
         # The first task may have to tell whether the work draws: whose draws come first must not be
         # a matter of chance.
-        total = _Total()
         if not work.draws.known:
-            total.add(run(0))
-        rest = range(total.count, len(tasks))
+            add(run(0))
+        rest = range(len(rows), len(tasks))
         apart = not (work.draws.kinds or work.draws.alone)
         workers = min(self.workers, len(rest)) if apart else 1
         if workers > 1:
-            map_in_threads(run, rest, workers, total.add)
+            map_in_threads(run, rest, workers, add)
         else:
             for index in rest:
-                total.add(run(index))
-        return total.sums, stack_rows(total.rows)
+                add(run(index))
+        return sums, stack_rows(rows)
 
     @cached_property
     def _compiler(self) -> Compiler:
         return Compiler(self.compile)
-
-
-class _Total:
-    """The sum of the first results of tasks, leaf by leaf, so that one is held at a time; the others."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.rows: list[Any] = []
-        self._leaves: list[Any] = []
-        self._spec: Any = None
-
-    def add(self, result: tuple[Any, Any]) -> None:
-        to_sum, to_stack = result
-        if self.count:
-            leaves = pytree.tree_leaves(to_sum)
-            self._leaves = [have + more for have, more in zip(self._leaves, leaves, strict=True)]
-        else:
-            self._leaves, self._spec = pytree.tree_flatten(to_sum)
-        self.count += 1
-        self.rows.append(to_stack)
-
-    @property
-    def sums(self) -> Any:
-        return pytree.tree_unflatten(self._leaves, self._spec)
 
 
 def _channels_last(batch: Any) -> Any:

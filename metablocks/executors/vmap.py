@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -98,8 +98,9 @@ class Vmap:
         rows: list[Any] = []
         for start in range(0, len(tasks), size):
             width = min(size, len(tasks) - start)
-            *parts, drawn = _rows(
-                (tasks.support, tasks.query, tasks.weight, tasks.drawn), start, width
+            whole = (tasks.support, tasks.query, tasks.weight, tasks.drawn)
+            *parts, drawn = map_tensors(
+                partial(torch.narrow, dim=0, start=start, length=width), whole
             )
             # A buffer that a task writes needs a copy of its own for each task.
             own = {name: b.expand(width, *b.shape) for name, b in buffers.items()}
@@ -121,10 +122,6 @@ class Vmap:
     @cached_property
     def _compiler(self) -> Compiler:
         return Compiler(self.compile)
-
-
-def _rows(tree: Any, first: int, width: int) -> Any:
-    return map_tensors(lambda leaf: leaf.narrow(0, first, width), tree)
 
 
 def _vmap(

@@ -12,7 +12,7 @@ the start, where factors at the identity and zero biases would hide what they do
 import copy
 import warnings
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -38,6 +38,7 @@ from metablocks.laws.compare import noise_like
 from metablocks.laws.gradients import slopes
 from metablocks.laws.plain_loop import SEED, PlainLoop, Tape
 from metablocks.learner import MetaGradient, MetaLearner
+from metablocks.order import steps_through
 from metablocks.step_loss import step_weights
 from metablocks.types import Progress, TaskBatch, Tensors
 
@@ -95,15 +96,14 @@ def check_learner(
         else:
             notes += [f"no second derivative in {one}; the learner needs none" for one in missing]
         if not problems:
-            starts = [_start(learner, _first(tasks), epoch) for epoch in turns]
+            starts = [_start(learner, _first(tasks), turn.epoch) for turn in turns]
             _perturb(learner)
             measured: set[tuple[bool, ...]] = set()
-            for epoch, start in zip(turns, starts, strict=True):
-                through = differentiated(learner, Progress(epoch=epoch))
+            for turn, start in zip(turns, starts, strict=True):
                 part, grads, remarks = check_epoch(
-                    learner, tasks, epoch, twice=not missing, measure=through not in measured
+                    learner, tasks, turn, twice=not missing, measure=turn.through not in measured
                 )
-                measured.add(through)
+                measured.add(turn.through)
                 parts.append(part)
                 notes += [*remarks, *_zeros(start, grads, learner)]
     except Exception as error:  # whatever a block from outside may raise
@@ -115,49 +115,49 @@ def check_learner(
 
 
 def check_epoch(
-    learner: MetaLearner, tasks: TaskBatch, epoch: int, *, twice: bool = True, measure: bool = True
+    learner: MetaLearner, tasks: TaskBatch, turn: "Turn", *, twice: bool, measure: bool
 ) -> tuple[GradientPart, Tensors, list[str]]:
     """Compare the meta-gradient at one epoch: the part of the report, the gradient, notes.
 
     `twice`: the model has second derivatives. `measure`: take finite differences besides plain
     autograd.
     """
-    progress, notes = Progress(epoch=epoch), []
+    progress, notes = Progress(epoch=turn.epoch), []
     estimator, executor = learner.estimator, learner.executor
     exact: Any = estimator if isinstance(estimator, Reptile | Implicit) else Unrolled()
     looped, few = with_blocks(learner, executor=Loop()), _first(tasks)
-    same = estimator == exact and executor == Loop()
-    got, draws_itself = run(learner, few if same else tasks, progress)
-    measured = got
-    if not same:
-        base, _ = run(with_blocks(looped, estimator=exact), tasks, progress)
-    other = f"{_name(exact)} under Loop()"
     agreements: list[Agreement] = []
-    if draws_itself:
-        if isinstance(executor, Vmap):
-            one_by_one = with_blocks(learner, executor=replace(executor, chunk=1))
-            alone, _ = run(one_by_one, tasks, progress)
-            what = f"{_name(estimator)} under Vmap(chunk=1) = {other}, draws and all"
-            agreements.append(Agreement(what, _apart(alone, base), _ALIKE))
-        notes.append(
-            f"{_name(executor)} makes random draws of its own, so the table is of Loop()'s"
-        )
-        got, _ = run(looped, tasks, progress)
-        executor = looped.executor
-    if estimator != exact or executor != Loop():
-        what = f"{_name(estimator)} under {_name(executor)} = {other}"
-        agreements.append(Agreement(what, _apart(got, base), _ALIKE))
-    if not same:
+    if estimator == exact and executor == Loop():
+        measured, _ = run(learner, few, progress)
+        got = measured
+    else:
+        base, _ = run(with_blocks(looped, estimator=exact), tasks, progress)
+        got, draws_itself = run(learner, tasks, progress)
+        other = f"{_name(exact)} under Loop()"
+        if draws_itself:
+            if isinstance(executor, Vmap):
+                one_by_one = with_blocks(learner, executor=replace(executor, chunk=1))
+                alone, _ = run(one_by_one, tasks, progress)
+                what = f"{_name(estimator)} under Vmap(chunk=1) = {other}, draws and all"
+                agreements.append(Agreement(what, _apart(alone, base), _ALIKE))
+            notes.append(
+                f"{_name(executor)} makes random draws of its own, so the table is of Loop()'s"
+            )
+            got, _ = run(looped, tasks, progress)
+            executor = looped.executor
+        if estimator != exact or executor != Loop():
+            what = f"{_name(estimator)} under {_name(executor)} = {other}"
+            agreements.append(Agreement(what, _apart(got, base), _ALIKE))
         compiled = getattr(executor, "compile", False)  # once for each number of tasks
         measured, _ = run(looped if compiled or draws_itself else learner, few, progress)
-    reference = _reference(looped, few, progress, measured.grads, twice, measure)
+    reference = _reference(looped, few, turn, measured.grads, twice, measure)
     agreements += reference.agreements
     rows, problems = by_group(learner, measured.grads, reference)
     problems += [f"{one.what}: {one.error:.1e} apart" for one in agreements if not one.ok]
     if got.nonfinite:
         problems.insert(0, got.nonfinite)
-    words = _words(learner, progress)
-    part = GradientPart(epoch, words, rows, tuple(agreements), tuple(problems))
+    words = _words(learner, turn)
+    part = GradientPart(turn.epoch, words, rows, tuple(agreements), tuple(problems))
     return part, measured.grads, notes
 
 
@@ -167,26 +167,24 @@ def check_epoch(
 def _reference(
     looped: MetaLearner,
     tasks: TaskBatch,
-    progress: Progress,
+    turn: "Turn",
     grads: Tensors,
     twice: bool,
     measure: bool,
 ) -> Reference:
-    plain = PlainLoop(looped, tasks)
+    plain, progress = PlainLoop(looped, tasks), Progress(epoch=turn.epoch)
     estimator = looped.estimator
     if isinstance(estimator, Reptile):
         expected = reptile_gradient(plain, estimator)
-        return Reference(grads, [Comparison("φ − φ̃ in plain autograd", expected, _ALIKE)])
+        return Reference(grads, [Comparison("φ − φ̃ in plain autograd", grads, expected, _ALIKE)])
     if isinstance(estimator, Implicit):
         return _implicit(plain, looped, estimator, progress)
-    through = differentiated(looped, progress)
-    exact = plain.gradient(through, progress)
-    comparisons = [Comparison("plain autograd", exact, _ALIKE)]
+    exact = plain.gradient(turn.through, progress)
+    comparisons = [Comparison("plain autograd", grads, exact, _ALIKE)]
     if measure:
-        directions, measured = _finite_differences(plain, through, progress, grads)
-        comparisons.append(Comparison("finite differences", measured, _WITHIN, directions))
-    first = plain.gradient((False,) * len(through), progress)
-    second = plain.gradient((True,) * len(through), progress) if twice else None
+        comparisons.append(_finite_differences(plain, turn.through, progress, grads))
+    first = plain.gradient((False,) * looped.steps, progress)
+    second = plain.gradient((True,) * looped.steps, progress) if twice else None
     return Reference(grads, comparisons, first, second)
 
 
@@ -218,38 +216,40 @@ def _implicit(
         steps = f"{estimator.cg_steps} {estimator.solver} steps"
         what = f"with its {steps} = the solution, within its residual's {bound:.0e}"
         agreements.append(Agreement(what, error, 1.01 * bound + 1e-9))
-    comparison = Comparison(f"the dense solution with λ = {strength:.3g}", expected, _SOLVED)
+    what = f"the dense solution with λ = {strength:.3g}"
+    comparison = Comparison(what, solved.grads, expected, _SOLVED)
     first = implicit_gradient(systems, float("inf"))
     return Reference(solved.grads, [comparison], first, agreements=agreements)
 
 
 def _finite_differences(
     plain: PlainLoop, through: tuple[bool, ...], progress: Progress, grads: Tensors
-) -> tuple[Tensors, Tensors]:
-    """Directions, and slopes along them: of the widths, the one that fits best.
+) -> Comparison:
+    """The gradient along a direction of every parameter, and slopes: of the width that fits best.
 
     A wrong gradient fits at none; a kink that a wide difference steps over, at a narrow one.
     """
-    tape = Tape()
+    tape: Tape = {}
 
     def loss() -> torch.Tensor:
         return plain.loss(through, progress, tape)
 
     loss()
     least = 1e-3 * norm(grads.values())
-    directions: Tensors = {}
+    got: Tensors = {}
     measured: Tensors = {}
     errors: dict[str, float] = {}
     left = dict(plain.parameters)
     for width in _WIDTHS:
         along, slope = slopes(left, loss, width=width)
         for name in list(left):
-            error = abs(float((grads[name] * along[name]).sum() - slope[name]))
+            product = (grads[name] * along[name]).sum()
+            error = abs(float(product - slope[name]))
             if name not in errors or error < errors[name]:
-                directions[name], measured[name], errors[name] = along[name], slope[name], error
+                got[name], measured[name], errors[name] = product, slope[name], error
             if error <= _WITHIN * max(float(grads[name].norm()), least):
                 del left[name]
-    return directions, measured
+    return Comparison("finite differences", got, measured, _WITHIN)
 
 
 # ---- a learner's variants, and where its policies turn
@@ -278,12 +278,17 @@ def _first(tasks: TaskBatch) -> TaskBatch:
     return tasks[:_MEASURED]
 
 
-def differentiated(learner: MetaLearner, progress: Progress) -> tuple[bool, ...]:
-    """For each step, whether the learner's order differentiates through it."""
-    return tuple(learner.order(k, learner.steps, progress) for k in range(learner.steps))
+class Turn(NamedTuple):
+    """An epoch, and what a learner's policies decide from there on."""
+
+    epoch: int
+    through: tuple[bool, ...]
+    """For each step, whether the order differentiates through it."""
+    weights: tuple[float, ...]
+    """Of the query losses, at this epoch."""
 
 
-def turning_points(learner: MetaLearner, epochs: int) -> list[int]:
+def turning_points(learner: MetaLearner, epochs: int) -> list[Turn]:
     """Epoch 0, and those from which the order, or which query losses count, is another.
 
     >>> from metablocks import AnnealedOrder, LearningRate
@@ -291,26 +296,27 @@ def turning_points(learner: MetaLearner, epochs: int) -> list[int]:
     >>> learner = MetaLearner(
     ...     nn.Linear(1, 1), loss=nn.functional.mse_loss, steps=1, rule=LearningRate(0.1), order=order
     ... )
-    >>> turning_points(learner, 9), turning_points(learner, 3)
-    ([0, 4], [0])
+    >>> [turn.epoch for turn in turning_points(learner, 9)]
+    [0, 4]
     """
-    turns: list[int] = []
+    turns: list[Turn] = []
     before: Any = None
     for epoch in range(epochs):
         progress = Progress(epoch=epoch)
+        through = steps_through(learner.order, learner.steps, progress)
         weights = step_weights(learner.step_loss, learner.steps, progress)
-        decided = (differentiated(learner, progress), tuple(weight > 0 for weight in weights))
+        decided = through, tuple(weight > 0 for weight in weights)
         if decided != before:
-            turns.append(epoch)
+            turns.append(Turn(epoch, through, weights))
         before = decided
     return turns
 
 
-def _looks_through(learner: MetaLearner, epochs: list[int]) -> bool:
+def _looks_through(learner: MetaLearner, turns: list[Turn]) -> bool:
     """True if a second derivative of the support loss is ever taken."""
     if isinstance(learner.estimator, Reptile | Implicit):
         return isinstance(learner.estimator, Implicit)
-    return any(any(differentiated(learner, Progress(epoch=epoch))) for epoch in epochs)
+    return any(any(turn.through) for turn in turns)
 
 
 def _start(learner: MetaLearner, tasks: TaskBatch, epoch: int) -> Tensors:
@@ -377,13 +383,11 @@ def _name(block: object) -> str:
     return f"{type(block).__name__}()"
 
 
-def _words(learner: MetaLearner, progress: Progress) -> str:
+def _words(learner: MetaLearner, turn: Turn) -> str:
     """The order and the weights of the query losses at this epoch, in words."""
     if isinstance(learner.estimator, Reptile | Implicit):
         return repr(learner.estimator)
-    through = differentiated(learner, progress)
-    weights = step_weights(learner.step_loss, learner.steps, progress)
-    order = "second order" if all(through) else "first order"
-    if any(through) and not all(through):
-        order = "through steps " + ", ".join(str(k) for k, yes in enumerate(through) if yes)
-    return f"{order}; weights of the query losses {', '.join(f'{w:.2g}' for w in weights)}"
+    order = "second order" if all(turn.through) else "first order"
+    if any(turn.through) and not all(turn.through):
+        order = "through steps " + ", ".join(str(k) for k, yes in enumerate(turn.through) if yes)
+    return f"{order}; weights of the query losses {', '.join(f'{w:.2g}' for w in turn.weights)}"

@@ -49,18 +49,12 @@ class Agreement:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A reference of a gradient: expected tensors, or slopes along `directions`, by name."""
+    """A gradient, or its slope along a direction, beside the expected one, by name."""
 
     what: str
+    got: Tensors
     expected: Tensors
     within: float
-    directions: Tensors | None = None
-
-    def values(self, name: str, gradient: Tensor) -> tuple[Tensor, Tensor]:
-        """The gradient of one parameter, or its slope, and the expected one."""
-        if self.directions is not None:
-            gradient = (gradient * self.directions[name]).sum()
-        return gradient, self.expected[name]
 
 
 @dataclass(frozen=True)
@@ -161,16 +155,14 @@ def by_group(
         scale = max(size, 1e-3 * whole)
         errors, ok = [], True
         for comparison in reference.comparisons:
-            off = {}
-            for name in names:
-                got, expected = comparison.values(name, reference.gradient[name])
-                off[name] = float((got - expected).norm()) / scale
+            got, expected = comparison.got, comparison.expected
+            off = {name: float((got[name] - expected[name]).norm()) / scale for name in names}
             error = sum(value**2 for value in off.values()) ** 0.5
             errors.append(error if error == error else float("inf"))
             if not error <= comparison.within:
                 ok = False
                 wrong = [name for name, value in off.items() if not value <= comparison.within]
-                problems.append(_problem(comparison, reference.gradient, wrong or names, error))
+                problems.append(_problem(comparison, wrong or names, error))
         first, second = (
             [tensors[name] for name in names] if tensors else None
             for tensors in (reference.first, reference.second)
@@ -209,9 +201,9 @@ def _groups(learner: MetaLearner, names: list[str]) -> dict[str, list[str]]:
     return groups
 
 
-def _problem(comparison: Comparison, gradient: Tensors, names: list[str], error: float) -> str:
+def _problem(comparison: Comparison, names: list[str], error: float) -> str:
     name = names[0]
-    got, expected = comparison.values(name, gradient[name])
+    got, expected = comparison.got[name], comparison.expected[name]
     worst = int((got - expected).abs().argmax()) if got.ndim else 0
     numbers = f"{float(got.flatten()[worst]):.6g}, expected {float(expected.flatten()[worst]):.6g}"
     more = f" (and {', '.join(names[1:4])}{', …' if names[4:] else ''})" if names[1:] else ""

@@ -100,7 +100,7 @@ class Check:
         """
         result = partial(Result, self.law.name, self.law.statement)
         with contextlib.suppress(Exception), _quiet():  # if asking fails, the law shows it
-            reason = self.law.skip(self.block.argument)
+            reason = self.law.skip and self.law.skip(self.block.argument)
             if reason is not None:
                 return result("does not apply", reason)
         tried, refusal, failure = self._search()

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -27,8 +27,8 @@ def assert_close(
 
     >>> assert_close("one is one", {"x": torch.ones(1)}, {"x": torch.ones(1)}, within=0)
     """
-    least = max((torch.finfo(t.dtype).eps for t in expected.values() if _inexact(t)), default=0.0)
-    if within and least > 1e-10:
+    inexact = [t for t in expected.values() if t.is_floating_point() or t.is_complex()]
+    if within and max((torch.finfo(t.dtype).eps for t in inexact), default=0.0) > 1e-10:
         within = max(within, 1e-4)
     error = relative_error(got, expected)
     if error <= within:
@@ -42,6 +42,19 @@ def assert_close(
         f"{law}: relative error {error:.2e}, at most {within:.0e} allowed; furthest apart is "
         f"{worst}: {_shorten(got[worst])}, expected {_shorten(expected[worst])}"
     )
+
+
+def identical(one: Any, other: Any) -> bool:
+    """True for two values of one type that are equal; for tensors of one dtype and shape, NaN included.
+
+    >>> identical(torch.tensor([torch.nan]), torch.tensor([torch.nan])), identical(1, 1.0)
+    (True, False)
+    """
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        if (one.dtype, one.shape) != (other.dtype, other.shape):
+            return False
+        return bool(((one == other) | ((one != one) & (other != other))).all())
+    return type(one) is type(other) and bool(one == other)
 
 
 def noise_like(tensors: Mapping[str, Tensor], seed: int = 0) -> Tensors:
@@ -87,10 +100,6 @@ def named(block: object) -> str:
     ('perturb', 'torch.Size([2])')
     """
     return getattr(block, "__name__", None) or repr(block)
-
-
-def _inexact(tensor: Tensor) -> bool:
-    return tensor.is_floating_point() or tensor.is_complex()
 
 
 def _shorten(tensor: Tensor) -> str:

@@ -10,7 +10,6 @@ from metablocks.errors import GradientError, LawError
 from metablocks.estimators import Estimator
 from metablocks.laws import gradients
 from metablocks.laws.cases import Problem
-from metablocks.laws.compare import perturb
 from metablocks.order import FirstOrder
 from metablocks.types import Progress
 
@@ -45,12 +44,8 @@ def equals_unrolled(
     estimator: Estimator, problem: Problem, *, progress: Progress | None = None, **blocks: Any
 ) -> None:
     """Law 8: an exact estimator gives `Unrolled`'s loss, gradient and buffers, from the same draws."""
-    gradients.one_estimator(
-        problem,
-        [estimator],
-        lambda estimator: perturb(problem.learner(estimator=estimator, **blocks), "rule."),
-        progress=progress,
-    )
+    make, own = gradients.moved_learner, [estimator]
+    gradients.alike(problem, make, executors=(), estimators=own, progress=progress, **blocks)
 
 
 def closed_form(estimator: Estimator, problem: Problem, *, rate: float = 0.1) -> None:

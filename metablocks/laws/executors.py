@@ -1,6 +1,7 @@
 """Laws of executors: a sum over tasks, the plain loop's results, random draws."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,9 +13,7 @@ from metablocks.errors import LawError, TaskError
 from metablocks.executors import Executor, Loop
 from metablocks.laws import gradients
 from metablocks.laws.cases import MakeRule, Problem
-from metablocks.laws.compare import assert_close, fixed_draws, named, perturb
-from metablocks.learner import MetaLearner
-from metablocks.rules import LearningRate
+from metablocks.laws.compare import assert_close, fixed_draws, named
 from metablocks.types import Progress, Task, TaskBatch, Tensors
 
 
@@ -59,12 +58,13 @@ def equals_the_loop(
     Twice, since an executor may work differently on later calls; evaluations too.
     """
 
-    def learner(executor: Executor) -> MetaLearner:
-        return perturb(problem.learner(executor=executor, **blocks), "rule.")
-
+    make, own = gradients.moved_learner, [executor]
     for _ in range(2):
-        gradients.one_gradient(problem, [executor], learner, progress=progress)
-    got, expected = (learner(block).evaluate(problem.tasks) for block in (executor, Loop()))
+        gradients.alike(problem, make, executors=own, estimators=(), progress=progress, **blocks)
+    got, expected = (
+        make(problem, executor=block, **blocks).evaluate(problem.tasks)
+        for block in (executor, Loop())
+    )
     for name in ("query_losses", "predictions"):
         left, right = ({name: getattr(evaluation, name)} for evaluation in (got, expected))
         assert_close(f"{named(executor)} = Loop, evaluation", left, right, 1e-10)
@@ -79,13 +79,8 @@ def draws_are_independent(
     dropout if none is given.
     """
     tasks = TaskBatch.stack([problem.tasks[0]] * 6)
-    learner = MetaLearner(
-        problem.model() if rule else _Dropping(problem.model()),
-        loss=problem.loss,
-        steps=1,
-        rule=rule() if rule else LearningRate(0.1),
-        executor=executor,
-    )
+    dropping = replace(problem, model=lambda: _Dropping(problem.model()), adapt="*")
+    learner = (problem if rule else dropping).with_steps(1).learner(rule, executor=executor)
 
     def losses(act: Callable[[TaskBatch], Any], seed: int) -> Tensor:
         with fixed_draws():

@@ -10,33 +10,17 @@ from torch import Tensor, nn
 
 from metablocks.devices import has_float64, in_float64
 from metablocks.errors import LawError
-from metablocks.estimators import Estimator, Unrolled
-from metablocks.executors import Executor, Loop
+from metablocks.estimators import Adjoint, Estimator, Unrolled
+from metablocks.executors import Executor, Loop, Vmap
 from metablocks.generators import devices_of
 from metablocks.laws.cases import Problem
-from metablocks.laws.compare import assert_close, fixed_draws, named, noise_like
+from metablocks.laws.compare import assert_close, fixed_draws, named, noise_like, perturb
 from metablocks.laws.plain_loop import PlainLoop
 from metablocks.learner import MetaGradient, MetaLearner
-from metablocks.order import FirstOrder, Order, SecondOrder
+from metablocks.order import FirstOrder, SecondOrder, steps_through
 from metablocks.rules import LearningRate
 from metablocks.rules.base import members
 from metablocks.types import Progress, TaskBatch, Tensors
-
-
-def no_steps(problem: Problem) -> None:
-    """Law 2: without inner steps the meta-gradient is the supervised gradient on the query set."""
-    learner = problem.with_steps(0).learner()
-    expected: Tensors = {}
-    for index in range(len(problem.tasks)):
-        inputs, target = problem.tasks[index].query
-        model = problem.model().train()
-        params = dict(model.named_parameters())
-        grads = torch.autograd.grad(problem.loss(model(inputs), target), list(params.values()))
-        for name, grad in zip(params, grads, strict=True):
-            key = f"model.{name}"
-            expected[key] = expected.get(key, 0) + grad / len(problem.tasks)
-    got = learner.meta_gradient(problem.tasks).grads
-    assert_close("steps = 0", got, expected, 1e-12)
 
 
 def quadratic(
@@ -67,16 +51,16 @@ def quadratic(
     assert_close("quadratic", result.grads, expected, 1e-13)
 
 
-def zero_hessian(problem: Problem, make: Callable[[Problem, Order], MetaLearner]) -> None:
+def zero_hessian(problem: Problem, make: Callable[..., MetaLearner]) -> None:
     """Law 1: with a support loss linear in the parameters, first order is second order.
 
     The support loss is ⟨slope, θ⟩ over all parameters of the problem, the query loss Σ θ³;
-    `make(linear problem, order)` is a learner of it. First order makes a constant of a step's
+    `make(linear problem, order=order)` is a learner of it. First order makes a constant of a step's
     gradient: a learner that makes one of the parameters loses what they came from, and θ its gradient.
     """
     linear = _linear_support(problem)
     first, second = (
-        make(linear, order).meta_gradient(linear.tasks).grads
+        make(linear, order=order).meta_gradient(linear.tasks).grads
         for order in (FirstOrder(), SecondOrder())
     )
     assert_close("zero Hessian", first, second, 1e-12)
@@ -115,7 +99,7 @@ def plain_autograd(
     differentiate through, and never θ or what the rule reads and learns.
     """
     progress, plain = progress or Progress(), PlainLoop(learner, tasks)
-    through = plain.order(progress)
+    through = steps_through(learner.order, learner.steps, progress)
     with plain.seeded():
         got = learner.meta_gradient(tasks, progress=progress)
     loss = {"loss": plain.loss(through, progress)}
@@ -265,6 +249,34 @@ def one_estimator(
         got, draws = run(estimator)
         _assert_same(law, got, expected)
         assert_close(f"{law}, what is drawn next", draws, next_draws, within=0)
+
+
+def moved_learner(problem: Problem, **blocks: Any) -> MetaLearner:
+    """A learner of the problem; what its rule learns is moved away from its start."""
+    return perturb(problem.learner(**blocks), "rule.")
+
+
+def alike(
+    problem: Problem,
+    make: Callable[..., MetaLearner],
+    *,
+    executors: Sequence[Executor] = (Vmap(), Vmap(chunk=2)),
+    estimators: Sequence[Estimator] = (Adjoint(), Adjoint(keep_every=2)),
+    progress: Progress | None = None,
+    **blocks: Any,
+) -> None:
+    """Law 8: executors and exact estimators give the gradient of the plain loop, unrolled.
+
+    `make(problem, **blocks)` is a learner of the problem with these blocks.
+    """
+
+    def learner(**more: Any) -> MetaLearner:
+        return make(problem, **blocks, **more)
+
+    if estimators:
+        one_estimator(problem, estimators, lambda e: learner(estimator=e), progress=progress)
+    if executors:
+        one_gradient(problem, executors, lambda e: learner(executor=e), progress=progress)
 
 
 def _assert_same(law: str, got: MetaGradient, expected: MetaGradient) -> None:

@@ -19,7 +19,6 @@ from metablocks.laws.cases import Problem
 from metablocks.laws.compare import assert_close, perturb
 from metablocks.learner import MetaLearner
 from metablocks.models.surgery import replace_modules
-from metablocks.per_step import step_aware_modules
 
 Norm: TypeAlias = Callable[[nn.Module, int], nn.Module]
 
@@ -113,11 +112,6 @@ def training_ignores_what_is_stored(norm: Norm, problem: Problem) -> None:
                 buffer.add_(noise)
         results.append(learner.meta_gradient(problem.tasks).grads)
     assert_close("training ignores what is stored", results[1], results[0], within=0)
-
-
-def is_step_aware(norm: Norm, problem: Problem) -> bool:
-    """True if a module of the new model reads the current inner step."""
-    return bool(step_aware_modules(norm(problem.model(), max(problem.steps, 1))))
 
 
 def learner_of(norm: Norm, problem: Problem, **blocks: Any) -> MetaLearner:

@@ -1,8 +1,8 @@
 """The sixteen laws that docstrings and reports cite by number, one line each.
 
 `metablocks laws` prints them. Most are functions of this package, run on a block by `metablocks
-verify` and `parametrize_with_laws`; those of one shipped block (3, 4, 10, 11, 12) and of whole runs
-(14, 15) are held by the tests of what they are about.
+verify` and `parametrize_with_laws`; those of one shipped block (3, 4, 10, 11, 12), of a learner
+without steps (2) and of whole runs (14, 15) are held by the tests of what they are about.
 """
 
 LAWS: dict[int, tuple[str, str]] = {

@@ -12,12 +12,11 @@ finite differences are its gradient, to any order.
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.func import functional_call
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.instancenorm import _InstanceNorm
@@ -44,18 +43,12 @@ from metablocks.types import Batch, Progress, Task, TaskBatch, Tasks, Tensors
 
 _Result = TypeVar("_Result")
 
-_ROLES: tuple[LossRole, ...] = ("loss", "support_loss")
 SEED = 0
 """Of the draws of every evaluation: dropout, masks, batches."""
 
-
-@dataclass
-class Tape:
-    """The gradients and buffers of steps that are not differentiated through, as they were first."""
-
-    passes: dict[tuple[int, int], tuple[Tensors, Tensors]] = field(default_factory=dict)
-    draws: dict[tuple[int, int], States] = field(default_factory=dict)
-    """The generators' states after them."""
+Tape: TypeAlias = dict[tuple[int, int], tuple[Tensors, Tensors, States]]
+"""Of steps that are not differentiated through, by task and step: gradients and buffers as they were
+first, and the generators' states after them."""
 
 
 class PlainLoop:
@@ -70,13 +63,12 @@ class PlainLoop:
     def __init__(self, learner: MetaLearner, tasks: TaskBatch) -> None:
         self.learner = learner
         self.tasks = tasks
-        self.model = copy.deepcopy(learner.model)
-        self.rule = copy.deepcopy(learner.rule)
-        copies: dict[int, Any] = {}
-        self.objectives: dict[LossRole, Objective] = {}
-        for role in _ROLES:
-            loss = getattr(learner, role) or learner.loss
-            self.objectives[role] = Objective.of(copy.deepcopy(loss, copies), role)
+        copied = copy.deepcopy(learner, {id(learner.executor): learner.executor})
+        self.model, self.rule = copied.model, _relaxed(copied.rule)
+        self.objectives: dict[LossRole, Objective] = {
+            "loss": Objective.of(copied.loss, "loss"),
+            "support_loss": Objective.of(copied.support_loss or copied.loss, "support_loss"),
+        }
         for norm in tracking_norms(self.model).values():
             if learner.norm_statistics == "running":
                 norm.eval()
@@ -89,20 +81,7 @@ class PlainLoop:
         # As they are now: of a module used twice, `functional_call` leaves its arguments in it.
         self.tensors: Tensors = dict(self.model.named_parameters())
         self.buffers = {name: b.detach().clone() for name, b in self.model.named_buffers()}
-        named = [
-            *((f"model.{name}", p) for name, p in self.tensors.items()),
-            *((f"rule.{name}", p) for name, p in self.rule.named_parameters()),
-        ]
-        for role, objective in self.objectives.items():
-            if isinstance(objective.loss, nn.Module):
-                known = {id(p) for _, p in named}
-                own = objective.loss.named_parameters()
-                named += [(f"{role}.{name}", p) for name, p in own if id(p) not in known]
-        replaced = {f"model.{name}" for name in learner.start.replaced(self.model)}
-        self.parameters: Tensors = {
-            name: p for name, p in named if p.requires_grad and name not in replaced
-        }
-        self.rule = _relaxed(self.rule)
+        self.parameters = copied.learned
 
     @contextmanager
     def seeded(self) -> Iterator[None]:
@@ -130,11 +109,6 @@ class PlainLoop:
         """The batch of inner step `index`."""
         state = None if task.drawn is None else task.drawn.state
         return self.learner.batches.select(task.support, state, index)
-
-    def order(self, progress: Progress) -> tuple[bool, ...]:
-        """For each step, whether the learner's order differentiates through it."""
-        learner = self.learner
-        return tuple(learner.order(k, learner.steps, progress) for k in range(learner.steps))
 
     def loss(
         self,
@@ -180,16 +154,14 @@ class PlainLoop:
                 value, _ = self.forward("loss", fast, buffers, query, k)
                 total.append(weights[k].to(value) * value)
             if k < last:
-                held = tape if not through[k] else None
-                if held is not None and (number, k) in held.passes:
-                    gradients, buffers = held.passes[number, k]
-                    set_states(held.draws[number, k])
+                held = {} if tape is None or through[k] else tape
+                if (number, k) in held:
+                    gradients, buffers, states = held[number, k]
+                    set_states(states)
                 else:
                     batch = self.support_of(task, k)
                     gradients, buffers = self.support(fast, buffers, batch, k, through[k] and graph)
-                if held is not None:
-                    held.passes[number, k] = gradients, buffers
-                    held.draws[number, k] = get_states(generators)
+                    held[number, k] = gradients, buffers, get_states(generators)
                 fast, state = self.move(gradients, state, fast, k)
         return torch.stack(total).sum()
 
@@ -268,23 +240,16 @@ class PlainLoop:
         objective, before = self.objectives[role], buffers
         self.judging = role == "loss"
         index = max(carry - 1, 0) if role == "loss" else carry
-        params = self.tensors | fast
         places = []
         if objective.predicts:
             prediction, buffers = self.predict(fast, buffers, batch, index)
             places = [prediction, batch[1]]
 
-        def model(*args: Any, **kwargs: Any) -> Any:
-            for module in step_aware_modules(self.model).values():
-                module.inner_step = index
-            own = params | {name: buffer.clone() for name, buffer in before.items()}
-            return functional_call(self.model, own, args, kwargs)
-
         offered = {
             "inputs": batch[0],
             "target": batch[1],
-            "params": params,
-            "model": model,
+            "params": self.tensors | fast,
+            "model": lambda *args, **named: self.call(fast, before, index, args, named)[0],
             "step": StepInfo(carry, self.learner.steps, fast),
         }
         value = objective.loss(*places, **{name: offered[name] for name in objective.asks})
@@ -294,12 +259,17 @@ class PlainLoop:
         self, fast: Tensors, buffers: Tensors, batch: Batch, index: int
     ) -> tuple[Any, Tensors]:
         """The prediction of a batch at fast weights, and the buffers after the pass."""
+        return self.call(fast, buffers, index, *module_arguments(batch[0]))
+
+    def call(
+        self, fast: Tensors, buffers: Tensors, index: int, args: Any, kwargs: Any
+    ) -> tuple[Any, Tensors]:
+        """The model's output on arguments of one's own, and the buffers after the pass."""
         for module in step_aware_modules(self.model).values():
             module.inner_step = index
         tensors = self.tensors | fast | {name: buffer.clone() for name, buffer in buffers.items()}
-        args, kwargs = module_arguments(batch[0])
-        prediction = functional_call(self.model, tensors, args, kwargs)
-        return prediction, {name: tensors[name] for name in buffers}
+        output = functional_call(self.model, tensors, args, kwargs)
+        return output, {name: tensors[name] for name in buffers}
 
 
 class _Relaxed(UpdateRule):

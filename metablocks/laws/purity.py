@@ -11,7 +11,7 @@ from torch import Tensor
 from metablocks.errors import LawError
 from metablocks.fingerprint import fingerprint
 from metablocks.laws.cases import Problem
-from metablocks.laws.compare import named
+from metablocks.laws.compare import identical, named
 from metablocks.learner import MetaLearner
 
 EPOCHS = (0.0, 1.0, 2.5, 100.0)
@@ -31,7 +31,7 @@ def is_a_function(
     answers = [copy.deepcopy(policy(*question)) for question in questions]
     draw = random.Random(0)
     for number in draw.choices(range(len(questions)), k=_TIMES) if questions else ():
-        if not _same(policy(*questions[number]), answers[number]):
+        if not identical(policy(*questions[number]), answers[number]):
             raise LawError(
                 f"{law}: {named(policy)} is not a function of its arguments alone: asked hundreds of "
                 "times, out of order, it changed its mind about "
@@ -56,7 +56,7 @@ def leaves_no_trace(learner: MetaLearner, act: Callable[[MetaLearner], Any]) -> 
         act(learner)
     finally:
         after = snapshot(learner)
-        changed = [key for key in before if not _same(before[key], after.get(key))]
+        changed = [key for key in before if not identical(before[key], after.get(key))]
         changed += [key for key in after if key not in before]
         if changed:
             raise LawError(f"purity: these changed: {', '.join(changed)}")
@@ -65,14 +65,14 @@ def leaves_no_trace(learner: MetaLearner, act: Callable[[MetaLearner], Any]) -> 
 def calls_leave_no_trace(problem: Problem, make: Callable[..., MetaLearner]) -> None:
     """Law 9: `meta_gradient`, `evaluate` and `adapt` leave the learner bit for bit as it was.
 
-    Also if the loss raises. `make(**blocks)` is a learner of the problem with these blocks.
+    Also if the loss raises. `make(problem, **blocks)` is a learner of the problem with these blocks.
     """
-    learner, tasks = make(), problem.tasks
+    learner, tasks = make(problem), problem.tasks
     learner.backward(tasks)  # so that `.grad` is not None
     leaves_no_trace(learner, lambda learner: learner.meta_gradient(tasks))
     leaves_no_trace(learner, lambda learner: learner.evaluate(tasks))
     leaves_no_trace(learner, lambda learner: learner.adapt(tasks[0].support))
-    leaves_no_trace_of_an_error(problem, lambda loss: make(loss=loss))
+    leaves_no_trace_of_an_error(problem, lambda loss: make(problem, loss=loss))
 
 
 def leaves_no_trace_of_an_error(
@@ -119,11 +119,3 @@ def snapshot(learner: MetaLearner) -> dict[str, Any]:
         state[f"{name}.training"] = module.training
         state[f"{name} hooks"] = len(module._forward_hooks) + len(module._forward_pre_hooks)
     return state
-
-
-def _same(one: Any, other: Any) -> bool:
-    if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
-        if (one.dtype, one.shape) != (other.dtype, other.shape):
-            return False
-        return bool(((one == other) | ((one != one) & (other != other))).all())  # NaN is NaN
-    return type(one) is type(other) and bool(one == other)

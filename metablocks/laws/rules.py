@@ -4,6 +4,7 @@
 rule whose updates are still a gradient (`negates = False`) goes a rate of 0.1 (`learner_of`).
 """
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -154,7 +155,7 @@ def is_the_identity(make: MakeRule, problem: Problem) -> bool:
             grads = noise_like(params, seed=index)
             moved = {name: p + grads[name] for name, p in params.items()}
             updates, state = rule(grads, state, StepInfo(index, 3, moved))
-            if set(updates) != set(grads):
+            if updates.keys() != grads.keys():
                 return False
             if not all(torch.equal(updates[name], g) for name, g in grads.items()):
                 return False
@@ -205,13 +206,9 @@ def one_gradient(make: MakeRule, problem: Problem, **blocks: Any) -> None:
     If the rule draws random numbers, `Vmap` draws others, and `Adjoint` alone is compared.
     """
 
-    def learner(**more: Any) -> MetaLearner:
-        return learner_of(make, problem, **blocks, **more)
-
-    gradients.one_estimator(problem, [Adjoint()], lambda e: learner(estimator=e))
-    if not any(draws(make, problem)):
-        vmaps = [Vmap(), Vmap(chunk=2)]
-        gradients.one_gradient(problem, vmaps, lambda executor: learner(executor=executor))
+    vmaps = [] if any(draws(make, problem)) else [Vmap(), Vmap(chunk=2)]
+    learner = partial(learner_of, make)
+    gradients.alike(problem, learner, executors=vmaps, estimators=[Adjoint()], **blocks)
 
 
 def same_as_without(make: MakeRule, problem: Problem, *, rate: float = 0.1) -> None:

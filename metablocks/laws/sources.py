@@ -1,7 +1,7 @@
 """Laws of task sources: a task is a function of the source's fields, its split and its number alone."""
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, get_args
 
 import numpy as np
@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 from metablocks.checks import shown
 from metablocks.errors import LawError
 from metablocks.generators import generators_of, get_states, set_states
-from metablocks.laws.compare import named
+from metablocks.laws.compare import identical, named
 from metablocks.tasks.base import SPLITS, Kind, Split, TaskSource
 from metablocks.types import Task, TaskBatch, TaskList, map_tensors
 
@@ -28,35 +28,30 @@ def fits_its_description(source: TaskSource, *, tasks: int = 2) -> None:
     for split in SPLITS:
         for index, task in enumerate(_tasks(source, split, range(tasks))):
             for side, (inputs, target) in (("support", task.support), ("query", task.query)):
-                where = f"fits its description: {side} of task {index} of {split}"
-                shape = tuple(source.input_shape)
-                if shape not in (tuple(inputs.shape[1:]), tuple(inputs.shape[2:])):  # of a stream
-                    raise LawError(
-                        f"{where}: inputs are {list(inputs.shape)}, expected {['…', *shape]}"
-                    )
-                if len(target) != len(inputs):
-                    raise LawError(f"{where}: {len(inputs)} inputs have {len(target)} targets")
-                if not bool(torch.isfinite(inputs).all()):
-                    raise LawError(f"{where}: inputs are not finite")
-                if source.kind == "text":
-                    for what, tokens in (("inputs", inputs), ("targets", target)):
-                        if not _are_numbers_below(tokens, source.outputs):
-                            raise LawError(
-                                f"{where}: {what} are not int64 in 0 … {source.outputs - 1}"
-                            )
-                    if target.shape != inputs.shape:
-                        raise LawError(
-                            f"{where}: targets are {list(target.shape)}, inputs {list(inputs.shape)}"
-                        )
-                elif source.kind == "classification":
-                    if not _are_numbers_below(target, source.outputs):
-                        raise LawError(
-                            f"{where}: targets are not int64 in 0 … {source.outputs - 1}"
-                        )
-                elif target.shape[-1] != source.outputs or not bool(torch.isfinite(target).all()):
-                    raise LawError(
-                        f"{where}: targets are {list(target.shape)}, not … {source.outputs}"
-                    )
+                for fault in _misfits(source, inputs, target):
+                    where = f"{side} of task {index} of {split}"
+                    raise LawError(f"fits its description: {where}: {fault}")
+
+
+def _misfits(source: TaskSource, inputs: Tensor, target: Tensor) -> Iterator[str]:
+    """What of a set is not as its source says."""
+    shape, targets = tuple(source.input_shape), list(target.shape)
+    if shape not in (tuple(inputs.shape[1:]), tuple(inputs.shape[2:])):  # of a stream
+        yield f"inputs are {list(inputs.shape)}, expected {['…', *shape]}"
+    if len(target) != len(inputs):
+        yield f"{len(inputs)} inputs have {len(target)} targets"
+    if not bool(torch.isfinite(inputs).all()):
+        yield "inputs are not finite"
+    counted = {"text": {"inputs": inputs, "targets": target}, "classification": {"targets": target}}
+    for what, numbers in counted.get(source.kind, {}).items():
+        whole_numbers = numbers.dtype == torch.int64
+        if not whole_numbers or not bool(((numbers >= 0) & (numbers < source.outputs)).all()):
+            yield f"{what} are not int64 in 0 … {source.outputs - 1}"
+    if source.kind == "text" and target.shape != inputs.shape:
+        yield f"targets are {targets}, inputs {list(inputs.shape)}"
+    numeric = source.kind == "regression"
+    if numeric and (targets[-1] != source.outputs or not bool(torch.isfinite(target).all())):
+        yield f"targets are {targets}, not … {source.outputs}"
 
 
 def is_a_function_of_the_index(
@@ -155,10 +150,6 @@ def _tasks(source: TaskSource, split: Split, indices: Sequence[int]) -> list[Tas
     return [batch[number] for number in range(len(indices))]
 
 
-def _are_numbers_below(numbers: Tensor, bound: int) -> bool:
-    return numbers.dtype == torch.int64 and bool(((numbers >= 0) & (numbers < bound)).all())
-
-
 def _leaves(task: Task) -> list[Any]:
     leaves: list[Any] = pytree.tree_leaves((task.support, task.query))
     return leaves
@@ -177,13 +168,8 @@ def _overwrite(tensor: Tensor) -> Tensor:
 
 
 def _equal(one: Task, other: Task) -> bool:
-    pairs = list(zip(_leaves(one), _leaves(other), strict=False))
-    return len(_leaves(one)) == len(_leaves(other)) and all(
-        (a.shape, a.dtype, _raw(a)) == (b.shape, b.dtype, _raw(b))
-        if isinstance(a, Tensor) and isinstance(b, Tensor)
-        else a is b or a == b
-        for a, b in pairs
-    )
+    left, right = _leaves(one), _leaves(other)
+    return len(left) == len(right) and all(map(identical, left, right))
 
 
 def _bytes(task: Task) -> bytes:

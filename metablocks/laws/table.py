@@ -5,7 +5,7 @@ rule `block` is the function that makes it, since a learner sets up its own. Law
 on the learner that a protocol makes of a block, `learner_of(block, problem, **blocks)`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial, wraps
 from typing import Any, TypeAlias
@@ -16,8 +16,6 @@ from hypothesis.strategies import SearchStrategy
 from torch import Tensor
 
 from metablocks.batches import Stream
-from metablocks.estimators import Adjoint, Estimator
-from metablocks.executors import Executor, Vmap
 from metablocks.laws import (
     estimators,
     executors,
@@ -38,11 +36,6 @@ from metablocks.step_loss import UniformStepLoss
 from metablocks.types import TaskBatch, map_tensors
 
 LearnerOf: TypeAlias = Callable[..., MetaLearner]
-Skip: TypeAlias = Callable[[Any], str | None]
-
-
-def _never(block: Any) -> str | None:
-    return None
 
 
 @dataclass(frozen=True)
@@ -53,7 +46,7 @@ class Law:
     check: Callable[..., None]
     drawn: dict[str, SearchStrategy[Any]]
     """The arguments it is run on; `case` becomes the problem."""
-    skip: Skip = _never
+    skip: Callable[[Any], str | None] | None = None
     """The reason why it does not apply to a block; None if it does."""
 
     @property
@@ -75,43 +68,14 @@ def in_learner(law: Callable[..., None], learner_of: LearnerOf) -> Callable[...,
     return check
 
 
-def zero_hessian(learner_of: LearnerOf) -> Callable[..., None]:
-    """Law 1 of a learner with the block."""
-
-    @wraps(gradients.zero_hessian)
-    def check(block: Any, problem: Problem) -> None:
-        gradients.zero_hessian(problem, lambda p, order: learner_of(block, p, order=order))
-
-    return check
-
-
-def pure(learner_of: LearnerOf) -> Callable[..., None]:
-    """Law 9 of a learner with the block."""
-
-    @wraps(purity.calls_leave_no_trace)
-    def check(block: Any, problem: Problem) -> None:
-        purity.calls_leave_no_trace(problem, partial(learner_of, block, problem))
-
-    return check
-
-
-def one_gradient(
-    learner_of: LearnerOf,
-    executors: Sequence[Executor] = (Vmap(), Vmap(chunk=2)),
-    estimators: Sequence[Estimator] = (Adjoint(), Adjoint(keep_every=2)),
+def in_learners(
+    law: Callable[..., None], learner_of: LearnerOf, **stated: Any
 ) -> Callable[..., None]:
-    """Law 8 of a learner with the block."""
+    """A law of a problem and whatever makes learners of it as a law of a block and a problem."""
 
-    def check(block: Any, problem: Problem, *, progress: Any = None, **blocks: Any) -> None:
-        """Law 8: executors and exact estimators give the gradient of the plain loop, unrolled."""
-
-        def learner(**more: Any) -> MetaLearner:
-            return learner_of(block, problem, **blocks, **more)
-
-        gradients.one_estimator(
-            problem, estimators, lambda e: learner(estimator=e), progress=progress
-        )
-        gradients.one_gradient(problem, executors, lambda e: learner(executor=e), progress=progress)
+    @wraps(law)
+    def check(block: Any, problem: Problem, **drawn: Any) -> None:
+        law(problem, partial(learner_of, block), **stated, **drawn)
 
     return check
 
@@ -196,10 +160,10 @@ def _no_conversion(norm: Any) -> str | None:
 
 
 def _no_rows(norm: Any) -> str | None:
-    problem = Case(norm="batch", steps=2, width=3).problem()
-    if not norms.is_step_aware(norm, problem):
+    new = norm(Case(norm="batch", width=3).problem().model(), 5)
+    if not step_aware_modules(new):
         return "no module of it asks for the inner step (inner_step)"
-    rows = [p for p in norm(problem.model(), 5).parameters() if p.ndim == 2 and len(p) == 5]
+    rows = [p for p in new.parameters() if p.ndim == 2 and len(p) == 5]
     return None if rows else "its parameters have no row for each step"
 
 
@@ -244,6 +208,9 @@ _SEED = {"seed": st.integers(0, 99)}
 _POLICIES = _RULE | _ORDER | _STEP_LOSS | _PROGRESS
 _DRAWS = _POLICIES | {"rule": strategies.rules(draws=True)}
 
+_pure = partial(in_learners, purity.calls_leave_no_trace)
+_zero_hessian = partial(in_learners, gradients.zero_hessian)
+_alike = partial(in_learners, gradients.alike)
 _slope = partial(in_learner, gradients.finite_differences)
 _plain = partial(in_learner, gradients.plain_autograd)
 _mean = partial(in_learner, gradients.mean_of_tasks)
@@ -252,9 +219,9 @@ LAWS: dict[str, list[Law]] = {
     "start": [
         Law("plain autograd", _plain(_with_start), _FLAT | _POLICIES),
         Law("finite differences", _slope(_with_start), _FLAT | _RULE | _STEP_LOSS),
-        Law("one gradient", one_gradient(_with_start), _FLAT | _POLICIES),
+        Law("one gradient", _alike(_with_start), _FLAT | _POLICIES),
         Law("mean of tasks", _mean(_with_start), _SEVERAL),
-        Law("purity", pure(_with_start), _ANY),
+        Law("purity", _pure(_with_start), _ANY),
     ],
     "batches": [
         Law("plain autograd", _on_rows(_plain(_with_batches)), _ANY | _POLICIES),
@@ -264,7 +231,7 @@ LAWS: dict[str, list[Law]] = {
             _ANY | _RULE | _STEP_LOSS,
             _other_at_evaluation,
         ),
-        Law("one gradient", _on_rows(one_gradient(_with_batches)), _ANY | _POLICIES),
+        Law("one gradient", _on_rows(_alike(_with_batches)), _ANY | _POLICIES),
         Law("mean of tasks", _on_rows(_mean(_with_batches)), _SEVERAL, _draws_states),
     ],
     "rule": [
@@ -273,33 +240,33 @@ LAWS: dict[str, list[Law]] = {
         Law("draws once a task", rules.draws_once_a_task, _ONE_TASK, _draws_nothing_or_says_so),
         Law("reads the step", rules.reads_the_step, _ONE_TASK, _any_number_of_steps),
         Law("goes down", rules.goes_down, _ONE_TASK),
-        Law("zero Hessian", zero_hessian(rules.learner_of), _ONE_TASK),
+        Law("zero Hessian", _zero_hessian(rules.learner_of), _ONE_TASK),
         Law("finite differences", _slope(rules.learner_of), _ANY | _STEP_LOSS),
         Law("plain autograd", _plain(rules.learner_of), _ANY | _ORDER | _STEP_LOSS),
         Law("one gradient", rules.one_gradient, _ANY | _ORDER | _STEP_LOSS),
         Law("mean of tasks", _mean(rules.learner_of), _SEVERAL, _draws),
         Law("identity at first", rules.same_as_without, _ANY, _no_identity),
-        Law("purity", pure(rules.learner_of), _ANY),
+        Law("purity", _pure(rules.learner_of), _ANY),
     ],
     "order": [
         Law("decides every step", orders.decides, _STEPS | _PROGRESS),
         Law("plain autograd", _plain(_with_order), _ANY | _PROGRESS),
-        Law("one gradient", one_gradient(_with_order), _ANY | _RULE | _PROGRESS),
+        Law("one gradient", _alike(_with_order), _ANY | _RULE | _PROGRESS),
     ],
     "step_loss": [
         Law("a weighting", step_losses.is_a_weighting, _STEPS | _PROGRESS),
         Law("weighted sum", step_losses.is_the_weighted_sum, _ANY | _PROGRESS),
-        Law("one gradient", one_gradient(_with_step_loss), _ANY | _RULE | _PROGRESS),
+        Law("one gradient", _alike(_with_step_loss), _ANY | _RULE | _PROGRESS),
     ],
     "estimator": [
         Law("equals Unrolled", estimators.equals_unrolled, _ANY | _DRAWS, _not_exact),
-        Law("zero Hessian", zero_hessian(_with_learned_rate), _ALL_ADAPT, _not_exact),
+        Law("zero Hessian", _zero_hessian(_with_learned_rate), _ALL_ADAPT, _not_exact),
         Law("closed form", estimators.closed_form, _QUADRATIC | _RATES, _not_exact),
         Law("finite differences", _slope(_with_estimator), _ANY | _RULE | _STEP_LOSS, _not_exact),
-        Law("one gradient", one_gradient(_with_estimator, estimators=()), _ALL_ADAPT_SEVERAL),
+        Law("one gradient", _alike(_with_estimator, estimators=()), _ALL_ADAPT_SEVERAL),
         Law("mean of tasks", _mean(_with_estimator), _ALL_ADAPT_SEVERAL),
         Law("names what is idle", estimators.names_what_is_idle, _ALL_ADAPT),
-        Law("purity", pure(_with_estimator), _ALL_ADAPT),
+        Law("purity", _pure(_with_estimator), _ALL_ADAPT),
     ],
     "executor": [
         Law("adds up", executors.adds_up, _TASKS),
@@ -311,7 +278,7 @@ LAWS: dict[str, list[Law]] = {
             executors.draws_are_independent,
             {"case": strategies.cases(adapt="*", tasks=1)} | _SEED,
         ),
-        Law("purity", pure(_with_executor), _ANY),
+        Law("purity", _pure(_with_executor), _ANY),
         Law("tasks of unequal size", executors.unequal_tasks, _ONE_TASK),
     ],
     "norm": [
@@ -320,10 +287,10 @@ LAWS: dict[str, list[Law]] = {
         Law("a row for each step", norms.has_a_row_for_each_step, _BATCH_NORM, _no_rows),
         Law("ignores what is stored", norms.training_ignores_what_is_stored, _BATCH_NORM),
         Law("plain autograd", _plain(_with_norm), _BATCH_NORM),
-        Law("one gradient", one_gradient(_with_norm), _BATCH_NORM),
+        Law("one gradient", _alike(_with_norm), _BATCH_NORM),
         Law("mean of tasks", _mean(_with_norm), _BATCH_NORM),
         Law("finite differences", _slope(_with_norm), _BATCH_NORM, _evaluates_by_statistics),
-        Law("purity", pure(_with_norm), _BATCH_NORM),
+        Law("purity", _pure(_with_norm), _BATCH_NORM),
     ],
     "tasks": [
         Law("fits its description", sources.fits_its_description, _TASKS),

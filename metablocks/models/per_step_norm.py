@@ -19,7 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from metablocks.checks import Count, checked
 from metablocks.errors import BlockError
-from metablocks.per_step import Beyond, StepAware, limit, put_row, row, take_row
+from metablocks.per_step import Beyond, StepAware, put_row, row, take_row
 
 Statistics: TypeAlias = Literal["batch", "running"]
 Affine: TypeAlias = Literal["per_step", "shared"]
@@ -113,7 +113,7 @@ class PerStepBatchNorm(StepAware):
     @property
     def max_steps(self) -> int | None:  # type: ignore[override]
         """The most inner steps it can serve; None if any number will do."""
-        return limit(self.steps, self.beyond)
+        return self.steps if self.beyond == "error" else None
 
     @property
     def keeps_statistics(self) -> bool:  # type: ignore[override]

@@ -124,6 +124,22 @@ class UpdateRule(nn.Module):
         """Updates `{name: tensor}` from gradients `{name: tensor}` of equal shapes, and the new state."""
         raise NotImplementedError
 
+    def _check_new(self, tensors: object) -> None:
+        """Raise `RuleError` if what `setup` makes is there already."""
+        if tensors is not None:
+            raise RuleError(
+                f"this {name_of(self)} is set up already; make a new one for each learner"
+            )
+
+    def _ready(self, tensors: "NamedTensors | None") -> "NamedTensors":
+        """What `setup` has made; raises `RuleError` before it."""
+        if tensors is None:
+            raise RuleError(
+                f"{name_of(self)} is not set up; call .setup(params, steps) first, or hand the rule "
+                "to MetaLearner, which does"
+            )
+        return tensors
+
 
 @checked(RuleError)
 class Chain(UpdateRule):

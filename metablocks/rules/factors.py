@@ -1,4 +1,4 @@
-"""Factors of the Kronecker-factored rules: shapes, identity, set-up."""
+"""Factors of the Kronecker-factored rules: their shapes, the identity."""
 
 import math
 
@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from metablocks.errors import RuleError
-from metablocks.rules.base import NamedTensors
 from metablocks.types import Tensors
 
 _MOST_AXES = 5  # [C_out, C_in, depth, height, width]
@@ -34,22 +33,6 @@ def sizes(rule: str, name: str, shape: torch.Size) -> tuple[int, ...]:
 def identity(size: int, like: Tensor) -> Tensor:
     """The identity matrix `[size, size]` with the dtype and device of another tensor."""
     return torch.eye(size, dtype=like.dtype, device=like.device)
-
-
-def once(rule: str, factors: NamedTensors | None) -> None:
-    """Raise `RuleError` where a rule has its factors already."""
-    if factors is not None:
-        raise RuleError(f"this {rule} is set up already; make a new one for each learner")
-
-
-def read(rule: str, factors: NamedTensors | None) -> Tensors:
-    """All factors by name; raises `RuleError` before `setup`."""
-    if factors is None:
-        raise RuleError(
-            f"{rule} is not set up; call .setup(params, steps) first, or hand the rule to "
-            "MetaLearner, which does"
-        )
-    return dict(factors.named_parameters(remove_duplicate=False))
 
 
 def find(rule: str, factors: Tensors, key: str, name: str) -> Tensor:

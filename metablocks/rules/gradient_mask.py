@@ -42,7 +42,7 @@ class MTMask(UpdateRule):
 
     Laws: with all masks on it is the identity; an `init` of 50 is that for certain in float32 and
     float64, since |log u − log(1 − u)| is below 37 there. Whoever wants to know that a learner with
-    `MTMask(init=50.0)` is the learner without can run `laws.rule_gradients.same_as_without`.
+    `MTMask(init=50.0)` is the learner without can run `laws.rules.same_as_without`.
 
     Source: Lee, Choi 2018, and its released code. Notes and deviations:
     1. At evaluation a mask is drawn just as in training: one graph serves both in the released code.
@@ -82,8 +82,7 @@ class MTMask(UpdateRule):
 
     @checked(RuleError)
     def setup(self, params: Tensors, steps: CountFrom0) -> Self:
-        if self.logit is not None:
-            raise RuleError("this MTMask is set up already; make a new one for each learner")
+        self._check_new(self.logit)
         layers: dict[str, Tensors] = {}
         for name, parameter in trainable(params).items():
             layers.setdefault(_key(name), {})[name] = parameter
@@ -97,12 +96,8 @@ class MTMask(UpdateRule):
 
     def init(self, params: Tensors) -> Tensors:
         """The masks of a new task, `{"conv1.*": [units]}`: the one place where they are drawn."""
-        if self.logit is None:
-            raise RuleError(
-                "MTMask is not set up; call .setup(params, steps) first, or hand the rule to "
-                "MetaLearner, which does"
-            )
-        return {key: self._draw(self.logit[key]) for key in self._units}
+        logits = self._ready(self.logit)
+        return {key: self._draw(logits[key]) for key in self._units}
 
     def forward(self, updates: Tensors, state: Tensors, step: StepInfo) -> tuple[Tensors, Tensors]:
         masked = {}

@@ -16,7 +16,7 @@ from metablocks.errors import RuleError
 from metablocks.functional import trainable
 from metablocks.models.layers import ACTIVATIONS, Activation
 from metablocks.rules.base import NamedTensors, StepInfo, UpdateRule, inner_product
-from metablocks.rules.factors import find, identity, once, read, sizes
+from metablocks.rules.factors import find, identity, sizes
 from metablocks.types import Tensors
 
 
@@ -111,11 +111,19 @@ class KFO(UpdateRule):
         rate: float | None = None,
     ) -> None:
         super().__init__()
+        if adapt_transform != (rate is not None):
+            problem = (
+                "None; with adapt_transform it takes the inner learning rate, a finite number"
+                if adapt_transform
+                else f"{rate!r}, which only adapt_transform=True reads; leave it out, and put the "
+                "learning rate behind: Chain(KFO(), LearningRate(0.1))"
+            )
+            raise RuleError(f"KFO rate is {problem}", block="KFO", field="rate")
         self.hidden = hidden
         self.psd = psd
         self.bias = bias
         self.vector_right_factor = vector_right_factor
-        self.rate = _check_rate(adapt_transform, rate)
+        self.rate = rate
         self.factors: NamedTensors | None = None
         self.activation = ACTIVATIONS[activation]()
 
@@ -126,7 +134,7 @@ class KFO(UpdateRule):
 
     @checked(RuleError)
     def setup(self, params: Tensors, steps: CountFrom0) -> Self:
-        once("KFO", self.factors)
+        self._check_new(self.factors)
         layers = [f"hidden{n}.{side}." for n in range(self.hidden) for side in ("on", "off")]
         factors: Tensors = {}
         for layer in [*layers, ""]:
@@ -150,16 +158,20 @@ class KFO(UpdateRule):
         if self.rate is None:
             return ()
         zeros = {name: torch.zeros_like(parameter) for name, parameter in params.items()}
-        return _Adapted(read("KFO", self.factors), zeros)
+        return _Adapted(self._named_factors, zeros)
 
     def forward(self, updates: Tensors, state: Any, step: StepInfo) -> tuple[Tensors, Any]:
         if self.rate is None:
-            return self._transform(read("KFO", self.factors), updates), state
+            return self._transform(self._named_factors, updates), state
         factors = state.factors
         if step.index > 0:
             slope = self._slope(factors, state.gradients, updates)
             factors = {key: factor - self.rate * slope[key] for key, factor in factors.items()}
         return self._transform(factors, updates), _Adapted(factors, updates)
+
+    @property
+    def _named_factors(self) -> Tensors:
+        return dict(self._ready(self.factors).named_parameters(remove_duplicate=False))
 
     def _slope(self, factors: Tensors, before: Tensors, gradients: Tensors) -> Tensors:
         """∂L_s(θ_k)/∂φ = ∂⟨g_k, θ_k⟩/∂φ at θ_k = θ_{k−1} − α U(g_{k−1}; φ), g_k being a constant."""
@@ -193,22 +205,15 @@ class KFO(UpdateRule):
 
         def factor(side: str) -> Tensor:
             given = find("KFO", factors, f"{layer}{side}.{name}", name)
-            return (
-                einsum(given.conj(), given, "inner row, inner column -> row column")
-                if self.psd
-                else given
-            )
+            if not self.psd:
+                return given
+            return einsum(given.conj(), given, "inner row, inner column -> row column")
 
         if flow.ndim == 1:
             flow = einsum(factor("left"), flow, "row r, r -> row")
-        elif flow.ndim == 2:
-            flow = einsum(
-                factor("left"), flow, factor("right"), "row r, r c, c column -> row column"
-            )
         else:
-            flow = einsum(
-                factor("left"), flow, factor("right"), "row r, out r c, c column -> out row column"
-            )
+            sides = "row r, ... r c, c column -> ... row column"
+            flow = einsum(factor("left"), flow, factor("right"), sides)
         return flow + factors[f"{layer}bias.{name}"] if self.bias else flow
 
 
@@ -217,22 +222,3 @@ class _Adapted(NamedTuple):
 
     factors: Tensors
     gradients: Tensors
-
-
-def _check_rate(adapt_transform: bool, rate: float | None) -> float | None:
-    if not adapt_transform:
-        if rate is not None:
-            raise RuleError(
-                f"KFO rate is {rate!r}, which only adapt_transform=True reads; leave it out, and put "
-                "the learning rate behind: Chain(KFO(), LearningRate(0.1))",
-                block="KFO",
-                field="rate",
-            )
-        return None
-    if rate is None:
-        raise RuleError(
-            "KFO rate is None; with adapt_transform it takes the inner learning rate, a finite number",
-            block="KFO",
-            field="rate",
-        )
-    return rate

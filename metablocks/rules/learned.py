@@ -1,12 +1,12 @@
-"""Hyper-parameters of rules that the outer loop may learn, stored so that every real number is legal.
+"""Rules with hyper-parameters that the outer loop may learn, stored so that every real number is legal.
 
 A momentum or a β in (0, 1) is stored as its logit, a decay above 0 as its logarithm, under the name of
 the hyper-parameter. Until `setup`, and in a rule that does not learn, the attribute is the number.
 """
 
 import math
-from collections.abc import Callable, Iterable
-from typing import Any, TypeAlias
+from collections.abc import Callable
+from typing import Any, Self, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -42,35 +42,44 @@ def like(tensor: Tensor, number: Number) -> Any:
     return number.to(tensor.dtype.to_real()) if isinstance(number, Tensor) else number
 
 
-def text(stored: Number) -> str:
-    """The hyper-parameter in a `repr`."""
-    return "learned" if isinstance(stored, Tensor) else str(stored)
+class LearnedRule(UpdateRule):
+    """A rule of some hyper-parameters, numbers by name, which are learned with `learn`."""
 
+    store: Callable[[float], float] = staticmethod(logit)
+    """The number that stands for a hyper-parameter where it is learned."""
 
-def check_learnable(block: str, **numbers: float) -> None:
-    """Raise `RuleError` for a hyper-parameter of 0, from which no learning leads away."""
-    for name, number in numbers.items():
-        if not number:
-            raise RuleError(
-                f"{block} learn is True, but {name} is 0, whose logarithm is not finite; begin above 0, "
-                "or leave learn out",
-                block=block,
-                field=name,
-            )
+    def __init__(self, learn: bool, **numbers: float) -> None:
+        super().__init__()
+        self.learn = learn
+        self._names = tuple(numbers)
+        for name, number in numbers.items():
+            setattr(self, name, number)
+            if learn and not number:
+                block = type(self).__name__
+                raise RuleError(
+                    f"{block} learn is True, but {name} is 0, whose logarithm is not finite; begin "
+                    "above 0, or leave learn out",
+                    block=block,
+                    field=name,
+                )
 
+    def _shown(self, name: str) -> str:
+        """A hyper-parameter in a `repr`."""
+        stored = getattr(self, name)
+        return "learned" if isinstance(stored, Tensor) else str(stored)
 
-def begin_learning(
-    rule: UpdateRule, names: Iterable[str], params: Tensors, store: Callable[[float], float]
-) -> None:
-    """Replace hyper-parameters of a rule, numbers, by parameters that store them; once.
+    @property
+    def _learns(self) -> str:
+        return ", learn=True" if self.learn else ""
 
-    They are scalars of the precision of `params`, float32 or better.
-    """
-    for name in names:
-        number = getattr(rule, name)
-        if isinstance(number, Tensor):
-            block = type(rule).__name__
-            raise RuleError(f"this {block} is set up already; make a new one for each learner")
-        stored = real_full(list(params.values()), (), store(number))
-        precise = torch.promote_types(stored.dtype, torch.float32)
-        setattr(rule, name, nn.Parameter(stored.to(precise)))
+    def setup(self, params: Tensors, steps: int) -> Self:
+        """Begin to learn the hyper-parameters, if they are to be learned.
+
+        They are stored as scalars of the precision of `params`, float32 or better.
+        """
+        for name in self._names if self.learn else ():
+            self._check_new(self._parameters.get(name))
+            stored = real_full(list(params.values()), (), self.store(getattr(self, name)))
+            precise = torch.promote_types(stored.dtype, torch.float32)
+            setattr(self, name, nn.Parameter(stored.to(precise)))
+        return self

@@ -16,7 +16,7 @@ from torch import Tensor
 from metablocks.checks import CountFrom0, checked
 from metablocks.errors import BlockError, RuleError, SelectionError
 from metablocks.functional import trainable
-from metablocks.per_step import Beyond, limit, row, take_row
+from metablocks.per_step import Beyond, row, take_row
 from metablocks.rules.base import NamedTensors, StepInfo, UpdateRule, real_full, scaled
 from metablocks.selection import select
 from metablocks.types import Tensors
@@ -108,8 +108,7 @@ class LearningRate(UpdateRule):
 
     @checked(RuleError)
     def setup(self, params: Tensors, steps: CountFrom0) -> Self:
-        if self.rate is not None:
-            raise RuleError("this LearningRate is set up already; make a new one for each learner")
+        self._check_new(self.rate)
         if isinstance(self.value, list) and len(self.value) != steps:
             raise _refusal(
                 f"has {len(self.value)} rates, and the inner loop {steps} steps; give one for each"
@@ -125,7 +124,7 @@ class LearningRate(UpdateRule):
         }
         self.rate = NamedTensors(rates, learn=self.learn)
         self.steps = steps
-        self.max_steps = limit(steps, self.beyond) if self.per_step else None
+        self.max_steps = steps if self.per_step and self.beyond == "error" else None
         return self
 
     def forward(self, updates: Tensors, state: Any, step: StepInfo) -> tuple[Tensors, Any]:
@@ -159,13 +158,9 @@ class LearningRate(UpdateRule):
         return torch.stack(rows) if rows else real_full(served, (0, *shape), 0.0)
 
     def _at(self, key: str, index: int | Tensor) -> Tensor:
-        if self.rate is None:
-            raise RuleError(
-                "LearningRate is not set up; call .setup(params, steps) first, or hand the rule to "
-                "MetaLearner, which does"
-            )
+        rates = self._ready(self.rate)
         try:
-            rate = self.rate[key]
+            rate = rates[key]
         except RuleError as error:
             raise RuleError(
                 f"LearningRate was set up without a rate for {key}; if it was unfrozen since, make a new "

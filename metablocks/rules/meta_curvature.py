@@ -15,7 +15,7 @@ from metablocks.checks import CountFrom0, checked
 from metablocks.errors import RuleError
 from metablocks.functional import trainable
 from metablocks.rules.base import NamedTensors, StepInfo, UpdateRule
-from metablocks.rules.factors import find, identity, once, read, sizes
+from metablocks.rules.factors import find, identity, sizes
 from metablocks.types import Tensors
 
 _AXES = {1: (), 2: ("out", "in"), 3: ("out", "in", "filter")}
@@ -66,7 +66,7 @@ class MetaCurvature(UpdateRule):
 
     @checked(RuleError)
     def setup(self, params: Tensors, steps: CountFrom0) -> Self:
-        once("MetaCurvature", self.factors)
+        self._check_new(self.factors)
         factors: Tensors = {}
         for name, parameter in trainable(params).items():
             axes = sizes("MetaCurvature", name, parameter.shape)
@@ -78,7 +78,7 @@ class MetaCurvature(UpdateRule):
         return self
 
     def forward(self, updates: Tensors, state: Any, step: StepInfo) -> tuple[Tensors, Any]:
-        factors = read("MetaCurvature", self.factors)
+        factors: Tensors = dict(self._ready(self.factors).named_parameters(remove_duplicate=False))
         return {name: _curved(factors, name, g) for name, g in updates.items()}, state
 
 

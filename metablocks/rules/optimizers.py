@@ -8,7 +8,7 @@ With `learn=True` the outer loop learns momentum, β₁ and β₂ beside everyth
 say, is the logit of μ, so that μ stays between 0 and 1.
 """
 
-from typing import Annotated, NamedTuple, Self
+from typing import Annotated, NamedTuple
 
 import torch
 from annotated_types import Ge
@@ -16,16 +16,8 @@ from torch import Tensor
 
 from metablocks.checks import Decay, NonNegative, checked
 from metablocks.errors import RuleError
-from metablocks.rules.base import StepInfo, UpdateRule
-from metablocks.rules.learned import (
-    Number,
-    begin_learning,
-    check_learnable,
-    like,
-    logit,
-    share,
-    text,
-)
+from metablocks.rules.base import StepInfo
+from metablocks.rules.learned import LearnedRule, Number, like, share
 from metablocks.types import Tensors
 
 Eps = Annotated[float, Ge(1e-12)]
@@ -33,7 +25,7 @@ Eps = Annotated[float, Ge(1e-12)]
 
 
 @checked(RuleError)
-class Momentum(UpdateRule):
+class Momentum(LearnedRule):
     """Heavy-ball momentum: v ← μ v + g, and v is the direction; with `nesterov`, g + μ v.
 
     v starts as zero in every task, so that the first direction is g. This is the convention of
@@ -66,32 +58,22 @@ class Momentum(UpdateRule):
     """
 
     negates = False
+    momentum: Number
 
     def __init__(
         self, momentum: Decay = 0.9, *, nesterov: bool = False, learn: bool = False
     ) -> None:
-        super().__init__()
-        self.momentum: Number = momentum
-        if nesterov and not self.momentum:
+        super().__init__(learn, momentum=momentum)
+        if nesterov and not momentum:
             raise RuleError(
                 "Momentum nesterov is True, but momentum is 0; give momentum, as 0.9",
                 block="Momentum",
                 field="momentum",
             )
         self.nesterov = nesterov
-        self.learn = learn
-        if learn:
-            check_learnable("Momentum", momentum=momentum)
 
     def extra_repr(self) -> str:
-        learn = ", learn=True" if self.learn else ""
-        return f"{text(self.momentum)}, nesterov={self.nesterov}{learn}"
-
-    def setup(self, params: Tensors, steps: int) -> Self:
-        """Begin to learn the momentum, if it is to be learned."""
-        if self.learn:
-            begin_learning(self, ["momentum"], params, logit)
-        return self
+        return f"{self._shown('momentum')}, nesterov={self.nesterov}{self._learns}"
 
     def init(self, params: Tensors) -> Tensors:
         """The velocity of a new task: zeros."""
@@ -117,10 +99,25 @@ class Moments(NamedTuple):
     second: Tensors
 
 
-class _OfMoments(UpdateRule):
-    """A rule by two running figures of a task's gradients, with decays that may be learned."""
+class _Scaled(LearnedRule):
+    """A gradient by the size that gradients have had in a task, which is `eps` at least."""
 
     negates = False
+
+    def __init__(self, eps: float, *, learn: bool = False, **numbers: float) -> None:
+        super().__init__(learn, **numbers)
+        self.eps = eps
+
+    def extra_repr(self) -> str:
+        numbers = ", ".join(f"{name}={self._shown(name)}" for name in self._names)
+        return f"{numbers}, eps={self.eps}{self._learns}"
+
+
+class _OfMoments(_Scaled):
+    """A rule by two running figures of a task's gradients, with decays that may be learned."""
+
+    beta1: Number
+    beta2: Number
 
     def __init__(
         self,
@@ -130,23 +127,7 @@ class _OfMoments(UpdateRule):
         eps: Eps = 1e-8,
         learn: bool = False,
     ) -> None:
-        super().__init__()
-        self.beta1: Number = beta1
-        self.beta2: Number = beta2
-        self.eps = eps
-        self.learn = learn
-        if learn:
-            check_learnable(type(self).__name__, beta1=beta1, beta2=beta2)
-
-    def extra_repr(self) -> str:
-        learn = ", learn=True" if self.learn else ""
-        return f"beta1={text(self.beta1)}, beta2={text(self.beta2)}, eps={self.eps}{learn}"
-
-    def setup(self, params: Tensors, steps: int) -> Self:
-        """Begin to learn β₁ and β₂, if they are to be learned."""
-        if self.learn:
-            begin_learning(self, ["beta1", "beta2"], params, logit)
-        return self
+        super().__init__(eps, learn=learn, beta1=beta1, beta2=beta2)
 
     def init(self, params: Tensors) -> Moments:
         """The moments of a new task: zeros."""
@@ -255,7 +236,7 @@ class Adamax(_OfMoments):
 
 
 @checked(RuleError)
-class RMSprop(UpdateRule):
+class RMSprop(_Scaled):
     """A gradient by the root of its running mean square: v ← β v + (1 − β) g², and g / √(v + eps²).
 
     v starts as zero in every task, and its bias stays: the first direction has the size 1 / √(1 − β).
@@ -283,25 +264,10 @@ class RMSprop(UpdateRule):
     Raises `RuleError` for a `beta` outside [0, 1), for 0 with `learn`, and for an `eps` below 1e-12.
     """
 
-    negates = False
+    beta: Number
 
     def __init__(self, *, beta: Decay = 0.99, eps: Eps = 1e-8, learn: bool = False) -> None:
-        super().__init__()
-        self.beta: Number = beta
-        self.eps = eps
-        self.learn = learn
-        if learn:
-            check_learnable("RMSprop", beta=beta)
-
-    def extra_repr(self) -> str:
-        learn = ", learn=True" if self.learn else ""
-        return f"beta={text(self.beta)}, eps={self.eps}{learn}"
-
-    def setup(self, params: Tensors, steps: int) -> Self:
-        """Begin to learn β, if it is to be learned."""
-        if self.learn:
-            begin_learning(self, ["beta"], params, logit)
-        return self
+        super().__init__(eps, learn=learn, beta=beta)
 
     def init(self, params: Tensors) -> Tensors:
         """The mean squares of a new task: zeros."""
@@ -316,7 +282,7 @@ class RMSprop(UpdateRule):
 
 
 @checked(RuleError)
-class Adagrad(UpdateRule):
+class Adagrad(_Scaled):
     """A gradient by the root of the sum of its squares: s ← s + g², and g / √(s + eps²).
 
     s starts as `initial` in every task; from 0, the first direction is the gradient's sign.
@@ -344,15 +310,10 @@ class Adagrad(UpdateRule):
     Raises `RuleError` for a negative `initial`, and for an `eps` below 1e-12.
     """
 
-    negates = False
+    initial: float
 
     def __init__(self, *, initial: NonNegative = 0.0, eps: Eps = 1e-10) -> None:
-        super().__init__()
-        self.initial = initial
-        self.eps = eps
-
-    def extra_repr(self) -> str:
-        return f"initial={self.initial}, eps={self.eps}"
+        super().__init__(eps, initial=initial)
 
     def init(self, params: Tensors) -> Tensors:
         """The sums of a new task."""

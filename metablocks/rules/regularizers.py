@@ -4,7 +4,7 @@ All give what is still a gradient; a learning rate behind them negates it.
 """
 
 import math
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,14 +12,7 @@ from torch import Tensor
 from metablocks.checks import NonNegative, Positive, checked
 from metablocks.errors import RuleError
 from metablocks.rules.base import StepInfo, UpdateRule, inner_product, scaled
-from metablocks.rules.learned import (
-    Number,
-    begin_learning,
-    check_learnable,
-    like,
-    positive,
-    text,
-)
+from metablocks.rules.learned import LearnedRule, Number, like, positive
 from metablocks.types import Tensors
 
 
@@ -69,7 +62,7 @@ class ClipNorm(UpdateRule):
 
 
 @checked(RuleError)
-class WeightDecay(UpdateRule):
+class WeightDecay(LearnedRule):
     """Add the gradient of an L2 penalty on the fast weights: g + decay · θ_k.
 
     With a learning rate behind it, the inner loss is L_s(θ) + (decay / 2) ‖θ‖². Behind `Adam` it is
@@ -94,22 +87,14 @@ class WeightDecay(UpdateRule):
     """
 
     negates = False
+    store = staticmethod(math.log)
+    decay: Number
 
     def __init__(self, decay: NonNegative, *, learn: bool = False) -> None:
-        super().__init__()
-        self.decay: Number = decay
-        self.learn = learn
-        if learn:
-            check_learnable("WeightDecay", decay=decay)
+        super().__init__(learn, decay=decay)
 
     def extra_repr(self) -> str:
-        return text(self.decay) + (", learn=True" if self.learn else "")
-
-    def setup(self, params: Tensors, steps: int) -> Self:
-        """Begin to learn the decay, if it is to be learned."""
-        if self.learn:
-            begin_learning(self, ["decay"], params, math.log)
-        return self
+        return f"{self._shown('decay')}{self._learns}"
 
     def forward(self, updates: Tensors, state: Any, step: StepInfo) -> tuple[Tensors, Any]:
         decay = positive(self.decay)

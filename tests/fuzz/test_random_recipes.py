@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import zlib
+from pathlib import Path
 from subprocess import PIPE
 
 import pytest
@@ -31,6 +32,7 @@ from tools.fuzzing.trial import Finding, attempt, check_places
 
 HELD = {mark.slot for mark in slot_paths().values()}  # by a recipe; the rest by another block
 BLOCKS = [(name, block) for name in SLOTS if name in HELD for block in SLOTS[name].blocks]
+ROOT = Path(command.__file__).parents[2]
 OF_A_BLOCK, OF_ANY = 2, 20  # 50 · 2 + 20 = 120 recipes
 
 
@@ -187,8 +189,9 @@ def test_the_command_searches_and_says_how_many_ran(tmp_path, capfd):
 
 
 def test_an_interrupted_command_says_what_was_done_and_leaves_nothing_behind(tmp_path):
-    words = [sys.executable, str(command.MAIN), "--minutes", "5", "--out", str(tmp_path / "found")]
-    with subprocess.Popen(words, cwd=tmp_path, text=True, stdout=PIPE, stderr=PIPE) as process:
+    start = [sys.executable, "-m", command.__name__]
+    words = [*start, "--minutes", "5", "--out", str(tmp_path / "found")]
+    with subprocess.Popen(words, cwd=ROOT, text=True, stdout=PIPE, stderr=PIPE) as process:
         first = process.stdout.readline()
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=120)

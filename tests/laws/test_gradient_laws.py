@@ -29,7 +29,18 @@ from metablocks.models import Conv4
 
 @pytest.mark.parametrize("make", [problem.regression, problem.classification])
 def test_without_steps_it_is_the_supervised_gradient(make, place):
-    gradients.no_steps(make(**place))
+    """Law 2: without inner steps the meta-gradient is the supervised gradient on the query set."""
+    small = make(**place)
+    expected = {}
+    for index in range(len(small.tasks)):
+        inputs, target = small.tasks[index].query
+        params = dict((model := small.model().train()).named_parameters())
+        grads = torch.autograd.grad(small.loss(model(inputs), target), list(params.values()))
+        for name, grad in zip(params, grads, strict=True):
+            key = f"model.{name}"
+            expected[key] = expected.get(key, 0) + grad / len(small.tasks)
+    got = small.with_steps(0).learner().meta_gradient(small.tasks).grads
+    assert_close("steps = 0", got, expected, 1e-12)
 
 
 @pytest.mark.parametrize(

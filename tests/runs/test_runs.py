@@ -22,8 +22,7 @@ from metablocks.runs.train import Stopped, _stop_signals, meta_step
 from metablocks.tasks.base import SPLITS
 from metablocks.types import Progress
 from tools.fuzzing.resume_law import same_checkpoint
-from tools.fuzzing.small_images import cifar_parts, draw_mini_imagenet, write_cifar
-from tools.fuzzing.small_omniglot import draw_omniglot
+from tools.fuzzing.small_images import cifar_parts, draw_mini_imagenet, draw_omniglot, write_cifar
 
 TINY = [
     *("--set", "outer.tasks_per_step=2"),

@@ -10,10 +10,10 @@ from tools.fuzzing.data import draw_folders
 from tools.fuzzing.small_images import (
     draw_birds,
     draw_mini_imagenet,
+    draw_omniglot,
     draw_tiered_imagenet,
     write_cifar,
 )
-from tools.fuzzing.small_omniglot import draw_omniglot
 
 SMALL = {
     "images_background": {"Runes": 6, "Glyphs": 7},

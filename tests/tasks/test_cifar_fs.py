@@ -3,6 +3,7 @@
 import io
 import os
 import pickle
+import struct
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -16,17 +17,36 @@ from metablocks.tasks import CifarFS
 from metablocks.tasks.cifar_fs import _Unpickler
 from metablocks.tasks.class_splits import CIFAR_FS, class_names
 from metablocks.tasks.class_tasks import numbered
-from tools.fuzzing.small_images import (
-    STEP,
-    cifar_parts,
-    counted,
-    pack_cifar,
-    python_2_pickle,
-    write_cifar,
-)
+from tools.fuzzing.small_images import STEP, cifar_parts, counted, write_cifar
 
 FIELDS = {"ways": 5, "shots": 1, "queries": 3}
 FOLDER, ARCHIVE = "cifar-100-python", "cifar-100-python.tar.gz"
+
+
+def pack_cifar(unpacked: Path, target: Path) -> Path:
+    """Write the archive of an unpacked `cifar-100-python` into the folder `target`."""
+    target.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(target / ARCHIVE, "w:gz") as archive:
+        archive.add(unpacked / FOLDER, FOLDER)
+    return target
+
+
+def python_2_pickle(images: np.ndarray, labels: list[int]) -> bytes:
+    """A batch as CIFAR-100's own files hold it: written by Python 2 and its numpy, protocol 2."""
+
+    def text(value: bytes) -> bytes:
+        return b"U" + bytes([len(value)]) + value
+
+    def number(value: int) -> bytes:
+        return b"J" + struct.pack("<i", value)
+
+    array = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85" + text(b"b")
+    array += b"\x87R(K\x01" + number(images.shape[0]) + number(images.shape[1]) + b"\x86"
+    array += b"cnumpy\ndtype\n" + text(b"u1") + b"K\x00K\x01\x87R"
+    array += b"(K\x03" + text(b"|") + b"NNN" + number(-1) + number(-1) + b"K\x00tb"
+    array += b"\x89T" + struct.pack("<i", images.size) + images.tobytes() + b"tb"
+    listed = b"](" + b"".join(number(label) for label in labels) + b"e"
+    return b"\x80\x02}(" + text(b"data") + array + text(b"fine_labels") + listed + b"u."
 
 
 @pytest.fixture(scope="module")

@@ -66,7 +66,8 @@ def request(name, case=lineup.SINUSOID, **changes):
 def bench(*argv, **environment):
     """`tools/bench` with the interpreter at hand in place of the checkout's own."""
     return subprocess.run(
-        [sys.executable, str(ROOT / "tools/benchmarks/main.py"), *argv],
+        [sys.executable, "-m", command.__name__, *argv],
+        cwd=ROOT,
         capture_output=True,
         text=True,
         env={**os.environ, **environment},

@@ -48,7 +48,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         repeats=options.repeats,
         freed_memory=options.freed_memory,
     )
-    cases = [case for name in names for case in _variants(CASES[name], options.steps)]
+    cases = [CASES[name] for name in names]
+    if options.steps:
+        cases = [case.with_steps(count) for case in cases for count in options.steps]
     if settings.quick:
         cases = [case.quick() for case in cases]
     try:
@@ -56,10 +58,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
         return 130
-
-
-def _variants(case: Case, steps: Sequence[int]) -> list[Case]:
-    return [case.with_steps(count) for count in steps] or [case]
 
 
 def _measure(
@@ -191,3 +189,7 @@ def _listing() -> str:
             *(f"  {name:<{width}}  {c.title} ({c.role})" for name, c in CONTENDERS.items()),
         ]
     )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

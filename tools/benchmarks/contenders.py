@@ -32,29 +32,26 @@ def make(contender: Contender, problem: Problem) -> Run:
 
 def plain_loop(problem: Problem) -> Run:
     """Written by hand: `torch.autograd.grad` with `create_graph`, one task after another."""
-    model, loss, rate = problem.model, problem.loss, problem.rate
+    model, loss, rate = problem.model, problem.loss, problem.case.rate
     initial = problem.trainable
 
-    def run() -> Gradients:
-        total = None
-        for support, target, query, truth in problem:
-            fast = initial
-            for _ in range(problem.steps):
-                value = loss(functional_call(model, fast, (support,)), target)
-                grads = torch.autograd.grad(
-                    value, list(fast.values()), create_graph=problem.second_order
-                )
-                fast = {n: p - rate * g for (n, p), g in zip(fast.items(), grads, strict=True)}
-            value = loss(functional_call(model, fast, (query,)), truth)
-            total = _add(total, torch.autograd.grad(value, list(initial.values())))
-        return _mean(problem, total)
+    def task(support: Tensor, target: Tensor, query: Tensor, truth: Tensor) -> tuple[Tensor, ...]:
+        fast = initial
+        for _ in range(problem.case.steps):
+            value = loss(functional_call(model, fast, (support,)), target)
+            grads = torch.autograd.grad(
+                value, list(fast.values()), create_graph=problem.case.second_order
+            )
+            fast = {n: p - rate * g for (n, p), g in zip(fast.items(), grads, strict=True)}
+        value = loss(functional_call(model, fast, (query,)), truth)
+        return torch.autograd.grad(value, list(initial.values()))
 
-    return run
+    return lambda: _mean(problem, task)
 
 
 def plain_vmap(problem: Problem) -> Run:
     """Written by hand: `torch.func.vmap` over the tasks of `torch.func.grad` of the inner loop."""
-    model, loss, rate = problem.model, problem.loss, problem.rate
+    model, loss, rate = problem.model, problem.loss, problem.case.rate
     initial = {name: p.detach() for name, p in problem.trainable.items()}
 
     def mistake(params: Gradients, inputs: Tensor, target: Tensor) -> Tensor:
@@ -62,9 +59,9 @@ def plain_vmap(problem: Problem) -> Run:
 
     def adapted(params: Gradients, *task: Tensor) -> Tensor:
         support, target, query, truth = task
-        for _ in range(problem.steps):
+        for _ in range(problem.case.steps):
             grads = torch.func.grad(mistake)(params, support, target)
-            if not problem.second_order:
+            if not problem.case.second_order:
                 grads = {name: g.detach() for name, g in grads.items()}
             params = {name: p - rate * grads[name] for name, p in params.items()}
         return mistake(params, query, truth)
@@ -82,27 +79,22 @@ def higher(problem: Problem) -> Run:
     import higher as library
 
     model, loss = problem.model, problem.loss
-    optimizer = torch.optim.SGD(problem.trainable.values(), lr=problem.rate)
+    optimizer = torch.optim.SGD(problem.trainable.values(), lr=problem.case.rate)
 
-    def run() -> Gradients:
-        total = None
-        for support, target, query, truth in problem:
-            with library.innerloop_ctx(
-                model,
-                optimizer,
-                copy_initial_weights=False,
-                track_higher_grads=problem.second_order,
-            ) as (fast, inner):
-                for _ in range(problem.steps):
-                    inner.step(loss(fast(support), target))
-                value = loss(fast(query), truth)
-                wanted = (model if problem.second_order else fast).parameters()
-                total = _add(
-                    total, torch.autograd.grad(value, [p for p in wanted if p.requires_grad])
-                )
-        return _mean(problem, total)
+    def task(support: Tensor, target: Tensor, query: Tensor, truth: Tensor) -> tuple[Tensor, ...]:
+        with library.innerloop_ctx(
+            model,
+            optimizer,
+            copy_initial_weights=False,
+            track_higher_grads=problem.case.second_order,
+        ) as (fast, inner):
+            for _ in range(problem.case.steps):
+                inner.step(loss(fast(support), target))
+            value = loss(fast(query), truth)
+            wanted = (model if problem.case.second_order else fast).parameters()
+            return torch.autograd.grad(value, [p for p in wanted if p.requires_grad])
 
-    return run
+    return lambda: _mean(problem, task)
 
 
 def torchopt(problem: Problem) -> Run:
@@ -115,40 +107,41 @@ def torchopt(problem: Problem) -> Run:
     model, loss = problem.model, problem.loss
     initial = problem.trainable
 
+    def first_order(
+        support: Tensor, target: Tensor, query: Tensor, truth: Tensor
+    ) -> tuple[Tensor, ...]:
+        fast = initial
+        state = sgd.init(fast)
+        for _ in range(problem.case.steps):
+            value = loss(functional_call(model, fast, (support,)), target)
+            grads = torch.autograd.grad(value, list(fast.values()))
+            updates, state = sgd.update(dict(zip(fast, grads, strict=True)), state, inplace=False)
+            fast = library.apply_updates(fast, updates, inplace=False)
+        value = loss(functional_call(model, fast, (query,)), truth)
+        return torch.autograd.grad(value, list(initial.values()))
+
     def second_order() -> Gradients:
         network = library.extract_state_dict(model, by="reference", detach_buffers=True)
         optimizer = library.extract_state_dict(inner, by="reference")
-        total = None
-        for support, target, query, truth in problem:
-            for _ in range(problem.steps):
+
+        def task(
+            support: Tensor, target: Tensor, query: Tensor, truth: Tensor
+        ) -> tuple[Tensor, ...]:
+            for _ in range(problem.case.steps):
                 inner.step(loss(model(support), target))
             value = loss(model(query), truth)
-            total = _add(total, torch.autograd.grad(value, list(initial.values())))
+            grads = torch.autograd.grad(value, list(initial.values()))
             library.recover_state_dict(model, network)
             library.recover_state_dict(inner, optimizer)
-        return _mean(problem, total)
+            return grads
 
-    def first_order() -> Gradients:
-        total = None
-        for support, target, query, truth in problem:
-            fast = initial
-            state = sgd.init(fast)
-            for _ in range(problem.steps):
-                value = loss(functional_call(model, fast, (support,)), target)
-                grads = torch.autograd.grad(value, list(fast.values()))
-                updates, state = sgd.update(
-                    dict(zip(fast, grads, strict=True)), state, inplace=False
-                )
-                fast = library.apply_updates(fast, updates, inplace=False)
-            value = loss(functional_call(model, fast, (query,)), truth)
-            total = _add(total, torch.autograd.grad(value, list(initial.values())))
-        return _mean(problem, total)
+        return _mean(problem, task)
 
-    if problem.second_order:
-        inner = library.MetaSGD(model, lr=problem.rate)
+    if problem.case.second_order:
+        inner = library.MetaSGD(model, lr=problem.case.rate)
         return second_order
-    sgd = library.sgd(lr=problem.rate)
-    return first_order
+    sgd = library.sgd(lr=problem.case.rate)
+    return lambda: _mean(problem, first_order)
 
 
 def fine_tuning(problem: Problem) -> Run:
@@ -178,16 +171,16 @@ def metablocks(contender: Contender, problem: Problem) -> Run:
     if contender.chunk is not None:
         settings["chunk"] = contender.chunk
     if contender.wide:
-        layout = "query" if problem.second_order else True  # as README advises
+        layout = "query" if problem.case.second_order else True  # as README advises
         workers = 1 if contender.processes else torch.get_num_threads()
         settings |= {"workers": workers, "channels_last": layout}
     device = next(problem.model.parameters()).device.type
     learner = mb.MetaLearner(
         problem.model,
         loss=problem.loss,
-        steps=problem.steps,
-        rule=mb.LearningRate(problem.rate),
-        order=mb.SecondOrder() if problem.second_order else mb.FirstOrder(),
+        steps=problem.case.steps,
+        rule=mb.LearningRate(problem.case.rate),
+        order=mb.SecondOrder() if problem.case.second_order else mb.FirstOrder(),
         estimator=getattr(mb, contender.estimator)(),
         executor=getattr(mb, contender.executor)(**settings),
     )
@@ -235,11 +228,10 @@ def _in_processes(
     return alone
 
 
-def _add(total: list[Tensor] | None, grads: tuple[Tensor, ...]) -> list[Tensor]:
-    if total is None:
-        return list(grads)
-    return [have + more for have, more in zip(total, grads, strict=True)]
-
-
-def _mean(problem: Problem, total: list[Tensor]) -> Gradients:
+def _mean(problem: Problem, gradient: Callable[..., tuple[Tensor, ...]]) -> Gradients:
+    """The mean over tasks of a gradient by what adapts; one task's graph is freed before the next."""
+    total: Any = 0
+    for task in problem:
+        grads = gradient(*task)
+        total = [have + more for have, more in zip(total, grads, strict=True)] if total else grads
     return {n: t / len(problem.tasks) for n, t in zip(problem.trainable, total, strict=True)}

@@ -7,7 +7,7 @@ entry of `CONTENDERS`; one of another library is an entry and a function of its 
 
 from dataclasses import dataclass, replace
 from itertools import product
-from typing import Literal
+from typing import Any, Literal
 
 Role = Literal["reference", "peer", "ours", "scale"]
 
@@ -174,33 +174,17 @@ REFERENCE = "plain_loop"
 """The contender whose gradient the others are held to."""
 
 
-def _ours(
-    estimator: str,
-    executor: str,
-    *,
-    chunk: int | None = None,
-    compile: bool | str = False,  # noqa: A002
-    wide: bool = False,
-    bfloat16: bool = False,
-    processes: bool = False,
-) -> Contender:
+def _ours(estimator: str, executor: str, **settings: Any) -> Contender:
     """`metablocks_vmap_compiled` and the like; names leave out the estimator `Unrolled`."""
-    done = {False: [], True: ["compiled"], "trace": ["traced"]}[compile]
-    done += ["bfloat16"] if bfloat16 else []
-    done += ["processes"] if processes else []
-    words = ["metablocks", *([] if estimator == "Unrolled" else [estimator.lower()])]
-    words += [f"{'wide' if wide else ''}{executor.lower()}{chunk or ''}", *done]
-    title = f"metablocks {estimator} × {executor}{f'(chunk={chunk})' if chunk else ''}"
-    title = ", ".join(
-        [
-            title,
-            *(["channels last"] if processes else ["threads, channels last"] if wide else []),
-            *done,
-        ]
-    )
-    name = "_".join(words)
-    settings = (chunk, compile, wide, bfloat16, processes)
-    return Contender(name, title, "ours", estimator, executor, *settings)
+    made = Contender("", "", "ours", estimator, executor, **settings)
+    done = {False: [], True: ["compiled"], "trace": ["traced"]}[made.compile]
+    done += ["bfloat16"] * made.bfloat16 + ["processes"] * made.processes
+    short = f"{'wide' * made.wide}{executor.lower()}{made.chunk or ''}"
+    words = ["metablocks", *([] if estimator == "Unrolled" else [estimator.lower()]), short, *done]
+    chunk = f"(chunk={made.chunk})" if made.chunk else ""
+    layout = ["channels last" if made.processes else "threads, channels last"] * made.wide
+    title = ", ".join([f"metablocks {estimator} × {executor}{chunk}", *layout, *done])
+    return replace(made, name="_".join(words), title=title)
 
 
 CONTENDERS = {

@@ -21,9 +21,7 @@ class Problem:
     model: nn.Module
     loss: Callable[[Tensor, Tensor], Tensor]
     tasks: TaskBatch
-    steps: int
-    rate: float
-    second_order: bool
+    case: Case
 
     @property
     def trainable(self) -> dict[str, nn.Parameter]:
@@ -66,9 +64,7 @@ def build(case: Case, *, device: str, dtype: torch.dtype, as_published: bool = F
         model=model.to(device, dtype).train(),
         loss=loss,
         tasks=TaskBatch(place(support), place(query)),
-        steps=case.steps,
-        rate=case.rate,
-        second_order=case.second_order,
+        case=case,
     )
 
 

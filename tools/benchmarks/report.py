@@ -22,7 +22,7 @@ def heading(argv: Sequence[str], settings: Settings) -> str:
         "# Benchmark",
         "",
         f"- command: `{shlex.join(['tools/bench', *argv])}`",
-        f"- machine: {_cpu()}, {_cores()} cores, {_load()}",
+        f"- machine: {_cpu()}, {os.cpu_count() or 1} cores, {_load()}",
         f"- python {platform.python_version()}, " + ", ".join(map(_version, DISTRIBUTIONS)),
         f"- commit: {_commit()}",
         f"- {settings.device}, {settings.dtype}, threads: {settings.threads}; "
@@ -48,15 +48,10 @@ def section(
     peers = " and ".join(c.title for c in CONTENDERS.values() if c.role == "peer")
     peers += f"; the fastest is {best.contender.title}" if best else "; neither was measured"
     devices = {score.device for score in scores if score.device not in (None, "cpu")}
-    columns = (
+    head = (
         "contender|median|min–max of rounds|speed / fastest peer|peak memory|of tensors|first call|"
         "gradient error"
     )
-    rows = [
-        f"| {columns.replace('|', ' | ')} |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|",
-        *(_row(score, best) for score in scores),
-    ]
     lines = [
         f"## {case.name}",
         "",
@@ -68,13 +63,19 @@ def section(
         "The gradient error is relative to the plain loop's gradient, in float64 (bfloat16: as it is).",
         "",
         *([_COMPILED, ""] if any(score.contender.compile for score in scores) else []),
-        *rows,
-        "",
+        *_table(head.split("|"), [_row(score, best) for score in scores]),
         *_with_weights(scores),
         *_parts(scores),
         *(f"- {line}" for line in _absent(left_out)),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a table whose numbers stand to the right."""
+    rule = "|---|" + "---:|" * (len(head) - 1)
+    lines = [f"| {' | '.join(cells)} |" for cells in (head, *rows)]
+    return [lines[0], rule, *lines[1:], ""]
 
 
 def _parts(scores: Sequence[Score]) -> list[str]:
@@ -83,11 +84,11 @@ def _parts(scores: Sequence[Score]) -> list[str]:
     if not measured:
         return []
     parts = list(measured[0].parts[0])
-    lines = [f"| of a meta-iteration | {' | '.join(parts)} |", "|---|" + "---:|" * len(parts)]
+    rows = []
     for score in measured:
         times = [statistics.median(one[part] for one in score.parts) for part in parts]
-        lines.append(f"| {score.contender.title} | {' | '.join(map(_time, times))} |")
-    return [*lines, ""]
+        rows.append([score.contender.title, *map(_time, times)])
+    return _table(["of a meta-iteration", *parts], rows)
 
 
 _COMPILED = (
@@ -112,15 +113,7 @@ def _growth(name: str, group: Sequence[tuple[Case, Sequence[Score]]]) -> str:
     by_name = [{s.contender.name: s for s in scores if s.ranked} for _, scores in group]
     kinds = ("median", "peak memory", "of tensors")
     heads = [f"{kind}, K={k}" for kind in kinds for k in steps]
-    lines = [
-        f"## {name}: cost by inner steps",
-        "",
-        "From the tables above: medians and peak memory after K inner steps, and how many times the "
-        f"peak memory of K={min(steps)} that of K={max(steps)} is, the process's and the tensors'.",
-        "",
-        f"| contender | {' | '.join(heads)} | memory growth | of tensors |",
-        "|---|" + "---:|" * (len(heads) + 2),
-    ]
+    rows = []
     for key in CONTENDERS:
         scores = [scores.get(key) for scores in by_name]
         if not any(scores):
@@ -131,8 +124,16 @@ def _growth(name: str, group: Sequence[tuple[Case, Sequence[Score]]]) -> str:
             cells += [_mebibytes(peak) for peak in peaks]
             high, low = (peaks[steps.index(end)] for end in (max(steps), min(steps)))
             ratios.append(f"{high / low:.2f}×" if high and low else "–")
-        lines.append(f"| {CONTENDERS[key].title} | {' | '.join([*cells, *ratios])} |")
-    return "\n".join(lines) + "\n"
+        rows.append([CONTENDERS[key].title, *cells, *ratios])
+    lines = [
+        f"## {name}: cost by inner steps",
+        "",
+        "From the tables above: medians and peak memory after K inner steps, and how many times the "
+        f"peak memory of K={min(steps)} that of K={max(steps)} is, the process's and the tensors'.",
+        "",
+        *_table(["contender", *heads, "memory growth", "of tensors"], rows),
+    ]
+    return "\n".join(lines)
 
 
 def _absent(left_out: Mapping[str, str]) -> list[str]:
@@ -151,10 +152,11 @@ def fastest_peer(scores: Sequence[Score]) -> Score | None:
     return min(peers, key=lambda score: score.seconds, default=None)
 
 
-def _row(score: Score, best: Score | None) -> str:
+def _row(score: Score, best: Score | None) -> list[str]:
     title = score.contender.title
     if score.failure is not None:
-        return f"| {title} | failed: {_cell(score.failure)} | – | – | – | – | – | – |"
+        failure = score.failure.replace("|", "\\|").replace("\n", " ")
+        return [title, f"failed: {failure}", *"––––––"]
     compared = score.ranked and score.contender.role != "scale"
     ratio = _ratio(score, best) if best and compared else "–"
     if score.wrong:
@@ -164,8 +166,7 @@ def _row(score: Score, best: Score | None) -> str:
     if score.compiling is not None:
         first += f", {_mebibytes(score.compiling)}"
     memory = [_mebibytes(score.peak), _mebibytes(score.tensors)]
-    cells = [title, _time(score.seconds), spread, ratio, *memory, first, _error(score)]
-    return f"| {' | '.join(cells)} |"
+    return [title, _time(score.seconds), spread, ratio, *memory, first, _error(score)]
 
 
 def _ratio(score: Score, best: Score) -> str:
@@ -181,19 +182,16 @@ def _with_weights(scores: Sequence[Score]) -> list[str]:
     scale = next((score for score in measured if score.contender.role == "scale"), None)
     if scale is None:
         return []
-    lines = [
-        f"| with the weights, {_mebibytes(scale.weights)} | of tensors | / fine-tuning | "
-        "peak memory | / fine-tuning |",
-        "|---|---:|---:|---:|---:|",
-    ]
+    weights = f"with the weights, {_mebibytes(scale.weights)}"
+    rows = []
     for score in measured:
         cells = [score.contender.title]
         for size, unit in ((score.tensors, scale.tensors), (score.peak, scale.peak)):
             known = size is not None and unit is not None
             cells += [_mebibytes(size + score.weights)] if known else ["–"]
             cells += [f"{(size + score.weights) / (unit + scale.weights):.2f}×"] if known else ["–"]
-        lines.append(f"| {' | '.join(cells)} |")
-    return [*lines, ""]
+        rows.append(cells)
+    return _table([weights, "of tensors", "/ fine-tuning", "peak memory", "/ fine-tuning"], rows)
 
 
 def _error(score: Score) -> str:
@@ -215,10 +213,6 @@ def _time(seconds: float) -> str:
     return f"{milliseconds:.2f} ms" if milliseconds < 10 else f"{milliseconds:.1f} ms"
 
 
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")
-
-
 def _cpu() -> str:
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
@@ -227,10 +221,6 @@ def _cpu() -> str:
     except OSError:
         pass
     return platform.processor() or platform.machine()
-
-
-def _cores() -> int:
-    return os.cpu_count() or 1
 
 
 def _load() -> str:

@@ -11,11 +11,11 @@ import argparse
 import builtins
 import importlib
 import inspect
+import pkgutil
 import re
 import sys
 import warnings
 from collections.abc import Iterator
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -51,6 +51,8 @@ ELSEWHERE = {
     *("AutoModelForCausalLM", "AutoModelForImageClassification"),  # of transformers
     *("KShots", "NWays", "TaskDataset"),  # of learn2learn
 }
+_LINK, _ANCHOR = re.compile(r'<a\b[^>]*?\bhref="([^"]+)"'), re.compile(r'<[^>]*?\bid="([^"]+)"')
+_SCRIPT = re.compile(r"<script.*?</script>", re.DOTALL)
 _CODE = re.compile(r"`([^`\n]+)`")
 _NAME = re.compile(r"(?:(?:metablocks|mb)(?:\.\w+)+|(?:[A-Z]+[a-z]+\w*))")
 
@@ -86,44 +88,25 @@ def build(folder: Path, cookbook: Path = ROOT / "recipes" / "python") -> list[st
     return [*mend_links(folder), *dead_names(modules)]
 
 
-class _Page(HTMLParser):
-    """The links and the anchors of a page."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.links: list[str] = []
-        self.anchors: set[str] = set()
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        for name, value in attrs:
-            if name == "href" and tag == "a" and value:
-                self.links.append(value)
-            elif name == "id" and value:
-                self.anchors.add(value)
-
-
 def mend_links(folder: Path) -> list[str]:
     """Links between the pages that lead to no page, or no place on it.
 
     Where pdoc links a member that has no place of its own, an inherited field or a method of
     `nn.Module`, the link leads to its class.
     """
-    pages = {}
-    for path in folder.resolve().rglob("*.html"):
-        page = pages[path] = _Page()
-        page.feed(path.read_text(encoding="utf-8"))
+    pages = {p: p.read_text(encoding="utf-8") for p in folder.resolve().rglob("*.html")}
+    anchors = {path: set(_ANCHOR.findall(text)) for path, text in pages.items()}
     wrong = []
-    for path, page in pages.items():
-        text = path.read_text(encoding="utf-8")
-        for link in set(page.links):
+    for path, text in pages.items():
+        for link in set(_LINK.findall(_SCRIPT.sub("", text))):
             file, _, anchor = unquote(link).partition("#")
             target = (path.parent / file).resolve() if file else path
             if ":" in file:
                 continue  # another site
             if target not in pages:
                 wrong.append(f"{path.name}: no such page: {link}")
-            elif anchor and anchor not in pages[target].anchors:
-                if anchor.rpartition(".")[0] in pages[target].anchors:
+            elif anchor and anchor not in anchors[target]:
+                if anchor.rpartition(".")[0] in anchors[target]:
                     text = text.replace(f'href="{link}"', f'href="{link.rpartition(".")[0]}"')
                 else:
                     wrong.append(f"{path.name}: no such place: {link}")
@@ -155,23 +138,15 @@ def _texts(module: Any) -> Iterator[tuple[str, Any, str]]:
 
 
 def _is_known(name: str, owner: Any) -> bool:
-    first, *rest = name.split(".")
-    if name in ELSEWHERE:
-        return True
-    spaces = [owner, mb, mb.tasks, mb.errors, builtins, torch, torch.nn, torch.utils.data, parallel]
-    if first in ("metablocks", "mb"):
-        return _reaches(mb, rest)
-    return any(_reaches(space, [first, *rest]) for space in spaces)
-
-
-def _reaches(value: Any, path: list[str]) -> bool:
-    for part in path:
-        if not hasattr(value, part):
-            try:
-                importlib.import_module(f"{value.__name__}.{part}")
-            except (ImportError, AttributeError):
-                return False
-        value = getattr(value, part)
+    rest = name.partition(".")[2]
+    if not rest:
+        spaces = [owner, mb, mb.tasks, mb.errors, builtins]
+        spaces += [torch, torch.nn, torch.utils.data, parallel]
+        return name in ELSEWHERE or any(hasattr(space, name) for space in spaces)
+    try:
+        pkgutil.resolve_name(f"metablocks.{rest}")
+    except (ImportError, AttributeError):
+        return False
     return True
 
 

@@ -5,7 +5,7 @@ Exit status: 0 where nothing was found, 1 where something was, 2 for bad argumen
 
 import argparse
 import json
-import queue
+import os
 import signal
 import subprocess
 import sys
@@ -16,7 +16,7 @@ import traceback
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import torch
 
@@ -24,7 +24,6 @@ from tools.fuzzing.data import draw_data_sets
 from tools.fuzzing.search import Found, Search
 from tools.fuzzing.trial import attempt
 
-MAIN = Path(__file__).with_name("main.py")
 EXAMPLES = """examples:
   tools/fuzz                              ten minutes from a seed that the clock gives
   tools/fuzz --minutes 30 --jobs 2        longer, in two processes
@@ -49,104 +48,93 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _search(seed: int, minutes: float, jobs: int, out: Path) -> int:
-    counts: Counter[str] = Counter()
-    messages: queue.Queue[tuple[int, dict[str, Any] | None]] = queue.Queue()
-    processes: list[subprocess.Popen[str]] = []
-    found, running, status = 0, set(range(jobs)), 0
+    print(f"seed {seed}, {minutes:g} minutes, {jobs} at a time", flush=True)
     ends = time.monotonic() + 60 * minutes + GRACE
     interrupted = threading.Event()
     before = signal.signal(signal.SIGINT, lambda *_: interrupted.set())
+    seeds = [seed + 1_000_000 * job for job in range(jobs)]
+    # What is blocked here stays so in them: they never hear of Ctrl-C.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    processes = {number: _start(number, minutes, out) for number in seeds}
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     try:
-        print(f"seed {seed}, {minutes:g} minutes, {jobs} at a time", flush=True)
-        # What is blocked here stays so in them: they never hear of Ctrl-C.
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        for job in range(jobs):
-            processes.append(_start(seed + 1_000_000 * job, minutes, out))
-            listener = (job, processes[job], messages)
-            threading.Thread(target=_listen, args=listener, daemon=True).start()
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-        while running and not interrupted.is_set():
-            try:
-                job, message = messages.get(timeout=POLL)
-            except queue.Empty:
-                if time.monotonic() < ends:
-                    continue
-                for job in running:
-                    found += _lost(out, seed + 1_000_000 * job, "never came to an end")
+        while any(process.poll() is None for process in processes.values()):
+            if interrupted.wait(POLL) or time.monotonic() > ends:
                 break
-            if message is None:
-                running.discard(job)
-                if code := processes[job].wait():
-                    found += _lost(out, seed + 1_000_000 * job, f"ended with status {code}")
-            elif "found" in message:
-                found += 1
-                print(message["found"], flush=True)
-            else:
-                counts.update(message)
     finally:
-        for process in processes:
+        statuses = {number: process.poll() for number, process in processes.items()}
+        for process in processes.values():
             process.kill()
             process.wait()
         signal.signal(signal.SIGINT, before)
+    counts: Counter[str] = Counter()
+    for number, status in statuses.items():
+        counts += _ended(out, number, status, interrupted=interrupted.is_set())
     if interrupted.is_set():
         print("\ninterrupted", file=sys.stderr)
-        status = 130
-    for job in range(jobs if status else 0):  # none of them is to blame
-        _current(out, seed + 1_000_000 * job).unlink(missing_ok=True)
+    found = counts["found"]
     print(
         f"{counts['ran'] + counts['refused'] + counts['failed']} recipes: {counts['ran']} ran, "
         f"{counts['refused']} were refused with a place, {counts['failed']} failed while a finding "
         f"was made small; {found} finding{'s' * (found != 1)}"
     )
-    return status or int(found > 0)
+    return 130 if interrupted.is_set() else int(found > 0)
 
 
-def _start(seed: int, minutes: float, out: Path) -> "subprocess.Popen[str]":
+def _start(seed: int, minutes: float, out: Path) -> "subprocess.Popen[bytes]":
+    env = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     words = ["--worker", "--seed", str(seed), "--minutes", str(minutes), "--out", str(out)]
-    command = [sys.executable, str(MAIN), *words]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    return subprocess.Popen([sys.executable, "-m", "tools.fuzzing.command", *words], env=env)
 
 
-def _listen(job: int, process: "subprocess.Popen[str]", messages: "queue.Queue[Any]") -> None:
-    assert process.stdout is not None
-    with process.stdout:
-        for line in process.stdout:
-            messages.put((job, json.loads(line)))
-    messages.put((job, None))
-
-
-def _work(seed: int, minutes: float, out: Path, to: TextIO | None = None) -> int:
-    """One process's search; what it does goes to its parent, a line of JSON at a time."""
-    stream = to or sys.stdout
-    until, told = time.monotonic() + 60 * minutes, 0.0
-    current = _current(out, seed)
-    current.parent.mkdir(parents=True, exist_ok=True)
-
-    def say(message: dict[str, Any]) -> None:
-        print(json.dumps(message), file=stream, flush=True)
+def _work(seed: int, minutes: float, out: Path) -> int:
+    """One process's search; what it is at, and its counts, stand in a file, for when it dies."""
+    until = time.monotonic() + 60 * minutes
+    path = _state(out, seed)
+    path.parent.mkdir(parents=True, exist_ok=True)
 
     def tell(text: str) -> None:
-        nonlocal told
-        current.write_text(text, encoding="utf-8")
-        if time.monotonic() > told + 1:
-            report()
-
-    def report() -> None:
-        nonlocal told
-        told = time.monotonic()
-        say(dict(search.counts))
-        search.counts.clear()
+        new = path.with_suffix(".new")
+        new.write_text(json.dumps({"at": text, "counts": search.counts}), encoding="utf-8")
+        new.replace(path)
 
     with tempfile.TemporaryDirectory() as folder:
         search = Search(draw_data_sets(Path(folder)), tell)
         number = seed
         while time.monotonic() < until:
             if finding := search.round(number, until):
-                say({"found": _written(finding, out, f"{number}-{len(search.known)}")})
+                search.counts["found"] += 1
+                print(_written(finding, out, f"{number}-{len(search.known)}"), flush=True)
             number += 1
-    report()
-    current.unlink(missing_ok=True)
+    tell("")
     return 0
+
+
+def _state(out: Path, seed: int) -> Path:
+    return out / f"running-{seed}.json"
+
+
+def _ended(out: Path, seed: int, status: int | None, *, interrupted: bool) -> "Counter[str]":
+    """The counts of a process; one that has died, and was not interrupted, is a finding."""
+    path = _state(out, seed)
+    state: dict[str, Any] = {"at": "", "counts": {}}
+    path.with_suffix(".new").unlink(missing_ok=True)
+    if path.exists():
+        state = json.loads(path.read_text(encoding="utf-8"))
+        path.unlink()
+    counts = Counter(state["counts"])
+    if status == 0 or interrupted:
+        return counts
+    counts["found"] += 1
+    what = "never came to an end" if status is None else f"ended with status {status}"
+    if not state["at"]:
+        print(f"a process {what} before its first recipe")
+        return counts
+    recipe = path.with_suffix(".yaml")
+    recipe.write_text(state["at"], encoding="utf-8")
+    print(f"a process {what} at this recipe:\n\n{state['at']}")
+    print(f"again: tools/fuzz --recipe {recipe}")
+    return counts
 
 
 def _again(path: Path) -> int:
@@ -169,21 +157,6 @@ def _written(finding: Found, out: Path, name: str) -> str:
         f"\n{finding.error}\nfrom this recipe ({path}):\n\n{finding.text}\n"
         f"again: tools/fuzz --recipe {path}\n"
     )
-
-
-def _current(out: Path, seed: int) -> Path:
-    """What a process is at: all that is left of it where it dies."""
-    return out / f"running-{seed}.yaml"
-
-
-def _lost(out: Path, seed: int, what: str) -> int:
-    path = _current(out, seed)
-    if path.exists():
-        print(f"a process {what} at this recipe:\n\n{path.read_text(encoding='utf-8')}")
-        print(f"again: tools/fuzz --recipe {path}")
-    else:
-        print(f"a process {what} before its first recipe")
-    return 1
 
 
 def _minutes(text: str) -> float:
@@ -224,3 +197,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--recipe", type=_file, metavar="FILE", help="try this one recipe, no more")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

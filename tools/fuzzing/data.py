@@ -12,10 +12,10 @@ from tools.fuzzing.small_images import (
     draw_birds,
     draw_emnist,
     draw_mini_imagenet,
+    draw_omniglot,
     draw_tiered_imagenet,
     write_cifar,
 )
-from tools.fuzzing.small_omniglot import draw_omniglot
 from tools.fuzzing.values import RANGES
 
 

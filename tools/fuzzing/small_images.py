@@ -1,12 +1,12 @@
-"""Small data sets in the layouts of mini-ImageNet and CIFAR-100, whose pixels say who they are.
+"""Small data sets in the layouts of published ones.
 
-Every pixel of an image is (2 · the class's number in the split's list, STEP · the position that the
-image should have in the bank, 7 or 9). Classes hold 5 or 6 images, or as many as is asked for.
+Pixels of mini-ImageNet and CIFAR-100 say who they are: every one of an image is (2 · the class's
+number in the split's list, STEP · the position that the image should have in the bank, 7 or 9). Classes
+hold 5 or 6 images, or as many as is asked for.
 """
 
 import pickle
 import struct
-import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -118,27 +118,26 @@ def write_cifar(
     return parent
 
 
-def pack_cifar(unpacked: Path, target: Path) -> Path:
-    """Write the archive of an unpacked `cifar-100-python` into the folder `target`."""
-    target.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(target / "cifar-100-python.tar.gz", "w:gz") as archive:
-        archive.add(unpacked / "cifar-100-python", "cifar-100-python")
-    return target
+def draw_omniglot(parent: Path, halves: dict[str, dict[str, int]]) -> Path:
+    """Write an unpacked `omniglot-py` of `{half: {alphabet: characters}}` by 20 drawers each."""
+    rng = np.random.default_rng(0)
+    character = 0
+    for half, alphabets in halves.items():
+        for alphabet, characters in alphabets.items():
+            for number in range(1, characters + 1):
+                character += 1
+                folder = parent / "omniglot-py" / half / alphabet / f"character{number:02d}"
+                folder.mkdir(parents=True)
+                base = rng.integers(10, 55, size=(3, 2))
+                for drawer in range(1, 21):
+                    _draw_character(rng, base).save(folder / f"{character:04d}_{drawer:02d}.png")
+    return parent
 
 
-def python_2_pickle(images: np.ndarray, labels: list[int]) -> bytes:
-    """A batch as CIFAR-100's own files hold it: written by Python 2 and its numpy, protocol 2."""
-
-    def text(value: bytes) -> bytes:
-        return b"U" + bytes([len(value)]) + value
-
-    def number(value: int) -> bytes:
-        return b"J" + struct.pack("<i", value)
-
-    array = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85" + text(b"b")
-    array += b"\x87R(K\x01" + number(images.shape[0]) + number(images.shape[1]) + b"\x86"
-    array += b"cnumpy\ndtype\n" + text(b"u1") + b"K\x00K\x01\x87R"
-    array += b"(K\x03" + text(b"|") + b"NNN" + number(-1) + number(-1) + b"K\x00tb"
-    array += b"\x89T" + struct.pack("<i", images.size) + images.tobytes() + b"tb"
-    listed = b"](" + b"".join(number(label) for label in labels) + b"e"
-    return b"\x80\x02}(" + text(b"data") + array + text(b"fine_labels") + listed + b"u."
+def _draw_character(rng: np.random.Generator, base: np.ndarray) -> Image.Image:
+    """One drawing: a few thick dark lines of the character, moved by the drawer."""
+    paper = np.ones((105, 105), dtype=bool)
+    for row, column in base + rng.integers(-4, 5, size=(1, 2)):
+        paper[row : row + 3, column : column + 40] = False
+        paper[row : row + 40, column : column + 3] = False
+    return Image.fromarray(paper).convert("1")

@@ -111,19 +111,15 @@ def _number(kind: Any, marks: tuple[Any, ...], siblings: collections.abc.Collect
         numbers = [*[1, 2, 3] * 10, 0, -1] if kind is int else _RATES
         return st.sampled_from([n for n in numbers if _fits(n, marks)])
     simple = {bool: st.booleans(), str: PATTERNS, types.NoneType: st.none(), None: st.none()}
-    return simple[kind] if kind in simple else _of_other(kind, siblings)
+    if get_origin(kind) is not None:
+        return _of(kind, siblings)
+    return simple.get(kind, st.sampled_from([0.01, 1, True, "*", None]))
 
 
 def _fits(number: float, marks: tuple[Any, ...]) -> bool:
     problems: list[Problem] = []
     check(Node(number, Place("")), Annotated[(float, None, *marks)], "", problems)
     return not problems
-
-
-def _of_other(kind: Any, siblings: collections.abc.Collection[Field]) -> Any:
-    if get_origin(kind) is not None:
-        return _of(kind, siblings)
-    return st.sampled_from([0.01, 1, True, "*", None])
 
 
 def _groups(siblings: collections.abc.Collection[Field]) -> Any:
