@@ -67,9 +67,13 @@ def restore(path: Path, experiment: Experiment) -> TrainingState:
     """
     content = _read(path, experiment.recipe)
     _check_entries(path, content, experiment)
-    _check_counters(path, content["state"], experiment.steps_per_epoch)
+    state: TrainingState = content["state"]
+    length = experiment.steps_per_epoch
+    if state.epochs < 0 or not 0 <= state.step - state.epochs * length <= length:
+        counters = f"{state.step} meta-steps after {state.epochs} epochs of {length} each"
+        raise _unfit(path, f"state: {counters}")
     _set_random_states(path, content["random"], experiment.device)
-    state = _restore_learner(path, content, experiment)
+    _restore_learner(path, content, experiment)
     recipe, scheduler = content["recipe"], experiment.scheduler
     epochs = recipe["outer"]["epochs"] if isinstance(recipe, dict) else experiment.epochs
     try:
@@ -303,14 +307,6 @@ def _check_entries(path: Path, content: dict[str, Any], experiment: Experiment) 
     for number, entry in content["optimizer"]["state"].items():
         if number in stepped:
             _check(path, entry, stepped[number], f"optimizer.state.{number}", all_keys=same)
-
-
-def _check_counters(path: Path, state: TrainingState, length: int) -> None:
-    """Raise `RunError` unless the meta-steps are those of the epochs, and of a part of the next."""
-    if state.epochs < 0 or not 0 <= state.step - state.epochs * length <= length:
-        raise _unfit(
-            path, f"state: {state.step} meta-steps after {state.epochs} epochs of {length} each"
-        )
 
 
 def _state_after_a_step(optimizer: Optimizer) -> dict[int, Any]:
