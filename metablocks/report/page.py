@@ -5,7 +5,7 @@ Everything that a user may have written (names, labels, messages) is escaped by 
 
 import base64
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from metablocks.report.interactive import plotly
 from metablocks.runs.drawing import Figure
-from metablocks.runs.gallery import Image
+from metablocks.runs.gallery import ClassRow, Image
 
 
 class Page:
@@ -28,6 +28,7 @@ class Page:
     def __init__(self, title: str) -> None:
         self.title = title
         self._parts: list[dict[str, Any]] = []
+        self._charts: dict[str, dict[str, Any]] = {}
 
     def heading(self, text: str) -> None:
         self._parts.append({"heading": text})
@@ -41,30 +42,39 @@ class Page:
 
     def figure(self, figure: Figure) -> None:
         """A figure with its title: charts that move, or a gallery of images."""
-        self._parts.append({"figure": figure})
+        panels = []
+        for panel in figure.panels:
+            name = f"figure{len(self._charts)}"
+            if not panel.gallery:
+                self._charts[name] = plotly(panel)
+            panels.append((panel, name, [[*_pictures(row)] for row in panel.gallery]))
+        self._parts.append({"figure": figure, "panels": panels})
 
     def html(self, library: str) -> str:
         """The whole page, with the `library` that draws its charts."""
-        figures = [part["figure"] for part in self._parts if "figure" in part]
-        panels = [panel for figure in figures for panel in figure.panels if not panel.gallery]
-        charts = {f"figure{number}": plotly(panel) for number, panel in enumerate(panels)}
-        template = _environment().get_template("page.html")
-        return template.render(title=self.title, parts=self._parts, library=library, figures=charts)
+        folder = FileSystemLoader(Path(__file__).parent)
+        environment = Environment(
+            loader=folder,
+            autoescape=True,
+            undefined=StrictUndefined,
+            trim_blocks=True,
+            lstrip_blocks=True,
+        )
+        options = {"separators": (",", ":"), "allow_nan": False}
+        environment.policies["json.dumps_kwargs"] = options
+        template = environment.get_template("page.html")
+        return template.render(
+            title=self.title, parts=self._parts, library=library, charts=self._charts
+        )
 
 
-def _environment() -> Environment:
-    folder = FileSystemLoader(Path(__file__).parent)
-    environment = Environment(
-        loader=folder,
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["webp"] = _webp
-    options = {"separators": (",", ":"), "allow_nan": False}
-    environment.policies["json.dumps_kwargs"] = options
-    return environment
+def _pictures(row: ClassRow) -> Iterator[tuple[str, str, str]]:
+    """Kind, words and data of the images of a class."""
+    for image in row.support:
+        yield "support", f"class {row.number}", _webp(image)
+    for image, predicted in row.query:
+        kind = "right" if predicted == row.number else "wrong"
+        yield kind, f"→ {predicted}", _webp(image)
 
 
 def _webp(image: Image) -> str:
