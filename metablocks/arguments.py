@@ -59,7 +59,7 @@ class _Parser(argparse.ArgumentParser):
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """The arguments of one subcommand. Raises `SystemExit` once argparse has printed the reason.
 
-    >>> parse(["check", "quickstart", "--set", "seed=3"]).set
+    >>> parse(["check", "quickstart", "--set", "seed=3"]).overrides
     ['seed=3']
     """
     parser, commands = parsers()
@@ -110,7 +110,7 @@ def parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     run = command("run", "train what a recipe states")
     _add_recipe(run, optional=True)
     _add_place(run)
-    run.add_argument("--out", type=_path, default=Path("runs"), help="folder of runs (runs)")
+    _add_out(run, "runs")
     run.add_argument(
         "--memory",
         type=_size,
@@ -162,7 +162,6 @@ def parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
 
     steps = partial(parse_count, least=0)
     evaluate = command("eval", "evaluate a run's checkpoint, on its own test tasks or others")
-    evaluate.add_argument("run_dir", type=_path, metavar="RUN_DIR", help="the folder of a run")
     which = "the best by validation, the last, or several of the best together (best)"
     evaluate.add_argument(
         "--checkpoint", choices=("best", "last", "ensemble"), default="best", help=which
@@ -173,17 +172,14 @@ def parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     evaluate.add_argument("--split", choices=splits, default="test", help="whose tasks (test)")
     seed = "of the tasks: another than the run's own takes other tasks"
     evaluate.add_argument("--seed", type=partial(steps, most=2**32 - 1), metavar="S", help=seed)
-    _add_allow(evaluate)
-    _add_place(evaluate)
+    _add_run(evaluate)
 
     about = "repeat one meta-step of a run in float64: what is not finite, and which code makes it"
     replay = command("replay", about)
-    replay.add_argument("run_dir", type=_path, metavar="RUN_DIR", help="the folder of a run")
     replay.add_argument(
         "--step", type=parse_count, required=True, metavar="S", help="the meta-step, from 1"
     )
-    _add_allow(replay)
-    _add_place(replay)
+    _add_run(replay)
 
     about = "train recipes under one budget, or read finished runs, and say which to use"
     compare = command("compare", about, _ON_COMPARE.format(command_line("show")))
@@ -205,9 +201,7 @@ def parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     compare.add_argument(
         "--jobs", type=parse_count, default=1, metavar="J", help="runs side by side (1)"
     )
-    compare.add_argument(
-        "--out", type=_path, default=Path("comparisons"), help="folder of comparisons (comparisons)"
-    )
+    _add_out(compare, "comparisons")
     plan = "print a command for each training, as for a scheduler's job array, and train none"
     compare.add_argument("--plan", action="store_true", help=plan)
     compare.add_argument("--quiet", action="store_true", help="no progress, only the result")
@@ -218,9 +212,7 @@ def parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     report.add_argument(
         "run_dirs", nargs="+", type=_path, metavar="RUN_DIR", help="the folder of a finished run"
     )
-    report.add_argument(
-        "--out", type=_path, default=Path("reports"), help="folder of reports (reports)"
-    )
+    _add_out(report, "reports")
 
     verify = command("verify", "hold a block to the laws of its protocol", _ON_VERIFY)
     verify.add_argument("block", metavar="BLOCK", help="my_pkg.my_module:MyRule, or a short name")
@@ -308,9 +300,21 @@ def _add_recipe(parser: argparse.ArgumentParser, *, optional: bool = False) -> N
     _add_overrides(parser)
 
 
+def _add_run(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run_dir", type=_path, metavar="RUN_DIR", help="the folder of a run")
+    _add_allow(parser)
+    _add_place(parser)
+
+
+def _add_out(parser: argparse.ArgumentParser, folder: str) -> None:
+    about = f"folder of {folder} ({folder})"
+    parser.add_argument("--out", type=_path, default=Path(folder), help=about)
+
+
 def _add_overrides(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--set",
+        dest="overrides",
         action="append",
         default=[],
         metavar="PATH=VALUE",

@@ -62,12 +62,13 @@ def _main(arguments: list[str]) -> int:
         except SystemExit as stop:  # argparse has said why
             return stop.code if isinstance(stop.code, int) else 2
         with joined():
-            if launched() and args.command not in _OVER_PROCESSES:
+            name = vars(args).pop("command")
+            if launched() and name not in _OVER_PROCESSES:
                 raise RecipeError(
-                    f"metablocks {args.command} works in one process: start it without torchrun, "
+                    f"metablocks {name} works in one process: start it without torchrun, "
                     f"which is for {' and '.join(_OVER_PROCESSES)}"
                 )
-            status = _COMMANDS[args.command](args, arguments)
+            status = _COMMANDS[name](args, arguments)
         sys.stdout.flush()
         return status
     except (RecipeError, DataError) as error:
@@ -147,24 +148,15 @@ def _run(args: argparse.Namespace, argv: list[str]) -> int:
 
     if args.recipe is None and args.resume is None:
         raise RecipeError("metablocks run: no recipe; give one, or --resume RUN_DIR")
-    if args.start is not None:
-        _check_run(args.start)
-        if args.resume is not None:
-            raise RecipeError(
-                "metablocks run: --from is for a new run, --resume for one that is there"
-            )
+    for run_dir in filter(None, (args.start, args.resume)):
+        _check_run(run_dir)
+    if args.start and args.resume:
+        raise RecipeError("metablocks run: --from is for a new run, --resume for one that is there")
     if args.memory:
-        args.set.append(
+        args.overrides.append(
             f'hardware.executor={{block: auto, memory: "{args.memory}", compile: false}}'
         )
-    if args.resume is not None:
-        _check_run(args.resume)
-    if args.recipe is None:
-        _make_importable(args.allow)
-        recipe = runs.load_recipe(args.resume, args.set, args.allow)
-        _print_notes(recipe.notes)
-    else:
-        recipe = _load(args)
+    recipe = _load(args)
     return runs.train_recipe(
         recipe,
         out=args.out,
@@ -198,7 +190,7 @@ def _check(args: argparse.Namespace, argv: list[str]) -> int:
 
 
 def _show(args: argparse.Namespace, argv: list[str]) -> int:
-    if args.algorithms == (args.recipe is not None) or (args.algorithms and args.set):
+    if args.algorithms == (args.recipe is not None) or (args.algorithms and args.overrides):
         raise RecipeError("show takes a recipe or --algorithms: metablocks show maml_sinusoid")
     if args.algorithms:
         from metablocks.recipe.algorithms import algorithms_text
@@ -251,17 +243,7 @@ def _eval(args: argparse.Namespace, argv: list[str]) -> int:
 
     _check_run(args.run_dir)
     _make_importable(args.allow)
-    return runs.evaluate_run(
-        args.run_dir,
-        allow=args.allow,
-        checkpoint=args.checkpoint,
-        tasks=args.tasks,
-        steps=args.steps,
-        split=args.split,
-        seed=args.seed,
-        data=args.data,
-        device=args.device,
-    )
+    return runs.evaluate_run(**vars(args))
 
 
 def _replay(args: argparse.Namespace, argv: list[str]) -> int:
@@ -269,8 +251,7 @@ def _replay(args: argparse.Namespace, argv: list[str]) -> int:
 
     _check_run(args.run_dir)
     _make_importable(args.allow)
-    where = {"allow": args.allow, "data": args.data, "device": args.device}
-    replayed = replay(args.run_dir, args.step, **where)
+    replayed = replay(**vars(args))
     print(replayed.text)
     return 0 if replayed.finite else 1
 
@@ -280,24 +261,7 @@ def _compare(args: argparse.Namespace, argv: list[str]) -> int:
     from metablocks.compare.request import Request
 
     _make_importable(args.allow)
-    return compare(
-        Request(
-            names=tuple(args.names),
-            overrides=tuple(args.set),
-            allow=tuple(args.allow),
-            seeds=args.seeds,
-            steps=args.steps,
-            minutes=args.minutes,
-            tasks=args.tasks,
-            jobs=args.jobs,
-            out=args.out,
-            data=args.data,
-            device=args.device,
-            plan=args.plan,
-            quiet=args.quiet,
-            argv=tuple(argv),
-        )
-    )
+    return compare(Request(**vars(args), argv=argv))
 
 
 def _report(args: argparse.Namespace, argv: list[str]) -> int:
@@ -361,12 +325,17 @@ _OVER_PROCESSES = ("run", "eval")
 
 
 def _load(args: argparse.Namespace) -> "Recipe":
-    """Load the recipe that the arguments name, and print its notes."""
+    """Load the recipe that the arguments name, or else that of the run, and print its notes."""
     from metablocks.recipe import load
+    from metablocks.runs.loading import load_recipe
 
     _make_importable(args.allow)
-    recipe = load(args.recipe, args.set, args.allow)
-    _print_notes(recipe.notes)
+    if args.recipe is None:
+        recipe = load_recipe(args.resume, args.overrides, args.allow)
+    else:
+        recipe = load(args.recipe, args.overrides, args.allow)
+    for note in recipe.notes:
+        print(f"note: {note}", file=sys.stderr)
     return recipe
 
 
@@ -386,11 +355,6 @@ def _print_any_character() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
-
-
-def _print_notes(notes: Sequence[str]) -> None:
-    for note in notes:
-        print(f"note: {note}", file=sys.stderr)
 
 
 def _fail(reason: object, status: int) -> int:

@@ -5,6 +5,7 @@
 `metablocks run` and `train_maml` train by it.
 """
 
+import copy
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -105,16 +106,13 @@ def alone_nonfinite(learner: MetaLearner, tasks: Tasks, progress: Progress) -> l
 
     A model that draws at random draws anew for each.
     """
-    executor = learner.executor
-    learner.executor = Loop()
-    try:
-        return [
-            place
-            for place in range(len(tasks))
-            if learner.meta_gradient(single(tasks, place), progress=progress).nonfinite
-        ]
-    finally:
-        learner.executor = executor
+    alone = copy.copy(learner)  # the same parameters
+    alone.executor = Loop()
+    return [
+        place
+        for place in range(len(tasks))
+        if alone.meta_gradient(single(tasks, place), progress=progress).nonfinite
+    ]
 
 
 def single(tasks: Tasks, place: int) -> Tasks:

@@ -113,6 +113,8 @@ def choose_executor(
         )
         budget = None
     costs: dict[_Candidate, Cost] = {}
+    parts = sorted({count // 8, count // 4, count // 2} - {0, 1, count})
+    chunks = [*parts, None] if isinstance(tasks, TaskBatch) else []
 
     def fits(candidate: _Candidate) -> bool:
         return not budget or (candidate in costs and (costs[candidate].memory or 0) <= budget)
@@ -141,7 +143,7 @@ def choose_executor(
         if not measure(loop):
             continue
         per_task: float = costs[loop].memory or 0
-        for chunk in _chunks(tasks, count):
+        for chunk in chunks:
             if budget and per_task * (chunk or count) > budget:
                 break
             candidate = _Candidate(Vmap(chunk=chunk), estimator)
@@ -255,13 +257,6 @@ def _call(executor: Loop | Vmap) -> str:
     names = [f.name for f in fields(executor)]
     set_ = [n for n in names if getattr(executor, n) != getattr(usual, n)]
     return f"{type(executor).__name__}({', '.join(f'{n}={getattr(executor, n)!r}' for n in set_)})"
-
-
-def _chunks(tasks: Tasks, count: int) -> Iterator[int | None]:
-    """The chunks of `Vmap` to try, in growing order."""
-    if isinstance(tasks, TaskBatch):
-        yield from sorted({count // 8, count // 4, count // 2} - {0, 1, count})
-        yield None
 
 
 def _settings(device: torch.device, tasks: Tasks, count: int) -> Iterator[dict[str, Any]]:

@@ -20,14 +20,7 @@ from pathlib import Path
 from metablocks.compare import table
 from metablocks.compare.budget import check_arguments, choose_seeds, with_budget
 from metablocks.compare.entries import Entry, absorb, check_same_problem, read_entries, stems
-from metablocks.compare.jobs import (
-    Display,
-    Job,
-    command_to_finish,
-    command_to_train,
-    plan_runs,
-    run_jobs,
-)
+from metablocks.compare.jobs import Display, Job, command_to_finish, plan_runs, run_jobs
 from metablocks.compare.notes import machine_text, notes_on
 from metablocks.compare.output import Comparison, print_lines, save, show
 from metablocks.compare.recommend import recommend
@@ -157,6 +150,6 @@ def _print_plan(jobs: Sequence[Job], remarks: Sequence[str], request: Request) -
     if not request.quiet:
         print_lines(notes, sys.stderr)
     for job in jobs:
-        print(command_to_train(job))
+        print(command(*job.arguments))
     print(f"{len(jobs)} trainings, in any order; then: {reading}", file=sys.stderr)
     return 0

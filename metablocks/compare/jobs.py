@@ -7,7 +7,6 @@ limited in minutes, timings.
 import ctypes
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -152,17 +151,12 @@ def plan_runs(
     return jobs
 
 
-def command_to_train(job: Job) -> str:
-    """The command that trains a run."""
-    return command(*job.arguments)
-
-
 def command_to_finish(job: Job, request: Request) -> str:
     """The command that a user finishes an interrupted run with, or trains it with."""
     if job.directory:
         words = ["run", "--resume", job.directory, *place(request)]
         return f"{command(*words)}    # stopped"
-    return f"{command_to_train(job)}    # not begun"
+    return f"{command(*job.arguments)}    # not begun"
 
 
 def place(request: Request) -> tuple[str, ...]:
@@ -261,7 +255,7 @@ def child_environment(side_by_side: int) -> dict[str, str]:
     if side_by_side == 1:
         return dict(os.environ)
     threads = os.environ.get("OMP_NUM_THREADS", "")
-    most = int(threads) if re.fullmatch("[1-9][0-9]{0,5}", threads) else cores()
+    most = int(threads) if threads.isdecimal() else cores()
     return {**os.environ, "OMP_NUM_THREADS": str(max(1, min(most, cores() // side_by_side)))}
 
 

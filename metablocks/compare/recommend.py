@@ -14,7 +14,7 @@ other settings, so the advice names what it rests on and why its evidence is thi
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import isfinite, isnan
+from math import inf, isfinite, isnan
 
 from metablocks.compare.table import Gap, Row, gap, gap_text, measure_of, seconds_text
 from metablocks.memory import format_bytes
@@ -59,7 +59,7 @@ def recommend(rows: Sequence[Row], budget: str = "") -> Advice | None:
     scored = [row for row in rows if row.score and isfinite(row.score.final)]
     if len(scored) < 2:
         return None
-    scored.sort(key=_final, reverse=measure == "accuracy")
+    scored.sort(key=lambda row: row.score.error if row.score else inf)
     best, second = scored[:2]
     behind = {row.recipe: gap(best, row) for row in scored[1:]}
     level = [row for row in scored if row is best or not behind[row.recipe].clear]
@@ -71,11 +71,6 @@ def recommend(rows: Sequence[Row], budget: str = "") -> Advice | None:
         thin=tuple(_doubts(scored, level, behind, measure)),
         rule=RULE_IN_TIME if budget else RULE,
     )
-
-
-def _final(row: Row) -> float:
-    assert row.score is not None
-    return row.score.final
 
 
 def _chosen(level: Sequence[Row], *, timed: bool) -> Row:

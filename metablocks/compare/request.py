@@ -1,5 +1,6 @@
 """The request for a comparison: the arguments of the command `compare`."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
@@ -12,10 +13,10 @@ Seeds: TypeAlias = int | tuple[int, ...]
 class Request:
     """The arguments of `metablocks compare`."""
 
-    names: tuple[str, ...]
+    names: Sequence[str]
     """Recipes to train, and folders of finished runs."""
-    overrides: tuple[str, ...] = ()
-    allow: tuple[str, ...] = ()
+    overrides: Sequence[str] = ()
+    allow: Sequence[str] = ()
     """Packages whose blocks recipes may use."""
     seeds: Seeds = 1
     steps: int | None = None
@@ -32,7 +33,7 @@ class Request:
     plan: bool = False
     """Print the commands that train the runs, and train none."""
     quiet: bool = False
-    argv: tuple[str, ...] = ()
+    argv: Sequence[str] = ()
 
     @property
     def recipe_overrides(self) -> tuple[str, ...]:

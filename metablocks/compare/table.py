@@ -256,27 +256,19 @@ def cells(rows: Sequence[Row]) -> Cells:
 
 def as_csv(rows: Sequence[Row]) -> str:
     """Every number in full: seconds, bytes, shares (an accuracy of 1 is 100 %)."""
-    first = reference(rows)
-
-    def full(row: Row, name: str, attribute: str) -> object:
-        if name.startswith("difference"):
-            if row is first:
-                return 0.0 if name == "difference" else ""
-            value = getattr(gap(row, first), attribute) if row.score else None
-            return "" if value is None else value
-        value, other = _value(row, attribute), _value(first, attribute)
-        if isinstance(value, tuple):
-            return " ".join(map(str, value))
-        if value is None:
-            return ""
-        if name.endswith("_ratio"):
-            return value / other if other else ""
-        return value
-
-    file = io.StringIO()
+    first, file = reference(rows), io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(_CSV)
-    writer.writerows([full(row, *column) for column in _CSV.items()] for row in rows)
+    for row in rows:
+        apart = gap(row, first) if row.score and row is not first else None
+        values = {n: _value(apart if "difference" in n else row, a) for n, a in _CSV.items()}
+        values["seeds"] = " ".join(map(str, row.seeds))
+        if row is first:
+            values["difference"] = 0.0
+        for name in (name for name in _CSV if name.endswith("_ratio")):
+            other = _value(first, _CSV[name])
+            values[name] = values[name] / other if values[name] is not None and other else None
+        writer.writerow(values.values())  # nothing for None
     return file.getvalue()
 
 
@@ -305,7 +297,7 @@ def text(table: Cells) -> str:
     return "\n".join(aligned([list(column) for column in zip(*table, strict=True)]))
 
 
-def _value(row: Row, attribute: str) -> Any:
+def _value(row: Row | Gap | None, attribute: str) -> Any:
     """The attribute of a row, `score.mean` for the final one of its score; None if there is none."""
     value: Any = row
     for name in attribute.split("."):

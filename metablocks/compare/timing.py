@@ -1,13 +1,13 @@
 """Speed of training on this machine, measured before a comparison that is limited in minutes.
 
-`python -m metablocks.compare.timing RECIPE.yaml` times one recipe and prints a line of JSON: a process
-of its own, as a run is. Meta-steps are timed at points spread evenly over the epochs, since
-an annealed order or step loss changes what a meta-step costs. At each point the first one, which
-warms up, does not count, and the median of the others does: it bears with a busy machine.
+A process of its own, as a run is, times one recipe and prints a line of JSON. Meta-steps are timed at
+points spread evenly over the epochs, since an annealed order or step loss changes what a meta-step
+costs. At each point the first one, which warms up, does not count, and the median of the others does:
+it bears with a busy machine.
 """
 
-import argparse
 import json
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from statistics import fmean, median
 from typing import NamedTuple
 
 from metablocks.compare.entries import Entry
-from metablocks.compare.jobs import Display, Job, place, python, run_jobs
+from metablocks.compare.jobs import Display, Job, python, run_jobs
 from metablocks.compare.request import Request
 from metablocks.errors import RunError
 from metablocks.memory import keep_freed_memory
@@ -50,7 +50,9 @@ def measure_paces(trained: Sequence[Entry], request: Request) -> list[Pace]:
             assert entry.recipe is not None
             file, log = Path(folder, f"{index}.yaml"), Path(folder, str(index))
             write_text(file, entry.recipe.to_yaml())
-            timing = ("-m", "metablocks.compare.timing", str(file), *place(request))
+            given = [file, request.allow, request.data, request.device]
+            arguments = json.dumps(given, default=str)  # of paths
+            timing = ("-m", "metablocks.compare.timing", arguments)
             jobs.append(Job(f"timing {entry.label}", (*python(), *timing), log))
         if run_jobs(jobs, side_by_side=request.jobs, display=Display(jobs, quiet=request.quiet)):
             raise KeyboardInterrupt
@@ -92,14 +94,9 @@ def _validation_time(experiment: Experiment) -> float:
 
 
 def _main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("recipe")
-    parser.add_argument("--allow", action="append", default=[])
-    parser.add_argument("--data", type=Path)
-    parser.add_argument("--device")
-    args = parser.parse_args()
+    recipe, allow, data, device = json.loads(sys.argv[1])
     keep_freed_memory()  # as a run does
-    experiment = build(load(args.recipe, (), args.allow), device=args.device, data=args.data)
+    experiment = build(load(recipe, (), allow), device=device, data=data)
     print(json.dumps(measure(experiment)))
 
 

@@ -147,7 +147,6 @@ def _record(record: dict[str, Any]) -> list[list[str]]:
     """The leaves of a run's record, except for the origins."""
     return [
         [path, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)]
-        for path, value in leaves(
-            {name: each for name, each in record.items() if name != "origins"}
-        )
+        for path, value in leaves(record)
+        if not path.startswith("origins")
     ]

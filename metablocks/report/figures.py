@@ -33,12 +33,9 @@ def figures_of(group: Sequence[FinishedRun], tests: Sequence[Test]) -> Iterator[
         figures = [adaptation(run)]
         if "scores" in test:
             figures.append(tasks(run, test))
-        if "spectrum" in test:
-            figures.append(spectra(run, test["spectrum"]))
-        if "weights" in test:
-            figures.append(weights(run, test["weights"]))
-        if "curves" in test:
-            figures.append(learned_loss(run, test["curves"]))
+        for name, draw in (("spectrum", spectra), ("weights", weights), ("curves", learned_loss)):
+            if name in test:
+                figures.append(draw(run, test[name]))
         if run is group[0] and "example" in test:
             figures.append(examples(run, test))
         for figure in figures:

@@ -8,7 +8,7 @@ from html import escape
 from typing import Any
 
 from metablocks.errors import RecipeError
-from metablocks.runs.drawing import Line, Panel, log_ticks
+from metablocks.runs.drawing import Line, Panel
 
 _SYMBOLS = {
     "o": "circle",
@@ -99,15 +99,10 @@ def _layout(panel: Panel) -> dict[str, Any]:
         x |= {"tickformat": "d"} | ({"dtick": 1} if max(values) - min(values) <= _MOST else {})
     if panel.from_zero:
         x["rangemode"] = "tozero"
-    if panel.limits:
-        ticks = log_ticks(*panel.limits)
-        ends = list(map(math.log10, panel.limits))
-        y |= {
-            "type": "log",
-            "range": ends,
-            "tickvals": ticks,
-            "ticktext": [f"{t:g}" for t in ticks],
-        }
+    if panel.log_axis:
+        ends, ticks = panel.log_axis
+        y |= {"type": "log", "range": list(map(math.log10, ends))}
+        y |= {"tickvals": ticks, "ticktext": [f"{t:g}" for t in ticks]}
     elif panel.frames:
         every = [v for ys in panel.frames.values() for each in ys for v in each if math.isfinite(v)]
         room = 0.05 * (max(every) - min(every)) or 0.01

@@ -1,7 +1,8 @@
 """Training and evaluation of recipes: plain loops over the contract."""
 
 from metablocks.meta_steps import accuracy
-from metablocks.runs.commands import evaluate_run, load_recipe, train_recipe
+from metablocks.runs.commands import evaluate_run, train_recipe
+from metablocks.runs.loading import load_recipe
 from metablocks.runs.scores import Scores, score
 from metablocks.runs.train import Stopped, final_scores, train
 

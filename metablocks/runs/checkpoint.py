@@ -12,18 +12,20 @@ import warnings
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from metablocks.errors import DamagedError, RunError, command, first_line
 from metablocks.executors import share_of
 from metablocks.recipe import Experiment, Recipe
 from metablocks.recipe.record import changes_text, differing, shown_value
 from metablocks.runs.directory import RunDirectory
-from metablocks.runs.files import write_atomically, writing
+from metablocks.runs.files import write_atomically
 from metablocks.runs.sealed import read_sealed, write_sealed
 from metablocks.runs.state import TrainingState
 
@@ -41,7 +43,8 @@ def save(
 
     The file that is replaced is kept as `before`, if that is given.
     """
-    with writing(path):
+
+    def write(file: BinaryIO) -> None:
         content = {
             "format": FORMAT,
             "torch": str(torch.__version__),
@@ -49,7 +52,9 @@ def save(
             **_entries(experiment),
             "state": asdict(state),
         }
-        write_atomically(path, lambda file: write_sealed(file, content), before=before)
+        write_sealed(file, content)
+
+    write_atomically(path, write, before=before)
 
 
 def restore(path: Path, experiment: Experiment) -> TrainingState:
@@ -62,32 +67,40 @@ def restore(path: Path, experiment: Experiment) -> TrainingState:
     """
     content = _read(path, experiment.recipe)
     _check_entries(path, content, experiment)
-    _check_counters(path, _state(path, content), experiment.steps_per_epoch)
+    state: TrainingState = content["state"]
+    length = experiment.steps_per_epoch
+    if state.epochs < 0 or not 0 <= state.step - state.epochs * length <= length:
+        counters = f"{state.step} meta-steps after {state.epochs} epochs of {length} each"
+        raise _unfit(path, f"state: {counters}")
     _set_random_states(path, content["random"], experiment.device)
-    state = _restore_learner(path, content, experiment)
+    _restore_learner(path, content, experiment)
+    recipe, scheduler = content["recipe"], experiment.scheduler
+    epochs = recipe["outer"]["epochs"] if isinstance(recipe, dict) else experiment.epochs
     try:
         experiment.optimizer.load_state_dict(content["optimizer"])
-        if experiment.scheduler and _epochs_of(content) not in (None, experiment.epochs):
-            _step_schedule(experiment, state.epochs)
-        elif experiment.scheduler:
-            experiment.scheduler.load_state_dict(content["scheduler"])
+        if scheduler and epochs != experiment.epochs:
+            _step_schedule(experiment.optimizer, scheduler, state.epochs)
+        elif scheduler:
+            scheduler.load_state_dict(content["scheduler"])
     except Exception as error:
         raise _unfit(path, first_line(error)) from error
     return state
 
 
-def from_first(experiment: Experiment, restore: Callable[[], _T], *, training: bool = False) -> _T:
-    """`restore()` in the first process of a distributed learner, which alone reads and writes files.
+def from_first(
+    experiment: Experiment, restore: Callable[..., _T], *args: Any, training: bool = False
+) -> _T:
+    """`restore(*args)` in the first process of a distributed learner, which alone has files to do with.
 
     All processes get what it returns, and the learner's state there; in `training`, too, that of
     optimiser, schedule and random generators. A process by itself restores, no more.
     """
     share = share_of(experiment.learner.executor)
     if share.processes == 1:
-        return restore()
+        return restore(*args)
 
     def states() -> tuple[_T, bytes]:
-        value, file = restore(), io.BytesIO()
+        value, file = restore(*args), io.BytesIO()
         entries = _entries(experiment)
         torch.save(entries if training else {"learner": entries["learner"]}, file)
         return value, file.getvalue()
@@ -110,7 +123,8 @@ def restore_learner(path: Path, experiment: Experiment) -> TrainingState:
 
 def read_state(path: Path, recipe: Recipe) -> TrainingState:
     """The counters and scores of a checkpoint. Raises as `restore` does."""
-    return _state(path, _read(path, recipe))
+    state: TrainingState = _read(path, recipe)["state"]
+    return state
 
 
 def restore_newest(
@@ -237,7 +251,7 @@ def _read(path: Path, recipe: Recipe) -> dict[str, Any]:
 
 
 def _load(path: Path) -> dict[str, Any]:
-    """The content of a whole checkpoint."""
+    """The content of a whole checkpoint, its counters as a `TrainingState`."""
     content, sealed = read_sealed(path)
     if not isinstance(content["format"], int) or content["format"] not in _READ:
         found = shown_value(content["format"])[:20]
@@ -251,20 +265,18 @@ def _load(path: Path) -> dict[str, Any]:
     missing = {"recipe", "state", "learner", "optimizer", "scheduler", "random"} - content.keys()
     if missing:
         raise _unfit(path, f"{', '.join(sorted(missing))} missing")
-    return content
+    try:
+        state = TypeAdapter(TrainingState).validate_python(content["state"])
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        place = ".".join(map(str, ("state", *wrong["loc"])))
+        raise _unfit(path, f"{place}: {wrong['msg']}") from error
+    return {**content, "state": state}
 
 
-def _epochs_of(content: dict[str, Any]) -> int | None:
-    """The epochs of the recipe that a checkpoint was written with, if it states them."""
-    recipe = content["recipe"]
-    return recipe["outer"]["epochs"] if isinstance(recipe, dict) else None
-
-
-def _step_schedule(experiment: Experiment, epochs: int) -> None:
+def _step_schedule(optimizer: Optimizer, scheduler: LRScheduler, epochs: int) -> None:
     """Bring the rates to where a schedule from the beginning has them after so many epochs."""
-    scheduler = experiment.scheduler
-    assert scheduler is not None
-    for group in experiment.optimizer.param_groups:
+    for group in optimizer.param_groups:
         group["lr"] = group["initial_lr"]
     with warnings.catch_warnings(action="ignore"):  # no optimiser's step is taken between
         for _ in range(epochs):
@@ -272,21 +284,12 @@ def _step_schedule(experiment: Experiment, epochs: int) -> None:
 
 
 def _restore_learner(path: Path, content: dict[str, Any], experiment: Experiment) -> TrainingState:
-    state, expected = _state(path, content), experiment.learner.state_dict()
+    state: TrainingState = content["state"]
+    expected = experiment.learner.state_dict()
     _check(path, content["learner"], expected, "learner")
     for name in content["learner"].keys() - expected.keys():
         raise _unfit(path, f"learner.{name} has no place in it")
     experiment.learner.load_state_dict(content["learner"])
-    return state
-
-
-def _state(path: Path, content: dict[str, Any]) -> TrainingState:
-    try:
-        state: TrainingState = TypeAdapter(TrainingState).validate_python(content["state"])
-    except ValidationError as error:
-        wrong = error.errors()[0]
-        where = ".".join(map(str, ("state", *wrong["loc"])))
-        raise _unfit(path, f"{where}: {wrong['msg']}") from error
     return state
 
 
@@ -306,15 +309,7 @@ def _check_entries(path: Path, content: dict[str, Any], experiment: Experiment) 
             _check(path, entry, stepped[number], f"optimizer.state.{number}", all_keys=same)
 
 
-def _check_counters(path: Path, state: TrainingState, length: int) -> None:
-    """Raise `RunError` unless the meta-steps are those of the epochs, and of a part of the next."""
-    if state.epochs < 0 or not 0 <= state.step - state.epochs * length <= length:
-        raise _unfit(
-            path, f"state: {state.step} meta-steps after {state.epochs} epochs of {length} each"
-        )
-
-
-def _state_after_a_step(optimizer: torch.optim.Optimizer) -> dict[int, Any]:
+def _state_after_a_step(optimizer: Optimizer) -> dict[int, Any]:
     """The optimiser's state by parameter as it is in training, without values.
 
     Nothing if the optimiser takes no step without values.

@@ -15,7 +15,8 @@ import copy
 import glob
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
@@ -37,8 +38,6 @@ from metablocks.types import relative_error
 
 CHECKED_TASKS = 4
 """On how many tasks, at most, predictions are compared."""
-
-T = TypeVar("T")
 
 _REDUCTIONS: dict[type[nn.Module], Callable[[nn.Module], nn.Module]] = {
     LowRank: fold_lora,  # first, since its updates may be of the layers below
@@ -112,17 +111,7 @@ def deployment(experiment: Experiment, scores: Scores) -> Deployment | None:
     if not found:
         return Deployment(*sizes) if meta != sizes[1] else None
     split, count, steps = scores.split, scores.tasks, len(scores.mean) - 1
-    tasks, left_out = min(CHECKED_TASKS, count), {}
-
-    def attempt(name: str, compute: Callable[[], T]) -> T | None:
-        """A number beyond those that a run is for: no model or rule may end the run over it."""
-        try:
-            return compute()
-        except MetablocksError as error:
-            left_out[name] = str(error)
-        except Exception as error:
-            left_out[name] = f"{type(error).__name__}: {error}"
-        return None
+    tasks = min(CHECKED_TASKS, count)
 
     def reduce_first() -> ReducedFirst:
         first = replace(experiment, learner=reduced_learner(experiment))
@@ -130,14 +119,20 @@ def deployment(experiment: Experiment, scores: Scores) -> Deployment | None:
         change = difference(reduced, scores)
         return ReducedFirst(reduced, change.final, change.interval[-1])
 
-    return Deployment(
-        *sizes,
-        reductions=found,
-        tasks=tasks,
-        difference=attempt("difference", lambda: reduction_error(experiment, split, tasks, steps)),
-        reduced_first=attempt("reduced_first", reduce_first),
-        left_out=left_out,
-    )
+    numbers, left_out = dict[str, Any](), dict[str, str]()
+    wanted: dict[str, Callable[[], object]] = {
+        "difference": partial(reduction_error, experiment, split, tasks, steps),
+        "reduced_first": reduce_first,
+    }
+    for name, compute in wanted.items():
+        try:
+            numbers[name] = compute()
+        except (
+            Exception
+        ) as error:  # beyond what a run is for: no model or rule may end it over them
+            stated = isinstance(error, MetablocksError)
+            left_out[name] = str(error) if stated else f"{type(error).__name__}: {error}"
+    return Deployment(*sizes, reductions=found, tasks=tasks, left_out=left_out, **numbers)
 
 
 def reduce(model: nn.Module) -> nn.Module:

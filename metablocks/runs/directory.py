@@ -23,7 +23,6 @@ but at most the last line of a log, which `--resume` drops, and a hidden `*.part
 one after ten minutes, so that what it does not count is at most an epoch, or ten minutes.
 """
 
-import errno
 import json
 import logging
 import os
@@ -31,17 +30,16 @@ import platform
 import re
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from itertools import pairwise
+from itertools import chain, count, pairwise
 from pathlib import Path
 from typing import Any, NotRequired
 
 import numpy as np
 import torch
+from filelock import lock_descriptor
 from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
 from typing_extensions import TypedDict
 
@@ -89,39 +87,18 @@ class _Record(TypedDict):
 _RECORD = TypeAdapter(_Record)
 
 
-@dataclass(frozen=True)
 class RunDirectory:
     """Paths of a run, and the only functions that write there."""
 
-    path: Path
-
-    @property
-    def recipe(self) -> Path:
-        return self.path / "recipe.yaml"
-
-    @property
-    def record(self) -> Path:
-        return self.path / "run.json"
-
-    @property
-    def metrics(self) -> Path:
-        return self.path / "metrics.jsonl"
-
-    @property
-    def times(self) -> Path:
-        return self.path / "times.jsonl"
-
-    @property
-    def test(self) -> Path:
-        return self.path / "test.npz"
-
-    @property
-    def log(self) -> Path:
-        return self.path / "log.txt"
-
-    @property
-    def evaluations(self) -> Path:
-        return self.path / "evaluations.jsonl"
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.recipe = path / "recipe.yaml"
+        self.record = path / "run.json"
+        self.metrics = path / "metrics.jsonl"
+        self.times = path / "times.jsonl"
+        self.test = path / "test.npz"
+        self.log = path / "log.txt"
+        self.evaluations = path / "evaluations.jsonl"
 
     def checkpoint(self, which: str) -> Path:
         """`last` is `checkpoint.pt`, `previous` the one before, `best` is `best.pt`."""
@@ -148,10 +125,11 @@ class RunDirectory:
                     path.unlink()
 
     def check_resumable(self) -> None:
-        """Raise `RunError` where the checkpoint is gone and what was finished is not.
+        """Raise `RunError` for a bad record, and if the checkpoint is gone and what was finished is not.
 
         Going on would begin again, and write over it. A run that has finished nothing may begin again.
         """
+        self.read_record()
         last = self.checkpoint("last")
         there = any(self.checkpoint(which).is_file() for which in ("last", "previous"))
         if self.finished and not there:
@@ -159,7 +137,7 @@ class RunDirectory:
             raise RunError(
                 f"{last}: no such checkpoint, but there are {names}; to go on would be to "
                 f"begin again and write over them. Put {last.name} back; or train anew, in a directory "
-                f"of its own: {self._train_anew()}"
+                f"of its own: {command('run', self.recipe)}"
             )
 
     def check_log(self, epochs: int, used: Path) -> None:
@@ -181,7 +159,7 @@ class RunDirectory:
                 f"{self.metrics}: {count} epochs are logged{' and a test' * self.tested}, but "
                 f"{used.name} was written after {epochs}; to go on would lose lines. "
                 "Put the two files back as they were at one time; or train anew, in a directory of its "
-                f"own: {self._train_anew()}"
+                f"own: {command('run', self.recipe)}"
             )
         if damaged := [str(number) for number, row in enumerate(lines, 1) if row is None]:
             _log.warning("%s: damaged, and left out: line %s", self.metrics, ", ".join(damaged))
@@ -192,8 +170,8 @@ class RunDirectory:
 
         The lock is the operating system's, on the open file `.lock`, and ends with the process that
         holds it, in whatever way that ends; the file alone locks nothing. It is `flock` (across
-        machines where the file system has it), and on Windows a locked byte. A file system without
-        locks is reported in the log, and nothing is locked.
+        machines where the file system has it), and on Windows a locked byte, for which nobody else can
+        read who holds it. A file system without locks is reported in the log, and nothing is locked.
 
         Raises `RunError`, naming process and machine, while another holds it.
 
@@ -207,7 +185,9 @@ class RunDirectory:
             raise RunError(f"{path}: cannot be opened ({error.strerror})") from error
         with file:  # closing it ends the lock
             if not _lock(file.fileno(), path):
-                holder = file.read(200).strip()
+                holder = ""
+                with suppress(OSError):
+                    holder = file.read(200).strip()
                 raise RunError(
                     f"{self.path}: {holder or 'another process'} is training this run, and two at once "
                     "would write over each other's work; wait until it has ended, or stop it first"
@@ -236,10 +216,6 @@ class RunDirectory:
     def read_metrics(self) -> list[dict[str, Any]]:
         """The complete lines of `metrics.jsonl`, except for damaged ones."""
         return [row for row in read_rows(self.metrics) if row is not None]
-
-    def read_times(self) -> list[dict[str, Any]]:
-        """The complete lines of `times.jsonl`, except for damaged ones."""
-        return [row for row in read_rows(self.times) if row is not None]
 
     def read_record(self) -> dict[str, Any]:
         """The content of `run.json`. Raises `RunError` if it is none."""
@@ -287,9 +263,6 @@ class RunDirectory:
             path for path in self.path.glob("epoch-*.pt") if numbered.fullmatch(path.name)
         )
 
-    def _train_anew(self) -> str:
-        return command("run", self.recipe)
-
 
 def wrong_place(error: ValidationError) -> str:
     """The first value that is not what it should be, and why."""
@@ -304,15 +277,15 @@ def create(out: Path, name: str) -> RunDirectory:
     """
     stem = re.sub(r"[^\w.-]+", "_", name).strip("_.") or "run"
     stamp = time.strftime("%Y%m%d-%H%M%S")
-    for attempt in range(1, 1000):
-        path = out / (f"{stem}-{stamp}" + (f"-{attempt}" if attempt > 1 else ""))
+    endings = chain([""], (f"-{attempt}" for attempt in count(2)))
+    while True:
+        path = out / f"{stem}-{stamp}{next(endings)}"
         with writing(path):
             out.mkdir(parents=True, exist_ok=True)
             with suppress(FileExistsError):
                 path.mkdir()
                 sync_folder(out)
                 return RunDirectory(path)
-    raise RunError(f"{out} holds too many runs called {stem}-{stamp}; give another --out")
 
 
 def environment(device: torch.device) -> dict[str, Any]:
@@ -359,24 +332,11 @@ def _device_name(device: torch.device) -> str:
 def _lock(descriptor: int, path: Path) -> bool:
     """Lock an open file without waiting; False while another has locked it."""
     try:
-        if sys.platform == "win32":
-            import msvcrt
-
-            os.lseek(descriptor, 2**30, os.SEEK_SET)  # far from the text: nobody else can read it
-            try:
-                msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
-            finally:
-                os.lseek(descriptor, 0, os.SEEK_SET)
-        else:
-            import fcntl
-
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return lock_descriptor(descriptor, blocking=False)
     except OSError as error:
-        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-            return False
         _log.warning(
             "%s: this file system has no locks (%s); do not train this run twice at once",
             path,
             error.strerror,
         )
-    return True
+        return True

@@ -69,15 +69,15 @@ class Panel:
     """In place of lines: the images of a task."""
 
     @property
-    def limits(self) -> tuple[float, float] | None:
-        """Ends of a logarithmic axis, of 1, 2, 5, 10, …; None for a linear one.
+    def log_axis(self) -> tuple[tuple[float, float], list[float]] | None:
+        """Ends and ticks of a logarithmic axis; None for a linear one.
 
         It is linear, too, if all values are within a factor of 2.
         """
         values = [y for line in self.lines for y in line.reach if 1e-300 < y < 1e300]
         if not self.log or not values or max(values) < 2 * min(values):
             return None
-        return _step(min(values), up=False), _step(max(values), up=True)
+        return log_axis(min(values), max(values))
 
 
 @dataclass(frozen=True)
@@ -90,23 +90,25 @@ class Figure:
     note: str = ""
 
 
-def log_ticks(low: float, high: float) -> list[float]:
-    """Ticks of a logarithmic axis: 1, 2, 5, 10, …, or decades alone where these are too many.
+def log_axis(low: float, high: float) -> tuple[tuple[float, float], list[float]]:
+    """Ends and ticks of a logarithmic axis that holds two numbers above 0: of 1, 2, 5, 10, ….
 
-    >>> log_ticks(0.2, 5.0)
-    [0.2, 0.5, 1.0, 2.0, 5.0]
-    >>> log_ticks(1e-9, 1.0)
+    Ticks are decades alone where these are too many.
+
+    >>> log_axis(0.3, 5.0)
+    ((0.2, 5.0), [0.2, 0.5, 1.0, 2.0, 5.0])
+    >>> log_axis(1e-9, 0.7)[1]
     [1e-09, 1e-08, 1e-07, 1e-06, 1e-05, 0.0001, 0.001, 0.01, 0.1, 1.0]
     """
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    ticks = [float(f"{digit}e{decade}") for decade in decades for digit in (1, 2, 5)]
-    ticks = [tick for tick in ticks if low <= tick * (1 + 1e-9) and tick <= high * (1 + 1e-9)]
+    steps = [float(f"{digit}e{decade}") for decade in decades for digit in (1, 2, 5)]
+    first = max(step for step in steps if step <= low * (1 + 1e-9))
+    last = min(step for step in steps if step >= high * (1 - 1e-9))
+    ticks = [step for step in steps if first <= step <= last]
     if len(ticks) > _MOST_TICKS:
         every = math.ceil(len(decades) / _MOST_TICKS)
-        ticks = [
-            tick for tick in (float(f"1e{d}") for d in decades[::every]) if low <= tick <= high
-        ]
-    return ticks
+        ticks = [float(f"1e{decade}") for decade in decades[::every]]
+    return (first, last), [tick for tick in ticks if first <= tick <= last]
 
 
 def missing() -> list[str]:
@@ -185,10 +187,10 @@ def _draw(panel: Panel, axes: Any) -> dict[str, Any]:
         )
     elif panel.whole:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    if panel.limits:
-        ticks = log_ticks(*panel.limits)
+    if panel.log_axis:
+        ends, ticks = panel.log_axis
         axes.set_yscale("log")
-        axes.set_ylim(*panel.limits)
+        axes.set_ylim(*ends)
         axes.yaxis.set_major_locator(FixedLocator(ticks))
         axes.yaxis.set_major_formatter(FixedFormatter([f"{tick:g}" for tick in ticks]))
         axes.yaxis.set_minor_locator(NullLocator())
@@ -200,16 +202,3 @@ def _text(text: str) -> str:
     """Text that matplotlib takes as it is: no formulas, and no label that it would hide."""
     plain = text.replace("$", r"\$")
     return f" {plain}" if plain.startswith("_") else plain
-
-
-def _step(value: float, *, up: bool) -> float:
-    """The next of 1, 2, 5, 10, … from a number above 0, which may be it.
-
-    >>> _step(0.3, up=True), _step(0.3, up=False), _step(20, up=True)
-    (0.5, 0.2, 20.0)
-    """
-    decade = math.floor(math.log10(value))
-    steps = [float(f"{digit}e{d}") for d in (decade - 1, decade, decade + 1) for digit in (1, 2, 5)]
-    if up:
-        return min(step for step in steps if step >= value * (1 - 1e-9))
-    return max(step for step in steps if step <= value * (1 + 1e-9))

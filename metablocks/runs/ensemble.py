@@ -8,7 +8,6 @@ Source: Antoniou, Edwards, Storkey 2018, section 5: the 5 best epochs by validat
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -19,8 +18,9 @@ from metablocks.meta_steps import accuracy
 from metablocks.recipe import Experiment
 from metablocks.runs import checkpoint
 from metablocks.runs.directory import RunDirectory
-from metablocks.runs.scores import Measure, Scores, from_losses, measure_of, pool, task_batches
+from metablocks.runs.scores import Measure, Scores, from_losses, measure_of, score_by
 from metablocks.tasks.base import Split
+from metablocks.types import Tasks
 
 
 def ensemble_scores(
@@ -39,60 +39,48 @@ def ensemble_scores(
 
     Law: an ensemble of one scores what its checkpoint scores after the last step.
     """
-    plan = experiment.evaluation
+    plan, source, learner = experiment.evaluation, experiment.source, experiment.learner
     tasks = plan.tasks if tasks is None else tasks
     steps = plan.inner_steps if steps is None else steps
-    total, targets = list[Tensor](), list[Tensor]()
+    states = []
     for epoch in members:
         member = directory.member(epoch)
-        checkpoint.from_first(experiment, partial(checkpoint.restore_learner, member, experiment))
-        predictions, targets = _predict(experiment, split, tasks, steps)
-        added = zip(total, predictions, strict=True) if total else ()
-        total = [a + b for a, b in added] or predictions
-    mean, loss = [task / len(members) for task in total], experiment.learner.loss
-    scores = score_predictions(mean, targets, split, measure_of(experiment.source), loss)
+        checkpoint.from_first(experiment, checkpoint.restore_learner, member, experiment)
+        states.append({name: tensor.clone() for name, tensor in learner.state_dict().items()})
+
+    def judge(part: Tasks) -> tuple[Tensor, Tensor]:
+        each = []
+        for state in states:
+            learner.load_state_dict(state)
+            with experiment.precision():
+                result = learner.evaluate(part, steps=steps)
+            each.append([task.cpu().double() for task in result.predictions])
+        mean = [sum(task) / len(states) for task in zip(*each, strict=True)]
+        targets = [part[number].query[1].cpu() for number in range(len(part))]
+        exact = [task.double() if task.is_floating_point() else task for task in targets]
+        return score_predictions(mean, exact, measure_of(source), learner.loss)
+
+    share, batch = share_of(learner.executor), experiment.tasks_per_step
+    scores = score_by(judge, source, split, tasks, batch, experiment.dtype, share)
     return replace(scores, members=list(members), inner_steps=steps)
 
 
 def score_predictions(
     predictions: Iterable[Tensor],
     targets: Iterable[Tensor],
-    split: Split,
     measure: Measure,
     loss: Callable[[Any, Any], Tensor],
-) -> Scores:
-    """The statistics of tasks' `predictions` `[examples, ...]`, each list of one number.
+) -> tuple[Tensor, Tensor]:
+    """Scores and losses `[tasks, 1]` of tasks' `predictions` `[examples, ...]`.
 
     >>> logits = torch.tensor([[[3.0, 0.0], [0.0, 3.0]], [[3.0, 0.0], [3.0, 0.0]]])
     >>> targets = torch.tensor([[0, 1], [0, 1]])
     >>> loss = torch.nn.functional.cross_entropy
-    >>> score_predictions(logits, targets, "test", "accuracy", loss).mean
-    [0.75]
+    >>> score_predictions(logits, targets, "accuracy", loss)[0].tolist()
+    [[1.0], [0.5]]
     """
     pairs = list(zip(predictions, targets, strict=True))
     losses = torch.stack([loss(*pair) for pair in pairs]).double().unsqueeze(1)
     if measure != "accuracy":
-        return pool(split, measure, from_losses(losses, measure), losses)
-    hits = torch.stack([accuracy(*pair) for pair in pairs]).double().unsqueeze(1)
-    return pool(split, measure, hits, losses)
-
-
-def _predict(
-    experiment: Experiment, split: Split, tasks: int, steps: int
-) -> tuple[list[Tensor], list[Tensor]]:
-    """Each task's predictions after the last step, and targets `[examples, ...]`, float64 on the CPU."""
-    learner, batch = experiment.learner, experiment.tasks_per_step
-    share = share_of(learner.executor)
-    predictions, targets = list[Tensor](), list[Tensor]()
-    for some in task_batches(experiment.source, split, tasks, batch, experiment.dtype, share):
-        own = list[Tensor](), list[Tensor]()
-        if some is not None:
-            with experiment.precision():
-                result = learner.evaluate(some, steps=steps)
-            own[0].extend(task.cpu().double() for task in result.predictions)
-            of_tasks = [some[number].query[1].cpu() for number in range(len(some))]
-            own[1].extend(task.double() if task.is_floating_point() else task for task in of_tasks)
-        for part in share.gather(own):
-            predictions += part[0]
-            targets += part[1]
-    return predictions, targets
+        return from_losses(losses, measure), losses
+    return torch.stack([accuracy(*pair) for pair in pairs]).double().unsqueeze(1), losses

@@ -6,34 +6,33 @@ the recipe's packages.
 
 import math
 from collections.abc import Sequence
-from dataclasses import MISSING, Field, dataclass, field, fields
+from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, NotRequired
 
 from annotated_types import MinLen
-from pydantic import ConfigDict, TypeAdapter, ValidationError, with_config
+from pydantic import TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
 from metablocks.checks import Count
 from metablocks.errors import RecipeError, command, first_line, one_line
-from metablocks.recipe.layout import EvaluationSection, InnerSection, OuterSection
+from metablocks.recipe import schema
+from metablocks.recipe.layout import SECTIONS, RecipeLayout
 from metablocks.recipe.load import read_text, shown
-from metablocks.recipe.parse import parse, plain
+from metablocks.recipe.parse import Problem, parse, plain
 from metablocks.runs.directory import RunDirectory, wrong_place
+from metablocks.runs.logs import read_rows
 from metablocks.runs.scores import Scores
 
-_EXTRA = with_config(ConfigDict(extra="allow"))
 _Numbers = Annotated[list[float | None], MinLen(1)]
 
 
-@_EXTRA
 class _Judged(TypedDict):
     mean: _Numbers
     interval: _Numbers
 
 
-@_EXTRA
 class _Epoch(TypedDict):
     epoch: int
     step: Count
@@ -41,7 +40,6 @@ class _Epoch(TypedDict):
     validation: NotRequired[_Judged]
 
 
-@_EXTRA
 class _Cost(TypedDict):
     epoch: int
     seconds: float
@@ -50,41 +48,8 @@ class _Cost(TypedDict):
     memory_at_start: int | None
 
 
-@_EXTRA
-class _Block(TypedDict):
-    block: str
-
-
-@_EXTRA
-class _Inner(TypedDict):
-    batches: _Block
-
-
-@_EXTRA
-class _Outer(TypedDict):
-    epochs: Count
-    steps_per_epoch: Count
-    tasks_per_step: Count
-
-
-@_EXTRA
-class _Evaluation(TypedDict):
-    tasks: Count
-    every: Count
-
-
-@_EXTRA
-class _Values(TypedDict):
-    name: str
-    seed: int
-    tasks: _Block
-    inner: _Inner
-    outer: _Outer
-    evaluation: _Evaluation
-
-
-_EPOCH, _COST, _VALUES = TypeAdapter(_Epoch), TypeAdapter(_Cost), TypeAdapter(_Values)
-"""The parts of logs and recipe that are compared: the files may be anybody's."""
+_EPOCH, _COST = TypeAdapter(_Epoch), TypeAdapter(_Cost)
+"""The parts of logs that are compared: the files may be anybody's."""
 
 
 class Validation(NamedTuple):
@@ -135,7 +100,7 @@ class FinishedRun:
     @property
     def checksum(self) -> str | None:
         """Of the data behind the tasks, if there is any."""
-        checksum: str | None = self.record.get("data", {}).get("checksum")
+        checksum: str | None = self.record["data"].get("checksum")
         return checksum
 
     @property
@@ -162,14 +127,14 @@ def read_run(path: Path) -> FinishedRun:
             f"{path}: this run is not finished; {command('run', '--resume', path)} goes on with it"
         )
     test, ensemble = tests[-1]["test"], tests[-1].get("ensemble")
-    record, written = directory.read_record(), _read_values(directory.recipe)
+    record = directory.read_record()
+    epochs = [row for row in metrics if "epoch" in row]
+    times = [row for row in read_rows(directory.times) if row is not None]
     try:
-        values: dict[str, Any] = {**_VALUES.validate_python(written)}
-        metrics = [{**_EPOCH.validate_python(row)} if "epoch" in row else row for row in metrics]
-        epochs = [row for row in metrics if "epoch" in row]
-        times: list[dict[str, Any]] = [
-            {**_COST.validate_python(row)} for row in directory.read_times()
-        ]
+        values = _read_values(directory.recipe)
+        for log, rows in ((_EPOCH, epochs), (_COST, times)):
+            for row in rows:
+                log.validate_python(row, strict=True)
         training = list(accumulate(row["training_seconds"] for row in times))
         spent = {row["epoch"]: seconds for row, seconds in zip(times, training, strict=True)}
         memory = [(row["peak_memory"], row["memory_at_start"]) for row in times]
@@ -199,6 +164,8 @@ def read_run(path: Path) -> FinishedRun:
             metrics=metrics,
             times=times,
         )
+    except RecipeError:
+        raise
     except (KeyError, IndexError, TypeError, AttributeError, ValueError, RecursionError) as error:
         reason = f"{type(error).__name__}: {first_line(error)}"
         if isinstance(error, ValidationError):
@@ -228,22 +195,22 @@ def number(value: Any) -> float:
     return math.nan if value is None else float(value)
 
 
-def _default(each: Field[Any]) -> Any:
-    return each.default if each.default_factory is MISSING else each.default_factory()
-
-
 def _read_values(path: Path) -> dict[str, Any]:
     """The values of a resolved recipe, without building anything.
 
-    Fields that sections were given since are at their defaults.
+    Fields that sections were given since are at their defaults. Raises `RecipeError` for a file that is
+    no recipe, and `ValueError` for a field of another type.
     """
-    values = plain(parse(read_text(path), shown(path), []))
+    problems: list[Problem] = []
+    root = parse(read_text(path), shown(path), problems)
+    values = plain(root)
     if not isinstance(values, dict):
         raise RecipeError(f"{shown(path)}: not a recipe")
-    sections = {"inner": InnerSection, "outer": OuterSection, "evaluation": EvaluationSection}
-    for name, section in sections.items():
-        defaults = {each.name: _default(each) for each in fields(section)}
-        own = values.get(name)
-        if isinstance(own, dict):
-            values[name] = {n: d for n, d in defaults.items() if d is not MISSING} | own
+    schema.check(root, schema.entry(RecipeLayout, section=True), "", problems)
+    if problems:
+        raise ValueError(str(problems[0]))
+    for name, section in SECTIONS.items():
+        if name in values:
+            fields = schema.fields(section).values()
+            values[name] = {f.name: f.default for f in fields if not f.required} | values[name]
     return values

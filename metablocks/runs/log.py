@@ -1,12 +1,11 @@
 """The text that a run prints, kept in its folder: `log.txt`."""
 
 import contextlib
-import io
 import logging
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from metablocks.runs.files import open_to_append
 
@@ -28,57 +27,53 @@ def kept_lines(path: Path) -> Iterator[None]:
     >>> path.read_text().splitlines()
     ['epoch 1']
     """
-    log = logging.getLogger("metablocks")
-    handler = _Keeper(path, delay=True)
-    handler.setFormatter(logging.Formatter("%(message)s"))
+    log, file = logging.getLogger("metablocks"), _Kept(path)
+    handler = logging.StreamHandler(file)
     log.addHandler(handler)
     try:
-        with contextlib.redirect_stdout(_Twice(sys.stdout, handler)):
+        with contextlib.redirect_stdout(_Twice(sys.stdout, file)):
             yield
     finally:
         log.removeHandler(handler)
-        handler.close()
+        file.close()
 
 
-class _Keeper(logging.FileHandler):
-    """Writes a log as long as its file can be written."""
+class _Kept:
+    """Text that a file gets as long as it can be written."""
 
-    def _open(self) -> io.TextIOWrapper:
-        file = open_to_append(Path(self.baseFilename))
-        return io.TextIOWrapper(file, encoding="utf-8", errors="backslashreplace")
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file: BinaryIO | None = None
+        self._lost = False
 
-    def emit(self, record: logging.LogRecord) -> None:
-        try:
-            super().emit(record)
-        except OSError:  # of opening the file
-            self.handleError(record)
-
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  (logging's)
-        error = sys.exc_info()[1]
-        if not isinstance(error, OSError | MemoryError):
-            super().handleError(record)
+    def write(self, text: str) -> None:
+        if self._lost:
             return
-        self.addFilter(lambda record: False)
-        stream, self.stream = self.stream, None
-        with contextlib.suppress(OSError, MemoryError):
-            if stream is not None:
-                stream.close()
-        reason = getattr(error, "strerror", None) or "out of memory"
-        _log.warning("%s: cannot be written (%s); it lacks the rest", self.baseFilename, reason)
+        try:
+            self._file = self._file or open_to_append(self.path)
+            self._file.write(text.encode(errors="backslashreplace"))
+            self._file.flush()
+        except (OSError, MemoryError) as error:
+            self._lost = True
+            self.close()
+            reason = getattr(error, "strerror", None) or "out of memory"
+            _log.warning("%s: cannot be written (%s); it lacks the rest", self.path, reason)
+
+    def close(self) -> None:
+        if self._file:
+            with contextlib.suppress(OSError, MemoryError):
+                self._file.close()
 
 
 class _Twice:
-    """A stream whose text a log gets too, a line at a time."""
+    """A stream whose text a file gets, too."""
 
-    def __init__(self, stream: Any, handler: logging.Handler) -> None:
+    def __init__(self, stream: Any, file: _Kept) -> None:
         self._stream = stream
-        self._handler = handler
-        self._begun = ""
+        self._file = file
 
     def write(self, text: str) -> int:
-        *lines, self._begun = (self._begun + text).split("\n")
-        for line in lines:
-            self._handler.handle(logging.makeLogRecord({"msg": line}))
+        self._file.write(text)
         written: int = self._stream.write(text)
         return written
 

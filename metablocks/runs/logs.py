@@ -1,9 +1,10 @@
 """Logs, one line of JSON an epoch or test: read in spite of damage, written without nan."""
 
 import json
-import math
 from pathlib import Path
 from typing import Any
+
+from pydantic_core import to_jsonable_python
 
 
 def whole_lines(path: Path) -> list[bytes]:
@@ -41,18 +42,9 @@ def epochs_of(lines: list[dict[str, Any] | None]) -> list[int]:
 
 
 def json_line(row: dict[str, Any]) -> bytes:
-    """A line of a log.
+    """A line of a log, with null in the place of what JSON has no number for.
 
-    >>> json_line({"epoch": 1, "train_loss": math.nan})
+    >>> json_line({"epoch": 1, "train_loss": float("nan")})
     b'{"epoch": 1, "train_loss": null}\\n'
     """
-    return f"{json.dumps(_finite(row), allow_nan=False)}\n".encode()
-
-
-def _finite(value: Any) -> Any:
-    """The value with null in the place of what JSON has no number for."""
-    if isinstance(value, dict):
-        return {key: _finite(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(each) for each in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return f"{json.dumps(to_jsonable_python(row, inf_nan_mode='null'), allow_nan=False)}\n".encode()

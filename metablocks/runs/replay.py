@@ -23,8 +23,8 @@ from metablocks.learner import MetaGradient, MetaLearner
 from metablocks.meta_steps import nonfinite_names, single
 from metablocks.recipe import Experiment, from_text
 from metablocks.runs import checkpoint
-from metablocks.runs.commands import build_seeded, data_of, load_recipe
 from metablocks.runs.directory import RunDirectory
+from metablocks.runs.loading import build_seeded, open_run
 from metablocks.runs.state import TrainingState
 from metablocks.runs.train import advance, training_tasks
 from metablocks.types import Progress, Tasks
@@ -50,16 +50,13 @@ def replay(
     Raises `RecipeError` for a step that the run does not have, and `RunError` if nothing before it is
     kept, or one before it is not finite.
     """
-    directory = RunDirectory(run_dir)
-    record = directory.read_record()
-    recipe = load_recipe(run_dir, allow=allow)
-    data = data or data_of(record)
-    experiment = build_seeded(recipe, data, device)
+    directory, recipe, folder = open_run(run_dir, allow, data)
+    experiment = build_seeded(recipe, folder, device)
     total = experiment.epochs * experiment.steps_per_epoch
     if step > total:
         raise RecipeError(f"--step {step}: {run_dir} has {total} meta-steps")
     state, origin = _restore_before(directory, experiment, step - 1)
-    if origin is None and "from" in record:
+    if origin is None and "from" in directory.read_record():
         raise RunError(
             f"{run_dir}: no checkpoint of before meta-step {step} is left, and the run began with the "
             "weights of another"
@@ -72,9 +69,8 @@ def replay(
     device = str(experiment.device) if has_float64(experiment.device) else "cpu"
     exact = ["hardware.precision=float64", "hardware.executor={block: loop}"]
     drawn = torch.get_rng_state()
-    twin = build_seeded(
-        from_text(recipe.to_yaml(), recipe.source, exact, recipe.allow), data, device
-    )
+    precise = from_text(recipe.to_yaml(), recipe.source, exact, recipe.allow)
+    twin = build_seeded(precise, folder, device)
     twin.learner.load_state_dict(learner.state_dict())
     tasks, first, finite = training_tasks(twin, state.step), state.step * twin.tasks_per_step, True
     lines = [

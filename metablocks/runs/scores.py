@@ -6,7 +6,7 @@ transductive convention), unless it or a norm of the model says otherwise.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from itertools import chain
@@ -191,33 +191,35 @@ def score(
     """
     measure = measure_of(source)
     metric = accuracy if measure == "accuracy" else None
+
+    def judge(part: Tasks) -> tuple[Tensor, Tensor]:
+        result = learner.evaluate(part, steps=steps, metric=metric)
+        losses = result.query_losses.cpu().double()
+        scores = from_losses(losses, measure) if result.metrics is None else result.metrics
+        return scores.cpu().double(), losses
+
     share = share_of(learner.executor)
-    rows: list[tuple[Tensor, Tensor]] = []
-    for part in task_batches(source, split, tasks, batch, dtype, share):
-        between()
-        own = []
-        if part is not None:
-            result = learner.evaluate(part, steps=steps, metric=metric)
-            loss = result.query_losses.cpu().double()
-            scores = from_losses(loss, measure) if metric is None else result.metrics
-            own = [(scores.cpu().double(), loss)]  # type: ignore[union-attr]
-        rows += chain(*share.gather(own))
-    values, losses = map(torch.cat, zip(*rows, strict=True))
-    return pool(split, measure, values, losses)
+    return score_by(judge, source, split, tasks, batch, dtype, share, between)
 
 
-def task_batches(
+def score_by(
+    judge: Callable[[Tasks], tuple[Tensor, Tensor]],
     source: TaskSource,
     split: Split,
     tasks: int,
     batch: int,
     dtype: torch.dtype,
     share: Share,
-) -> Iterator[Tasks | None]:
-    """The share of tasks 0 … `tasks` − 1 of a split, `batch` of all at a time; None for none of these."""
+    between: Callable[[], object] = lambda: None,
+) -> Scores:
+    """Scores by `judge`: of a batch of tasks scores and losses, float64 `[tasks, steps + 1]`."""
+    rows: list[tuple[Tensor, Tensor]] = []
     for first in range(0, tasks, batch):
-        indices = share.part(range(first, min(first + batch, tasks)))
-        yield source.sample(split, indices).to(dtype) if indices else None
+        between()
+        own = share.part(range(first, min(first + batch, tasks)))
+        rows += chain(*share.gather([judge(source.sample(split, own).to(dtype))] if own else []))
+    values, losses = map(torch.cat, zip(*rows, strict=True))
+    return pool(split, measure_of(source), values, losses)
 
 
 def pool(split: Split, measure: Measure, values: Tensor, losses: Tensor) -> Scores:

@@ -11,7 +11,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
@@ -70,8 +70,7 @@ def train(
 
     def save() -> float:
         state.spent = meter.spent()
-        if leads():
-            _save_last(experiment, directory, state)
+        _save_last(experiment, directory, state)
         return time.monotonic()
 
     with bar, lines, _stop_signals(share) as signals:
@@ -146,7 +145,7 @@ def meta_step(experiment: Experiment, number: int, progress: Progress) -> MetaGr
 
     Returns the gradient that the optimiser was given. Raises `RunError` as `fit` does.
     """
-    return next(_fit(experiment, [(training_tasks(experiment, number), progress)], number))
+    return next(_meta_steps(experiment, range(number, number + 1), progress))
 
 
 def advance(experiment: Experiment, state: TrainingState, steps: int) -> None:
@@ -165,23 +164,23 @@ def _epoch(
     experiment: Experiment, state: TrainingState, steps: int | None = None
 ) -> Iterator[MetaGradient]:
     """Take the meta-steps that are left of the epoch in progress, `steps` in all at most."""
-    length = experiment.steps_per_epoch
-    end = (state.epochs + 1) * length
-    numbers = range(state.step, end if steps is None else min(end, steps))
-    batches = ((training_tasks(experiment, n), Progress(n / length)) for n in numbers)
-    return _fit(experiment, batches, state.step)
+    end = (state.epochs + 1) * experiment.steps_per_epoch
+    return _meta_steps(experiment, range(state.step, end if steps is None else min(end, steps)))
 
 
-def _fit(
-    experiment: Experiment, batches: Iterable[tuple[Tasks, Progress]], first: int
+def _meta_steps(
+    experiment: Experiment, numbers: range, progress: Progress | None = None
 ) -> Iterator[MetaGradient]:
+    """Take the meta-steps of these numbers, each at its own progress unless given."""
+    length = experiment.steps_per_epoch
+    batches = ((training_tasks(experiment, n), progress or Progress(n / length)) for n in numbers)
     return meta_steps(
         experiment.learner,
         experiment.optimizer,
         batches,
         clip=experiment.clip,
         precision=experiment.precision,
-        first=first,
+        first=numbers.start,
         nonfinite=experiment.nonfinite,
         indexed=True,
     )
@@ -194,10 +193,8 @@ def _validate(
     epoch = state.epochs + 1
     if epoch % experiment.evaluation.every and epoch != experiment.epochs:
         return None
-    if signals.share.processes > 1:
-        return final_scores(experiment, "validation", between=signals.stop_if_wished)
     with signals.anywhere():
-        return final_scores(experiment, "validation")
+        return final_scores(experiment, "validation", between=signals.stop_if_wished)
 
 
 def _finish_epoch(
@@ -241,11 +238,11 @@ def _finish_epoch(
         if experiment.evaluation.ensemble > 1 and epoch in state.members:
             checkpoint.save(directory.member(epoch), experiment, state)
     cost = {"epoch": epoch, **meter.lap()}
+    if leads() and epoch > logged:
+        directory.append(directory.times, cost)
+        watch(row | cost)
+    _save_last(experiment, directory, state)
     if leads():
-        if epoch > logged:
-            directory.append(directory.times, cost)
-            watch(row | cost)
-        _save_last(experiment, directory, state)
         directory.keep_members(state.kept)
     return _line(experiment, state, row["train_loss"], scores, cost)
 
@@ -260,7 +257,8 @@ def _end_epoch(experiment: Experiment, state: TrainingState) -> None:
 
 def _save_last(experiment: Experiment, directory: RunDirectory, state: TrainingState) -> None:
     last, previous = directory.checkpoint("last"), directory.checkpoint("previous")
-    checkpoint.save(last, experiment, state, before=previous)
+    if leads():
+        checkpoint.save(last, experiment, state, before=previous)
 
 
 def _line(
@@ -359,8 +357,8 @@ class _StopSignals:
 
     @contextmanager
     def anywhere(self) -> Iterator[None]:
-        """Around pure work, which may be broken off at any point."""
-        self._anywhere = True
+        """Around pure work, which a process by itself may break off at any point."""
+        self._anywhere = self.share.processes == 1
         try:
             self.stop_if_wished()
             yield

@@ -11,7 +11,7 @@ from small_runs import FEW, only_run
 from metablocks.cli import main
 from metablocks.errors import RecipeError
 from metablocks.recipe import load
-from metablocks.runs import checkpoint, commands
+from metablocks.runs import beginning, checkpoint
 from metablocks.runs.finished import read_run
 from tools.fuzzing.resume_law import same_checkpoint
 
@@ -150,12 +150,12 @@ def test_weights_that_do_not_fit_are_named_and_leave_no_directory(finished, tmp_
 
 
 def test_another_machine_is_noted_and_said_once(run, monkeypatch, capsys):
-    environment = commands.environment
+    environment = beginning.environment
 
     def elsewhere(device):
         return {**environment(device), "threads": 96, "commit": "0123"}
 
-    monkeypatch.setattr(commands, "environment", elsewhere)
+    monkeypatch.setattr(beginning, "environment", elsewhere)
     assert resume(run) == 0
     assert "note:" not in capsys.readouterr().out  # finished: nothing is computed anew
     assert resume(run, "--set", "outer.epochs=3") == 0
