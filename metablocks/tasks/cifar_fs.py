@@ -65,7 +65,7 @@ class CifarFS(SplitSet):
     ((3, 32, 32), 5, {'train': 64, 'validation': 16, 'test': 20})
     >>> mb.tasks.CifarFS(ways=20, shots=1, queries=15)
     Traceback (most recent call last):
-    metablocks.errors.TaskError: CifarFS: ways=20, and the classes of its splits are train 64,
+    metablocks.errors.TaskError: CifarFS ways is 20, and the classes of its splits are train 64,
     validation 16, test 20; ways is at most 16
     """
 

@@ -27,17 +27,9 @@ from typing import ClassVar
 from metablocks.checks import Count, CountFrom0, checked
 from metablocks.errors import DataError, TaskError
 from metablocks.tasks.base import Split
-from metablocks.tasks.class_tasks import Pool, check_apart
+from metablocks.tasks.class_tasks import check_apart
 from metablocks.tasks.folders import by_folder
-from metablocks.tasks.image_files import (
-    Files,
-    checksum_of_files,
-    classes_below,
-    entries_of,
-    images_of,
-    pools_of_files,
-    sides,
-)
+from metablocks.tasks.image_files import Files, FileTasks, classes_below, entries_of, images_of
 from metablocks.tasks.image_sets import ImageSet, check_present
 from metablocks.tasks.storage import Storage, read_file, reading
 
@@ -45,7 +37,7 @@ _LISTS: dict[Split, str] = {"train": "train.csv", "validation": "val.csv", "test
 
 
 @dataclass(frozen=True, kw_only=True)
-class FileSet(ImageSet):
+class FileSet(FileTasks, ImageSet):
     """A set of image files, decoded when they are drawn.
 
     - `size`: side of the images, or height and width, in pixels.
@@ -58,22 +50,6 @@ class FileSet(ImageSet):
     @abstractmethod
     def listing(self, root: Path) -> Mapping[Split, Files]:
         """The image files of each split's classes."""
-
-    @property
-    def input_shape(self) -> tuple[int, int, int]:
-        return (3, *sides(self.size))
-
-    @cached_property
-    def pools(self) -> dict[Split, Pool]:
-        """The images of each split, read when they are drawn."""
-        return pools_of_files(self._files[1], self.input_shape, self.cache)
-
-    @cached_property
-    def checksum(self) -> str:
-        """SHA-256, in hex, of splits, names of classes and the files' contents."""
-        for split in self.pools:
-            self._pool(split)
-        return checksum_of_files(*self._files)
 
     @cached_property
     def _files(self) -> tuple[Path, Mapping[Split, Files]]:

@@ -84,7 +84,7 @@ class MiniImagenet(SplitSet):
     ((3, 84, 84), 5, {'train': 64, 'validation': 16, 'test': 20})
     >>> mb.tasks.MiniImagenet(ways=20, shots=1, queries=15)
     Traceback (most recent call last):
-    metablocks.errors.TaskError: MiniImagenet: ways=20, and the classes of its splits are train 64,
+    metablocks.errors.TaskError: MiniImagenet ways is 20, and the classes of its splits are train 64,
     validation 16, test 20; ways is at most 16
     """
 

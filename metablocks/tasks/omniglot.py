@@ -85,8 +85,8 @@ class Omniglot(DecodedSet):
     ((1, 28, 28), 5)
     >>> mb.tasks.Omniglot(ways=5, shots=10, queries=15)
     Traceback (most recent call last):
-    metablocks.errors.TaskError: Omniglot: shots=10 and queries=15 need 25 examples of every class,
-    and a class has 20; shots + queries is at most 20, or add examples
+    metablocks.errors.TaskError: Omniglot shots 10 and queries 15 need 25 examples of every class, and
+    a class has 20; shots + queries is at most 20, or add examples
     """
 
     input_shape: ClassVar[tuple[int, ...]] = (1, SIZE, SIZE)

@@ -64,6 +64,17 @@ def reading(path: object, kind: str) -> Iterator[None]:
         ) from error
 
 
+@contextlib.contextmanager
+def readable(place: Path) -> Iterator[None]:
+    """Turn the error of a file or folder that cannot be read into a `DataError` that names it."""
+    try:
+        yield
+    except DataError:
+        raise
+    except OSError as error:
+        raise DataError(f"{error.filename or place}: cannot be read ({error})") from error
+
+
 def read_file(path: Path | str, kind: str, limit: int = FILE_LIMIT) -> bytes:
     """The bytes of a file, at most `limit`: its size is looked at first, and a pipe is not waited for.
 
@@ -137,10 +148,8 @@ class Storage:
         Raises `DataError` for a `data` without the data set, or a folder that cannot be read.
         """
         for folder in search_path() if data is None else [Path(os.path.expanduser(data))]:
-            try:
+            with readable(folder):
                 place = self.within(folder)
-            except OSError as error:
-                raise DataError(f"{error.filename or folder}: cannot be read ({error})") from error
             if place is not None:
                 return place
         if data is None:
@@ -172,13 +181,11 @@ class Storage:
         meanwhile.
         """
         place = self.find(data)
-        with contextlib.nullcontext(place) if place else self._downloaded() as place:
-            try:
-                yield place
-            except DataError:
-                raise
-            except OSError as error:
-                raise DataError(f"{error.filename or place}: cannot be read ({error})") from error
+        with (
+            contextlib.nullcontext(place) if place else self._downloaded() as place,
+            readable(place),
+        ):
+            yield place
 
     @contextlib.contextmanager
     def _downloaded(self) -> Iterator[Path]:

@@ -99,11 +99,8 @@ class Strokes:
 
     def __post_init__(self) -> None:
         if self.min_strokes > self.max_strokes:
-            raise TaskError(
-                f"Strokes min_strokes is {self.min_strokes}, above max_strokes, {self.max_strokes}",
-                block="Strokes",
-                field="min_strokes",
-            )
+            words = f"is {self.min_strokes}, above max_strokes, {self.max_strokes}"
+            raise TaskError.about("Strokes", "min_strokes", words)
         check("Strokes", "pen", self.pen[0], Positive, TaskError)
 
     @property
