@@ -69,16 +69,8 @@ def _counted(sizes: Mapping[Split, int]) -> str:
     return ", ".join(f"{split} {count}" for split, count in sizes.items())
 
 
-def _birds(folder: Path) -> Path | None:
-    places = (folder / "CUB_200_2011", folder)
-    return next((p for p in places if (p / "images" / "001.Black_footed_Albatross").is_dir()), None)
-
-
-def _tiered(folder: Path) -> Path | None:
-    for place in (folder / "tiered_imagenet", folder / "tieredImageNet", folder):
-        if _has_folders(place) or all((place / name).is_file() for name in _LISTS.values()):
-            return place
-    return None
+def _has_lists(root: Path) -> bool:
+    return all((root / name).is_file() for name in _LISTS.values())
 
 
 def _has_folders(root: Path) -> bool:
@@ -105,7 +97,8 @@ class CUB(FileSet):
     storage: ClassVar[Storage] = Storage(
         "CUB-200-2011",
         "a folder CUB_200_2011/ with images/001.Black_footed_Albatross/ and 199 more",
-        _birds,
+        ("CUB_200_2011", ""),
+        lambda root: (root / "images" / "001.Black_footed_Albatross").is_dir(),
         terms="it comes from https://www.vision.caltech.edu/datasets/cub_200_2011/",
     )
 
@@ -143,7 +136,8 @@ class TieredImagenet(FileSet):
         "a folder tiered_imagenet/ with either a folder of images for each class, named by WordNet id, "
         "in train/, val/ and test/, or the files train.csv, val.csv and test.csv (a WordNet id first) "
         "and the folders of classes in images/",
-        _tiered,
+        ("tiered_imagenet", "tieredImageNet", ""),
+        lambda root: _has_folders(root) or _has_lists(root),
         terms="its images come under ImageNet's terms",
     )
 

@@ -11,10 +11,11 @@ from typing import Any
 import yaml
 
 from metablocks.checks import Count, CountFrom0, check, checked
-from metablocks.errors import DataError, MetablocksError, TaskError, suggest
+from metablocks.errors import DataError, MetablocksError, TaskError
 from metablocks.tasks.base import SPLITS, Split
 from metablocks.tasks.class_tasks import Shares, check_apart, deal
 from metablocks.tasks.image_files import Files, FileTasks, classes_below
+from metablocks.tasks.image_sets import check_present
 from metablocks.tasks.storage import below_here, read_file
 
 ClassNames = Mapping[Split, Sequence[str]]
@@ -119,14 +120,9 @@ class Folders(FileTasks):
         splits: Any = self.splits
         if isinstance(splits, str | Path):
             splits = read_splits(splits)
-        for split in SPLITS:
-            for name in splits.get(split, ()):
-                if name not in present:
-                    raise DataError(
-                        f"{self.root}: has no class {name}, which is listed for {split}"
-                        f"{suggest(name, present)}"
-                    )
-        return {split: sorted(splits[split]) for split in SPLITS if split in splits}
+        listed = {split: sorted(splits[split]) for split in SPLITS if split in splits}
+        check_present(str(self.root), listed, present, present)
+        return listed
 
     def _check_undivided(self, present: Files) -> None:
         """Raise `DataError` for a class in several splits' folders, whose parts would be dealt apart."""

@@ -44,11 +44,8 @@ _TABLES: dict[Split, str] = {"train": "train.csv", "validation": "val.csv", "tes
 _BELOW = ("", "train", "val", "test")
 
 
-def _within(folder: Path) -> Path | None:
-    for root in (folder / FOLDER, folder):
-        if _has_tables(root) or any(_class_folders(root)):
-            return root
-    return None
+def _holds(root: Path) -> bool:
+    return _has_tables(root) or any(_class_folders(root))
 
 
 def _has_tables(root: Path) -> bool:
@@ -95,7 +92,8 @@ class MiniImagenet(SplitSet):
         f"a folder {FOLDER}/ with either a folder of .jpg or .png images for each class, named by "
         "WordNet id (n01532829/ and 99 more), there or below train/, val/ and test/, or the files "
         "train.csv, val.csv and test.csv (columns filename,label) and the images in images/",
-        _within,
+        (FOLDER, ""),
+        _holds,
         terms="its images come under ImageNet's terms",
     )
 

@@ -53,11 +53,8 @@ SIZES: dict[Division, dict[Split, int]] = {
 """Characters of each split of the whole data set."""
 
 
-def _within(folder: Path) -> Path | None:
-    for root in (folder, folder / FOLDER):
-        if all(archive(root, half).is_file() or (root / half).is_dir() for half in HALVES):
-            return root
-    return None
+def _holds(root: Path) -> bool:
+    return all(archive(root, half).is_file() or (root / half).is_dir() for half in HALVES)
 
 
 def _fetch(folder: Path) -> None:
@@ -92,7 +89,12 @@ class Omniglot(DecodedSet):
     input_shape: ClassVar[tuple[int, ...]] = (1, SIZE, SIZE)
     examples: ClassVar[int | None] = DRAWERS
     storage: ClassVar[Storage] = Storage(
-        "Omniglot", LAYOUT, _within, _fetch, keep=tuple(f"{FOLDER}/{half}.zip" for half in HALVES)
+        "Omniglot",
+        LAYOUT,
+        ("", FOLDER),
+        _holds,
+        _fetch,
+        keep=tuple(f"{FOLDER}/{half}.zip" for half in HALVES),
     )
 
     rotate: bool = True

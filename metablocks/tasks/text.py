@@ -129,7 +129,7 @@ class Text:
             raise TaskError.about(
                 "Text",
                 "length",
-                f"is too long: no document of {split} has {self._counted} windows of {self.length} + 1 "
+                f"is too long: no document of {split} has {self._windows} windows of {self.length} + 1 "
                 "bytes; take fewer or shorter ones, or more documents "
                 f"({self._root}, files {self.files!r})",
             )
@@ -168,13 +168,6 @@ class Text:
         if self.chunks is None:
             return self.shots + self.queries
         return (self.chunks + 1) * self.shots
-
-    @property
-    def _counted(self) -> str:
-        """Their number by the fields that make it."""
-        if self.chunks is None:
-            return f"{self.shots} + {self.queries}"
-        return f"({self.chunks} + 1) × {self.shots}"
 
     @property
     def _root(self) -> Path:

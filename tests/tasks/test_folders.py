@@ -283,7 +283,7 @@ def test_a_fault_of_the_folders_is_one_clear_line(root, what, message):
         ({"splits": (0.5, 0.2, 0.2)}, r"three shares \(train, validation, test\) that add up to 1"),
         ({"root": "no/such"}, f"there is no such folder in {Path.cwd()}"),
         ({"size": (8, 9), "rotate": True}, r"Folders rotate .* inputs are \[3, 8, 9\]"),
-        ({"splits": {"test": ["train ent"]}}, 'no class train ent.*; did you mean "train ant"'),
+        ({"splits": {"test": ["train ent"]}}, 'missing: train ent; did you mean "train ant"'),
         ({"size": 0}, "Folders size is 0"),
     ],
 )
