@@ -110,7 +110,7 @@ def parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     run = command("run", "train what a recipe states")
     _add_recipe(run, optional=True)
     _add_place(run)
-    run.add_argument("--out", type=_path, default=Path("runs"), help="folder of runs (runs)")
+    _add_out(run, "runs")
     run.add_argument(
         "--memory",
         type=_size,
@@ -205,9 +205,7 @@ def parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     compare.add_argument(
         "--jobs", type=parse_count, default=1, metavar="J", help="runs side by side (1)"
     )
-    compare.add_argument(
-        "--out", type=_path, default=Path("comparisons"), help="folder of comparisons (comparisons)"
-    )
+    _add_out(compare, "comparisons")
     plan = "print a command for each training, as for a scheduler's job array, and train none"
     compare.add_argument("--plan", action="store_true", help=plan)
     compare.add_argument("--quiet", action="store_true", help="no progress, only the result")
@@ -218,9 +216,7 @@ def parsers() -> tuple[argparse.ArgumentParser, dict[str, argparse.ArgumentParse
     report.add_argument(
         "run_dirs", nargs="+", type=_path, metavar="RUN_DIR", help="the folder of a finished run"
     )
-    report.add_argument(
-        "--out", type=_path, default=Path("reports"), help="folder of reports (reports)"
-    )
+    _add_out(report, "reports")
 
     verify = command("verify", "hold a block to the laws of its protocol", _ON_VERIFY)
     verify.add_argument("block", metavar="BLOCK", help="my_pkg.my_module:MyRule, or a short name")
@@ -327,6 +323,11 @@ def _add_allow(parser: argparse.ArgumentParser) -> None:
         metavar="PACKAGE",
         help="let the recipe use blocks of this package (this runs its code); repeatable",
     )
+
+
+def _add_out(parser: argparse.ArgumentParser, name: str) -> None:
+    about = f"folder of {name} ({name})"
+    parser.add_argument("--out", type=_path, default=Path(name), help=about)
 
 
 def _add_place(parser: argparse.ArgumentParser) -> None:

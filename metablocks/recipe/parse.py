@@ -224,13 +224,17 @@ class _Composer:
         place = _place(event, self.source)
         if depth > MAX_DEPTH:
             _refuse(place, f"nested more than {MAX_DEPTH} levels deep")
-        self.refuse_references(event, place, path)
+        if isinstance(event, events.AliasEvent):
+            self.problem(place, path, f"an alias (*{event.anchor}); write the value out")
+            return Node(None, place)
+        if event.anchor is not None:
+            self.problem(place, path, f"an anchor (&{event.anchor}); a recipe has no references")
+        if event.tag is not None:
+            self.problem(place, path, f"a tag ({event.tag}); a recipe holds plain values only")
         if isinstance(event, events.SequenceStartEvent):
             return Node(self.sequence(path, depth), place)
         if isinstance(event, events.MappingStartEvent):
             return Node(self.mapping(path, depth), place)
-        if isinstance(event, events.AliasEvent):
-            return Node(None, place)
         return Node(self.scalar(event, place, path), place)
 
     def sequence(self, path: str, depth: int) -> list[Node]:
@@ -262,14 +266,6 @@ class _Composer:
             self.problem(place, path, "text with control characters or line separators")
             return ""
         return scalar(value) if event.style is None else value
-
-    def refuse_references(self, event: Any, place: Place, path: str) -> None:
-        if isinstance(event, events.AliasEvent):
-            self.problem(place, path, f"an alias (*{event.anchor}); write the value out")
-        elif event.anchor is not None:
-            self.problem(place, path, f"an anchor (&{event.anchor}); a recipe has no references")
-        if getattr(event, "tag", None) is not None:
-            self.problem(place, path, f"a tag ({event.tag}); a recipe holds plain values only")
 
     def problem(self, place: Place, path: str, message: str) -> None:
         self.problems.append(Problem(place, path, message))
