@@ -353,13 +353,8 @@ def _as_dicts(owner: Any) -> None:
 
 
 def _with_dicts(tree: Any) -> Any:
-    if isinstance(tree, Tensor):
-        return tree
     if isinstance(tree, Mapping):
-        made = {key: _with_dicts(value) for key, value in tree.items()}
-        same = type(tree) is dict and all(made[key] is tree[key] for key in tree)
-        return tree if same else made
+        return {key: _with_dicts(value) for key, value in tree.items()}
     if type(tree) in (tuple, list):
-        items = [_with_dicts(value) for value in tree]
-        return tree if all(a is b for a, b in zip(items, tree, strict=True)) else type(tree)(items)
+        return type(tree)([_with_dicts(value) for value in tree])
     return tree

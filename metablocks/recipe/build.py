@@ -133,10 +133,7 @@ def build(
         blocks = assemble(recipe, problems, {"seed": seed, "device": placed_on, "data": data})
         raise_problems(problems)
         source = blocks["tasks"]
-        if source.kind not in LOSSES:
-            message = f'tasks of kind "{source.kind}"; it is one of {", ".join(LOSSES)}'
-            raise_problems([recipe.problem("tasks", message)])
-        _check_tasks(recipe, blocks)
+        raise_problems(recipe.problem(*refusal) for refusal in _tasks_refused(recipe, blocks))
         learner = _learner(recipe, blocks, LOSSES[source.kind])
     mixed = recipe.at("hardware.precision") == "bfloat16"
     dtype: torch.dtype = getattr(torch, "float32" if mixed else recipe.at("hardware.precision"))
@@ -147,7 +144,7 @@ def build(
         if dtype == torch.float64 and not has_float64(placed_on):
             message = f"{placed_on} has no float64; take precision: float32, or device: cpu"
         raise_problems([recipe.problem("hardware.precision", message)])
-    problems += [recipe.problem(*refusal) for refusal in _refusals(recipe, learner)]
+    problems += [recipe.problem(*refusal) for refusal in _learner_refused(recipe, learner)]
     context = {"parameters": [*learner.named_parameters()], "epochs": recipe.at("outer.epochs")}
     blocks = assemble(recipe, problems, context, blocks)
     raise_problems(problems)
@@ -237,45 +234,48 @@ def _refused(recipe: Recipe, blocks: dict[str, Any], error: MetablocksError) -> 
     return join(path, parts[-1]) if parts and parts[-1] in (recipe.at(path) or ()) else path
 
 
-def _check_tasks(recipe: Recipe, blocks: dict[str, Any]) -> None:
-    """Refuse prototypes of no classes; streams without rows, too few rows, and rows without a stream.
+def _tasks_refused(recipe: Recipe, blocks: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Paths of what does not go with the tasks, and why.
 
-    Rows are those of sources that ship.
+    Tasks of an unknown kind, prototypes of no classes, streams without rows, too few rows, and rows
+    without a stream. Rows are those of sources that ship.
     """
-    if isinstance(blocks["inner.start"], Prototypes) and blocks["tasks"].kind == "regression":
+    kind = blocks["tasks"].kind
+    if kind not in LOSSES:
+        yield "tasks", f'tasks of kind "{kind}"; it is one of {", ".join(LOSSES)}'
+    if isinstance(blocks["inner.start"], Prototypes) and kind == "regression":
         message = "prototypes are those of classes, and the tasks are regression; take zero_head"
-        raise_problems([recipe.problem("inner.start", message)])
+        yield "inner.start", message
     fields = list(leaves(recipe.at("tasks"), "tasks"))
     sources = [value for path, value in fields if path.endswith("block")]
     if any(":" in name for name in sources):
         return
     rows = [(n, path) for path, n in fields if path.endswith("chunks") and n is not None]
-    path, message = "inner.batches", ""
-    if isinstance(blocks["inner.batches"], Stream):
-        counted = [recipe.at("inner.steps"), recipe.at("evaluation.inner_steps")]
-        least, path = min(rows, default=(0, path))
-        if not rows:
-            message = (
-                f"stream takes tasks with a batch for each inner step, and those of {sources[0]} have "
-                "one support set; take full_batch or minibatches, text with chunks, or a source of your "
-                "own, package.module:Name"
-            )
-        elif least < max(counted):
-            message = (
-                f"{least}, but each of {max(counted)} inner steps (inner.steps, evaluation.inner_steps) "
-                f"adapts to a chunk of its own; take at least {max(counted)}"
-            )
-    elif rows:
-        number, path = rows[0]
-        message = (
-            f"{number}, but inner.batches is no stream, so that a step would see all chunks at "
-            "once; take inner.batches={block: stream}, or chunks: null"
+    stream = isinstance(blocks["inner.batches"], Stream)
+    most = max(recipe.at("inner.steps"), recipe.at("evaluation.inner_steps"))
+    if stream and not rows:
+        yield (
+            "inner.batches",
+            f"stream takes tasks with a batch for each inner step, and those of {sources[0]} have one "
+            "support set; take full_batch or minibatches, text with chunks, or a source of your own, "
+            "package.module:Name",
         )
-    if message:
-        raise_problems([recipe.problem(path, message)])
+    for number, path in sorted(rows)[:1]:
+        if not stream:
+            yield (
+                path,
+                f"{number}, but inner.batches is no stream, so that a step would see all chunks at once; "
+                "take inner.batches={block: stream}, or chunks: null",
+            )
+        elif number < most:
+            yield (
+                path,
+                f"{number}, but each of {most} inner steps (inner.steps, evaluation.inner_steps) adapts "
+                f"to a chunk of its own; take at least {most}",
+            )
 
 
-def _refusals(recipe: Recipe, learner: MetaLearner) -> Iterator[tuple[str, str]]:
+def _learner_refused(recipe: Recipe, learner: MetaLearner) -> Iterator[tuple[str, str]]:
     """Paths of what does not go with the learner as it is set up, and why."""
     learned = [name for name, p in learner.rule.named_parameters() if p.requires_grad]
     if learned and not learner.steps:

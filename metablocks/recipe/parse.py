@@ -188,12 +188,12 @@ def _compose(stream: Iterator[Any], source: str, problems: list[Problem]) -> Nod
     if not isinstance(start, events.DocumentStartEvent):
         _refuse(Place(source, 1, 1), "empty; a recipe is a mapping (name, seed, tasks, model, …)")
     if start.version or start.tags:
-        _refuse(_place(start, source), "YAML directives are not part of a recipe")
+        _refuse(_at(start.start_mark, source), "YAML directives are not part of a recipe")
     root = _Composer(stream, source, problems).node("", 0)
     next(stream)  # the end of the document
     after = next(stream)
     if isinstance(after, events.DocumentStartEvent):
-        _refuse(_place(after, source), "a second document; a recipe is one document")
+        _refuse(_at(after.start_mark, source), "a second document; a recipe is one document")
     return root
 
 
@@ -221,7 +221,7 @@ class _Composer:
 
     def node(self, path: str, depth: int, event: Any = None) -> Node:
         event = event or next(self.stream)
-        place = _place(event, self.source)
+        place = _at(event.start_mark, self.source)
         if depth > MAX_DEPTH:
             _refuse(place, f"nested more than {MAX_DEPTH} levels deep")
         if isinstance(event, events.AliasEvent):
@@ -286,10 +286,6 @@ def show(value: Any) -> str:
         shown = value if len(value) <= 60 else value[:57] + "…"
         return json.dumps(shown, ensure_ascii=False)
     return "null" if value is None else str(value).lower()
-
-
-def _place(event: Any, source: str) -> Place:
-    return _at(event.start_mark, source)
 
 
 def _at(mark: Any, source: str) -> Place:
