@@ -333,6 +333,11 @@ def _add_allow(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_out(parser: argparse.ArgumentParser, name: str) -> None:
+    about = f"folder of {name} ({name})"
+    parser.add_argument("--out", type=_path, default=Path(name), help=about)
+
+
 def _add_place(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", type=_folder, metavar="FOLDER", help="folder of the data sets")
     parser.add_argument(

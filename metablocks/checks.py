@@ -8,6 +8,7 @@ numbers; booleans, infinities and NaN are not.
 import collections.abc
 import inspect
 import math
+import operator
 import types
 from collections.abc import Callable
 from functools import cache, wraps
@@ -80,7 +81,12 @@ Words: TypeAlias = Callable[[Any], list[str] | None]
 
 Block = TypeVar("Block", bound=Callable[..., Any])
 
-_BOUNDS = {Ge: "at least", Gt: "above", Le: "at most", Lt: "below"}
+_BOUNDS: dict[Any, tuple[str, Callable[[Any, Any], bool]]] = {
+    Ge: ("at least", operator.ge),
+    Gt: ("above", operator.gt),
+    Le: ("at most", operator.le),
+    Lt: ("below", operator.lt),
+}
 LISTS = (list, collections.abc.Sequence, collections.abc.Iterable, collections.abc.Collection)
 MAPPINGS = (dict, collections.abc.Mapping)
 
@@ -282,15 +288,11 @@ def _read_marked(value: Any, annotation: Any, marks: tuple[Any, ...]) -> Any:
         return value
     read = _read(value, annotation)
     for mark in marks:
-        _fits(
-            value,
-            not isinstance(mark, Ge | Gt | Le | Lt | Such)
-            or (isinstance(mark, Ge) and read >= mark.ge)
-            or (isinstance(mark, Gt) and read > mark.gt)
-            or (isinstance(mark, Le) and read <= mark.le)
-            or (isinstance(mark, Lt) and read < mark.lt)
-            or (isinstance(mark, Such) and mark.holds(read)),
-        )
+        if isinstance(mark, Such):
+            _fits(value, mark.holds(read))
+    for kind, bound in _bounds(marks).items():
+        _, holds = _BOUNDS[kind]
+        _fits(value, holds(read, bound))
     return read
 
 
@@ -334,7 +336,6 @@ _READERS: dict[Any, Callable[[Any], Any]] = {
     bool: _flag,
     int: _whole,
     float: _finite,
-    None: _none,
     types.NoneType: _none,
 }
 
@@ -380,17 +381,19 @@ def _bounded(annotation: Any, marks: tuple[Any, ...], own: Words) -> str:
     for mark in marks:
         if isinstance(mark, Such):
             return mark.words
-    bounds = {
-        kind: getattr(mark, kind.__name__.lower())
-        for mark in marks
-        for kind in _BOUNDS
-        if isinstance(mark, kind)
-    }
-    words = takes(annotation, own)
+    bounds, words = _bounds(marks), takes(annotation, own)
     if annotation is int and Ge in bounds:
         most = f" to {bounds[Le]}" if Le in bounds else " or more"
         return f"{words}, {bounds[Ge]}{most}"
-    return " ".join([words, " and ".join(f"{_BOUNDS[k]} {b:g}" for k, b in bounds.items())]).strip()
+    return " ".join(
+        [words, " and ".join(f"{_BOUNDS[k][0]} {b:g}" for k, b in bounds.items())]
+    ).strip()
+
+
+def _bounds(marks: tuple[Any, ...]) -> dict[Any, float]:
+    """The bounds among the marks of an annotation, by their classes."""
+    kinds = {type(mark): mark for mark in marks if type(mark) in _BOUNDS}
+    return {kind: getattr(mark, kind.__name__.lower()) for kind, mark in kinds.items()}
 
 
 _NAMES: dict[Any, list[str]] = {

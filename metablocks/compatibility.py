@@ -170,6 +170,18 @@ def _end_alone(assembly: Assembly) -> None:
             "step; use FirstOrder()",
             field="order",
         )
+    if isinstance(assembly.batches, Stream):
+        raise _refusal(
+            f"{block} has one support set for all inner steps, and {assembly.batches} another for each; "
+            "use FullBatch() or Minibatches(size), or the estimator Unrolled() or Adjoint()",
+            field="batches",
+        )
+    if isinstance(assembly.start, Prototypes):
+        raise _refusal(
+            f"{block} has no gradient through what a task begins with, and {assembly.start} is learned "
+            "through it alone; use ZeroHead(), or the estimator Unrolled()",
+            field="start",
+        )
 
 
 def _start(assembly: Assembly) -> None:
@@ -193,29 +205,11 @@ def _start(assembly: Assembly) -> None:
             "leave some out of the start, or learn a rate",
             field="start",
         )
-    if not isinstance(start, Prototypes):
-        return
-    if isinstance(assembly.batches, Stream):
+    if isinstance(start, Prototypes) and isinstance(assembly.batches, Stream):
         raise _refusal(
             f"{start} begins with the whole support set, and {assembly.batches} has another one for each "
             "step; use FullBatch() or Minibatches(size), or the start ZeroHead()",
             field="start",
-        )
-    if isinstance(assembly.estimator, Reptile | Implicit):
-        raise _refusal(
-            f"{type(assembly.estimator).__name__} has no gradient through what a task begins with, and "
-            f"{start} is learned through it alone; use ZeroHead(), or the estimator Unrolled()",
-            field="start",
-        )
-
-
-def _stream(assembly: Assembly) -> None:
-    if isinstance(assembly.batches, Stream) and isinstance(assembly.estimator, Reptile | Implicit):
-        block = type(assembly.estimator).__name__
-        raise _refusal(
-            f"{block} has one support set for all inner steps, and {assembly.batches} another for each; "
-            "use FullBatch() or Minibatches(size), or the estimator Unrolled() or Adjoint()",
-            field="batches",
         )
 
 
@@ -345,7 +339,6 @@ REFUSALS: tuple[Callable[[Assembly], None], ...] = (
     _adapted_transform,
     _end_alone,
     _start,
-    _stream,
     _reptile,
     _implicit,
     check_losses,

@@ -12,6 +12,7 @@ import shlex
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Self
 
 
 class MetablocksError(Exception):
@@ -37,6 +38,15 @@ class MetablocksError(Exception):
         self.field = field
         self.reported = False
         """True if another process of those that work together has failed before, and says why."""
+
+    @classmethod
+    def about(cls, block: str, field: str, words: str) -> Self:
+        """The error of a value that an argument was given: `block` and `field` begin its message.
+
+        >>> BlockError.about("MLP", "hidden", "is empty")
+        BlockError('MLP hidden is empty')
+        """
+        return cls(f"{block} {field} {words}", block=block, field=field)
 
 
 @contextmanager

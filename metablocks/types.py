@@ -108,11 +108,8 @@ class TaskBatch:
         _weigh(self, like=(self.support, self.query))
         shapes = [leaf.shape for leaf in tensors_of((self.support, self.query))]
         if not shapes:
-            raise TaskError(
-                "TaskBatch support and query hold no tensor; they are pairs of tensors",
-                block="TaskBatch",
-                field="support",
-            )
+            words = "and query hold no tensor; they are pairs of tensors"
+            raise TaskError.about("TaskBatch", "support", words)
         if len({shape[:1] for shape in shapes}) != 1 or not all(shapes[0][:1] or (0,)):
             given = (
                 f"{side}{pytree.keystr(path)} {list(leaf.shape)}"
@@ -120,20 +117,15 @@ class TaskBatch:
                 for path, leaf in pytree.tree_leaves_with_path(getattr(self, side))
                 if isinstance(leaf, Tensor)
             )
-            raise TaskError(
+            message = (
                 "every tensor of a TaskBatch is [tasks, examples, ...] with one number of tasks "
-                f"(at least 1); given {', '.join(given)}",
-                block="TaskBatch",
-                field="support",
+                f"(at least 1); given {', '.join(given)}"
             )
+            raise TaskError(message, block="TaskBatch", field="support")
         object.__setattr__(self, "_tasks", shapes[0][0])
         if isinstance(self.weight, Tensor) and self.weight.shape != (len(self),):
-            raise TaskError(
-                f"TaskBatch weight is {shown(self.weight)}; it takes one number for each of {len(self)} "
-                "tasks",
-                block="TaskBatch",
-                field="weight",
-            )
+            takes = f"it takes one number for each of {len(self)} tasks"
+            raise TaskError.about("TaskBatch", "weight", f"is {shown(self.weight)}; {takes}")
 
     def __len__(self) -> int:
         tasks: int = self.__dict__["_tasks"]
@@ -144,33 +136,22 @@ class TaskBatch:
     @overload
     def __getitem__(self, index: slice) -> "TaskBatch": ...
     def __getitem__(self, index: int | slice) -> "Task | TaskBatch":
-        def own(batch: Batch) -> Batch:
-            inputs, target = (map_tensors(lambda leaf: leaf[index], side) for side in batch)
-            return inputs, target
-
-        def weight() -> Any:
-            return None if self.weight is None else self.weight[index]
-
-        def drawn() -> Drawn | None:
-            if self.drawn is None:
-                return None
-            return map_tensors(lambda leaf: leaf[index], self.drawn)  # type: ignore[no-any-return]
-
         if isinstance(index, slice):
             chosen = range(len(self))[index]
             if not chosen or chosen.step < 1:
-                raise TaskError(
-                    f"TaskBatch[{index.start}:{index.stop}:{index.step}] of {len(self)} tasks is "
-                    f"{[*chosen][:3]}; a batch has one task or more, in their order",
-                    block="TaskBatch",
-                    field="index",
+                words = (
+                    f"is {index.start}:{index.stop}:{index.step}, of {len(self)} {[*chosen][:3]}"
                 )
-            return TaskBatch(own(self.support), own(self.query), weight(), drawn=drawn())
-        if type(index) is not int:
-            check("TaskBatch", "index", index, int | slice, TaskError)
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"task {index} of a batch of {len(self)}")
-        return Task(own(self.support), own(self.query), weight(), drawn=drawn())
+                takes = "a batch has one task or more, in their order"
+                raise TaskError.about("TaskBatch", "index", f"{words}; {takes}")
+        else:
+            if type(index) is not int:
+                check("TaskBatch", "index", index, int | slice, TaskError)
+            if not -len(self) <= index < len(self):
+                raise IndexError(f"task {index} of a batch of {len(self)}")
+        every = (self.support, self.query, self.weight, self.drawn)
+        *parts, drawn = map_tensors(lambda leaf: leaf[index], every)
+        return (TaskBatch if isinstance(index, slice) else Task)(*parts, drawn=drawn)
 
     def to(self, target: torch.device | str | torch.dtype) -> "TaskBatch":
         """The same tasks on a device, or with floating-point tensors of a dtype."""
@@ -187,11 +168,8 @@ class TaskBatch:
         """Stack tasks of equal size; raises `TaskError` naming the shapes where they differ."""
         check("TaskBatch", "tasks", tasks, Sequence[Task], TaskError)
         if not tasks:
-            raise TaskError(
-                "an empty list of tasks; at least one task is needed",
-                block="TaskBatch",
-                field="tasks",
-            )
+            words = "is an empty list of tasks; at least one task is needed"
+            raise TaskError.about("TaskBatch", "tasks", words)
         trees = [(task.support, task.query, task.drawn) for task in tasks]
         flat = [pytree.tree_flatten(tree) for tree in trees]
         forms = [[_form(leaf) for leaf in leaves] for leaves, _ in flat]
@@ -244,11 +222,7 @@ class TaskList(list[Task]):
         'TaskBatch'
         """
         shapes = {
-            tuple(
-                leaf.shape if isinstance(leaf, Tensor) else None
-                for leaf in pytree.tree_leaves((task.support, task.query))
-            )
-            for task in tasks
+            tuple(leaf.shape for leaf in tensors_of((task.support, task.query))) for task in tasks
         }
         return TaskBatch.stack(tasks) if len(shapes) == 1 else TaskList(tasks)
 
@@ -370,30 +344,17 @@ def _as_dicts(owner: Any) -> None:
     for side in ("support", "query"):
         batch = getattr(owner, side)
         if not isinstance(batch, tuple | list) or len(batch) != 2:
-            kind = type(owner).__name__
-            raise TaskError(
-                f"{kind} {side} is {shown(batch)}; it takes a pair (inputs, target)",
-                block=kind,
-                field=side,
-            )
+            words = f"is {shown(batch)}; it takes a pair (inputs, target)"
+            raise TaskError.about(type(owner).__name__, side, words)
         object.__setattr__(owner, side, tuple(_with_dicts(batch)))
     if owner.drawn is not None and not isinstance(owner.drawn, Drawn):
-        kind = type(owner).__name__
-        raise TaskError(
-            f"{kind} drawn is {shown(owner.drawn)}; it takes none of yours: a learner sets it",
-            block=kind,
-            field="drawn",
-        )
+        words = f"is {shown(owner.drawn)}; it takes none of yours: a learner sets it"
+        raise TaskError.about(type(owner).__name__, "drawn", words)
 
 
 def _with_dicts(tree: Any) -> Any:
-    if isinstance(tree, Tensor):
-        return tree
     if isinstance(tree, Mapping):
-        made = {key: _with_dicts(value) for key, value in tree.items()}
-        same = type(tree) is dict and all(made[key] is tree[key] for key in tree)
-        return tree if same else made
+        return {key: _with_dicts(value) for key, value in tree.items()}
     if type(tree) in (tuple, list):
-        items = [_with_dicts(value) for value in tree]
-        return tree if all(a is b for a, b in zip(items, tree, strict=True)) else type(tree)(items)
+        return type(tree)([_with_dicts(value) for value in tree])
     return tree

@@ -16,7 +16,7 @@ from metablocks.errors import BlockError, LawError, RecipeError
 from metablocks.laws import check, gradients, parametrize_with_laws, rules
 from metablocks.laws.blocks import as_block
 from metablocks.laws.cases import Case
-from metablocks.recipe.slots import ESTIMATOR, EXECUTOR, ORDER, RULE, STEP_LOSS
+from metablocks.recipe.slots import SLOTS
 from metablocks.verify import named_block, verify
 
 EXAMPLES = Path(__file__).parent / "examples"
@@ -228,7 +228,7 @@ MADE_UP = ("sinusoid", "linear", "logistic", "strokes")  # others: tests/tasks, 
     ("protocol", "name"),
     [
         (slot.name, name)
-        for slot in (RULE, ORDER, STEP_LOSS, ESTIMATOR, EXECUTOR)
+        for slot in map(SLOTS.__getitem__, ("rule", "order", "step_loss", "estimator", "executor"))
         for name in slot.blocks
     ]
     + [("norm", "per_step_batch_norm")]

@@ -69,12 +69,10 @@ class Conv4(nn.Module):
         for _ in range(layers):
             height, width = _halve(height, downsample), _halve(width, downsample)
             if height < 1 or width < 1:
-                raise BlockError(
-                    f"Conv4 layers is {layers}, but an image of {input_shape[1]}×{input_shape[2]} can "
-                    f"be halved only {len(blocks)} times by {downsample}",
-                    block="Conv4",
-                    field="layers",
-                )
+                image = f"{input_shape[1]}×{input_shape[2]}"
+                halved = f"can be halved only {len(blocks)} times by {downsample}"
+                words = f"is {layers}, but an image of {image} {halved}"
+                raise BlockError.about("Conv4", "layers", words)
             blocks.append(_block(channels, filters, downsample, norm, activation))
             channels = filters
         self.body = nn.Sequential(*blocks)

@@ -84,22 +84,20 @@ def huggingface_model(
         try:
             return Logits(auto.from_config(stated))
         except Exception as error:  # whatever the model's own constructor may raise
-            message = f"{_BLOCK} config does not make an {kind} ({first_line(error)})"
-            raise BlockError(message, block=_BLOCK, field="config") from error
+            words = f"does not make an {kind} ({first_line(error)})"
+            raise BlockError.about(_BLOCK, "config", words) from error
     try:
         return Logits(_from_folder(transformers, auto, str(folder), outputs, images=images))
     except BlockError:
         raise
     except Exception as error:
-        message = f'{_BLOCK} folder is "{folder}", which cannot be loaded ({first_line(error)})'
-        raise BlockError(message, block=_BLOCK, field="folder") from error
+        words = f'is "{folder}", which cannot be loaded ({first_line(error)})'
+        raise BlockError.about(_BLOCK, "folder", words) from error
 
 
 def _transformers() -> Any:
     with contextlib.suppress(MissingError):
-        torchvision_module(
-            "transforms"
-        )  # transformers imports it, and would fail where it does not fit
+        torchvision_module("transforms")  # transformers imports it, and fails where it does not fit
     try:
         return importlib.import_module("transformers")
     except ImportError as error:
@@ -119,25 +117,17 @@ def _configuration(transformers: Any, config: Mapping[str, Any]) -> Any:
         takes = "it is one of transformers', such as vit or gpt2"
         stated = "no model_type" if model_type is None else f'model_type "{model_type}"'
         near = f"; {takes}" if model_type is None else suggest_then(str(model_type), known, takes)
-        raise BlockError(
-            f"{_BLOCK} config has {stated}{near}",
-            block=_BLOCK,
-            field="config",
-        )
+        raise BlockError.about(_BLOCK, "config", f"has {stated}{near}")
     default = transformers.AutoConfig.for_model(model_type)
     for name in fields:
         if not hasattr(default, name):
-            raise BlockError(
-                f"{_BLOCK} config of {model_type} has no field {name}"
-                f"{suggest(name, default.to_dict())}",
-                block=_BLOCK,
-                field="config",
-            )
+            near = suggest(name, default.to_dict())
+            raise BlockError.about(_BLOCK, "config", f"of {model_type} has no field {name}{near}")
     try:
         return transformers.AutoConfig.for_model(model_type, **fields)
     except Exception as error:  # of the packages by which transformers checks its fields
-        message = f"{_BLOCK} config does not make a {model_type} ({' '.join(str(error).split())})"
-        raise BlockError(message, block=_BLOCK, field="config") from error
+        words = f"does not make a {model_type} ({' '.join(str(error).split())})"
+        raise BlockError.about(_BLOCK, "config", words) from error
 
 
 def _fit(config: Any, outputs: int, *, images: bool) -> None:
@@ -155,22 +145,17 @@ def _from_folder(
 ) -> nn.Module:
     path = Path(os.path.expanduser(folder))
     if not (path / "config.json").is_file():
-        raise BlockError(
-            f'{_BLOCK} folder is "{folder}", which has no config.json; it is a folder on this machine '
-            "that save_pretrained wrote",
-            block=_BLOCK,
-            field="folder",
+        takes = "it is a folder on this machine that save_pretrained wrote"
+        raise BlockError.about(
+            _BLOCK, "folder", f'is "{folder}", which has no config.json; {takes}'
         )
     # False, and not left out: transformers would ask whether to run the folder's code.
     local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     config = transformers.AutoConfig.from_pretrained(path, **local)
     words = getattr(config, "vocab_size", outputs)
     if not images and words != outputs:
-        raise BlockError(
-            f"{_BLOCK} folder has a model of {words} words; the tasks have {outputs}",
-            block=_BLOCK,
-            field="folder",
-        )
+        words = f"has a model of {words} words; the tasks have {outputs}"
+        raise BlockError.about(_BLOCK, "folder", words)
     _fit(config, outputs, images=images)
     if torch.empty(0).is_meta:  # a trial
         trial: nn.Module = auto.from_config(config)
@@ -186,10 +171,7 @@ def _from_folder(
     pairs = [(name, own[name].shape, own[name].shape) for name in report["missing_keys"]]
     for name, stored, here in [*pairs, *report["mismatched_keys"]]:
         if not differ_in_classes(stored, here, outputs):
-            raise BlockError(
-                f'{_BLOCK} folder is "{folder}", whose {name} is missing or of another shape',
-                block=_BLOCK,
-                field="folder",
-            )
+            words = f'is "{folder}", whose {name} is missing or of another shape'
+            raise BlockError.about(_BLOCK, "folder", words)
     loaded: nn.Module = model
     return loaded

@@ -11,7 +11,7 @@ Sha 2021).
 import copy
 from collections import OrderedDict
 from itertools import pairwise
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
 import torch
 from annotated_types import Le
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from metablocks.checks import Count, checked
 from metablocks.errors import BlockError, suggest_then
 from metablocks.models.layers import DEEPEST
-from metablocks.models.surgery import holders, made_like, obstacle, replace_modules
+from metablocks.models.surgery import holders, modules_of, obstacle
 from metablocks.models.tnet import Transformed
 
 Init: TypeAlias = Literal["identity", "random"]
@@ -88,7 +88,7 @@ def append_linear(
     another, with hooks or a T.
     """
     kind = type(model).__name__
-    if any(isinstance(module, DeepLinear) for module in model.modules()):
+    if modules_of(model, DeepLinear):
         raise BlockError(f"append_linear: {kind} has appended layers already; give one depth")
     if features is not None and layer is not None:
         raise BlockError(
@@ -103,13 +103,11 @@ def append_linear(
     name = _last_linear(model) if layer is None else layer
     _check(model, name)
 
-    def convert(module_name: str, module: nn.Module) -> nn.Module | None:
-        if module_name != name or not isinstance(module, nn.Linear):
-            return None
-        size, bias = module.out_features, module.bias is not None
-        return _deep(module, _layers(size, depth, width, init, module.weight, bias=bias))
-
-    return replace_modules(copy.deepcopy(model), convert)
+    copied = copy.deepcopy(model)
+    last: Any = copied.get_submodule(name)
+    bias = last.bias is not None
+    _deep(last, _layers(last.out_features, depth, width, init, last.weight, bias=bias))
+    return copied
 
 
 @checked()
@@ -133,29 +131,27 @@ def collapse_linear(model: nn.Module) -> nn.Module:
 
     Raises `BlockError` for a model without appended layers.
     """
-    if not any(isinstance(module, DeepLinear) for module in model.modules()):
+    copied = copy.deepcopy(model)
+    changed = modules_of(copied, DeepLinear)
+    if not changed:
         raise BlockError(
             f"collapse_linear: {type(model).__name__} has no appended layers; append_linear "
             "appends them"
         )
-
-    def convert(_: str, deep: nn.Module) -> nn.Module | None:
-        if not isinstance(deep, DeepLinear):
-            return None
-        layer: nn.Linear = made_like(nn.Linear, deep)
-        weight: Tensor = deep.weight
-        bias: Tensor | None = deep.bias
-        for factor in deep.appended:
+    for layer in changed:
+        weight: Tensor = layer.weight
+        bias: Tensor | None = layer.bias
+        for factor in layer.appended:
             assert isinstance(factor, nn.Linear)
             weight = factor.weight @ weight
             bias = None if bias is None else factor.weight @ bias + factor.bias
-        layer.weight = nn.Parameter(weight.clone(), deep.weight.requires_grad)
+        layer.weight = nn.Parameter(weight.clone(), layer.weight.requires_grad)
         layer.out_features = len(weight)
         if bias is not None:
-            layer.bias = nn.Parameter(bias.clone(), deep.bias.requires_grad)
-        return layer
-
-    return replace_modules(copy.deepcopy(model), convert)
+            layer.bias = nn.Parameter(bias.clone(), layer.bias.requires_grad)
+        del layer.appended
+        layer.__class__ = nn.Linear  # type: ignore[assignment]
+    return copied
 
 
 def _layers(
@@ -164,11 +160,11 @@ def _layers(
     """`depth` linear layers from `size` to `size`, of the dtype and on the device of `like`."""
     width = size if width is None else width
     if init == "identity" and depth > 1 and width < size:
-        raise BlockError(
-            f"append_linear width is {width}, narrower than the {size} outputs: no such layers are "
-            f'the identity; take {size} or more, or init="random"',
-            block="append_linear",
-            field="width",
+        raise BlockError.about(
+            "append_linear",
+            "width",
+            f"is {width}, narrower than the {size} outputs: no such layers are the identity; take "
+            f'{size} or more, or init="random"',
         )
     sizes = [size, *[width] * (depth - 1), size]
     made = []
@@ -186,10 +182,11 @@ def _layers(
     return made
 
 
-def _deep(layer: nn.Linear, appended: list[nn.Linear]) -> DeepLinear:
-    deep: DeepLinear = made_like(DeepLinear, layer)
-    deep.appended = nn.Sequential(*appended)
-    return deep.train(layer.training)
+def _deep(layer: nn.Linear, appended: list[nn.Linear]) -> nn.Linear:
+    """Append to a layer, which becomes a `DeepLinear`."""
+    layer.appended = nn.Sequential(*appended).train(layer.training)
+    layer.__class__ = DeepLinear
+    return layer
 
 
 def _last_linear(model: nn.Module) -> str:
@@ -219,11 +216,8 @@ def _check(model: nn.Module, name: str) -> None:
     if name not in modules:
         linear = [n for n, module in modules.items() if isinstance(module, nn.Linear)]
         there_are = f"the linear layers are {', '.join(linear) or 'none'}"
-        raise BlockError(
-            f'append_linear: layer is "{name}"{suggest_then(name, linear, there_are)}',
-            block="append_linear",
-            field="layer",
-        )
+        near = suggest_then(name, linear, there_are)
+        raise BlockError.about("append_linear", "layer", f'is "{name}"{near}')
     layer, called = modules[name], name or "the model"
     reason = obstacle(model, name, layer, [nn.Linear])
     if reason:

@@ -19,13 +19,7 @@ from torch import Tensor, nn
 
 from metablocks.checks import Count, checked
 from metablocks.errors import BlockError, concerning
-from metablocks.models.surgery import (
-    LINEAR_LIKE,
-    holders,
-    made_like,
-    obstacle,
-    replace_modules,
-)
+from metablocks.models.surgery import choose_layers, holders, modules_of, obstacle
 from metablocks.selection import select
 
 
@@ -117,35 +111,24 @@ def insert_lora(
     whose weight is read past them (as in `nn.MultiheadAttention`), tied, or with hooks.
     `SelectionError` for a pattern that matches nothing.
     """
-    kind = type(model).__name__
-    if any(isinstance(module, LowRank) for module in model.modules()):
+    if modules_of(model, LowRank):
+        kind = type(model).__name__
         raise BlockError(f"insert_lora: {kind} has low-rank updates already; insert them once")
-    candidates = {
-        f"{name}.weight" if name else "weight": name
-        for name, module in model.named_modules()
-        if isinstance(module, LINEAR_LIKE)
-    }
-    if not candidates:
-        raise BlockError(f"insert_lora: {kind} has no linear or convolutional layer")
-    with concerning("insert_lora", "layers"):
-        chosen = [candidates[weight] for weight in select(layers, candidates)]
+    chosen = choose_layers("insert_lora", model, layers)
     _check(model, chosen, rank)
     frozen: tuple[str, ...] = ()
     if freeze:
         with concerning("insert_lora", "freeze"):
             frozen = select(freeze, dict(model.named_parameters()))
 
-    def convert(name: str, layer: nn.Module) -> nn.Module | None:
-        if name not in chosen:
-            return None
-        new = made_like(_LOW_RANK[type(layer)], layer)
-        new.lora = _factors(layer, rank)
-        return new  # type: ignore[no-any-return]
-
     copied = copy.deepcopy(model)
     for name in frozen:
         copied.get_parameter(name).requires_grad_(False)
-    return replace_modules(copied, convert)
+    for name in chosen:
+        layer: Any = copied.get_submodule(name)
+        layer.lora = _factors(layer, rank)
+        layer.__class__ = _LOW_RANK[type(layer)]
+    return copied
 
 
 @checked()
@@ -167,21 +150,19 @@ def fold_lora(model: nn.Module) -> nn.Module:
 
     Raises `BlockError` for a model without low-rank updates.
     """
-    if not any(isinstance(module, LowRank) for module in model.modules()):
+    copied = copy.deepcopy(model)
+    changed: list[Any] = modules_of(copied, LowRank)
+    if not changed:
         raise BlockError(
             f"fold_lora: {type(model).__name__} has no low-rank update to fold; insert_lora makes them"
         )
     plain = {low_rank: kind for kind, low_rank in _LOW_RANK.items()}
-
-    def convert(_: str, layer: nn.Module) -> nn.Module | None:
-        if not isinstance(layer, LowRank):
-            return None
-        new = made_like(plain[type(layer)], layer)
-        weight = new.weight
-        new.weight = nn.Parameter(weight + layer.lora.weight(), weight.requires_grad)
-        return new  # type: ignore[no-any-return]
-
-    return replace_modules(copy.deepcopy(model), convert)
+    for layer in changed:
+        weight = layer.weight
+        layer.weight = nn.Parameter(weight + layer.lora.weight(), weight.requires_grad)
+        del layer.lora
+        layer.__class__ = plain[type(layer)]
+    return copied
 
 
 def _factors(layer: Any, rank: int) -> Factors:
@@ -225,9 +206,5 @@ def _check(model: nn.Module, chosen: Sequence[str], rank: int) -> None:
             raise BlockError(f"insert_lora: {name or 'the model'} {reason}{leave}")
         most = min(len(layer.weight), layer.weight[0].numel())
         if rank > most:
-            raise BlockError(
-                f"insert_lora rank is {rank}, and {name or 'the model'} has a weight of rank {most} at "
-                f"most{leave}",
-                block="insert_lora",
-                field="rank",
-            )
+            weight = f"{name or 'the model'} has a weight of rank {most} at most"
+            raise BlockError.about("insert_lora", "rank", f"is {rank}, and {weight}{leave}")

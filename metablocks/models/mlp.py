@@ -60,11 +60,8 @@ class MLP(nn.Module):
     ) -> None:
         super().__init__()
         if len(hidden) > DEEPEST:
-            raise BlockError(
-                f"MLP hidden is {len(hidden)} layers; it takes at most {DEEPEST}",
-                block="MLP",
-                field="hidden",
-            )
+            words = f"is {len(hidden)} layers; it takes at most {DEEPEST}"
+            raise BlockError.about("MLP", "hidden", words)
         self.context = nn.Parameter(torch.zeros(context)) if context else None
         widths = [math.prod(input_shape) + context, *hidden]
         self.body = nn.Sequential()

@@ -1,23 +1,28 @@
 """Model surgery: replace modules, and change linear and convolutional layers.
 
-A layer is changed by one of another class with the same settings and the very same parameters, so
-names, ties and numbers stay. A layer that cannot be changed so is refused by name.
+A layer of a copied model is changed where it is: it becomes one of a subclass, with a module more, so
+that settings, names, ties and numbers stay. A layer that cannot be changed so is refused by name.
 """
 
 import dis
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import TypeVar
 
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.lazy import LazyModuleMixin
+
+from metablocks.errors import BlockError, concerning
+from metablocks.selection import select
 
 LINEAR_LIKE = (nn.Linear, nn.Bilinear, _ConvNd)
 """Layers with a weight that multiplies: the ordinary ones, and the unusual that are refused."""
 
 _READ_THE_WEIGHTS = (nn.MultiheadAttention, nn.TransformerEncoderLayer)
 """Modules that hand their layers' weights to a kernel, which would skip what a layer adds."""
+
+_Kind = TypeVar("_Kind", bound=nn.Module)
 
 
 def replace_modules(
@@ -63,34 +68,37 @@ def outer_loop_patterns(
     return ["*", *(f"!{name}" for name in names)]
 
 
-def made_like(kind: type[Any], layer: nn.Module) -> Any:
-    """A layer of class `kind` with the settings of `layer`, and its parameters themselves.
+def modules_of(model: nn.Module, kind: type[_Kind]) -> list[_Kind]:
+    """The modules of a class in a model.
 
-    `layer` is a linear layer or a convolution. No random number is drawn.
-
-    >>> layer = nn.Linear(3, 2)
-    >>> made_like(nn.Linear, layer).weight is layer.weight
-    True
+    >>> modules_of(nn.Sequential(nn.Linear(1, 1), nn.Tanh()), nn.Tanh)
+    [Tanh()]
     """
-    settings: tuple[Any, ...]
-    if isinstance(layer, nn.Linear):
-        settings = (layer.in_features, layer.out_features, layer.bias is not None)
-    else:
-        assert isinstance(layer, _ConvNd)
-        settings = (
-            layer.in_channels,
-            layer.out_channels,
-            layer.kernel_size,
-            layer.stride,
-            layer.padding,
-            layer.dilation,
-            layer.groups,
-            layer.bias is not None,
-            layer.padding_mode,
-        )
-    new = kind(*settings, device="meta")
-    new.weight, new.bias = layer.weight, layer.bias
-    return new.train(layer.training)
+    return [module for module in model.modules() if isinstance(module, kind)]
+
+
+def choose_layers(
+    block: str, model: nn.Module, layers: str | Sequence[str], *, trainable: bool = False
+) -> list[str]:
+    """The names of the linear and convolutional layers that patterns over their weights select.
+
+    With `trainable`, of those whose weight is trainable. Raises `BlockError` if the model has none,
+    and `SelectionError` for a pattern that matches nothing.
+
+    >>> choose_layers("insert_lora", nn.Sequential(nn.Linear(1, 1), nn.Tanh()), "0.*")
+    ['0']
+    """
+    candidates = {
+        f"{name}.weight" if name else "weight": name
+        for name, module in model.named_modules()
+        if isinstance(module, LINEAR_LIKE) and (module.weight.requires_grad or not trainable)
+    }
+    if not candidates:
+        which = " with a trainable weight" if trainable else ""
+        kind = type(model).__name__
+        raise BlockError(f"{block}: {kind} has no linear or convolutional layer{which}")
+    with concerning(block, "layers"):
+        return [candidates[weight] for weight in select(layers, candidates)]
 
 
 def obstacle(

@@ -14,16 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from metablocks.checks import checked
-from metablocks.errors import BlockError, concerning
+from metablocks.errors import BlockError
 from metablocks.models.surgery import (
-    LINEAR_LIKE,
+    choose_layers,
     holders,
-    made_like,
+    modules_of,
     obstacle,
     outer_loop_patterns,
-    replace_modules,
 )
-from metablocks.selection import select
 
 
 class Transformed(nn.Module):
@@ -97,31 +95,18 @@ def insert_tnet(model: nn.Module, *, layers: str | Sequence[str] = "*") -> nn.Mo
     `nn.MultiheadAttention`), with hooks, or tied to what gets no T. `SelectionError` for a pattern
     that matches nothing.
     """
-    kind = type(model).__name__
-    if any(isinstance(module, Transformed) for module in model.modules()):
+    if modules_of(model, Transformed):
+        kind = type(model).__name__
         raise BlockError(f"insert_tnet: {kind} has transforms already; insert them once")
-    candidates = {
-        f"{name}.weight" if name else "weight": name
-        for name, module in model.named_modules()
-        if isinstance(module, LINEAR_LIKE) and module.weight.requires_grad
-    }
-    if not candidates:
-        raise BlockError(
-            f"insert_tnet: {kind} has no linear or convolutional layer with a trainable weight"
-        )
-    with concerning("insert_tnet", "layers"):
-        chosen = [candidates[weight] for weight in select(layers, candidates)]
+    chosen = choose_layers("insert_tnet", model, layers, trainable=True)
     _check(model, chosen)
     transforms: dict[int, nn.Module] = {}
-
-    def convert(name: str, layer: nn.Module) -> nn.Module | None:
-        if name not in chosen:
-            return None
-        new = made_like(_TRANSFORMED[type(layer)], layer)
-        new.transform = transforms.setdefault(id(layer.weight), _identity(layer))
-        return new  # type: ignore[no-any-return]
-
-    return replace_modules(copy.deepcopy(model), convert)
+    copied = copy.deepcopy(model)
+    for name in chosen:
+        layer: Any = copied.get_submodule(name)
+        layer.transform = transforms.setdefault(id(layer.weight), _identity(layer))
+        layer.__class__ = _TRANSFORMED[type(layer)]
+    return copied
 
 
 @checked()
@@ -145,32 +130,31 @@ def fold_tnet(model: nn.Module) -> nn.Module:
 
     Raises `BlockError` for a model without transforms.
     """
-    if not any(isinstance(module, Transformed) for module in model.modules()):
+    copied = copy.deepcopy(model)
+    changed: list[Any] = modules_of(copied, Transformed)
+    if not changed:
         raise BlockError(
             f"fold_tnet: {type(model).__name__} has no transform to fold; insert_tnet makes them"
         )
     plain = {transformed: kind for kind, transformed in _TRANSFORMED.items()}
-    folded: dict[int, nn.Parameter] = {}
+    folded: dict[nn.Parameter, nn.Parameter] = {}
 
     def fold(layer: Any, parameter: nn.Parameter | None) -> nn.Parameter | None:
         if parameter is None:
             return None
-        if id(parameter) not in folded:  # tied parameters stay tied
+        if parameter not in folded:  # tied parameters stay tied
             groups = getattr(layer, "groups", 1)
             rows = parameter.reshape(groups, len(parameter) // groups, -1)
             transform = layer.transform.weight.reshape(groups, rows.shape[1], -1)
             values = (transform @ rows).reshape(parameter.shape)
-            folded[id(parameter)] = nn.Parameter(values, parameter.requires_grad)
-        return folded[id(parameter)]
+            folded[parameter] = nn.Parameter(values, parameter.requires_grad)
+        return folded[parameter]
 
-    def convert(_: str, layer: nn.Module) -> nn.Module | None:
-        if not isinstance(layer, Transformed):
-            return None
-        new = made_like(plain[type(layer)], layer)
-        new.weight, new.bias = fold(layer, new.weight), fold(layer, new.bias)
-        return new  # type: ignore[no-any-return]
-
-    return replace_modules(copy.deepcopy(model), convert)
+    for layer in changed:
+        layer.weight, layer.bias = fold(layer, layer.weight), fold(layer, layer.bias)
+        del layer.transform
+        layer.__class__ = plain[type(layer)]
+    return copied
 
 
 @checked()

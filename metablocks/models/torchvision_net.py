@@ -56,22 +56,15 @@ def torchvision_classifier(
     known = models.list_models(module=models)
     if name not in known:
         takes = "it is one of torchvision.models.list_models(module=torchvision.models)"
-        raise BlockError(
-            f'{_BLOCK} name is "{name}"{suggest_then(name, known, takes)}',
-            block=_BLOCK,
-            field="name",
-        )
+        words = f'is "{name}"{suggest_then(name, known, takes)}'
+        raise BlockError.about(_BLOCK, "name", words)
     try:
         model: nn.Module = models.get_model(
             name, weights=None, num_classes=outputs, **(options or {})
         )
     except Exception as error:  # whatever the model's own constructor may raise
-        raise BlockError(
-            f"{_BLOCK} options are {dict(options or {})}, which {name} does not take "
-            f"({first_line(error)})",
-            block=_BLOCK,
-            field="options",
-        ) from error
+        words = f"are {dict(options or {})}, which {name} does not take ({first_line(error)})"
+        raise BlockError.about(_BLOCK, "options", words) from error
     if weights is not None:
         _load(model, weights, outputs)
     if input_shape[0] == 1:
@@ -102,13 +95,10 @@ def _load(model: nn.Module, path: str, outputs: int) -> None:
         model.load_state_dict(stored, assign=True)
     except Exception as error:
         of_the_file = isinstance(error, pickle.UnpicklingError | EOFError)
-        words = first_line(error) if of_the_file else str(error)
-        raise BlockError(
-            f'{_BLOCK} weights is "{path}", which cannot be loaded ({shorten(words, 200)}); it '
-            "takes the file of a state_dict of this model",
-            block=_BLOCK,
-            field="weights",
-        ) from error
+        why = shorten(first_line(error) if of_the_file else str(error), 200)
+        takes = "it takes the file of a state_dict of this model"
+        words = f'is "{path}", which cannot be loaded ({why}); {takes}'
+        raise BlockError.about(_BLOCK, "weights", words) from error
 
 
 def _take_grey(model: nn.Module) -> None:

@@ -43,12 +43,8 @@ class Transformer(nn.Module):
         super().__init__()
         check_tokens("Transformer", input_shape)
         if width % heads:
-            raise BlockError(
-                f"Transformer width is {width}, which {heads} heads cannot share; it takes a multiple "
-                "of heads",
-                block="Transformer",
-                field="width",
-            )
+            words = f"is {width}, which {heads} heads cannot share; it takes a multiple of heads"
+            raise BlockError.about("Transformer", "width", words)
         self.body = nn.Sequential()
         self.body.add_module("embedding", _Embedding(input_shape[0], outputs, width))
         for index in range(layers):

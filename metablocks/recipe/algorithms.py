@@ -4,6 +4,7 @@ from typing import Any
 
 from metablocks.recipe.load import read_text, recipes_folder, shown
 from metablocks.recipe.parse import parse, plain
+from metablocks.recipe.record import Recipe
 
 ALGORITHMS = {
     "MAML": "maml_strokes",
@@ -29,15 +30,15 @@ ALGORITHMS = {
 """The algorithms that ship, each with the recipe that states it; the first is what others vary."""
 
 CHOICES = {
-    "surgery": ("surgery",),
-    "adapt": ("inner", "adapt"),
-    "start": ("inner", "start"),
-    "batches": ("inner", "batches"),
-    "support loss": ("inner", "support_loss"),
-    "rule": ("inner", "rule"),
-    "order": ("inner", "order"),
-    "step loss": ("outer", "step_loss"),
-    "estimator": ("outer", "estimator"),
+    "surgery": "surgery",
+    "adapt": "inner.adapt",
+    "start": "inner.start",
+    "batches": "inner.batches",
+    "support loss": "inner.support_loss",
+    "rule": "inner.rule",
+    "order": "inner.order",
+    "step loss": "outer.step_loss",
+    "estimator": "outer.estimator",
 }
 """The choices of an algorithm, by the places where a recipe states them."""
 
@@ -54,20 +55,14 @@ def algorithms_text() -> str:
     usual: list[str] = []
     for algorithm, name in ALGORITHMS.items():
         path = recipes_folder() / f"{name}.yaml"
-        recipe = plain(parse(read_text(path), shown(path), []))
-        cells = [_cell(_at(recipe, keys)) for keys in CHOICES.values()]
+        recipe = Recipe(name, plain(parse(read_text(path), shown(path), [])), {})
+        cells = [_cell(recipe.at(choice)) for choice in CHOICES.values()]
         other = [
             "" if same == cell else cell for cell, same in zip(cells, usual or cells, strict=True)
         ]
         rows.append([algorithm, f"`{name}`", *(other if usual else cells)])
         usual = usual or cells
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
-
-
-def _at(recipe: Any, keys: tuple[str, ...]) -> Any:
-    for key in keys:
-        recipe = recipe[key]
-    return recipe
 
 
 def _cell(value: Any) -> str:

@@ -4,8 +4,8 @@
 """
 
 import inspect
+from collections.abc import Mapping
 from contextlib import nullcontext
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,54 +17,45 @@ from metablocks.recipe.layout import slot_of, slot_paths
 from metablocks.recipe.parse import Problem, join
 from metablocks.recipe.record import Recipe
 from metablocks.recipe.schema import within
-from metablocks.recipe.slots import MODEL, SLOTS, SUPPORT_LOSS, SURGERY, TASKS, Slot, find
+from metablocks.recipe.slots import SLOTS, Slot, find
 from metablocks.tasks.base import example_shapes
 
-NEED_THE_LEARNER = ("clip", "optimizer", "schedule")
+_OF_TASKS = ("input_shape", "outputs", "kind")
+"""The attributes of a task source that other blocks are made by."""
 
 
 def assemble(
     recipe: Recipe,
     problems: list[Problem],
+    given: Mapping[str, Any],
+    made: Mapping[str, Any] | None = None,
     *,
-    device: torch.device | None = None,
-    data: str | Path | None = None,
-    task_seed: int | None = None,
+    trial: bool = False,
 ) -> dict[str, Any]:
-    """The blocks up to the learner by their paths, the model as surgery leaves it.
+    """The blocks of the recipe by their paths, the model as surgery leaves it; `made` are there already.
 
-    Without `device` the model is made on the meta device, of no cost; blocks with a problem, and a
-    model from outside, which need not run there, are left out. Appends to `problems` what constructors
-    refuse. Raises `DataError` for a `data` folder without the data.
+    A block is made of what is `given` and of what blocks before it give to it, and left out if a part
+    of its slot's context is missing, or it has a problem. In a `trial` the model is made on the meta
+    device, of no cost; one from outside, which need not run there, is left out. Appends to `problems`
+    what constructors refuse. Raises `DataError` for a folder of data without the data.
     """
-    trial = device is None
     wrong = [problem.path for problem in problems]
-    blocks: dict[str, Any] = {}
+    steps = recipe.at("inner.steps")
+    context = {**given} if steps is None else {"steps": steps, **given}
+    blocks = dict(made or {})
     for path, slot in block_paths(recipe):
-        if slot.name in NEED_THE_LEARNER or any(within(other, path) for other in wrong):
+        ready = path not in blocks and context.keys() >= set(slot.context)
+        if not ready or any(within(other, path) for other in wrong):
             continue
-        key, context = path, dict[str, Any]()
-        if slot is TASKS:
-            seed = (recipe.at("seed") or 0) if task_seed is None else task_seed
-            context = {"seed": seed, "device": device or torch.device("cpu"), "data": data}
-        elif slot is MODEL:
-            source = blocks.get("tasks")
-            if source is None or (trial and ":" in recipe.at(path)["block"]):
-                continue
-            context = {"input_shape": source.input_shape, "outputs": source.outputs}
-        elif slot is SURGERY:
-            key, steps = "model", recipe.at("inner.steps")
-            if key not in blocks or steps is None:
-                continue
-            context = {"model": blocks[key], "steps": steps}
-        elif slot is SUPPORT_LOSS:
-            if "tasks" not in blocks:
-                continue
-            context = {"outputs": blocks["tasks"].outputs, "kind": blocks["tasks"].kind}
+        if trial and slot.name == "model" and ":" in recipe.at(path)["block"]:
+            continue
+        key, name = ("model", "model") if slot.name == "surgery" else (path, slot.name)
         with torch.device("meta") if trial and key == "model" else nullcontext():
-            blocks[key] = construct(recipe, path, slot, context, problems)
+            blocks[key] = context[name] = construct(recipe, path, slot, context, problems)
         if blocks[key] is schema.INVALID:
-            del blocks[key]
+            del blocks[key], context[name]
+        elif slot.name == "tasks":
+            context |= {name: getattr(blocks[key], name) for name in _OF_TASKS}
     return blocks
 
 
@@ -74,8 +65,9 @@ def try_blocks(recipe: Recipe, problems: list[Problem]) -> None:
     The inputs are the tasks'; blocks from outside take and give what they will.
     """
     with torch.random.fork_rng(devices=[]):
-        made = assemble(recipe, problems)
-        paths = [path for path, slot in block_paths(recipe) if slot in (MODEL, SURGERY)]
+        given = {"seed": recipe.at("seed") or 0, "device": torch.device("cpu"), "data": None}
+        made = assemble(recipe, problems, given, trial=True)
+        paths = [path for path, slot in block_paths(recipe) if slot.name in ("model", "surgery")]
         if not {"tasks", "model"} <= set(made) or any(
             within(problem.path, "surgery") for problem in problems
         ):
@@ -91,7 +83,7 @@ def try_blocks(recipe: Recipe, problems: list[Problem]) -> None:
                 shape = tuple(output.shape[1:])
                 wrong = "" if shape == outputs else f"gives outputs of shape {shape}"
         except Exception as error:  # a model of another package may raise what it likes
-            wrong = "" if "meta tensor" in str(error) else f"does not run: {first_line(error)}"
+            wrong = "" if _asks_for_numbers(error) else f"does not run: {first_line(error)}"
     if wrong:
         message = (
             f"the model that {name} leaves {wrong}; the tasks have inputs of shape {inputs} and "
@@ -101,40 +93,38 @@ def try_blocks(recipe: Recipe, problems: list[Problem]) -> None:
 
 
 def construct(
-    recipe: Recipe, path: str, slot: Slot, context: dict[str, Any], problems: list[Problem]
+    recipe: Recipe, path: str, slot: Slot, context: Mapping[str, Any], problems: list[Problem]
 ) -> Any:
     """The block at `path`, or `schema.INVALID` after appending what is wrong.
 
-    `context` is what the builder supplies; the block gets the part that its signature names.
+    Of `context` the block gets what its slot supplies and its signature names.
     Raises `DataError` for a task source without the data in the folder it is given. A model that cannot
     be made on the meta device is `schema.INVALID` there, and nothing is wrong with it.
     """
     entry = recipe.at(path)
     name = entry["block"]
     target = find(slot, name, recipe.allow)
-    arguments = schema.arguments(target, slot.context, entry)
-    for parameter in schema.fields(target, slot.context).values():
-        if mark := slot_of(parameter.annotation):
-            held = _held(recipe, join(path, parameter.name), mark, context, problems)
+    known = schema.fields(target, slot.context)
+    arguments = schema.arguments(known, entry)
+    for field in known.values():
+        if mark := slot_of(field.annotation):
+            held = _held(recipe, join(path, field.name), mark, context, problems)
             if held is schema.INVALID:
                 return held
-            arguments[parameter.name] = held
+            arguments[field.name] = held
     try:
-        block = target(**arguments, **schema.supplied(target, context))
+        supplied = {name: context[name] for name in slot.context if name in context}
+        block = target(**arguments, **schema.supplied(target, supplied))
         fits = fits_slot(block, slot)
     except DataError:
         raise
-    except MetablocksError as error:
-        if _looks_at_numbers(error):
-            return schema.INVALID
-        field = error.field or ""
-        at = join(path, field) if field in arguments else path
-        problems.append(recipe.problem(at, str(error)))
-        return schema.INVALID
     except Exception as error:
-        if _looks_at_numbers(error):
+        if torch.empty(0).is_meta and _asks_for_numbers(error):
             return schema.INVALID
         message = f"{name} could not be made: {type(error).__name__}: {first_line(error)}"
+        if isinstance(error, MetablocksError):
+            message = str(error)
+            path = join(path, error.field) if error.field in arguments else path
         problems.append(recipe.problem(path, message))
         return schema.INVALID
     if not fits:
@@ -150,13 +140,13 @@ def construct(
     return block
 
 
-def _looks_at_numbers(error: Exception) -> bool:
-    """True for the error of a model that asks for a number as it is made on the meta device."""
-    return torch.empty(0).is_meta and "meta tensor" in str(error)
+def _asks_for_numbers(error: Exception) -> bool:
+    """True for the error of a model that asks for a number on the meta device, which has none."""
+    return "meta tensor" in str(error)
 
 
 def _held(
-    recipe: Recipe, path: str, mark: Blocks, context: dict[str, Any], problems: list[Problem]
+    recipe: Recipe, path: str, mark: Blocks, context: Mapping[str, Any], problems: list[Problem]
 ) -> Any:
     """The block or blocks that another one holds at `path`."""
     slot = SLOTS[mark.slot]

@@ -4,6 +4,7 @@ The seed governs the model's initialisation, drawn on the CPU so that every devi
 same numbers; building leaves the global random state as it was.
 """
 
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -28,8 +29,9 @@ from metablocks.errors import (
 )
 from metablocks.executors import Vmap
 from metablocks.learner import MetaLearner
+from metablocks.losses import cross_entropy
 from metablocks.meta_steps import Nonfinite
-from metablocks.recipe.assemble import NEED_THE_LEARNER, assemble, block_paths, construct
+from metablocks.recipe.assemble import assemble, block_paths, construct
 from metablocks.recipe.layout import EvaluationSection
 from metablocks.recipe.outer import Clip
 from metablocks.recipe.parse import Place, Problem, join, raise_problems
@@ -63,15 +65,10 @@ _KINDS = {
 """The paths of errors that name no argument."""
 
 
-def next_token_loss(scores: Tensor, targets: Tensor) -> Tensor:
-    """The mean cross-entropy, in nats, of `scores` `[examples, length, tokens]`."""
-    return F.cross_entropy(scores.transpose(1, 2), targets)
-
-
 LOSSES = {
     "classification": F.cross_entropy,
     "regression": F.mse_loss,
-    "text": next_token_loss,
+    "text": cross_entropy(kind="text"),  # of the next token, in nats
 }
 
 
@@ -132,15 +129,12 @@ def build(
     placed_on = _device(recipe, device, problems)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(recipe.at("seed"))
-        blocks = assemble(recipe, problems, device=placed_on, data=data, task_seed=task_seed)
+        seed = recipe.at("seed") if task_seed is None else task_seed
+        blocks = assemble(recipe, problems, {"seed": seed, "device": placed_on, "data": data})
         raise_problems(problems)
         source = blocks["tasks"]
-        if source.kind not in LOSSES:
-            message = f'tasks of kind "{source.kind}"; it is one of {", ".join(LOSSES)}'
-            raise_problems([recipe.problem("tasks", message)])
-        _check_tasks(recipe, blocks)
+        raise_problems(recipe.problem(*refusal) for refusal in _tasks_refused(recipe, blocks))
         learner = _learner(recipe, blocks, LOSSES[source.kind])
-    _check_rule(recipe, learner)
     mixed = recipe.at("hardware.precision") == "bfloat16"
     dtype: torch.dtype = getattr(torch, "float32" if mixed else recipe.at("hardware.precision"))
     try:
@@ -150,24 +144,22 @@ def build(
         if dtype == torch.float64 and not has_float64(placed_on):
             message = f"{placed_on} has no float64; take precision: float32, or device: cpu"
         raise_problems([recipe.problem("hardware.precision", message)])
-    plan = EvaluationSection(**recipe.at("evaluation"))
-    _check_evaluation(recipe, learner, plan, problems)
-    if mixed:
-        _check_mixed(recipe, learner, problems)
-    clip, optimizer, scheduler = _outer(recipe, learner, problems)
+    problems += [recipe.problem(*refusal) for refusal in _learner_refused(recipe, learner)]
+    context = {"parameters": [*learner.named_parameters()], "epochs": recipe.at("outer.epochs")}
+    blocks = assemble(recipe, problems, context, blocks)
     raise_problems(problems)
     return Experiment(
         recipe=recipe,
         source=source,
         learner=learner,
-        clip=clip,
-        optimizer=optimizer,
-        scheduler=scheduler,
+        clip=blocks.get("outer.clip"),
+        optimizer=blocks["outer.optimizer"],
+        scheduler=blocks["outer.schedule"],
         tasks_per_step=recipe.at("outer.tasks_per_step"),
         steps_per_epoch=recipe.at("outer.steps_per_epoch"),
         epochs=recipe.at("outer.epochs"),
         nonfinite=recipe.at("outer.nonfinite"),
-        evaluation=plan,
+        evaluation=EvaluationSection(**recipe.at("evaluation")),
         device=placed_on,
         dtype=dtype,
         mixed=mixed,
@@ -201,22 +193,9 @@ def _device(
 
 
 def _learner(recipe: Recipe, blocks: dict[str, Any], loss: Any) -> MetaLearner:
+    stated = {name: blocks.get(path, recipe.at(path)) for name, path in _ARGUMENTS.items()}
     try:
-        return MetaLearner(
-            blocks["model"],
-            loss=loss,
-            support_loss=blocks.get("inner.support_loss"),
-            steps=recipe.at("inner.steps"),
-            start=blocks["inner.start"],
-            batches=blocks["inner.batches"],
-            rule=_chained(_rules(blocks)),
-            order=blocks["inner.order"],
-            step_loss=blocks["outer.step_loss"],
-            adapt=recipe.at("inner.adapt"),
-            norm_statistics=recipe.at("inner.norm_statistics"),
-            estimator=blocks["outer.estimator"],
-            executor=blocks["hardware.executor"],
-        )
+        return MetaLearner(**stated | {"loss": loss, "rule": _chained(_rules(blocks))})
     except MetablocksError as error:
         problem = recipe.problem(_refused(recipe, blocks, error), str(error))
         raise RecipeError(str(problem)) from error
@@ -255,90 +234,70 @@ def _refused(recipe: Recipe, blocks: dict[str, Any], error: MetablocksError) -> 
     return join(path, parts[-1]) if parts and parts[-1] in (recipe.at(path) or ()) else path
 
 
-def _check_tasks(recipe: Recipe, blocks: dict[str, Any]) -> None:
-    """Refuse prototypes of no classes; streams without rows, too few rows, and rows without a stream.
+def _tasks_refused(recipe: Recipe, blocks: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Paths of what does not go with the tasks, and why.
 
-    Rows are those of sources that ship.
+    Tasks of an unknown kind, prototypes of no classes, streams without rows, too few rows, and rows
+    without a stream. Rows are those of sources that ship.
     """
-    if isinstance(blocks["inner.start"], Prototypes) and blocks["tasks"].kind == "regression":
+    kind = blocks["tasks"].kind
+    if kind not in LOSSES:
+        yield "tasks", f'tasks of kind "{kind}"; it is one of {", ".join(LOSSES)}'
+    if isinstance(blocks["inner.start"], Prototypes) and kind == "regression":
         message = "prototypes are those of classes, and the tasks are regression; take zero_head"
-        raise_problems([recipe.problem("inner.start", message)])
+        yield "inner.start", message
     fields = list(leaves(recipe.at("tasks"), "tasks"))
     sources = [value for path, value in fields if path.endswith("block")]
     if any(":" in name for name in sources):
         return
     rows = [(n, path) for path, n in fields if path.endswith("chunks") and n is not None]
-    path, message = "inner.batches", ""
-    if isinstance(blocks["inner.batches"], Stream):
-        counted = [recipe.at("inner.steps"), recipe.at("evaluation.inner_steps")]
-        least, path = min(rows, default=(0, path))
-        if not rows:
-            message = (
-                f"stream takes tasks with a batch for each inner step, and those of {sources[0]} have "
-                "one support set; take full_batch or minibatches, text with chunks, or a source of your "
-                "own, package.module:Name"
-            )
-        elif least < max(counted):
-            message = (
-                f"{least}, but each of {max(counted)} inner steps (inner.steps, evaluation.inner_steps) "
-                f"adapts to a chunk of its own; take at least {max(counted)}"
-            )
-    elif rows:
-        number, path = rows[0]
-        message = (
-            f"{number}, but inner.batches is no stream, so that a step would see all chunks at "
-            "once; take inner.batches={block: stream}, or chunks: null"
+    stream = isinstance(blocks["inner.batches"], Stream)
+    most = max(recipe.at("inner.steps"), recipe.at("evaluation.inner_steps"))
+    if stream and not rows:
+        yield (
+            "inner.batches",
+            f"stream takes tasks with a batch for each inner step, and those of {sources[0]} have one "
+            "support set; take full_batch or minibatches, text with chunks, or a source of your own, "
+            "package.module:Name",
         )
-    if message:
-        raise_problems([recipe.problem(path, message)])
+    for number, path in sorted(rows)[:1]:
+        if not stream:
+            yield (
+                path,
+                f"{number}, but inner.batches is no stream, so that a step would see all chunks at once; "
+                "take inner.batches={block: stream}, or chunks: null",
+            )
+        elif number < most:
+            yield (
+                path,
+                f"{number}, but each of {most} inner steps (inner.steps, evaluation.inner_steps) adapts "
+                f"to a chunk of its own; take at least {most}",
+            )
 
 
-def _check_rule(recipe: Recipe, learner: MetaLearner) -> None:
-    """Refuse a rule that learns something, but has no step to learn from."""
+def _learner_refused(recipe: Recipe, learner: MetaLearner) -> Iterator[tuple[str, str]]:
+    """Paths of what does not go with the learner as it is set up, and why."""
     learned = [name for name, p in learner.rule.named_parameters() if p.requires_grad]
     if learned and not learner.steps:
-        message = (
+        yield (
+            "inner.steps",
             f"0, but the rule learns {learned[0]}, which no loss depends on without an inner step; take "
-            "1 or more, or a rule that learns nothing"
+            "1 or more, or a rule that learns nothing",
         )
-        raise_problems([recipe.problem("inner.steps", message)])
-
-
-def _check_evaluation(
-    recipe: Recipe, learner: MetaLearner, plan: EvaluationSection, problems: list[Problem]
-) -> None:
-    if learner.max_steps is not None and plan.inner_steps > learner.max_steps:
-        message = (
-            f"{plan.inner_steps}, but a per-step block of this recipe is made for "
-            f"{learner.max_steps} (inner.steps); take at most {learner.max_steps}, or give the block "
-            "beyond: last, to go on with its last row"
+    most, judged = learner.max_steps, recipe.at("evaluation.inner_steps")
+    if most is not None and judged > most:
+        yield (
+            "evaluation.inner_steps",
+            f"{judged}, but a per-step block of this recipe is made for {most} (inner.steps); take at "
+            f"most {most}, or give the block beyond: last, to go on with its last row",
         )
-        problems.append(recipe.problem("evaluation.inner_steps", message))
-
-
-def _check_mixed(recipe: Recipe, learner: MetaLearner, problems: list[Problem]) -> None:
-    """PyTorch's vmap has no derivative of batch norm under autocast."""
     norms = [
         n for n, m in learner.model.named_modules() if isinstance(m, nn.modules.batchnorm._NormBase)
     ]
-    if norms and isinstance(learner.executor, Vmap):
-        message = (
-            f"vmap does not run batch norm ({norms[0]}) in bfloat16; take the block loop or auto, "
-            "or precision: float32"
+    low = recipe.at("hardware.precision") == "bfloat16"
+    if low and norms and isinstance(learner.executor, Vmap):  # whose derivative PyTorch has not
+        yield (
+            "hardware.executor",
+            f"vmap does not run batch norm ({norms[0]}) in bfloat16; take the block loop or auto, or "
+            "precision: float32",
         )
-        problems.append(recipe.problem("hardware.executor", message))
-
-
-def _outer(
-    recipe: Recipe, learner: MetaLearner, problems: list[Problem]
-) -> tuple[Clip | None, Optimizer, LRScheduler | None]:
-    context: dict[str, Any] = {
-        "parameters": list(learner.named_parameters()),
-        "epochs": recipe.at("outer.epochs"),
-    }
-    made: dict[str, Any] = {"clip": None}
-    for path, slot in block_paths(recipe):
-        if slot.name in NEED_THE_LEARNER:
-            made[slot.name] = construct(recipe, path, slot, context | made, problems)
-            raise_problems(problems)
-    return made["clip"], made["optimizer"], made["schedule"]

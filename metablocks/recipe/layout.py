@@ -1,6 +1,6 @@
 """The structure of a recipe: sections, their fields, and the fields that hold blocks.
 
-The dataclasses are read as signatures, as blocks are: `schema.entry` makes pydantic types of them. A
+The dataclasses are read as signatures, as blocks are: `schema.fields` reads them. A
 section's fields are all required, except for those with a default.
 """
 
@@ -140,6 +140,11 @@ SECTIONS: dict[str, type] = {
     "hardware": HardwareSection,
 }
 """The recipe as a whole, and its sections by name."""
+
+
+def is_section(annotation: Any) -> bool:
+    """True for the type of a section, as the annotation of a field of the recipe."""
+    return annotation in SECTIONS.values()
 
 
 def slot_of(annotation: Any) -> Blocks | None:

@@ -3,16 +3,17 @@
 import inspect
 import re
 import textwrap
-from collections.abc import Callable, Iterable
-from dataclasses import is_dataclass
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from pydantic.json_schema import GenerateJsonSchema
+from pydantic_core.core_schema import DictSchema
 from torch import nn
 
 from metablocks.checks import Blocks
 from metablocks.recipe import schema
 from metablocks.recipe.build import Experiment
-from metablocks.recipe.layout import SECTIONS, RecipeLayout, slot_of
+from metablocks.recipe.layout import SECTIONS, RecipeLayout, is_section, slot_of
 from metablocks.recipe.load import Shipped
 from metablocks.recipe.parse import show
 from metablocks.recipe.slots import SLOTS, Slot
@@ -73,18 +74,12 @@ def json_schema() -> dict[str, Any]:
     >>> recipe["$defs"]["InnerSection"]["properties"]["order"]
     {'$ref': '#/$defs/order', 'description': 'through which steps the meta-gradient looks.'}
     >>> recipe["$defs"]["order"]["anyOf"][3]["properties"]["last"]  # doctest: +ELLIPSIS
-    {'minimum': 0, 'title': 'Last', 'type': 'integer', 'description': 'steps at the end ...'}
+    {'minimum': 0, 'type': 'integer', 'description': 'steps at the end ...'}
     """
-    root = schema.adapter(schema.entry(RecipeLayout, section=True)).json_schema()
-    definitions = root["$defs"]
-    for layout in SECTIONS.values():
-        properties = definitions.get(layout.__name__, root)["properties"]
-        for field in schema.fields(layout).values():
-            if mark := slot_of(field.annotation):
-                properties[field.name] = _slot_schema(mark, field.required)
-        _describe(properties, layout)
+    definitions = {layout.__name__: _object_schema(layout) for layout in SECTIONS.values()}
+    root = definitions.pop(RecipeLayout.__name__)
     for slot in SLOTS.values():
-        entries = [_block_schema(name, slot, definitions) for name in slot.blocks]
+        entries = [_block_schema(name, slot) for name in slot.blocks]
         outside = {
             "properties": {"block": {"type": "string", "pattern": ":"}},
             "required": ["block"],
@@ -93,7 +88,18 @@ def json_schema() -> dict[str, Any]:
             "description": slot.question,
             "anyOf": [{"enum": list(slot.blocks)}, *entries, {"type": "object", **outside}],
         }
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **root}
+    start = {"$schema": "https://json-schema.org/draft/2020-12/schema", "$defs": definitions}
+    return start | root
+
+
+class _Plain(GenerateJsonSchema):
+    """Without `additionalProperties: true`, which says nothing, and which pydantic writes since 2.11."""
+
+    def dict_schema(self, schema: DictSchema) -> dict[str, Any]:
+        written = super().dict_schema(schema)
+        if written.get("additionalProperties") is True:
+            del written["additionalProperties"]
+        return written
 
 
 def _slot_schema(mark: Blocks, required: bool) -> dict[str, Any]:
@@ -103,25 +109,43 @@ def _slot_schema(mark: Blocks, required: bool) -> dict[str, Any]:
     return block if required else {"anyOf": [block, {"type": "null"}]}
 
 
-def _block_schema(name: str, slot: Slot, definitions: dict[str, Any]) -> dict[str, Any]:
-    target, context = slot.blocks[name], slot.context
-    block: dict[str, Any] = schema.adapter(schema.entry(target, context)).json_schema()
-    definitions.update(block.pop("$defs", {}))
-    block["properties"]["block"] = {"const": name}
-    block["description"] = "\n\n".join(_about(target))
-    for field in schema.fields(target, context).values():
-        if mark := slot_of(field.annotation):
-            block["properties"][field.name] = _slot_schema(mark, field.required)
-        elif not field.required and schema.is_plain(field.default):
-            block["properties"][field.name]["default"] = field.default
-    _describe(block["properties"], target)
-    return block
+def _block_schema(name: str, slot: Slot) -> dict[str, Any]:
+    target = slot.blocks[name]
+    block = _object_schema(target, slot.context)
+    block["properties"] = {"block": {"const": name}, **block["properties"]}
+    block["required"] = ["block", *block["required"]]
+    return {"description": "\n\n".join(_about(target)), **block}
 
 
-def _describe(properties: dict[str, Any], target: Callable[..., Any]) -> None:
-    for name, meaning in meanings(target).items():
+def _object_schema(target: Callable[..., Any], context: tuple[str, ...] = ()) -> dict[str, Any]:
+    known, means = schema.fields(target, context), meanings(target)
+    properties = {name: _field_schema(field, known) for name, field in known.items()}
+    for name, meaning in means.items():
         if name in properties:
             properties[name]["description"] = meaning
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": [name for name, field in known.items() if field.required],
+        "additionalProperties": False,
+    }
+
+
+def _field_schema(field: schema.Field, known: Mapping[str, schema.Field]) -> dict[str, Any]:
+    if mark := slot_of(field.annotation):
+        return _slot_schema(mark, field.required)
+    if is_section(field.annotation):
+        return {"$ref": f"#/$defs/{field.annotation.__name__}"}
+    made: dict[str, Any]
+    if schema.is_groups(field):
+        options = {n: _field_schema(other, {}) for n, other in known.items() if other is not field}
+        group = {"type": "object", "properties": options, "additionalProperties": False}
+        made = {"anyOf": [{"type": "object", "additionalProperties": group}, {"type": "null"}]}
+    else:
+        made = schema.adapter(field.annotation).json_schema(schema_generator=_Plain)
+    if not field.required and schema.is_plain(field.default):
+        made["default"] = field.default
+    return made
 
 
 def summary(experiment: Experiment) -> str:
@@ -207,7 +231,7 @@ def _field_lines(target: Callable[..., Any], context: tuple[str, ...] = ()) -> I
     known, means = schema.fields(target, context).values(), meanings(target)
     width = max((len(field.name) for field in known), default=0)
     for field in known:
-        section = is_dataclass(field.annotation)
+        section = is_section(field.annotation)
         takes = "a section" if section else schema.describe(field.annotation)
         default = "required" if field.required else f"default {_shown(field.default)}"
         yield f"      - {field.name:<{width}}  {takes or field.annotation}; {default}"

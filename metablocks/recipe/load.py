@@ -13,7 +13,7 @@ from metablocks.errors import RecipeError, command, suggest
 from metablocks.recipe.assemble import try_blocks
 from metablocks.recipe.notes import recipe_notes
 from metablocks.recipe.overrides import apply_overrides
-from metablocks.recipe.parse import Node, Problem, parse, raise_problems
+from metablocks.recipe.parse import Problem, parse, plain, raise_problems
 from metablocks.recipe.record import Recipe
 from metablocks.recipe.resolve import resolve
 
@@ -137,11 +137,8 @@ def shown(path: Path) -> str:
 
 def _describe(path: Path) -> Shipped:
     try:
-        root = parse(read_text(path), shown(path), [])
+        values = plain(parse(read_text(path), shown(path), []))
     except RecipeError as error:
         return Shipped(path.stem, f"unreadable: {error}", "")
-    texts = {}
-    for key in ("name", "cite"):
-        child = root.value.get(key) if isinstance(root.value, dict) else None
-        texts[key] = str(child.value) if isinstance(child, Node) else ""
-    return Shipped(path.stem, texts["name"], texts["cite"])
+    stated = values if isinstance(values, dict) else {}
+    return Shipped(path.stem, *(str(stated.get(key, "")) for key in ("name", "cite")))

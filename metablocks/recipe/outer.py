@@ -228,7 +228,10 @@ class Clip(Protocol):
 
 
 class _Bound:
-    """A bound, and the parameters whose meta-gradient it is for."""
+    """A bound, and the parameters whose meta-gradient it is for.
+
+    - `only`: patterns over the learner's parameter names (`model.*`, `rule.*`): what is clipped.
+    """
 
     def __init__(
         self,
@@ -248,7 +251,6 @@ class ClipValue(_Bound):
     """Clamp every entry of the meta-gradient: g ← min(max(g, −maximum), maximum).
 
     - `maximum`: the largest entry that is let through.
-    - `only`: patterns over the learner's parameter names (`model.*`, `rule.*`): what is clipped.
 
     Source: the reference code of Antoniou, Edwards, Storkey 2018 (±10, the net only)
     (torch.nn.utils.clip_grad_value_).
@@ -271,7 +273,6 @@ class ClipNorm(_Bound):
     """Scale the meta-gradient down to a norm: g ← g · min(1, maximum / ‖g‖), ‖g‖ over all of it.
 
     - `maximum`: the longest meta-gradient that is let through.
-    - `only`: patterns over the learner's parameter names (`model.*`, `rule.*`): what is clipped.
 
     Source: Pascanu, Mikolov, Bengio 2013 (torch.nn.utils.clip_grad_norm_).
 

@@ -8,7 +8,7 @@ that the new one takes, too, with these values, and clears the others.
 import json
 import re
 from collections.abc import Collection, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from metablocks.errors import RecipeError, one_line
@@ -44,7 +44,7 @@ def apply_overrides(
         source = f"--set {one_line(override)}"
         try:
             path, value = _split(override, source, problems)
-            root = _assign(root, path, value, "", source, notes, allow)
+            root = _Override(source, value, allow, notes).assign(root, path)
         except RecipeError as error:
             message = str(error).removeprefix(f"{source}: ")
             problems.append(Problem(Place(source), "", message))
@@ -76,48 +76,54 @@ def _cut(override: str) -> tuple[str, str, str]:
     return name.strip(), equals, text
 
 
-def _assign(
-    node: Node,
-    path: list[str | int],
-    value: Node,
-    at: str,
-    source: str,
-    notes: list[str],
-    allow: Collection[str],
-) -> Node:
-    if not path:
-        if _slot(at) and _fields(node) and _name(value) != _name(node):
-            _note(source, node, {}, notes)
-        return replace(value, key=node.key and value.place)
-    step, *rest = path
-    if isinstance(step, int):
-        if not isinstance(node.value, list):
-            raise RecipeError(f"{at} is not a list; it has no [{step}]")
-        if step >= len(node.value):
-            count = len(node.value)
-            raise RecipeError(
-                f"{at} has {count} {'entry' if count == 1 else 'entries'}; there is no [{step}]"
-            )
-        items = list(node.value)
-        items[step] = _assign(items[step], rest, value, join(at, step), source, notes, allow)
-        return replace(node, value=items)
-    slot = _slot(at)
-    if isinstance(node.value, str) and slot:  # the shorthand of {block: name}
-        node = replace(node, value={"block": Node(node.value, node.place)})
-    if node.value is None:
-        node = replace(node, value={})
-    if not isinstance(node.value, dict):
-        kind = "a list" if isinstance(node.value, list) else "one value"
-        hint = f"; say which entry: {at}[0].{step}" if kind == "a list" else ""
-        raise RecipeError(f'{at} is {kind}; it has no field "{step}"{hint}')
-    entries = dict(node.value)
-    if step == "block" and not rest and slot and _name(value) != _name(node):
-        entries = _kept(node, slot, plain(value), allow)
-        _note(source, node, entries, notes)
-    place = Place(source)
-    old = entries.get(step, Node(None, place, key=place))
-    entries[step] = _assign(old, rest, value, join(at, step), source, notes, allow)
-    return replace(node, value=entries)
+@dataclass(frozen=True)
+class _Override:
+    source: str
+    value: Node
+    allow: Collection[str]
+    notes: list[str]
+
+    def assign(self, node: Node, path: list[str | int], at: str = "") -> Node:
+        """The node, which stands at `at`, with the value at a path below it."""
+        if not path:
+            if _slot(at) and _fields(node) and _name(self.value) != _name(node):
+                self.note(node, {})
+            return replace(self.value, key=node.key and self.value.place)
+        step, *rest = path
+        if isinstance(step, int):
+            if not isinstance(node.value, list):
+                raise RecipeError(f"{at} is not a list; it has no [{step}]")
+            if step >= len(node.value):
+                count = f"{len(node.value)} {'entry' if len(node.value) == 1 else 'entries'}"
+                raise RecipeError(f"{at} has {count}; there is no [{step}]")
+            items = list(node.value)
+            items[step] = self.assign(items[step], rest, join(at, step))
+            return replace(node, value=items)
+        slot = _slot(at)
+        if isinstance(node.value, str) and slot:  # the shorthand of {block: name}
+            node = replace(node, value={"block": Node(node.value, node.place)})
+        if node.value is None:
+            node = replace(node, value={})
+        if not isinstance(node.value, dict):
+            kind = "a list" if isinstance(node.value, list) else "one value"
+            hint = f"; say which entry: {at}[0].{step}" if kind == "a list" else ""
+            raise RecipeError(f'{at} is {kind}; it has no field "{step}"{hint}')
+        entries = dict(node.value)
+        if step == "block" and not rest and slot and _name(self.value) != _name(node):
+            entries = _kept(node, slot, plain(self.value), self.allow)
+            self.note(node, entries)
+        place = Place(self.source)
+        old = entries.get(step, Node(None, place, key=place))
+        entries[step] = self.assign(old, rest, join(at, step))
+        return replace(node, value=entries)
+
+    def note(self, node: Node, kept: Collection[str]) -> None:
+        """Add a note on the fields that a block loses, if there are any."""
+        cleared = [name for name in _fields(node) if name not in kept]
+        if cleared:
+            owner = f", which belonged to {_name(node)}" if _has_block(node) else ""
+            rest = f"; kept {', '.join(kept)}" if kept else ""
+            self.notes.append(f"{self.source}: cleared {', '.join(cleared)}{owner}{rest}")
 
 
 def _slot(path: str) -> Slot | None:
@@ -150,11 +156,3 @@ def _has_block(node: Node) -> bool:
 
 def _fields(node: Node) -> list[str]:
     return [key for key in node.value if key != "block"] if isinstance(node.value, dict) else []
-
-
-def _note(source: str, node: Node, kept: Collection[str], notes: list[str]) -> None:
-    cleared = [name for name in _fields(node) if name not in kept]
-    if cleared:
-        owner = f", which belonged to {_name(node)}" if _has_block(node) else ""
-        rest = f"; kept {', '.join(kept)}" if kept else ""
-        notes.append(f"{source}: cleared {', '.join(cleared)}{owner}{rest}")

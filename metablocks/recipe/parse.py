@@ -188,12 +188,12 @@ def _compose(stream: Iterator[Any], source: str, problems: list[Problem]) -> Nod
     if not isinstance(start, events.DocumentStartEvent):
         _refuse(Place(source, 1, 1), "empty; a recipe is a mapping (name, seed, tasks, model, …)")
     if start.version or start.tags:
-        _refuse(_place(start, source), "YAML directives are not part of a recipe")
+        _refuse(_at(start.start_mark, source), "YAML directives are not part of a recipe")
     root = _Composer(stream, source, problems).node("", 0)
     next(stream)  # the end of the document
     after = next(stream)
     if isinstance(after, events.DocumentStartEvent):
-        _refuse(_place(after, source), "a second document; a recipe is one document")
+        _refuse(_at(after.start_mark, source), "a second document; a recipe is one document")
     return root
 
 
@@ -221,16 +221,20 @@ class _Composer:
 
     def node(self, path: str, depth: int, event: Any = None) -> Node:
         event = event or next(self.stream)
-        place = _place(event, self.source)
+        place = _at(event.start_mark, self.source)
         if depth > MAX_DEPTH:
             _refuse(place, f"nested more than {MAX_DEPTH} levels deep")
-        self.refuse_references(event, place, path)
+        if isinstance(event, events.AliasEvent):
+            self.problem(place, path, f"an alias (*{event.anchor}); write the value out")
+            return Node(None, place)
+        if event.anchor is not None:
+            self.problem(place, path, f"an anchor (&{event.anchor}); a recipe has no references")
+        if event.tag is not None:
+            self.problem(place, path, f"a tag ({event.tag}); a recipe holds plain values only")
         if isinstance(event, events.SequenceStartEvent):
             return Node(self.sequence(path, depth), place)
         if isinstance(event, events.MappingStartEvent):
             return Node(self.mapping(path, depth), place)
-        if isinstance(event, events.AliasEvent):
-            return Node(None, place)
         return Node(self.scalar(event, place, path), place)
 
     def sequence(self, path: str, depth: int) -> list[Node]:
@@ -263,14 +267,6 @@ class _Composer:
             return ""
         return scalar(value) if event.style is None else value
 
-    def refuse_references(self, event: Any, place: Place, path: str) -> None:
-        if isinstance(event, events.AliasEvent):
-            self.problem(place, path, f"an alias (*{event.anchor}); write the value out")
-        elif event.anchor is not None:
-            self.problem(place, path, f"an anchor (&{event.anchor}); a recipe has no references")
-        if getattr(event, "tag", None) is not None:
-            self.problem(place, path, f"a tag ({event.tag}); a recipe holds plain values only")
-
     def problem(self, place: Place, path: str, message: str) -> None:
         self.problems.append(Problem(place, path, message))
 
@@ -290,10 +286,6 @@ def show(value: Any) -> str:
         shown = value if len(value) <= 60 else value[:57] + "…"
         return json.dumps(shown, ensure_ascii=False)
     return "null" if value is None else str(value).lower()
-
-
-def _place(event: Any, source: str) -> Place:
-    return _at(event.start_mark, source)
 
 
 def _at(mark: Any, source: str) -> Place:

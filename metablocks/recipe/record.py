@@ -60,14 +60,14 @@ class Recipe:
     def place(self, path: str) -> Place:
         """The place of the value at `path`; for part of a value, that of the whole."""
         while path and path not in self.places:
-            path = path[: max(path.rfind("."), path.rfind("["), 0)]
+            path = _above(path)
         return self.places.get(path, Place(self.source))
 
     def written_place(self, path: str) -> Place:
         """The same, but for a default the place of the block whose default it is."""
         place = self.place(path)
         while path and place.source.startswith(DEFAULT):
-            path = path[: max(path.rfind("."), path.rfind("["), 0)]
+            path = _above(path)
             place = self.place(path)
         return place
 
@@ -173,6 +173,10 @@ def changes_text(changes: Differences) -> str:
 def shown_value(value: Any) -> str:
     """A leaf's value in a message."""
     return "absent" if value is None else one_line(str(value))
+
+
+def _above(path: str) -> str:
+    return path[: max(path.rfind("."), path.rfind("["), 0)]
 
 
 def _nodes(value: Any, path: str) -> Iterator[tuple[str, Any]]:

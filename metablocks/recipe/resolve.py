@@ -1,22 +1,22 @@
 """A tree of values to a resolved recipe: every field checked, every default filled in.
 
-The sections of `layout` are checked at once, and every block by its own signature. All problems are
-collected; nothing is constructed here.
+Sections of `layout` and blocks are read alike, each by its own signature. All problems are collected;
+nothing is constructed here.
 """
 
 import inspect
-from collections.abc import Collection
-from dataclasses import is_dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pydantic_core import to_jsonable_python
 
-from metablocks.errors import RecipeError
+from metablocks.errors import RecipeError, suggest_then
 from metablocks.recipe import schema
-from metablocks.recipe.layout import RecipeLayout, slot_of
-from metablocks.recipe.parse import Node, Place, Problem, join, nodes, plain, show
+from metablocks.recipe.layout import RecipeLayout, is_section, slot_of
+from metablocks.recipe.parse import Node, Place, Problem, join, nodes, show
 from metablocks.recipe.schema import INVALID, Field
-from metablocks.recipe.slots import SLOTS, Slot, find
+from metablocks.recipe.slots import MOVED, SLOTS, Slot, find
 
 DEFAULT = "default of"
 
@@ -28,48 +28,65 @@ def resolve(
 
     Fields with problems are left out of the values.
     """
-    schema.check(root, schema.entry(RecipeLayout, section=True), "", problems)
-    reader = _Reader(allow, problems)
-    values = reader.section(root, RecipeLayout, "")
+    reader = _Reader(allow, problems, {path: node.place for path, node in nodes(root)})
+    values = reader.fields(root, schema.fields(RecipeLayout), "", "the recipe")
     return values, reader.origins
 
 
+@dataclass
 class _Reader:
-    def __init__(self, allow: Collection[str], problems: list[Problem]) -> None:
-        self.allow = allow
-        self.problems = problems
-        self.origins: dict[str, Place] = {}
+    allow: Collection[str]
+    problems: list[Problem]
+    origins: dict[str, Place]
 
-    def section(self, node: Node, layout: Any, path: str) -> dict[str, Any]:
-        self.origins[path] = node.place
-        values: dict[str, Any] = {}
-        entries = node.value if isinstance(node.value, dict) else {}
-        wrong = [problem.path for problem in self.problems]
-        for field in schema.fields(layout).values():
-            here = join(path, field.name)
-            child = entries.get(field.name)
-            value: Any = INVALID
-            if child is None:
-                if not field.required:
-                    value = self.default(field, here, "the recipe")
-            elif is_dataclass(field.annotation):
-                value = self.section(child, field.annotation, here)
-            elif (mark := slot_of(field.annotation)) and (
-                child.value is not None or field.default is not None
-            ):
-                value = self.slot(child, mark, here)
-            elif not any(schema.within(other, here) for other in wrong):
-                self.origins |= {path: node.place for path, node in nodes(child, here)}
-                value = plain(child)
+    def fields(
+        self, node: Node, known: Mapping[str, Field], path: str, owner: str = ""
+    ) -> dict[str, Any]:
+        """The values of a block, section or group, without those that have a problem.
+
+        `owner` is whose defaults stand for fields that are left out; without it, nothing does.
+        """
+        names, values = ", ".join(known), dict[str, Any]()
+        if not isinstance(node.value, dict):
+            self.refuse(node.place, path, f"takes a mapping of {names}, given {show(node)}")
+            return values
+        for name in node.value.keys() - known.keys():
+            words = f"it takes: {names}" if names else "it takes no fields"
+            message = f"unknown field{suggest_then(name, known, words)}"
+            if moved := MOVED.get((owner, name)):
+                message = f"is now {moved}"
+            self.refuse(node.value[name].at, join(path, name), message)
+        for name, field in known.items():
+            here, value = join(path, name), INVALID
+            if name in node.value:
+                value = self.value(node.value[name], field, known, here)
+            elif owner and field.required:
+                takes = schema.describe(field.annotation)
+                self.refuse(node.at, here, f"missing; it takes {takes}" if takes else "missing")
+            elif owner and schema.is_plain(field.default):
+                self.origins[here] = Place(f"{DEFAULT} {owner}")
+                value = to_jsonable_python(field.default)
             if value is not INVALID:
-                values[field.name] = value
+                values[name] = value
         return values
+
+    def value(self, node: Node, field: Field, known: Mapping[str, Field], path: str) -> Any:
+        mark = slot_of(field.annotation)
+        if is_section(field.annotation):
+            return self.fields(node, schema.fields(field.annotation), path, "the recipe")
+        if mark and (node.value is not None or field.default is not None):
+            return self.slot(node, mark, path)
+        if isinstance(node.value, dict) and schema.is_groups(field):
+            options = {name: other for name, other in known.items() if other is not field}
+            groups = node.value.items()
+            return {pattern: self.fields(n, options, join(path, pattern)) for pattern, n in groups}
+        checked = schema.check(node, field.annotation, path, self.problems)
+        return INVALID if checked is INVALID else to_jsonable_python(checked)
 
     def slot(self, node: Node, mark: Any, path: str) -> Any:
         slot = SLOTS[mark.slot]
         if mark.at_least is None:
             return self.block(node, slot, path)
-        self.origins[path] = node.place
         if not isinstance(node.value, list) or len(node.value) < mark.at_least:
             given = "an empty list" if node.value == [] else show(node)
             example = f"[{{block: {next(iter(slot.blocks))}, …}}]"
@@ -79,7 +96,6 @@ class _Reader:
         return INVALID if INVALID in items else items
 
     def block(self, node: Node, slot: Slot, path: str) -> Any:
-        self.origins[path] = node.place
         names = ", ".join(slot.blocks)
         if isinstance(node.value, str):
             node = Node({"block": Node(node.value, node.place, node.place)}, node.place, node.key)
@@ -94,42 +110,25 @@ class _Reader:
             return INVALID
         try:
             target = find(slot, name, self.allow)
-            if len(node.value) == 1 and (message := _not_called(target, slot, name)):
+            known, before = schema.fields(target, slot.context), len(self.problems)
+            if len(node.value) == 1 and (message := _not_called(target, slot, name, known)):
                 return self.refuse(node.value["block"].place, name_path, message)
-            checked = schema.check(node, schema.entry(target, slot.context), path, self.problems)
+            others = {key: child for key, child in node.value.items() if key != "block"}
+            values = self.fields(
+                replace(node, value=others), known, path, getattr(target, "__name__", name)
+            )
         except RecipeError as error:
             return self.refuse(node.value["block"].place, name_path, str(error))
-        if checked is INVALID:
-            return INVALID
-        values: dict[str, Any] = {"block": name}
-        owner = getattr(target, "__name__", name)
-        self.origins |= {path: node.place for path, node in nodes(node, path)}
-        for field in schema.fields(target, slot.context).values():
-            if (mark := slot_of(field.annotation)) and field.name in checked:
-                held = self.slot(node.value[field.name], mark, join(path, field.name))
-                if held is INVALID:
-                    return INVALID
-                values[field.name] = held
-            elif field.name in checked:
-                values[field.name] = to_jsonable_python(checked[field.name])
-            elif schema.is_plain(field.default):
-                values[field.name] = self.default(field, join(path, field.name), owner)
-        return values
-
-    def default(self, field: Field, path: str, owner: str) -> Any:
-        self.origins[path] = Place(f"{DEFAULT} {owner}")
-        return to_jsonable_python(field.default)
+        return INVALID if len(self.problems) > before else {"block": name, **values}
 
     def refuse(self, place: Place, path: str, message: str) -> Any:
         self.problems.append(Problem(place, path, message))
         return INVALID
 
 
-def _not_called(target: Any, slot: Slot, name: str) -> str:
+def _not_called(target: Any, slot: Slot, name: str, known: Mapping[str, Field]) -> str:
     """A message on a function that a recipe, which gives it nothing, cannot call; else empty."""
-    missing = [
-        field.name for field in schema.fields(target, slot.context).values() if field.required
-    ]
+    missing = [field.name for field in known.values() if field.required]
     if not missing or not inspect.isfunction(target) or ":" not in name:
         return ""
     short = name.rpartition(":")[2]

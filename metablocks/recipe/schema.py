@@ -1,8 +1,8 @@
-"""Signatures to pydantic types: the keyword parameters of a block are the fields of its recipe entry.
+"""Signatures as a schema: the keyword parameters of a block are the fields of its recipe entry.
 
-`entry(target)` makes the type of a recipe entry from a class or function; `check(node, annotation, …)`
-validates a YAML value, and turns what pydantic finds wrong into `Problem`s with their places. Ranges
-stand in the annotation (`Annotated[int, Ge(1)]`) or in the constructor, which is tried later.
+`fields(target)` reads a class or function; `check(node, annotation, …)` validates the value of a field
+by pydantic, and turns what that finds wrong into `Problem`s with their places. Ranges stand in the
+annotation (`Annotated[int, Ge(1)]`) or in the constructor, which is tried later.
 """
 
 import dataclasses
@@ -10,25 +10,24 @@ import inspect
 import json
 import math
 import types
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from functools import lru_cache, wraps
-from typing import Annotated, Any, Literal, NotRequired, Union, get_args, get_origin, get_type_hints
+from functools import lru_cache
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError, with_config
+from pydantic import ConfigDict, PydanticUserError, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
-from typing_extensions import TypedDict, is_typeddict
 
 from metablocks.checks import IN_CODE, LISTS, MAPPINGS, takes
-from metablocks.errors import RecipeError, suggest, suggest_then
-from metablocks.recipe.layout import slot_of
+from metablocks.errors import RecipeError, suggest
+from metablocks.recipe.layout import is_section, slot_of
 from metablocks.recipe.outer import GroupOptions
 from metablocks.recipe.parse import Node, Problem, join, plain, show
-from metablocks.recipe.slots import MOVED, SLOTS
+from metablocks.recipe.slots import SLOTS
 
 REQUIRED: Any = inspect.Parameter.empty
 INVALID: Any = object()
-STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, arbitrary_types_allowed=True)
+STRICT = ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
 _PLAIN = (int, float, str, object, tuple, Annotated, types.UnionType, *LISTS)
 
 
@@ -70,50 +69,22 @@ def fields(target: Callable[..., Any], context: Collection[str] = ()) -> dict[st
     }
 
 
-def _cached(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function with a memory of its results; what cannot be hashed is computed each time."""
-    remembered = lru_cache(maxsize=1024)(function)
-
-    @wraps(function)
-    def call(*args: Any, **options: Any) -> Any:
-        try:
-            hash(args)
-        except TypeError:
-            return function(*args, **options)
-        return remembered(*args, **options)
-
-    return call
+def arguments(known: Mapping[str, Field], values: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a block as its signature asks for them, from the resolved values of its entry."""
+    made: dict[str, Any] = {}
+    for name, field in known.items():
+        value = values.get(name)
+        if value is not None and is_groups(field):
+            made[name] = {pattern: arguments(known, options) for pattern, options in value.items()}
+        elif name in values:
+            made[name] = adapter(field.annotation).validate_json(json.dumps(value))
+    return made
 
 
-@_cached
-def entry(
-    target: Callable[..., Any], context: tuple[str, ...] = (), *, section: bool = False
-) -> Any:
-    """The type of a block's entry in a recipe: a `TypedDict` of its name, under `block`, and its fields.
-
-    With `section`, the type of a section of the recipe, whose fields may be sections.
-
-    >>> def warmup(optimizer, *, epochs: int, start: float = 0.0): ...
-    >>> describe(entry(warmup, ("optimizer",)))
-    'a mapping of block, epochs, start'
-    """
-    known = fields(target, context).values()
-    name = getattr(target, "__name__", "Block")
-    options = {f.name: NotRequired[_strict(f.annotation)] for f in known if f.name != "groups"}
-    group = with_config(STRICT)(TypedDict(f"{name}_group", options))  # type: ignore[operator]
-    members: dict[str, Any] = {} if section else {"block": str}
-    for field in known:
-        kind = _strict(field.annotation, group)
-        if section and dataclasses.is_dataclass(kind):
-            kind = entry(kind, section=True)
-        members[field.name] = kind if field.required else NotRequired[kind]
-    return with_config(STRICT)(TypedDict(name, members))  # type: ignore[operator]
-
-
-def arguments(target: Callable[..., Any], context: tuple[str, ...], values: Any) -> dict[str, Any]:
-    """The arguments of a block, as its signature asks for them, from the resolved values of its entry."""
-    checked: dict[str, Any] = adapter(entry(target, context)).validate_json(json.dumps(values))
-    return {name: value for name, value in checked.items() if name != "block"}
+def is_groups(field: Field) -> bool:
+    """True for the groups of an optimiser, whose options are its other fields."""
+    members = (field.annotation, *get_args(field.annotation))
+    return any(isinstance(mark, GroupOptions) for part in members for mark in get_args(part))
 
 
 def supplied(target: Callable[..., Any], context: dict[str, Any]) -> dict[str, Any]:
@@ -179,8 +150,8 @@ def _in_yaml(annotation: Any) -> list[str] | None:
         return ["true", "false"]
     if annotation is types.NoneType:
         return ["null"]
-    if is_typeddict(annotation):
-        return [f"a mapping of {', '.join(_members(annotation))}"]
+    if is_section(annotation):
+        return [f"a mapping of {', '.join(fields(annotation))}"]
     if mark := slot_of(annotation):
         kind = "a list of blocks" if mark.at_least is not None else "a block"
         return [f"{kind}: {', '.join(SLOTS[mark.slot].blocks)}"]
@@ -199,26 +170,28 @@ def within(path: str, outer: str) -> bool:
     return path.startswith(outer) and path[len(outer) :][:1] in ("", ".", "[")
 
 
-@_cached
 def adapter(annotation: Any) -> TypeAdapter[Any]:
     """Pydantic's reader of a type. Raises `RecipeError` for a type of which there is none."""
     try:
-        if is_typeddict(annotation):
-            return TypeAdapter(annotation)
-        return TypeAdapter(_strict(annotation), config=STRICT)
+        return _adapter(annotation)
+    except TypeError:  # marks of an annotation may have no hash
+        return _adapter.__wrapped__(annotation)
     except PydanticUserError as error:
         raise RecipeError(f"its signature cannot be read ({error.message})") from None
 
 
-def _strict(annotation: Any, group: Any = None) -> Any:
-    """An annotation as pydantic is to read it: lists for what may be iterated, groups spelled out."""
+@lru_cache(maxsize=1024)
+def _adapter(annotation: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(_strict(annotation), config=STRICT)
+
+
+def _strict(annotation: Any) -> Any:
+    """An annotation as pydantic is to read it: lists for what may be iterated."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if slot_of(annotation):
         return Any  # read block by block, by `resolve`
-    if origin is Annotated and group and any(isinstance(m, GroupOptions) for m in arguments):
-        return dict[str, group]
     if origin in (Union, types.UnionType):
-        return Union[tuple(_strict(member, group) for member in arguments)]  # noqa: UP007
+        return Union[tuple(_strict(member) for member in arguments)]  # noqa: UP007
     if origin in LISTS or annotation in LISTS:
         return list[_strict(arguments[0])] if arguments else list[Any]  # type: ignore[misc]
     return annotation
@@ -234,25 +207,9 @@ def _default(target: Any, parameter: inspect.Parameter) -> Any:
 
 def _problem(item: ErrorDetails, node: Node, annotation: Any, path: str) -> Problem:
     """An error of pydantic's, placed. A location also names members of unions, which are not keys."""
-    kind, location = item["type"], item["loc"]
-    for key in location:
-        names = [name for name in _members(annotation) if name != "block"]
-        last = key == location[-1]
-        if kind == "missing" and last and isinstance(node.value, dict):
-            words = describe(_below(annotation, key))
-            message = f"missing; it takes {words}" if words else "missing"
-            return Problem(node.at, join(path, key), message)
-        if not _holds(node, key):
-            continue
-        above = plain(node)
-        node, annotation = node.value[key], _below(annotation, key)
-        path = join(path, key)
-        if kind == "extra_forbidden" and last:
-            words = f"it takes: {', '.join(names)}" if names else "it takes no fields"
-            message = f"unknown field{suggest_then(str(key), names, words)}"
-            if moved := MOVED.get((str(above.get("block")), str(key))):
-                message = f"is now {moved}"
-            return Problem(node.at, path, message)
+    for key in item["loc"]:
+        if _holds(node, key):
+            node, annotation, path = node.value[key], _below(annotation, key), join(path, key)
     words = describe(annotation)
     if words is None:
         name = getattr(annotation, "__name__", str(annotation))
@@ -267,19 +224,9 @@ def _holds(node: Node, key: Any) -> bool:
     return isinstance(node.value, list) and isinstance(key, int) and key < len(node.value)
 
 
-def _members(annotation: Any) -> dict[str, Any]:
-    """The fields of a `TypedDict` with their annotations; of any other type none."""
-    if not is_typeddict(annotation):
-        return {}
-    hints = get_type_hints(annotation, include_extras=True)
-    return {n: get_args(h)[0] if get_origin(h) is NotRequired else h for n, h in hints.items()}
-
-
 def _below(annotation: Any, key: Any) -> Any:
     """The annotation of an entry of what `annotation` describes."""
     origin, arguments = get_origin(annotation), get_args(annotation)
-    if is_typeddict(annotation):
-        return _members(annotation).get(key, Any)
     if origin is Annotated:
         return _below(arguments[0], key)
     if origin in (Union, types.UnionType):

@@ -15,56 +15,11 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from metablocks.batches import Batches, FullBatch, Minibatches, Stream
+from metablocks import batches, estimators, executors, models, order, start, step_loss, tasks
 from metablocks.errors import RecipeError, suggest, suggest_then
-from metablocks.estimators import Adjoint, Estimator, Implicit, Reptile, Unrolled
-from metablocks.executors import Executor, Loop, Vmap
 from metablocks.losses import LOSSES
-from metablocks.models import (
-    GRU,
-    MLP,
-    Conv4,
-    Transformer,
-    append_linear,
-    huggingface_model,
-    insert_lora,
-    insert_tnet,
-    per_step_batch_norm,
-    torchvision_classifier,
-)
-from metablocks.order import AnnealedOrder, FirstOrder, Order, SecondOrder, TruncatedOrder
-from metablocks.recipe.outer import (
-    Clip,
-    ClipNorm,
-    ClipValue,
-    adam,
-    adamw,
-    constant,
-    cosine,
-    linear,
-    sgd,
-)
+from metablocks.recipe import outer
 from metablocks.rules import RULES, UpdateRule
-from metablocks.start import AsLearned, Fixed, Prototypes, Start, ZeroHead, Zeros
-from metablocks.step_loss import AnnealedStepLoss, FinalStepLoss, StepLoss, UniformStepLoss
-from metablocks.tasks import (
-    CUB,
-    BySplit,
-    CifarFS,
-    Classes,
-    Episodes,
-    Folders,
-    Linear,
-    Logistic,
-    MiniImagenet,
-    Mix,
-    Omniglot,
-    Sinusoid,
-    Strokes,
-    Text,
-    TieredImagenet,
-)
-from metablocks.tasks.base import TaskSource
 from metablocks.tasks.episodes import MapDataset
 from metablocks.tasks.torchvision_sets import DATASETS
 from metablocks.tasks.transforms import TRANSFORMS
@@ -85,171 +40,167 @@ class Slot:
     context: tuple[str, ...] = ()
 
 
-TASKS = Slot(
-    "tasks",
-    "what is learned from",
-    {
-        "sinusoid": Sinusoid,
-        "linear": Linear,
-        "logistic": Logistic,
-        "strokes": Strokes,
-        "text": Text,
-        "omniglot": Omniglot,
-        "mini_imagenet": MiniImagenet,
-        "tiered_imagenet": TieredImagenet,
-        "cifar_fs": CifarFS,
-        "cub": CUB,
-        "folders": Folders,
-        "classes": Classes,
-        "episodes": Episodes,
-        "mix": Mix,
-        "by_split": BySplit,
-    },
-    TaskSource,
-    ("seed", "device", "data"),
-)
-MODEL = Slot(
-    "model",
-    "what is learned",
-    {
-        "conv4": Conv4,
-        "mlp": MLP,
-        "torchvision": torchvision_classifier,
-        "huggingface": huggingface_model,
-        "transformer": Transformer,
-        "gru": GRU,
-    },
-    nn.Module,
-    ("input_shape", "outputs"),
-)
-SURGERY = Slot(
-    "surgery",
-    "how the model is changed before it is learned, one block after another",
-    {
-        "per_step_batch_norm": per_step_batch_norm,
-        "insert_tnet": insert_tnet,
-        "append_linear": append_linear,
-        "insert_lora": insert_lora,
-    },
-    nn.Module,
-    ("model", "steps"),
-)
-BATCHES = Slot(
-    "batches",
-    "which examples each inner step sees",
-    {"full_batch": FullBatch, "minibatches": Minibatches, "stream": Stream},
-    Batches,
-)
-START = Slot(
-    "start",
-    "which fast weights a task begins with",
-    {
-        "as_learned": AsLearned,
-        "fixed": Fixed,
-        "zeros": Zeros,
-        "zero_head": ZeroHead,
-        "prototypes": Prototypes,
-    },
-    Start,
-)
-RULE = Slot("rule", "how a gradient becomes an update", RULES, UpdateRule)
-SUPPORT_LOSS = Slot(
-    "support_loss",
-    "what the inner steps descend, in place of the tasks' own loss",
-    LOSSES,
-    Callable,
-    ("outputs", "kind"),
-)
-ORDER = Slot(
-    "order",
-    "through which steps the meta-gradient looks",
-    {
-        "second_order": SecondOrder,
-        "first_order": FirstOrder,
-        "truncated": TruncatedOrder,
-        "annealed": AnnealedOrder,
-    },
-    Order,
-)
-STEP_LOSS = Slot(
-    "step_loss",
-    "which steps' query losses count",
-    {"final": FinalStepLoss, "uniform": UniformStepLoss, "annealed": AnnealedStepLoss},
-    StepLoss,
-)
-ESTIMATOR = Slot(
-    "estimator",
-    "how the meta-gradient is computed",
-    {"unrolled": Unrolled, "adjoint": Adjoint, "reptile": Reptile, "implicit": Implicit},
-    Estimator,
-)
-CLIP = Slot(
-    "clip",
-    "how far the meta-gradient may go, before the optimiser takes it",
-    {"value": ClipValue, "norm": ClipNorm},
-    Clip,
-    ("parameters",),
-)
-OPTIMIZER = Slot(
-    "optimizer",
-    "how the meta-parameters move",
-    {"adam": adam, "adamw": adamw, "sgd": sgd},
-    Optimizer,
-    ("parameters",),
-)
-SCHEDULE = Slot(
-    "schedule",
-    "how the meta rate changes with the epoch",
-    {"constant": constant, "cosine": cosine, "linear": linear},
-    LRScheduler | None,
-    ("optimizer", "epochs"),
-)
-EXECUTOR = Slot(
-    "executor",
-    "how tasks are spread over the hardware",
-    {"loop": Loop, "vmap": Vmap, "auto": AutoExecutor},
-    Executor,
-)
-
-TRANSFORM = Slot(
-    "transform",
-    "how inputs of support or query are changed when they are drawn",
-    TRANSFORMS,
-    Callable,
-)
-DATASET = Slot(
-    "dataset",
-    "where the source episodes has its inputs and labels from",
-    DATASETS,
-    MapDataset,
-)
-
-MOVED: dict[tuple[str, str], str] = {
-    ("reptile", "batch"): "inner.batches: {block: minibatches, size: …}",
-}
-"""Fields that blocks had, by short name and field, and what says it now."""
-
 SLOTS: dict[str, Slot] = {
     slot.name: slot
     for slot in (
-        TASKS,
-        MODEL,
-        SURGERY,
-        BATCHES,
-        START,
-        RULE,
-        SUPPORT_LOSS,
-        ORDER,
-        STEP_LOSS,
-        ESTIMATOR,
-        CLIP,
-        OPTIMIZER,
-        SCHEDULE,
-        EXECUTOR,
-        TRANSFORM,
-        DATASET,
+        Slot(
+            "tasks",
+            "what is learned from",
+            {
+                "sinusoid": tasks.Sinusoid,
+                "linear": tasks.Linear,
+                "logistic": tasks.Logistic,
+                "strokes": tasks.Strokes,
+                "text": tasks.Text,
+                "omniglot": tasks.Omniglot,
+                "mini_imagenet": tasks.MiniImagenet,
+                "tiered_imagenet": tasks.TieredImagenet,
+                "cifar_fs": tasks.CifarFS,
+                "cub": tasks.CUB,
+                "folders": tasks.Folders,
+                "classes": tasks.Classes,
+                "episodes": tasks.Episodes,
+                "mix": tasks.Mix,
+                "by_split": tasks.BySplit,
+            },
+            tasks.TaskSource,
+            ("seed", "device", "data"),
+        ),
+        Slot(
+            "model",
+            "what is learned",
+            {
+                "conv4": models.Conv4,
+                "mlp": models.MLP,
+                "torchvision": models.torchvision_classifier,
+                "huggingface": models.huggingface_model,
+                "transformer": models.Transformer,
+                "gru": models.GRU,
+            },
+            nn.Module,
+            ("input_shape", "outputs"),
+        ),
+        Slot(
+            "surgery",
+            "how the model is changed before it is learned, one block after another",
+            {
+                "per_step_batch_norm": models.per_step_batch_norm,
+                "insert_tnet": models.insert_tnet,
+                "append_linear": models.append_linear,
+                "insert_lora": models.insert_lora,
+            },
+            nn.Module,
+            ("model", "steps"),
+        ),
+        Slot(
+            "batches",
+            "which examples each inner step sees",
+            {
+                "full_batch": batches.FullBatch,
+                "minibatches": batches.Minibatches,
+                "stream": batches.Stream,
+            },
+            batches.Batches,
+        ),
+        Slot(
+            "start",
+            "which fast weights a task begins with",
+            {
+                "as_learned": start.AsLearned,
+                "fixed": start.Fixed,
+                "zeros": start.Zeros,
+                "zero_head": start.ZeroHead,
+                "prototypes": start.Prototypes,
+            },
+            start.Start,
+        ),
+        Slot("rule", "how a gradient becomes an update", RULES, UpdateRule),
+        Slot(
+            "support_loss",
+            "what the inner steps descend, in place of the tasks' own loss",
+            LOSSES,
+            Callable,
+            ("outputs", "kind"),
+        ),
+        Slot(
+            "order",
+            "through which steps the meta-gradient looks",
+            {
+                "second_order": order.SecondOrder,
+                "first_order": order.FirstOrder,
+                "truncated": order.TruncatedOrder,
+                "annealed": order.AnnealedOrder,
+            },
+            order.Order,
+        ),
+        Slot(
+            "step_loss",
+            "which steps' query losses count",
+            {
+                "final": step_loss.FinalStepLoss,
+                "uniform": step_loss.UniformStepLoss,
+                "annealed": step_loss.AnnealedStepLoss,
+            },
+            step_loss.StepLoss,
+        ),
+        Slot(
+            "estimator",
+            "how the meta-gradient is computed",
+            {
+                "unrolled": estimators.Unrolled,
+                "adjoint": estimators.Adjoint,
+                "reptile": estimators.Reptile,
+                "implicit": estimators.Implicit,
+            },
+            estimators.Estimator,
+        ),
+        Slot(
+            "clip",
+            "how far the meta-gradient may go, before the optimiser takes it",
+            {"value": outer.ClipValue, "norm": outer.ClipNorm},
+            outer.Clip,
+            ("parameters",),
+        ),
+        Slot(
+            "optimizer",
+            "how the meta-parameters move",
+            {"adam": outer.adam, "adamw": outer.adamw, "sgd": outer.sgd},
+            Optimizer,
+            ("parameters",),
+        ),
+        Slot(
+            "schedule",
+            "how the meta rate changes with the epoch",
+            {"constant": outer.constant, "cosine": outer.cosine, "linear": outer.linear},
+            LRScheduler | None,
+            ("optimizer", "epochs"),
+        ),
+        Slot(
+            "executor",
+            "how tasks are spread over the hardware",
+            {"loop": executors.Loop, "vmap": executors.Vmap, "auto": AutoExecutor},
+            executors.Executor,
+        ),
+        Slot(
+            "transform",
+            "how inputs of support or query are changed when they are drawn",
+            TRANSFORMS,
+            Callable,
+        ),
+        Slot(
+            "dataset",
+            "where the source episodes has its inputs and labels from",
+            DATASETS,
+            MapDataset,
+        ),
     )
 }
+"""The slots by name, in the order of a recipe."""
+
+MOVED: dict[tuple[str, str], str] = {
+    ("Reptile", "batch"): "inner.batches: {block: minibatches, size: …}",
+}
+"""Fields that blocks had, by the block's own name and the field, and what says it now."""
 
 
 def find(slot: Slot, name: str, allow: Collection[str] = ()) -> Callable[..., Any]:
@@ -261,7 +212,7 @@ def find(slot: Slot, name: str, allow: Collection[str] = ()) -> Callable[..., An
     Law: a class or function from outside was written in a package of `allow`. A module also reaches
     what it imports (`my_pkg:os.system`), which who allows that package has not allowed.
 
-    >>> find(ORDER, "truncated").__name__
+    >>> find(SLOTS["order"], "truncated").__name__
     'TruncatedOrder'
     """
     if ":" in name:

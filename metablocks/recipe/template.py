@@ -2,12 +2,11 @@
 
 import textwrap
 from collections.abc import Iterator
-from dataclasses import is_dataclass
 from typing import Any
 
 from metablocks.errors import command
 from metablocks.recipe import schema
-from metablocks.recipe.layout import SECTIONS, slot_of
+from metablocks.recipe.layout import SECTIONS, is_section, slot_of
 from metablocks.recipe.listing import meanings
 from metablocks.recipe.load import load
 from metablocks.recipe.parse import join, nodes, parse
@@ -53,7 +52,7 @@ def _comments(values: dict[str, Any], section: str = "recipe", path: str = "") -
     about = meanings(SECTIONS[section])
     for field in schema.fields(SECTIONS[section]).values():
         here, value = join(path, field.name), values[field.name]
-        if is_dataclass(field.annotation):
+        if is_section(field.annotation):
             yield here, about[field.name]
             yield from _comments(value, field.name, here)
         elif mark := slot_of(field.annotation):

@@ -35,11 +35,9 @@ FILES = ("train", "test", "meta")
 SIZE = 32
 
 
-def _within(folder: Path) -> Path | None:
-    for place in (folder, folder / FOLDER):
-        if all((place / file).is_file() for file in FILES):
-            return place
-    return folder / ARCHIVE if (folder / ARCHIVE).is_file() else None
+def _holds(place: Path) -> bool:
+    packed = place.name == ARCHIVE and place.is_file()
+    return packed or all((place / file).is_file() for file in FILES)
 
 
 def _fetch(folder: Path) -> None:
@@ -65,7 +63,7 @@ class CifarFS(SplitSet):
     ((3, 32, 32), 5, {'train': 64, 'validation': 16, 'test': 20})
     >>> mb.tasks.CifarFS(ways=20, shots=1, queries=15)
     Traceback (most recent call last):
-    metablocks.errors.TaskError: CifarFS: ways=20, and the classes of its splits are train 64,
+    metablocks.errors.TaskError: CifarFS ways is 20, and the classes of its splits are train 64,
     validation 16, test 20; ways is at most 16
     """
 
@@ -74,7 +72,8 @@ class CifarFS(SplitSet):
     storage: ClassVar[Storage] = Storage(
         "CIFAR-100",
         f"a folder {FOLDER}/ with the files train, test and meta, or {ARCHIVE}",
-        _within,
+        ("", FOLDER, ARCHIVE),
+        _holds,
         _fetch,
         keep=(ARCHIVE,),
     )

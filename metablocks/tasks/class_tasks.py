@@ -129,12 +129,10 @@ class ClassTasks(ABC):
             chain = (functions,) if callable(functions) else tuple(functions)
             object.__setattr__(self, name, chain)
         if self.unlabelled and not (self.support_transform or self.query_transform):
-            name = type(self).__name__
-            raise TaskError(
-                f"{name}: unlabelled=True makes support and query of copies of one example; give a "
-                "support_transform or a query_transform, which tells them apart",
-                block=name,
-                field="unlabelled",
+            raise self._error(
+                "unlabelled",
+                "makes support and query of copies of one example; give a support_transform or a "
+                "query_transform, which tells them apart",
             )
 
     @property
@@ -229,86 +227,64 @@ class ClassTasks(ABC):
         functions: Any = getattr(self, field)
         if not functions:
             return inputs
-        block, shape, changed = type(self).__name__, list(self.input_shape), []
+        shape, changed = list(self.input_shape), []
         for given in inputs:
             try:
                 made = reduce(lambda x, function: function(x), functions, given)
             except Exception as error:  # a transform may raise what it likes
-                raise TaskError(
-                    f"{block} {field} fails on an input {shape}: {type(error).__name__}: "
-                    f"{first_line(error)}",
-                    block=block,
-                    field=field,
-                ) from error
+                words = f"{type(error).__name__}: {first_line(error)}"
+                raise self._error(field, f"fails on an input {shape}: {words}") from error
             if not isinstance(made, Tensor) or list(made.shape) != shape:
                 kind = list(made.shape) if isinstance(made, Tensor) else shown(made)
-                raise TaskError(
-                    f"{block} {field} makes {kind} of {shape}; it leaves the shape of an input, a "
-                    "tensor, as it is",
-                    block=block,
-                    field=field,
-                )
+                words = "it leaves the shape of an input, a tensor, as it is"
+                raise self._error(field, f"makes {kind} of {shape}; {words}")
             changed.append(made)
         return torch.stack(changed)
 
     def _pool(self, split: Split) -> Pool:
         """The examples of a split; raises `TaskError` if they are too few for a task."""
         check_split(split)
-        name, pools = type(self).__name__, self.pools
+        pools, shape = self.pools, self.input_shape
         if split not in pools:
-            raise TaskError(
-                f"{name}: there are no classes of {split}; there are those of "
-                f"{', '.join(pools) or 'no split'}",
-                block=name,
-                field="split",
-            )
-        shape = self.input_shape
+            name, known = type(self).__name__, ", ".join(pools) or "no split"
+            message = f"{name}: there are no classes of {split}; there are those of {known}"
+            raise TaskError(message, block=name, field="split")
         if self.rotate and (len(shape) < 2 or shape[-1] != shape[-2]):
-            raise TaskError(
-                f"{name} rotate turns square images by quarter turns, and inputs are {list(shape)}; take "
-                "rotate=False",
-                block=name,
-                field="rotate",
+            raise self._error(
+                "rotate",
+                f"turns square images by quarter turns, and inputs are {list(shape)}; take rotate=False",
             )
         pool = pools[split]
-        classes = {
-            split: int(pool.counts.sum()) if self.unlabelled else len(pool.counts)
-            for split, pool in pools.items()
-        }
-        check_ways(name, self.ways, classes, split)
-        if not self.unlabelled:
+        if self.unlabelled:
+            self._check_ways({s: int(pool.counts.sum()) for s, pool in pools.items()}, split)
+        else:
+            self._check_ways({s: len(pool.counts) for s, pool in pools.items()}, split)
             least = int(pool.counts.argmin())
-            of = f"{pool.names[least]} of {split}"
-            check_examples(name, self.shots, self.queries, int(pool.counts[least]), of)
+            self._check_examples(int(pool.counts[least]), f"{pool.names[least]} of {split}")
         return pool
 
+    def _check_ways(self, classes: Mapping[Split, int], split: Split) -> None:
+        """Raise `TaskError` for more ways than a split has of `classes`, whose numbers these are."""
+        if ends(self.ways)[0] > classes[split]:
+            there_are = ", ".join(f"{split} {count}" for split, count in classes.items())
+            raise self._error(
+                "ways",
+                f"is {self.ways}, and the classes of its splits are {there_are}; ways is at most "
+                f"{min(classes.values())}",
+            )
 
-def check_ways(
-    block: str, ways: int | tuple[int, int], classes: Mapping[Split, int], split: Split
-) -> None:
-    """Raise `TaskError` for more ways than a split has of `classes`, whose numbers these are."""
-    if ends(ways)[0] > classes[split]:
-        there_are = ", ".join(f"{split} {count}" for split, count in classes.items())
-        raise TaskError(
-            f"{block}: ways={ways}, and the classes of its splits are {there_are}; ways is at most "
-            f"{min(classes.values())}",
-            block=block,
-            field="ways",
-        )
+    def _check_examples(self, examples: int, of: str) -> None:
+        """Raise `TaskError` for more shots and queries than a class, `of`, has examples."""
+        needed = ends(self.shots)[1] + self.queries
+        if needed > examples:
+            raise self._error(
+                "shots",
+                f"{self.shots} and queries {self.queries} need {needed} examples of every class, and "
+                f"{of} has {examples}; shots + queries is at most {examples}, or add examples",
+            )
 
-
-def check_examples(
-    block: str, shots: int | tuple[int, int], queries: int, examples: int, of: str
-) -> None:
-    """Raise `TaskError` for more shots and queries than a class, `of`, has examples."""
-    needed = ends(shots)[1] + queries
-    if needed > examples:
-        raise TaskError(
-            f"{block}: shots={shots} and queries={queries} need {needed} examples of every class, and "
-            f"{of} has {examples}; shots + queries is at most {examples}, or add examples",
-            block=block,
-            field="shots",
-        )
+    def _error(self, field: str, words: str) -> TaskError:
+        return TaskError.about(type(self).__name__, field, words)
 
 
 def check_apart(

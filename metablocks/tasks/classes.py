@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor
 
-from metablocks.checks import IN_CODE, Such, check, checked
+from metablocks.checks import IN_CODE, Such, check, checked, shown
 from metablocks.errors import MetablocksError, TaskError
 from metablocks.tasks.base import SPLITS, Split
 from metablocks.tasks.class_tasks import (
@@ -69,23 +69,26 @@ class Classes(ClassTasks):
     def __post_init__(self) -> None:
         super().__post_init__()
         if (self.classes is None) == (self.file is None):
-            raise self._error("it takes a dict of tensors, or else the file of one")
+            raise self._error(
+                "classes", "and file: it takes a dict of tensors, or else the file of one"
+            )
         tensors = self.classes if self.file is None else _loaded(self.file)
         object.__setattr__(self, "_tensors", tensors)
         for split, tensors in self._tensors.items():
             if not tensors:
-                raise self._error(f"{split} holds no class")
+                raise self._error("classes", f"of {split} holds no class")
             for name, tensor in tensors.items():
                 if tensor.ndim == 0 or 0 in tensor.shape:
                     raise self._error(
-                        f"{name} of {split} is {list(tensor.shape)}; a class is [examples, ...], with "
-                        "one example at least"
+                        "classes",
+                        f"has {name} of {split}, {list(tensor.shape)}; a class is [examples, ...], with "
+                        "one example at least",
                     )
                 if tensor.shape[1:] != self._first.shape[1:] or tensor.dtype != self._first.dtype:
                     raise self._error(
-                        f"{name} of {split} is {list(tensor.shape)} of {tensor.dtype}, and the first "
-                        f"class {list(self._first.shape)} of {self._first.dtype}; examples have one "
-                        "shape and dtype"
+                        "classes",
+                        f"has {name} of {split}, {shown(tensor)}, and the first class is "
+                        f"{shown(self._first)}; examples have one shape and dtype",
                     )
         check_apart("Classes", self._tensors)
         described = [
@@ -127,9 +130,6 @@ class Classes(ClassTasks):
         for split in SPLITS:
             for name in sorted(self._tensors.get(split, ())):
                 yield split, name, self._tensors[split][name]
-
-    def _error(self, message: str) -> TaskError:
-        return TaskError(f"Classes classes: {message}", block="Classes", field="classes")
 
 
 def _loaded(file: str | Path) -> Any:

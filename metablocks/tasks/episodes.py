@@ -96,15 +96,14 @@ class Episodes(ClassTasks):
         super().__post_init__()
         apart = isinstance(self.datasets, Mapping)
         if apart and not (self.datasets and set(self.datasets) <= set(SPLITS)):
-            raise self._error(
-                "datasets", f"a dict of {list(self.datasets)}; its keys are of {SPLITS}"
-            )
+            words = f"is a dict of {list(self.datasets)}; its keys are of {SPLITS}"
+            raise self._error("datasets", words)
         if apart and self.splits is not None:
-            raise self._error("splits", "given beside a data set for each split; leave it out")
+            raise self._error("splits", "is given beside a data set for each split; leave it out")
         if not apart and self.splits is None:
             raise self._error(
                 "splits",
-                "missing; it takes the shares of train, validation and test among the classes, "
+                "is missing; it takes the shares of train, validation and test among the classes, "
                 "(0.6, 0.2, 0.2), or the labels of each, or give a data set for each split",
             )
 
@@ -148,7 +147,7 @@ class Episodes(ClassTasks):
 
     def _part(self, dataset: Any) -> tuple[dict[Any, Ints], Cached, dict[Any, str]]:
         if not len(dataset):
-            raise self._error("datasets", f"a {type(dataset).__name__} without examples")
+            raise self._error("datasets", f"is a {type(dataset).__name__} without examples")
         labels = labels_of(dataset)
         rows: dict[Any, list[int]] = {}
         for row, label in enumerate(labels):
@@ -163,7 +162,7 @@ class Episodes(ClassTasks):
         if len(set(names.values())) < len(names):  # 1 and "1"
             names = {label: repr(label) for label in order}
         size = None if self.size is None else sides(self.size)
-        examples = Cached(_Reader(dataset, size), len(dataset), self.cache * 2**20)
+        examples = Cached(_Reader(dataset, size), self.cache * 2**20)
         return {label: np.array(rows[label]) for label in order}, examples, names
 
     def _labels(
@@ -180,11 +179,10 @@ class Episodes(ClassTasks):
         for label in labels:
             if label not in present:
                 near = suggest(str(label), of_name)
-                raise self._error("splits", f"{label!r} for {split}, and no example has it{near}")
+                raise self._error(
+                    "splits", f"is {label!r} for {split}, and no example has it{near}"
+                )
         return sorted(labels, key=list(present).index)
-
-    def _error(self, name: str, message: str) -> TaskError:
-        return TaskError(f"Episodes {name} is {message}", block="Episodes", field=name)
 
 
 def labels_of(dataset: Any) -> list[Any]:
@@ -238,8 +236,7 @@ def _plain(label: Any) -> Any:
     if isinstance(label, Tensor | np.ndarray | np.generic) and label.ndim == 0:
         label = label.item()
     if not isinstance(label, int | str):
-        message = f"a label is {shown(label)}; it is a whole number or a text"
-        raise TaskError(f"Episodes datasets: {message}", block="Episodes", field="datasets")
+        raise _error(f"has the label {shown(label)}; it is a whole number or a text")
     return label
 
 
@@ -256,8 +253,7 @@ def _example(dataset: Any, row: int) -> Any:
                 f"({type(error).__name__}: {first_line(error)})"
             ) from error
     if not isinstance(example, tuple | list) or len(example) != 2:
-        message = f"example {row} is {shown(example)}; it is a pair (input, label)"
-        raise TaskError(f"Episodes datasets: {message}", block="Episodes", field="datasets")
+        raise _error(f"has an example {row}, {shown(example)}; it is a pair (input, label)")
     return example
 
 
@@ -283,12 +279,9 @@ class _Reader:
         like = self.like
         value = _input(self.dataset, row, self.size, len(like) if like.ndim else None)
         if value.shape != like.shape or value.dtype != like.dtype:
-            raise TaskError(
-                f"Episodes: input {row} is {list(value.shape)} of {value.dtype}, and input 0 "
-                f"{list(like.shape)} of {like.dtype}; examples have one shape: size=… for images, or "
-                "a transform of the data set",
-                block="Episodes",
-                field="datasets",
+            raise _error(
+                f"has an input {row}, {shown(value)}, and input 0 is {shown(like)}; examples have one "
+                "shape: size=… for images, or a transform of the data set"
             )
         return value
 
@@ -305,5 +298,9 @@ def _input(dataset: Any, row: int, size: tuple[int, int] | None, channels: int |
         grey = len(value.getbands()) == 1 and value.mode != "P"
         with reading(f"Episodes: input {row}", "an image"):
             return pixels(value, size, channels or (1 if grey else 3))
-    message = f"input {row} is {shown(value)}; it is a tensor, an array or an image of Pillow's"
-    raise TaskError(f"Episodes datasets: {message}", block="Episodes", field="datasets")
+    takes = "it is a tensor, an array or an image of Pillow's"
+    raise _error(f"has an input {row}, {shown(value)}; {takes}")
+
+
+def _error(words: str) -> TaskError:
+    return TaskError.about("Episodes", "datasets", words)

@@ -27,17 +27,9 @@ from typing import ClassVar
 from metablocks.checks import Count, CountFrom0, checked
 from metablocks.errors import DataError, TaskError
 from metablocks.tasks.base import Split
-from metablocks.tasks.class_tasks import Pool, check_apart
+from metablocks.tasks.class_tasks import check_apart
 from metablocks.tasks.folders import by_folder
-from metablocks.tasks.image_files import (
-    Files,
-    checksum_of_files,
-    classes_below,
-    entries_of,
-    images_of,
-    pools_of_files,
-    sides,
-)
+from metablocks.tasks.image_files import Files, FileTasks, classes_below, entries_of, images_of
 from metablocks.tasks.image_sets import ImageSet, check_present
 from metablocks.tasks.storage import Storage, read_file, reading
 
@@ -45,7 +37,7 @@ _LISTS: dict[Split, str] = {"train": "train.csv", "validation": "val.csv", "test
 
 
 @dataclass(frozen=True, kw_only=True)
-class FileSet(ImageSet):
+class FileSet(FileTasks, ImageSet):
     """A set of image files, decoded when they are drawn.
 
     - `size`: side of the images, or height and width, in pixels.
@@ -58,22 +50,6 @@ class FileSet(ImageSet):
     @abstractmethod
     def listing(self, root: Path) -> Mapping[Split, Files]:
         """The image files of each split's classes."""
-
-    @property
-    def input_shape(self) -> tuple[int, int, int]:
-        return (3, *sides(self.size))
-
-    @cached_property
-    def pools(self) -> dict[Split, Pool]:
-        """The images of each split, read when they are drawn."""
-        return pools_of_files(self._files[1], self.input_shape, self.cache)
-
-    @cached_property
-    def checksum(self) -> str:
-        """SHA-256, in hex, of splits, names of classes and the files' contents."""
-        for split in self.pools:
-            self._pool(split)
-        return checksum_of_files(*self._files)
 
     @cached_property
     def _files(self) -> tuple[Path, Mapping[Split, Files]]:
@@ -93,16 +69,8 @@ def _counted(sizes: Mapping[Split, int]) -> str:
     return ", ".join(f"{split} {count}" for split, count in sizes.items())
 
 
-def _birds(folder: Path) -> Path | None:
-    places = (folder / "CUB_200_2011", folder)
-    return next((p for p in places if (p / "images" / "001.Black_footed_Albatross").is_dir()), None)
-
-
-def _tiered(folder: Path) -> Path | None:
-    for place in (folder / "tiered_imagenet", folder / "tieredImageNet", folder):
-        if _has_folders(place) or all((place / name).is_file() for name in _LISTS.values()):
-            return place
-    return None
+def _has_lists(root: Path) -> bool:
+    return all((root / name).is_file() for name in _LISTS.values())
 
 
 def _has_folders(root: Path) -> bool:
@@ -129,7 +97,8 @@ class CUB(FileSet):
     storage: ClassVar[Storage] = Storage(
         "CUB-200-2011",
         "a folder CUB_200_2011/ with images/001.Black_footed_Albatross/ and 199 more",
-        _birds,
+        ("CUB_200_2011", ""),
+        lambda root: (root / "images" / "001.Black_footed_Albatross").is_dir(),
         terms="it comes from https://www.vision.caltech.edu/datasets/cub_200_2011/",
     )
 
@@ -167,7 +136,8 @@ class TieredImagenet(FileSet):
         "a folder tiered_imagenet/ with either a folder of images for each class, named by WordNet id, "
         "in train/, val/ and test/, or the files train.csv, val.csv and test.csv (a WordNet id first) "
         "and the folders of classes in images/",
-        _tiered,
+        ("tiered_imagenet", "tieredImageNet", ""),
+        lambda root: _has_folders(root) or _has_lists(root),
         terms="its images come under ImageNet's terms",
     )
 

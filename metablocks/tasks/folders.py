@@ -11,16 +11,11 @@ from typing import Any
 import yaml
 
 from metablocks.checks import Count, CountFrom0, check, checked
-from metablocks.errors import DataError, MetablocksError, TaskError, suggest
+from metablocks.errors import DataError, MetablocksError, TaskError
 from metablocks.tasks.base import SPLITS, Split
-from metablocks.tasks.class_tasks import ClassTasks, Pool, Shares, check_apart, deal
-from metablocks.tasks.image_files import (
-    Files,
-    checksum_of_files,
-    classes_below,
-    pools_of_files,
-    sides,
-)
+from metablocks.tasks.class_tasks import Shares, check_apart, deal
+from metablocks.tasks.image_files import Files, FileTasks, classes_below
+from metablocks.tasks.image_sets import check_present
 from metablocks.tasks.storage import below_here, read_file
 
 ClassNames = Mapping[Split, Sequence[str]]
@@ -34,7 +29,7 @@ FOLDERS: dict[Split, tuple[str, ...]] = {
 
 @checked(TaskError)
 @dataclass(frozen=True)
-class Folders(ClassTasks):
+class Folders(FileTasks):
     """Tasks of image files: `root/train/cat/01.png`, or `root/cat/01.png` and a split of the classes.
 
     `sample` returns inputs float32 in [0, 1], `[tasks, ways * examples, channels, *size]`, and targets
@@ -85,18 +80,13 @@ class Folders(ClassTasks):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self._root.is_dir():
-            raise TaskError(
-                f"Folders root is {str(self.root)!r}, and there is no such folder"
-                f"{below_here(self._root)}; root holds a folder for each split, or for each class",
-                block="Folders",
-                field="root",
+            raise self._error(
+                "root",
+                f"is {str(self.root)!r}, and there is no such folder{below_here(self._root)}; root "
+                "holds a folder for each split, or for each class",
             )
         if isinstance(self.splits, str | Path):
             read_splits(self.splits)
-
-    @property
-    def input_shape(self) -> tuple[int, int, int]:
-        return (1 if self.grey else 3, *sides(self.size))
 
     @cached_property
     def classes(self) -> dict[Split, Files]:
@@ -114,17 +104,9 @@ class Folders(ClassTasks):
         check_apart("Folders", classes)
         return classes
 
-    @cached_property
-    def pools(self) -> dict[Split, Pool]:
-        """The images of each split, read when they are drawn."""
-        return pools_of_files(self.classes, self.input_shape, self.cache)
-
-    @cached_property
-    def checksum(self) -> str:
-        """SHA-256, in hex, of splits, names of classes and the files' contents."""
-        for split in self.pools:
-            self._pool(split)
-        return checksum_of_files(self._root, self.classes)
+    @property
+    def _files(self) -> tuple[Path, dict[Split, Files]]:
+        return self._root, self.classes
 
     @property
     def _root(self) -> Path:
@@ -138,14 +120,9 @@ class Folders(ClassTasks):
         splits: Any = self.splits
         if isinstance(splits, str | Path):
             splits = read_splits(splits)
-        for split in SPLITS:
-            for name in splits.get(split, ()):
-                if name not in present:
-                    raise DataError(
-                        f"{self.root}: has no class {name}, which is listed for {split}"
-                        f"{suggest(name, present)}"
-                    )
-        return {split: sorted(splits[split]) for split in SPLITS if split in splits}
+        listed = {split: sorted(splits[split]) for split in SPLITS if split in splits}
+        check_present(str(self.root), listed, present, present)
+        return listed
 
     def _check_undivided(self, present: Files) -> None:
         """Raise `DataError` for a class in several splits' folders, whose parts would be dealt apart."""
@@ -170,11 +147,11 @@ def read_splits(path: str | Path) -> ClassNames:
         content = json.loads(text) if Path(path).suffix == ".json" else yaml.safe_load(text)
         names: ClassNames = check("Folders", "splits", content, ClassNames, TaskError)
     except (OSError, ValueError, yaml.YAMLError, MetablocksError) as error:
-        raise TaskError(
-            f"Folders splits is {str(path)!r}, which cannot be read as classes by split, {{train: "
-            f"[cat, …], validation: […], test: […]}} ({' '.join(str(error).split())})",
-            block="Folders",
-            field="splits",
+        raise TaskError.about(
+            "Folders",
+            "splits",
+            f"is {str(path)!r}, which cannot be read as classes by split, {{train: [cat, …], "
+            f"validation: […], test: […]}} ({' '.join(str(error).split())})",
         ) from error
     return names
 

@@ -10,27 +10,24 @@ import io
 import os
 import threading
 import warnings
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from metablocks.errors import DataError, MissingError
 from metablocks.tasks.base import Split
-from metablocks.tasks.class_tasks import Pool, digest_of, numbered
+from metablocks.tasks.class_tasks import ClassTasks, Pool, digest_of, numbered
 from metablocks.tasks.episode_sampling import Ints
-from metablocks.tasks.storage import (
-    fingerprint,
-    read_file,
-    reading,
-    remembered,
-)
+from metablocks.tasks.storage import fingerprint, read_file, readable, reading, remembered
 
 FORMATS = {
     "BMP": (".bmp",),
@@ -59,15 +56,8 @@ def classes_below(folder: Path) -> Files:
     Raises `DataError`, naming the place, for a folder without images, for one that holds images and
     folders, for a link that leads nowhere or into a folder above it, and for what cannot be read.
     """
-    found: Files = {}
-    try:
-        for name, files in _visit(folder, "", ()):
-            found[name] = files
-    except DataError:
-        raise
-    except OSError as error:
-        raise DataError(f"{error.filename or folder}: cannot be read ({error})") from error
-    return dict(sorted(found.items()))
+    with readable(folder):
+        return dict(sorted(_visit(folder, "", ())))
 
 
 def _visit(folder: Path, name: str, above: tuple[Any, ...]) -> Iterator[tuple[str, list[Path]]]:
@@ -241,92 +231,81 @@ class Cached:
     Threads may take examples at once.
     """
 
-    def __init__(
-        self, read: Callable[[Sequence[int]], Iterable[Tensor]], examples: int, limit: int
-    ) -> None:
+    def __init__(self, read: Callable[[Sequence[int]], Iterable[Tensor]], limit: int) -> None:
         self._read, self._limit = read, limit
-        self._place: NDArray[np.int64] = np.full(examples, -1)  # of each example, if it is kept
-        self._kept: Tensor | None = None
-        self._owner: NDArray[np.int64] = np.zeros(0, dtype=np.int64)  # of each place, or -1
-        self._next = 0
+        self._kept: dict[int, Tensor] = {}  # in the order in which they were read
         self._lock = threading.Lock()
 
     def take(self, rows: Ints) -> Tensor:
         """The examples of the numbers `rows`, `[rows, ...]`."""
+        wanted = rows.tolist()
         with self._lock:
-            return self._take(rows)
-
-    def _take(self, rows: Ints) -> Tensor:
-        wanted, back = np.unique(rows, return_inverse=True)
-        places = self._place[wanted]
-        absent = np.flatnonzero(places < 0)
-        read = list(self._read(wanted[absent].tolist())) if len(absent) else []
-        if self._kept is None:
-            self._make(read[0])
-        assert self._kept is not None
-        examples = self._kept.new_empty((len(wanted), *self._kept.shape[1:]))
-        present = np.flatnonzero(places >= 0)
-        examples[torch.from_numpy(present)] = self._kept[torch.from_numpy(places[present])]
-        if read:
-            fresh = torch.stack(read)
-            examples[torch.from_numpy(absent)] = fresh
-            self._keep(wanted[absent], fresh)
-        return examples[torch.from_numpy(back.reshape(-1))]
-
-    def _make(self, like: Tensor) -> None:
-        size = max(1, like.numel() * like.element_size())
-        places = min(len(self._place), self._limit // size)
-        self._kept = like.new_empty((places, *like.shape))  # memory is taken as it is written
-        self._owner = np.full(places, -1)
-
-    def _keep(self, rows: Ints, examples: Tensor) -> None:
-        assert self._kept is not None
-        count = min(len(rows), len(self._owner))
-        if not count:
-            return
-        places = (self._next + np.arange(count)) % len(self._owner)
-        gone = self._owner[places]
-        self._place[gone[gone >= 0]] = -1
-        self._place[rows[:count]] = places
-        self._owner[places] = rows[:count]
-        self._kept[torch.from_numpy(places)] = examples[:count]
-        self._next = int(places[-1] + 1) % len(self._owner)
+            absent = [row for row in dict.fromkeys(wanted) if row not in self._kept]
+            read = zip(absent, self._read(absent), strict=True)
+            self._kept |= {row: example.clone() for row, example in read}
+            examples = torch.stack([self._kept[row] for row in wanted])
+            most = self._limit // max(1, examples[0].nbytes)
+            for row in [*islice(self._kept, max(0, len(self._kept) - most))]:
+                del self._kept[row]
+        return examples
 
 
-def pools_of_files(
-    classes: Mapping[Split, Files], shape: tuple[int, int, int], cache: int
-) -> dict[Split, Pool]:
-    """The images of each split, decoded to `shape` when they are drawn; `cache` MiB are kept."""
-    channels, *size = shape
-    files = [file for listed in _in_order(classes).values() for file in listed]
+class FileTasks(ClassTasks):
+    """Tasks of image files, which are decoded to one `size` when they are drawn.
 
-    def read(rows: Sequence[int]) -> list[Tensor]:
-        return in_threads(lambda row: decode(files[row], (size[0], size[1]), channels), rows)
-
-    images = Cached(read, len(files), cache * 2**20)
-    rows = numbered({place: len(listed) for place, listed in _in_order(classes).items()})
-    return {
-        split: Pool.of({name: rows[split, name] for name in named}, images.take)
-        for split, named in classes.items()
-    }
-
-
-def checksum_of_files(root: Path, classes: Mapping[Split, Files]) -> str:
-    """SHA-256, in hex, of splits, names of classes and the files' contents, which are all below `root`.
-
-    Every file is read once and looked through for damage. The sum is remembered in the cache folder
-    for as long as no file changes its name, size or time of change.
+    `cache` MiB of decoded images are kept at most.
     """
-    listed = _in_order(classes)
-    described = [[split, name, len(files)] for (split, name), files in listed.items()]
-    files = [file for of_class in listed.values() for file in of_class]
-    state = fingerprint(root, [str(described), *files])
-    return remembered(
-        f"folders-{state[:40]}", lambda: digest_of(described, in_threads(content_of, files))
-    )
 
+    size: int | tuple[int, int]
+    cache: int
+    grey = False
 
-def _in_order(classes: Mapping[Split, Files]) -> dict[tuple[Split, str], list[Path]]:
-    return {
-        (split, name): files for split, named in classes.items() for name, files in named.items()
-    }
+    @property
+    @abstractmethod
+    def _files(self) -> tuple[Path, Mapping[Split, Files]]:
+        """The folder of the data, and in it the image files of each split's classes."""
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        return (1 if self.grey else 3, *sides(self.size))
+
+    @cached_property
+    def pools(self) -> dict[Split, Pool]:
+        """The images of each split, read when they are drawn."""
+        channels, *size = self.input_shape
+        files = [file for of_class in self._listed.values() for file in of_class]
+
+        def read(rows: Sequence[int]) -> list[Tensor]:
+            return in_threads(lambda row: decode(files[row], (size[0], size[1]), channels), rows)
+
+        images = Cached(read, self.cache * 2**20)
+        rows = numbered({place: len(of_class) for place, of_class in self._listed.items()})
+        return {
+            split: Pool.of({name: rows[split, name] for name in named}, images.take)
+            for split, named in self._files[1].items()
+        }
+
+    @cached_property
+    def checksum(self) -> str:
+        """SHA-256, in hex, of splits, names of classes and the files' contents.
+
+        Every file is read once and looked through for damage. The sum is remembered in the cache folder
+        for as long as no file changes its name, size or time of change.
+        """
+        for split in self.pools:
+            self._pool(split)
+        described = [[split, name, len(files)] for (split, name), files in self._listed.items()]
+        files = [file for of_class in self._listed.values() for file in of_class]
+        state = fingerprint(self._files[0], [str(described), *files])
+        return remembered(
+            f"folders-{state[:40]}", lambda: digest_of(described, in_threads(content_of, files))
+        )
+
+    @property
+    def _listed(self) -> dict[tuple[Split, str], list[Path]]:
+        """The files of every class, by its split and name."""
+        return {
+            (split, name): files
+            for split, named in self._files[1].items()
+            for name, files in named.items()
+        }

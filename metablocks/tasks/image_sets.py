@@ -21,8 +21,6 @@ from metablocks.tasks.base import SPLITS, Split
 from metablocks.tasks.class_tasks import (
     ClassTasks,
     Pool,
-    check_examples,
-    check_ways,
     digest_of,
     numbered,
     rows_of,
@@ -62,11 +60,10 @@ class ImageSet(ClassTasks):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        block = type(self).__name__
         if self.examples is not None and not self.unlabelled:
-            check_examples(block, self.shots, self.queries, self.examples, "a class")
+            self._check_examples(self.examples, "a class")
         for split in () if self.unlabelled else SPLITS:
-            check_ways(block, self.ways, self.sizes, split)
+            self._check_ways(self.sizes, split)
         if self.data is not None:
             self.storage.find(self.data)
 

@@ -44,11 +44,8 @@ _TABLES: dict[Split, str] = {"train": "train.csv", "validation": "val.csv", "tes
 _BELOW = ("", "train", "val", "test")
 
 
-def _within(folder: Path) -> Path | None:
-    for root in (folder / FOLDER, folder):
-        if _has_tables(root) or any(_class_folders(root)):
-            return root
-    return None
+def _holds(root: Path) -> bool:
+    return _has_tables(root) or any(_class_folders(root))
 
 
 def _has_tables(root: Path) -> bool:
@@ -84,7 +81,7 @@ class MiniImagenet(SplitSet):
     ((3, 84, 84), 5, {'train': 64, 'validation': 16, 'test': 20})
     >>> mb.tasks.MiniImagenet(ways=20, shots=1, queries=15)
     Traceback (most recent call last):
-    metablocks.errors.TaskError: MiniImagenet: ways=20, and the classes of its splits are train 64,
+    metablocks.errors.TaskError: MiniImagenet ways is 20, and the classes of its splits are train 64,
     validation 16, test 20; ways is at most 16
     """
 
@@ -95,7 +92,8 @@ class MiniImagenet(SplitSet):
         f"a folder {FOLDER}/ with either a folder of .jpg or .png images for each class, named by "
         "WordNet id (n01532829/ and 99 more), there or below train/, val/ and test/, or the files "
         "train.csv, val.csv and test.csv (columns filename,label) and the images in images/",
-        _within,
+        (FOLDER, ""),
+        _holds,
         terms="its images come under ImageNet's terms",
     )
 

@@ -37,12 +37,9 @@ def check_alike(block: str, sources: Mapping[Any, TaskSource], *names: str) -> N
         for field, source in others:
             here, there = getattr(model, name), getattr(source, name)
             if here != there:
-                raise TaskError(
-                    f"{block}: {name} of {first} is {here} and of {field} {there}; one model takes the "
-                    "tasks of all",
-                    block=block,
-                    field=field.partition("[")[0],
-                )
+                words = f"{name} of {first} is {here} and of {field} {there}"
+                message = f"{block}: {words}; one model takes the tasks of all"
+                raise TaskError(message, block=block, field=field.partition("[")[0])
 
 
 class _Made:
@@ -106,12 +103,8 @@ class Mix(_Made):
         check_alike("Mix", named, "kind", "input_shape", "outputs")
         weights = self.weights
         if weights is not None and (len(weights) != len(self.sources) or not sum(weights)):
-            raise TaskError(
-                f"Mix weights is {weights}; it takes a number for each of the {len(self.sources)} "
-                "sources, not all 0",
-                block="Mix",
-                field="weights",
-            )
+            takes = f"it takes a number for each of the {len(self.sources)} sources, not all 0"
+            raise TaskError.about("Mix", "weights", f"is {weights}; {takes}")
 
     def sample(self, split: Split, indices: Sequence[int]) -> TaskBatch | TaskList:
         """Tasks number `indices` of a split: tensors `[tasks, examples, ...]`, or a list."""

@@ -53,11 +53,8 @@ SIZES: dict[Division, dict[Split, int]] = {
 """Characters of each split of the whole data set."""
 
 
-def _within(folder: Path) -> Path | None:
-    for root in (folder, folder / FOLDER):
-        if all(archive(root, half).is_file() or (root / half).is_dir() for half in HALVES):
-            return root
-    return None
+def _holds(root: Path) -> bool:
+    return all(archive(root, half).is_file() or (root / half).is_dir() for half in HALVES)
 
 
 def _fetch(folder: Path) -> None:
@@ -85,14 +82,19 @@ class Omniglot(DecodedSet):
     ((1, 28, 28), 5)
     >>> mb.tasks.Omniglot(ways=5, shots=10, queries=15)
     Traceback (most recent call last):
-    metablocks.errors.TaskError: Omniglot: shots=10 and queries=15 need 25 examples of every class,
-    and a class has 20; shots + queries is at most 20, or add examples
+    metablocks.errors.TaskError: Omniglot shots 10 and queries 15 need 25 examples of every class, and
+    a class has 20; shots + queries is at most 20, or add examples
     """
 
     input_shape: ClassVar[tuple[int, ...]] = (1, SIZE, SIZE)
     examples: ClassVar[int | None] = DRAWERS
     storage: ClassVar[Storage] = Storage(
-        "Omniglot", LAYOUT, _within, _fetch, keep=tuple(f"{FOLDER}/{half}.zip" for half in HALVES)
+        "Omniglot",
+        LAYOUT,
+        ("", FOLDER),
+        _holds,
+        _fetch,
+        keep=tuple(f"{FOLDER}/{half}.zip" for half in HALVES),
     )
 
     rotate: bool = True

@@ -19,7 +19,6 @@ from contextlib import nullcontext
 from functools import partial
 from itertools import groupby
 from pathlib import Path
-from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -40,9 +39,6 @@ LAYOUT = (
     f"a folder {FOLDER}/ with {HALVES[0]} and {HALVES[1]}, each unpacked "
     "(<Alphabet>/<characterNN>/<CCCC>_<DD>.png) or as .zip"
 )
-
-Drawings: TypeAlias = dict[tuple[str, ...], Callable[[], bytes]]
-"""{(half, alphabet, character, file): a function that reads it}"""
 
 
 def archive(root: Path, half: str) -> Path:
@@ -71,8 +67,12 @@ def read(root: Path) -> Bank:
 def _characters(root: Path, half: str) -> Iterator[tuple[str, list[Bytes]]]:
     """`(half/alphabet/character, its 20 drawings)` in order."""
     packed = archive(root, half)
-    with unzipped(packed) if packed.is_file() else nullcontext() as members:
-        drawings = _in_folder(root, half) if members is None else _in_archive(members, half)
+    with unzipped(packed) if packed.is_file() else nullcontext(_unpacked(root, half)) as members:
+        drawings: dict[tuple[str, ...], Callable[[], bytes]] = {}
+        for name, member in members.items():
+            path = tuple(name.split("/"))
+            if len(path) == 4 and path[0] == half and _is_drawing(path[3]):
+                drawings[path] = member
         if not drawings:
             raise DataError(f"{root / half}: holds no drawing; Omniglot is {LAYOUT}")
         for character, paths in groupby(sorted(drawings), lambda path: path[:3]):
@@ -86,19 +86,11 @@ def _characters(root: Path, half: str) -> Iterator[tuple[str, list[Bytes]]]:
             yield name, [_decode(f"{root}/{'/'.join(file)}", drawings[file]()) for file in files]
 
 
-def _in_folder(root: Path, half: str) -> Drawings:
+def _unpacked(root: Path, half: str) -> dict[str, Callable[[], bytes]]:
+    """The drawings of a half in a folder, as `unzipped` has those of an archive."""
     return {
-        path.relative_to(root).parts: partial(read_file, path, "a drawing")
+        path.relative_to(root).as_posix(): partial(read_file, path, "a drawing")
         for path in files(root, half)
-    }
-
-
-def _in_archive(members: dict[str, Callable[[], bytes]], half: str) -> Drawings:
-    paths = {tuple(name.split("/")): member for name, member in members.items()}
-    return {
-        path: member
-        for path, member in paths.items()
-        if len(path) == 4 and path[0] == half and _is_drawing(path[3])
     }
 
 

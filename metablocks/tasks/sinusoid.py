@@ -64,11 +64,8 @@ class Sinusoid:
 
     def __post_init__(self) -> None:
         if self.domain[0] == self.domain[1]:
-            raise TaskError(
-                f"Sinusoid domain is {self.domain!r}, a single x; low must be below high",
-                block="Sinusoid",
-                field="domain",
-            )
+            words = f"is {self.domain!r}, a single x; low must be below high"
+            raise TaskError.about("Sinusoid", "domain", words)
 
     def sample(self, split: Split, indices: Sequence[int]) -> TaskBatch:
         """Tasks number `indices` of a split; leaves float32 `[len(indices), examples, 1]`."""

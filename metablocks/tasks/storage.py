@@ -64,6 +64,17 @@ def reading(path: object, kind: str) -> Iterator[None]:
         ) from error
 
 
+@contextlib.contextmanager
+def readable(place: Path) -> Iterator[None]:
+    """Turn the error of a file or folder that cannot be read into a `DataError` that names it."""
+    try:
+        yield
+    except DataError:
+        raise
+    except OSError as error:
+        raise DataError(f"{error.filename or place}: cannot be read ({error})") from error
+
+
 def read_file(path: Path | str, kind: str, limit: int = FILE_LIMIT) -> bytes:
     """The bytes of a file, at most `limit`: its size is looked at first, and a pipe is not waited for.
 
@@ -113,15 +124,16 @@ def unzipped(path: Path, limit: int = FILE_LIMIT) -> Iterator[dict[str, Callable
 class Storage:
     """A data set's place on disk: how to recognise it, and how to download it.
 
-    `name` and `layout` describe the data set in errors. `within(folder)` is the place of the data
-    set in a folder, or None. `fetch(folder)` downloads it into a folder, and the files `keep`,
-    relative to that folder, stay in the cache folder; without `fetch`, `terms` says why there is no
-    download.
+    `name` and `layout` describe the data set in errors. In a folder it is the first of `places` (""
+    is the folder itself) for which `holds(place)` is true. `fetch(folder)` downloads it into a folder,
+    and the files `keep`, relative to that folder, stay in the cache folder; without `fetch`, `terms`
+    says why there is no download.
     """
 
     name: str
     layout: str
-    within: Callable[[Path], Path | None]
+    places: tuple[str, ...]
+    holds: Callable[[Path], bool]
     fetch: Callable[[Path], object] | None = None
     keep: tuple[str, ...] = ()
     terms: str = ""
@@ -129,7 +141,7 @@ class Storage:
     def find(self, data: str | Path | None = None) -> Path | None:
         """The place of the data set in `data`; without `data` in the `search_path()`, or None.
 
-        >>> Storage("Omniglot", "a folder", lambda folder: None).find("/no/such/folder")
+        >>> Storage("Omniglot", "a folder", ("",), Path.is_dir).find("/no/such/folder")
         Traceback (most recent call last):
         metablocks.errors.DataError: data='/no/such/folder': there is no such folder; data is a
         folder, or its parent
@@ -137,16 +149,17 @@ class Storage:
         Raises `DataError` for a `data` without the data set, or a folder that cannot be read.
         """
         for folder in search_path() if data is None else [Path(os.path.expanduser(data))]:
-            try:
-                place = self.within(folder)
-            except OSError as error:
-                raise DataError(f"{error.filename or folder}: cannot be read ({error})") from error
+            with readable(folder):
+                place = self._within(folder)
             if place is not None:
                 return place
         if data is None:
             return None
         state = f"no {self.name} is there" if folder.is_dir() else "there is no such folder"
         raise DataError(f"data={str(data)!r}: {state}; data is {self.layout}, or its parent")
+
+    def _within(self, folder: Path) -> Path | None:
+        return next((p for p in (folder / place for place in self.places) if self.holds(p)), None)
 
     def whereabouts(self) -> str:
         """The place of the data set on this machine in words, or where it was looked for.
@@ -172,13 +185,11 @@ class Storage:
         meanwhile.
         """
         place = self.find(data)
-        with contextlib.nullcontext(place) if place else self._downloaded() as place:
-            try:
-                yield place
-            except DataError:
-                raise
-            except OSError as error:
-                raise DataError(f"{error.filename or place}: cannot be read ({error})") from error
+        with (
+            contextlib.nullcontext(place) if place else self._downloaded() as place,
+            readable(place),
+        ):
+            yield place
 
     @contextlib.contextmanager
     def _downloaded(self) -> Iterator[Path]:
@@ -194,7 +205,7 @@ class Storage:
             scratch = Path(name)
             try:
                 self.fetch(scratch)
-                place = self.within(scratch)
+                place = self._within(scratch)
                 if place is None:
                     raise OSError("the download is incomplete")
             except _NO_DOWNLOAD as error:

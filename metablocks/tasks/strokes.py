@@ -40,7 +40,7 @@ from metablocks.checks import (
 from metablocks.errors import TaskError
 from metablocks.tasks.base import Kind, Split, generator, task_numbers
 from metablocks.tasks.episode_sampling import WaysOrRange, ends, episode_tasks
-from metablocks.types import TaskBatch, TaskList
+from metablocks.types import Task, TaskBatch, TaskList
 
 Floats = NDArray[np.float32]
 
@@ -58,8 +58,8 @@ class Strokes:
     """Tasks of made-up characters; every class of every split is a new one.
 
     `sample` returns inputs float32 in [0, 1], ink 1, `[tasks, ways * examples, 1, size, size]`, and
-    targets int64 `[tasks, ways * examples]`, class-major; for a range of `ways` a `TaskList`, each
-    task with ways of its own, and `outputs` is the highest. Obeys the law of `TaskSource`; a class
+    targets int64 `[tasks, ways * examples]`, class-major; for a range of `ways` a `TaskList` of tasks
+    with ways of their own, and `outputs` is the highest. Obeys the law of `TaskSource`; a class
     is a function of (seed, split, class number) alone, so no split shares a class with another.
 
     - `ways`: classes of a task; a range [low, high], from which each task draws its own, for
@@ -99,11 +99,8 @@ class Strokes:
 
     def __post_init__(self) -> None:
         if self.min_strokes > self.max_strokes:
-            raise TaskError(
-                f"Strokes min_strokes is {self.min_strokes}, above max_strokes, {self.max_strokes}",
-                block="Strokes",
-                field="min_strokes",
-            )
+            words = f"is {self.min_strokes}, above max_strokes, {self.max_strokes}"
+            raise TaskError.about("Strokes", "min_strokes", words)
         check("Strokes", "pen", self.pen[0], Positive, TaskError)
 
     @property
@@ -118,27 +115,21 @@ class Strokes:
         """Tasks number `indices` of a split."""
         # One drawing call a task: a matrix product may round by the number of its factors, and a
         # task must not depend on its neighbours.
-        numbers = task_numbers(indices)
-        images = [self._task(split, index).unsqueeze(2) for index in numbers]
-        if isinstance(self.ways, int):
-            return self._labelled(split, numbers, torch.stack(images))
-        alone = zip(numbers, images, strict=True)
-        return TaskList([self._labelled(split, [n], drawn[None])[0] for n, drawn in alone])
+        return TaskList.gather([self._task(split, index) for index in task_numbers(indices)])
 
-    def _labelled(self, split: Split, numbers: Sequence[int], images: Tensor) -> TaskBatch:
-        """Tasks of `images` `[tasks, ways, examples, 1, size, size]`, wrong labels among them."""
-        batch = episode_tasks(images, self.shots)
+    def _task(self, split: Split, index: int) -> Task:
+        """One task, wrong labels among those of its support set."""
+        images = self._images(split, index)
+        task = episode_tasks(images[None, :, :, None], self.shots)[0]
         if not self.wrong_labels:
-            return batch
-        inputs, labels = batch.support
-        ways, examples = images.shape[1], labels.shape[1]
-        shifts = np.zeros((len(numbers), examples), dtype=np.int64)
-        for row, number in zip(shifts, numbers, strict=True):
-            rng = generator(self.seed, split, number, _LABELS)
-            wrong = rng.choice(examples, round(self.wrong_labels * examples), replace=False)
-            row[wrong] = rng.integers(1, ways, size=len(wrong))
-        labels = (labels + torch.from_numpy(shifts).to(labels.device)) % ways
-        return TaskBatch((inputs, labels), batch.query)
+            return task
+        inputs, labels = task.support
+        rng = generator(self.seed, split, index, _LABELS)
+        shifts = np.zeros(len(labels), dtype=np.int64)
+        wrong = rng.choice(len(labels), round(self.wrong_labels * len(labels)), replace=False)
+        shifts[wrong] = rng.integers(1, len(images), size=len(wrong))
+        labels = (labels + torch.from_numpy(shifts).to(labels.device)) % len(images)
+        return Task((inputs, labels), task.query)
 
     def character(self, split: Split, number: int) -> tuple[Floats, int]:
         """Control points `[max_strokes, 5, 2]` (x, y in about [-1, 1]) of a class, and its strokes.
@@ -154,7 +145,7 @@ class Strokes:
         count = int(rng.integers(self.min_strokes, self.max_strokes + 1))
         return _control_points(rng, self.max_strokes, count), count
 
-    def _task(self, split: Split, index: int) -> Tensor:
+    def _images(self, split: Split, index: int) -> Tensor:
         """The images of one task, `[ways, shots + queries, size, size]`, on the device."""
         rng = generator(self.seed, split, index)
         ways = self.ways

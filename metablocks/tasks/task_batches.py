@@ -16,7 +16,7 @@ from torch.utils.data import Dataset, IterableDataset
 
 from metablocks.errors import TaskError
 from metablocks.tasks.base import Split, TaskSource
-from metablocks.types import Task, TaskBatch, Tasks, as_pair
+from metablocks.types import Task, TaskBatch, TaskList, Tasks, as_pair
 
 _VALIDATION_TASKS = 100  # of a source
 _STRUCTURES = (
@@ -154,9 +154,8 @@ def _read(batch: Any, like: Tensor, place: str) -> Tasks:
         if not listed:
             support, query = sides[0]
             return TaskBatch(support, query, getattr(parts[0], "weight", None))
-        sizes = {tuple(leaf.shape for leaf in pytree.tree_leaves(side)) for side in sides}
-        tasks = [Task(s, q, part.weight) for (s, q), part in zip(sides, parts, strict=True)]
-        return TaskBatch.stack(tasks) if len(sizes) == 1 else tasks
+        pairs = zip(sides, parts, strict=True)
+        return TaskList.gather([Task(s, q, part.weight) for (s, q), part in pairs])
     except TaskError as error:
         raise TaskError(f"{place}: {error}") from error
 

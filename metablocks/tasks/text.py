@@ -18,7 +18,7 @@ from metablocks.checks import Count, CountFrom0, Device, checked
 from metablocks.errors import DataError, TaskError
 from metablocks.tasks.base import Kind, Split, check_split, generator, task_numbers
 from metablocks.tasks.class_tasks import Shares, deal, digest_of
-from metablocks.tasks.storage import below_here, fingerprint, remembered
+from metablocks.tasks.storage import below_here, fingerprint, readable, remembered
 from metablocks.types import Task, TaskBatch
 
 _ORDER = 4  # last counter of the generator that puts the documents of a split in order
@@ -84,18 +84,15 @@ class Text:
 
     def __post_init__(self) -> None:
         if not self._root.is_dir():
-            raise TaskError(
-                f"Text folder is {str(self.folder)!r}, and there is no such folder"
-                f"{below_here(self._root)}; it holds documents",
-                block="Text",
-                field="folder",
-            )
+            where = f"there is no such folder{below_here(self._root)}"
+            words = f"is {str(self.folder)!r}, and {where}; it holds documents"
+            raise TaskError.about("Text", "folder", words)
         if self.chunks is not None and self.queries != self.shots:
-            raise TaskError(
-                f"Text queries is {self.queries}, but a stream is judged by the {self.shots} windows "
-                f"(shots) of each of its chunks; take queries {self.shots}, or chunks None",
-                block="Text",
-                field="queries",
+            raise TaskError.about(
+                "Text",
+                "queries",
+                f"is {self.queries}, but a stream is judged by the {self.shots} windows (shots) of each "
+                f"of its chunks; take queries {self.shots}, or chunks None",
             )
 
     @property
@@ -107,39 +104,34 @@ class Text:
         """The names of each split's documents, paths below the folder."""
         root = str(self._root)
         needed = self._windows * (self.length + 1)
-        try:
-            dealt = deal(self._names(), self.splits)
+        with readable(self._root):
             return {
                 split: [name for name in names if os.stat(f"{root}/{name}").st_size >= needed]
-                for split, names in dealt.items()
+                for split, names in deal(self._names(), self.splits).items()
             }
-        except OSError as error:
-            raise DataError(f"{error.filename or self._root}: cannot be read ({error})") from error
 
     @cached_property
     def checksum(self) -> str:
         """SHA-256, in hex, of the documents' names, splits and contents."""
         listed = [[split, name] for split, names in self.documents.items() for name in names]
         files = [self._root / name for _, name in listed]
-        try:
+        with readable(self._root):
             state = fingerprint(self._root, [str(listed), *files])
             return remembered(
                 f"text-{state[:40]}", lambda: digest_of(listed, (f.read_bytes() for f in files))
             )
-        except OSError as error:
-            raise DataError(f"{error.filename or self._root}: cannot be read ({error})") from error
 
     def sample(self, split: Split, indices: Sequence[int]) -> TaskBatch:
         """Tasks number `indices` of a split; leaves int64 `[len(indices), examples, length]`."""
         check_split(split)
         names = self.documents[split]
         if not names:
-            raise TaskError(
-                f"Text: no document of {split} has {self._counted} windows of "
-                f"{self.length} + 1 bytes; take fewer or shorter ones, or more documents "
+            raise TaskError.about(
+                "Text",
+                "length",
+                f"is too long: no document of {split} has {self._windows} windows of {self.length} + 1 "
+                "bytes; take fewer or shorter ones, or more documents "
                 f"({self._root}, files {self.files!r})",
-                block="Text",
-                field="length",
             )
         tasks = [self._task(split, index, names) for index in task_numbers(indices)]
         return TaskBatch.stack(tasks).to(self.device)
@@ -150,20 +142,15 @@ class Text:
         rng = generator(self.seed, split, index)
         path = self._root / names[order[place]]
         width, count = self.length + 1, self._windows
-        try:
-            with path.open("rb", buffering=0) as file:
-                size = os.fstat(file.fileno()).st_size
-                windows = size // width
-                if windows < count:
-                    raise DataError(f"{path}: has become shorter since its folder was looked at")
-                taken = windows if self.chunks is None else count
-                first = int(rng.integers(size - taken * width + 1))
-                rows = range(count) if self.chunks is not None else rng.permutation(windows)[:count]
-                content = b"".join(_read_at(file, first + int(row) * width, width) for row in rows)
-        except DataError:
-            raise
-        except OSError as error:
-            raise DataError(f"{path}: cannot be read ({error})") from error
+        with readable(path), path.open("rb", buffering=0) as file:
+            size = os.fstat(file.fileno()).st_size
+            windows = size // width
+            if windows < count:
+                raise DataError(f"{path}: has become shorter since its folder was looked at")
+            taken = windows if self.chunks is None else count
+            first = int(rng.integers(size - taken * width + 1))
+            rows = range(count) if self.chunks is not None else rng.permutation(windows)[:count]
+            content = b"".join(_read_at(file, first + int(row) * width, width) for row in rows)
         text = np.frombuffer(content, dtype=np.uint8).reshape(count, width)
         tokens = torch.from_numpy(text.astype(np.int64))
 
@@ -181,13 +168,6 @@ class Text:
         if self.chunks is None:
             return self.shots + self.queries
         return (self.chunks + 1) * self.shots
-
-    @property
-    def _counted(self) -> str:
-        """Their number by the fields that make it."""
-        if self.chunks is None:
-            return f"{self.shots} + {self.queries}"
-        return f"({self.chunks} + 1) × {self.shots}"
 
     @property
     def _root(self) -> Path:

@@ -21,7 +21,7 @@ from metablocks.estimators import Unrolled
 from metablocks.order import SecondOrder
 from metablocks.recipe.layout import slot_paths
 from metablocks.recipe.record import Recipe
-from metablocks.recipe.slots import ORDER, SLOTS
+from metablocks.recipe.slots import SLOTS
 from metablocks.runs import checkpoint
 from metablocks.runs.scores import pool
 from tools.fuzzing import command, trial
@@ -94,7 +94,7 @@ class Faulty(SecondOrder):
 @pytest.fixture
 def faulty(monkeypatch):
     """One more block in a table. Returns a recipe that takes inner steps with it."""
-    monkeypatch.setitem(ORDER.blocks, "faulty", Faulty)
+    monkeypatch.setitem(SLOTS["order"].blocks, "faulty", Faulty)
     found = texts(10, "order", "faulty")
     return next(text for text in found if "steps: 1" in text and "\n    block: loop" in text)
 

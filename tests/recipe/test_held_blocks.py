@@ -118,7 +118,10 @@ OWN = "{block: folders, root: ROOT, size: 8, ways: 3, shots: 1, queries: 2"
 @pytest.mark.parametrize(
     ("tasks", "message"),
     [
-        (f"{OWN}, unlabelled: true}}", "tasks.unlabelled: Folders: .*give a support_transform"),
+        (
+            f"{OWN}, unlabelled: true}}",
+            "tasks.unlabelled: Folders unlabelled .*give a support_transform",
+        ),
         (f"{OWN}, query_transform: [crop]}}", r"query_transform\[0\].block: no transform block"),
         (f"{OWN}, query_transform: random_crop}}", "takes a list of blocks"),
         (f"{OWN}, query_transform: [random_crop]}}", r"transform\[0\].size: missing"),

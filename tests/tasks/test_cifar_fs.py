@@ -244,7 +244,7 @@ def test_an_archive_without_a_file_is_an_error_that_names_it(tmp_path: Path) -> 
     ("change", "message"),
     [
         ({"ways": 1}, "CifarFS ways is 1; it takes a whole number, 2 or more"),
-        ({"ways": 17}, "ways=17, .*train 64, validation 16, test 20; ways is at most 16"),
+        ({"ways": 17}, "ways is 17, .*train 64, validation 16, test 20; ways is at most 16"),
         ({"queries": 600}, "need 601 examples of every class, and a class has 600"),
         ({"seed": -1}, "seed is -1"),
     ],

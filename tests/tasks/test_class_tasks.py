@@ -170,8 +170,8 @@ def test_unlabelled_tasks_make_a_class_of_each_example():
     [
         ({"ways": (4, 2)}, r"ways is \(4, 2\); it takes .* a range \[low, high\] of whole numbers"),
         ({"ways": (1, 2)}, r"ways is \(1, 2\)"),
-        ({"ways": (7, 9)}, r"ways=\(7, 9\), and the classes of its splits are train 6"),
-        ({"shots": (1, 7)}, r"shots=\(1, 7\) and queries=2 need 9 examples of every class"),
+        ({"ways": (7, 9)}, r"ways is \(7, 9\), and the classes of its splits are train 6"),
+        ({"shots": (1, 7)}, r"shots \(1, 7\) and queries 2 need 9 examples of every class"),
         ({"unlabelled": True}, "give a support_transform or a query_transform"),
         ({"query_transform": lambda x: x[:, 1:]}, r"makes \[1, 5, 6\] of \[1, 6, 6\]; it leaves"),
         ({"query_transform": crop}, r"makes \[1, \d, 6\] of \[1, 6, 6\]; it leaves the shape"),

@@ -88,7 +88,7 @@ def test_tokens_stay_whole_numbers_and_bytes_become_shares():
         (lambda d: d.clear(), {}, "Classes classes is {}; it takes a dict"),
         (lambda d: d["test"].clear(), {}, "test holds no class"),
         (lambda d: d.update(valid={}), {}, "it takes a dict {split: {class: tensor}}"),
-        (lambda d: d["test"].update(a=torch.zeros(5, 1, 3, 3)), {}, "a of test is .*one shape and"),
+        (lambda d: d["test"].update(a=torch.zeros(5, 1, 3, 3)), {}, "a of test, .*one shape and"),
         (lambda d: d["test"].update(a=torch.zeros(0, 1, 3, 3)), {}, "one example at least"),
         (lambda d: d["test"].update({"Train-0": d["test"]["test-0"]}), {}, "classes of its own"),
         (lambda d: d.pop("test"), {}, "no classes of test; there are those of train, validation"),

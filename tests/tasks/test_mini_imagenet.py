@@ -219,7 +219,7 @@ def test_what_is_wrong_with_tables_is_an_error_that_names_the_line(
     ("change", "message"),
     [
         ({"ways": 1}, "MiniImagenet ways is 1; it takes a whole number, 2 or more"),
-        ({"ways": 17}, "ways=17, .*train 64, validation 16, test 20; ways is at most 16"),
+        ({"ways": 17}, "ways is 17, .*train 64, validation 16, test 20; ways is at most 16"),
         ({"queries": 600}, "need 601 examples of every class, and a class has 600"),
         ({"seed": -1}, "seed is -1"),
     ],

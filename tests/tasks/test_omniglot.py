@@ -130,7 +130,7 @@ def test_wrong_data_is_an_error_that_names_the_file(
     ("change", "message"),
     [
         ({"ways": 0}, "Omniglot ways is 0; it takes a whole number, 2 or more"),
-        ({"ways": 51}, "ways=51, .*train 1150, validation 50, test 423; ways is at most 50"),
+        ({"ways": 51}, "ways is 51, .*train 1150, validation 50, test 423; ways is at most 50"),
         ({"shots": 0}, "shots is 0; it takes a whole number, 1 or more"),
         ({"queries": 20}, "need 21 examples of every class, and a class has 20"),
         ({"rotate": 90}, "rotate is 90; it takes True or False"),

@@ -21,10 +21,6 @@ SETS = {
 }
 
 
-def within(folder: Path) -> Path | None:
-    return folder / "set" if (folder / "set").is_file() else None
-
-
 def fetch(folder: Path) -> None:
     (folder / "set").write_text("downloaded")
 
@@ -39,7 +35,7 @@ def unreachable(folder: Path) -> None:
 def test_data_comes_before_the_environment_and_that_before_the_cache(
     cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    storage = Storage("Set", "a file set", within)
+    storage = Storage("Set", "a file set", ("set",), Path.is_file)
     data, environment = tmp_path / "data", tmp_path / "environment"
     assert storage.find() is None
     for folder in (cache, environment, data):
@@ -67,9 +63,18 @@ def test_data_names_the_parent_or_the_folder_itself(folder: str, small_data: Pat
 @pytest.mark.parametrize(
     ("storage", "parts"),
     [
-        (Storage("Set", "a file set", within, unreachable), ("network", "service not known")),
-        (Storage("Set", "a file set", within, lambda folder: None), ("download is incomplete",)),
-        (Storage("Set", "a file set", within, terms="by its terms"), ("by its terms", "Get it")),
+        (
+            Storage("Set", "a file set", ("set",), Path.is_file, unreachable),
+            ("network", "service not known"),
+        ),
+        (
+            Storage("Set", "a file set", ("set",), Path.is_file, lambda folder: None),
+            ("download is incomplete",),
+        ),
+        (
+            Storage("Set", "a file set", ("set",), Path.is_file, terms="by its terms"),
+            ("by its terms", "Get it"),
+        ),
     ],
 )
 def test_neither_data_nor_download_is_one_error_that_says_what_works(
@@ -88,15 +93,17 @@ def test_a_file_that_cannot_be_read_is_an_error_that_names_it(tmp_path: Path) ->
     (tmp_path / "set").touch()
     with (
         pytest.raises(DataError, match="gone: cannot be read"),
-        Storage("Set", "a file set", within).located(tmp_path) as place,
+        Storage("Set", "a file set", ("set",), Path.is_file).located(tmp_path) as place,
     ):
         fingerprint(tmp_path, [place.with_name("gone")])
 
 
 def test_a_download_is_kept_for_the_next_time(cache: Path) -> None:
-    with Storage("Set", "a file set", within, fetch, keep=("set",)).located(None) as place:
+    with Storage("Set", "a file set", ("set",), Path.is_file, fetch, keep=("set",)).located(
+        None
+    ) as place:
         assert place.read_text() == "downloaded"
-    with Storage("Set", "a file set", within, unreachable).located(None) as place:
+    with Storage("Set", "a file set", ("set",), Path.is_file, unreachable).located(None) as place:
         assert place == cache / "set"
     assert [path.name for path in cache.iterdir()] == ["set"]
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from metablocks.errors import DataError, RecipeError, TaskError
+from metablocks.losses import cross_entropy
 from metablocks.recipe import build, from_text, load
-from metablocks.recipe.build import next_token_loss
 from metablocks.runs.scores import score
 from metablocks.tasks import Text
 from metablocks.tasks.base import SPLITS
@@ -106,7 +106,7 @@ def test_names_need_be_no_utf_8(root):
 @pytest.mark.parametrize(
     ("fields", "error", "message"),
     [
-        ({"length": 500}, TaskError, "no document of train has 2 \\+ 1 windows of 500 \\+ 1 bytes"),
+        ({"length": 500}, TaskError, "no document of train has 3 windows of 500 \\+ 1 bytes"),
         ({"files": "*.rst"}, TaskError, "no document of train"),
         ({"splits": (1.0, 0.0, 0.1)}, TaskError, "three shares"),
     ],
@@ -151,7 +151,7 @@ def test_the_loss_is_the_mean_over_bytes_of_the_log_probability():
     scores, targets = torch.randn(2, 3, 5), torch.randint(0, 5, (2, 3))
     logs = scores.log_softmax(-1)
     expected = -sum(logs[i, j, targets[i, j]] for i in range(2) for j in range(3)) / 6
-    torch.testing.assert_close(next_token_loss(scores, targets), expected)
+    torch.testing.assert_close(cross_entropy(kind="text")(scores, targets), expected)
 
 
 STREAM = {"length": 4, "shots": 2, "queries": 2, "chunks": 2}
@@ -190,7 +190,7 @@ def test_a_chunk_is_judged_before_it_is_adapted_to(root):
     net, bits = copy.deepcopy(learner.model), []
     moved = [p for name, p in net.named_parameters() if name.startswith("body.block1.mlp.")]
     for inputs, targets in zip(*task.query, strict=True):
-        loss = next_token_loss(net(inputs), targets)
+        loss = cross_entropy(kind="text")(net(inputs), targets)
         bits.append(loss.item() / math.log(2))
         for parameter, slope in zip(moved, torch.autograd.grad(loss, moved), strict=True):
             parameter.data -= 0.25 * slope

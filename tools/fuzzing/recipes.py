@@ -19,10 +19,14 @@ from metablocks.errors import MetablocksError
 from metablocks.recipe import schema
 from metablocks.recipe.layout import RecipeLayout, slot_of, slot_paths
 from metablocks.recipe.parse import join
-from metablocks.recipe.slots import MODEL, RULE, SLOTS, START, SUPPORT_LOSS, SURGERY, TASKS, Slot
+from metablocks.recipe.slots import SLOTS, Slot
 from metablocks.rules import StepInfo
 from metablocks.tasks.base import example_shapes
 from tools.fuzzing.values import JUNK, PATTERNS, STATED, always_drawn, value
+
+MODEL, RULE, START, SUPPORT_LOSS, SURGERY, TASKS = (
+    SLOTS[name] for name in ("model", "rule", "start", "support_loss", "surgery", "tasks")
+)
 
 WIDEST = 1024
 """The most inputs or outputs of a layer: a KFO keeps a square of them."""
