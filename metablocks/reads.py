@@ -1,17 +1,17 @@
 """Values that functions, modules and objects read, as their code shows.
 
-Looked at are the globals that code names, what it closes over and its defaults, attributes of the object
-that a method belongs to and of its class, and all of that again for the functions, methods and objects
-found on the way, as far as the code at hand names their attributes. Containers are looked into. Not
-seen is what is named in no code (an attribute whose name is put together, a file, the clock), what C++
-keeps, and globals of installed packages.
+Looked at are the globals that code names, what it closes over and its defaults, and those attributes of
+the objects and classes found on the way that code found on the way names; and all of that again for the
+functions, methods and objects that these are. Containers are looked into. Not seen is what is named in
+no code (an attribute whose name is put together, a file, the clock), what C++ keeps, and globals of
+installed packages.
 """
 
 import functools
 import sys
 from argparse import Namespace
 from collections import deque
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable
 from functools import lru_cache, partial
 from types import CodeType, FunctionType, MethodType, ModuleType, SimpleNamespace
 from typing import Any
@@ -33,7 +33,6 @@ from metablocks.fingerprint import (
 _DEPTH = 8  # calls, attributes and containers inside each other
 _MOST = 3000  # values; what lies beyond is not looked into
 _LONG = 100  # items of a container, numbers of an array, beyond which it is known by identity
-_ENTRIES = frozenset(("forward", "init"))  # the methods of a module that are called from outside
 _DYNAMIC = frozenset(("getattr", "vars", "__dict__", "asdict"))  # whose names code may put together
 _ANY = frozenset(("__getattr__", "__getitem__"))  # of an object that has attributes by other names
 _PACKAGE = __file__.removesuffix("reads.py")
@@ -72,30 +71,36 @@ def reached(*things: Any, known: Iterable[nn.Module] = ()) -> list[Any]:
     >>> 0.25 in reached(lambda x: rate * x)
     True
     """
-    reads = _Reads(known)
-    for thing in (*known, *things):
-        reads.look(thing, None, _DEPTH)
-    return reads.found
+    return _Reads(known, things).found
 
 
 class _Reads:
-    """What was found so far."""
+    """The values found so far, and where to look on."""
 
-    def __init__(self, known: Iterable[nn.Module]) -> None:
+    def __init__(self, known: Iterable[nn.Module], things: Iterable[Any]) -> None:
         self.found: list[Any] = []
         self.seen: set[Hashable] = set()
+        self.names = {"forward", "init"}  # the methods of modules that are called from outside
+        self.owners: list[tuple[Any, bool, int]] = []
+        self.done: dict[tuple[int, int], set[str]] = {}  # names, by the owner and where it has them
         self.known: dict[int, nn.Module] = {}
         for module in known:
             modules_in(module, self.known)
+        for thing in (*known, *things):
+            self.look(thing, _DEPTH, every=True)
+        before = -1, -1
+        while before != (before := (len(self.names), len(self.owners))):
+            for owner, every, depth in self.owners:  # which grows meanwhile
+                self.members(owner, depth, every=every)
 
-    def look(self, value: Any, names: frozenset[str] | None, depth: int) -> None:
-        """Look at a value, at those of its attributes that are named (None: at all)."""
+    def look(self, value: Any, depth: int, *, every: bool = False) -> None:
+        """Look at a value, and later at its attributes that are named, or at `every` one."""
         kind = type(value)
         if not isinstance(value, nn.Module):
             self.found.append(value)
         if kind in PLAIN or isinstance(value, _NUMBERS):
             return
-        key = id(value), names
+        key = id(value), every
         if not depth or key in self.seen or len(self.found) > _MOST:
             return
         self.seen.add(key)
@@ -103,30 +108,27 @@ class _Reads:
         if isinstance(value, _CONTAINERS):
             items = (*value, *value.values()) if isinstance(value, dict) else value
             for item in items if len(value) <= _LONG else ():
-                self.look(item, names, depth)
+                self.look(item, depth, every=every)
         elif kind is FunctionType:
             self.read(value, None, depth)
         elif kind is MethodType:
-            owner = value.__self__
-            if isinstance(owner, nn.Module):
-                self.look(owner, None, depth)
+            if isinstance(value.__self__, nn.Module):
+                self.look(value.__self__, depth)
             if isinstance(value.__func__, FunctionType):
-                self.read(value.__func__, owner, depth)
+                self.read(value.__func__, value.__self__, depth)
         elif isinstance(value, partial):
             for part in (value.func, *value.args, *value.keywords.values()):
-                self.look(part, names, depth)
+                self.look(part, depth, every=every)
         elif isinstance(value, nn.Module):
             for hook in (hook for hooks in _GLOBAL_HOOKS for hook in hooks.values()):
-                self.look(hook, None, depth)
+                self.look(hook, depth, every=True)
             for module in modules_in(value, {}).values():
                 self.module(module, depth)
-        elif isinstance(value, ModuleType):
-            if names is not None and not _is_library(value.__name__):
-                self.named(vars(value), names, names, depth)
-        elif kind in _SETTINGS or not _is_library(
-            (value if isinstance(value, type) else kind).__module__
-        ):
-            self.members(value, names, depth)
+        else:
+            place = value.__name__ if isinstance(value, ModuleType) else kind.__module__
+            place = value.__module__ if isinstance(value, type) else place
+            if kind in _SETTINGS or not _is_library(place):
+                self.owns(value, depth, every=every and not isinstance(value, ModuleType))
 
     def read(self, function: FunctionType, owner: Any, depth: int) -> None:
         """Look at what a function reads, as a method of `owner` if that is given."""
@@ -135,63 +137,57 @@ class _Reads:
             return
         self.seen.add(key)
         self.found.append(function.__code__)
-        named = names_in(function.__code__)
+        names, own = names_in(function.__code__), function.__dict__
+        self.names |= names
         installed = _is_installed(function.__code__.co_filename)
-        names = (
-            named if installed or not named & _DYNAMIC else None
-        )  # of attributes of what it reads
-        inside = function.__defaults__, (function.__kwdefaults__ or {}).values()
-        for value in (*(inside[0] or ()), *inside[1], *cell_contents(function)):
-            self.look(value, names, depth)
-        if function.__dict__:
-            self.named(function.__dict__, named, names, depth)
-            if isinstance(wrapped := function.__dict__.get("__wrapped__"), FunctionType):
-                self.read(wrapped, owner, depth)
+        every = not installed and not names.isdisjoint(_DYNAMIC)
+        values = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
+        values += [*cell_contents(function), *(own[name] for name in own if name in names)]
         if not installed:
-            self.named(function.__globals__, named, names, depth)
+            known = function.__globals__
+            values += [known[name] for name in names if name in known]
+        for value in values:
+            self.look(value, depth, every=every)
+        if isinstance(wrapped := own.get("__wrapped__"), FunctionType):
+            self.read(wrapped, owner, depth)
         if owner is not None:
-            self.members(owner, named if isinstance(owner, nn.Module) else names, depth)
+            self.owns(owner, depth, every=every and not isinstance(owner, nn.Module))
 
-    def members(self, owner: Any, names: frozenset[str] | None, depth: int) -> None:
-        """Look at the attributes of an object, and of its class as far as that is a user's."""
+    def owns(self, owner: Any, depth: int, *, every: bool = False) -> None:
+        """Look at attributes of an object later."""
+        key = id(owner), "owner", every
+        if key not in self.seen:
+            self.seen.add(key)
+            self.owners.append((owner, every, depth))
+
+    def members(self, owner: Any, depth: int, *, every: bool) -> None:
+        """Look at attributes of an object, and of its class as far as that is a user's."""
         kind = owner if isinstance(owner, type) else type(owner)
         bases = _written(kind)
-        if not isinstance(owner, nn.Module) and any(_ANY & vars(base).keys() for base in bases):
-            names = None
-        if owner is not kind:
-            self.named(attributes_of(owner), names, names, depth)
-        for base in bases:
-            own = vars(base)
-            inside = names
-            if inside is None:
-                inside = frozenset(n for n in own if n == "__call__" or not n.startswith("__"))
-            elif "__call__" in own and owner is not kind:
-                inside = inside | {"__call__"}
-            self.named(own, inside, names, depth, owner)
-
-    def named(
-        self,
-        values: Mapping[str, Any],
-        which: frozenset[str] | None,
-        names: frozenset[str] | None,
-        depth: int,
-        owner: Any = None,
-    ) -> None:
-        """Look at the values of these names; functions among them are methods of `owner`."""
-        for name in values if which is None else which:
-            if name not in values:
-                continue
-            value = values[name]
-            if isinstance(value, (staticmethod, classmethod)):
-                value = value.__func__
-            elif isinstance(value, property):
-                value = value.fget
-            elif isinstance(value, functools.cached_property):
-                value = value.func
-            if owner is not None and isinstance(value, FunctionType):
-                self.read(value, owner, depth)
-            else:
-                self.look(value, names, depth)
+        if not isinstance(owner, nn.Module):
+            every |= any(not _ANY.isdisjoint(vars(base)) for base in bases)
+        places = [] if owner is kind else [attributes_of(owner)]
+        for number, place in enumerate((*places, *map(vars, bases))):
+            inside = number >= len(places)  # in a class
+            named = self.names.intersection(place)
+            if every:
+                named |= {name for name in place if not (inside and name[:2] == "__")}
+            if "__call__" in place and owner is not kind:
+                named.add("__call__")
+            done = self.done.setdefault((id(owner), number), set())
+            for name in named - done:
+                done.add(name)
+                value = place[name]
+                if isinstance(value, (staticmethod, classmethod)):
+                    value = value.__func__
+                elif isinstance(value, property):
+                    value = value.fget
+                elif isinstance(value, functools.cached_property):
+                    value = value.func
+                if inside and isinstance(value, FunctionType):
+                    self.read(value, owner, depth)
+                else:
+                    self.look(value, depth, every=every)
 
     def module(self, module: nn.Module, depth: int) -> None:
         """Look at one module without those inside it: functions, hooks, class; itself unless known."""
@@ -201,13 +197,13 @@ class _Reads:
             self.found += [*own["_parameters"].values(), *own["_buffers"].values()]
         for name in HOOKS:
             for hook in (own.get(name) or {}).values():
-                self.look(hook, None, depth)
+                self.look(hook, depth, every=True)
         for value in [*own.values()]:
             if isinstance(value, _CALLED):
-                self.look(value, None, depth)
+                self.look(value, depth)
         kind: Any = type(module)
         if _written(kind):
-            self.members(module, _ENTRIES, depth)
+            self.owns(module, depth)
 
 
 @lru_cache(maxsize=4096)

@@ -44,6 +44,10 @@ def by_helper(x):
     return [by_global(item) for item in x]
 
 
+def by_argument(options, x):
+    return x * options.factor
+
+
 class Net(nn.Module):
     factor = 1.0
 
@@ -122,6 +126,7 @@ SEEN = {
     "a class attribute": (lambda x: x * Settings.factor, put(Settings)),
     "a class attribute of a class method": (lambda x: Settings.scale(x), put(Settings)),
     "an option": (lambda x: x * OPTIONS.factor, put(OPTIONS)),
+    "an option by an argument": (lambda x: by_argument(OPTIONS, x), put(OPTIONS)),
     "an option by getattr": (lambda x: x * getattr(OPTIONS, KEY), put(OPTIONS)),
     "an attribute inside others": (
         lambda x: x * DEEP.inner.factor[0],
