@@ -160,6 +160,8 @@ def _compiled(graph: torch.fx.GraphModule, leaves: Sequence[Tensor], fuse: bool)
             graph.graph.erase_node(node)
     graph.recompile()
     if not fuse:
+        for node in graph.graph.nodes:  # which served to make it, and takes more than the graph
+            node.meta.clear()
         return lambda leaves: graph(*[leaves[index] for index in used])
     run = fused(graph, [leaves[index] for index in used])
     return lambda leaves: run([leaves[index] for index in used])
