@@ -21,6 +21,7 @@ from torch import nn
 
 import metablocks as mb
 from metablocks.executors.graphs import difference
+from metablocks.executors.leaves import Forms
 from metablocks.laws import gradients
 from metablocks.laws.compare import assert_close
 
@@ -300,6 +301,14 @@ def test_what_is_infinite_hides_nothing():
     assert difference([inf], [inf], list) is None
     for other in ([torch.inf, 2.0], [1.0, 1.0]):
         assert "differ" in difference([torch.tensor(other)], [inf], list)
+
+
+def test_what_is_lazily_negated_has_another_form():
+    """Its memory, which compiled code reads, holds other numbers."""
+    forms, numbers = Forms(), torch.ones(3, dtype=torch.complex64)
+    kinds = (numbers.imag, numbers.conj().imag, numbers, numbers.conj())
+    assert len({id(forms.flatten(tensor).form) for tensor in kinds}) == 4
+    assert forms.flatten(numbers.imag).form is forms.flatten(numbers.imag).form
 
 
 def test_what_cannot_be_traced_is_tried_once(monkeypatch):
