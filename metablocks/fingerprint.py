@@ -1,29 +1,28 @@
-"""Fingerprints of modules and functions: equal values, equal behaviour, as far as they look.
+"""Fingerprints of modules: equal ones are seen alike by a pass that runs their code as it is.
 
 Looked at are, of every module, also of those that attributes hold, its plain attributes, flags, hooks,
-submodules, and the identity and version of tensors it holds beside parameters and buffers; of a function
-its code, closure, defaults, and the globals that it names, with those of their attributes that it names.
-Containers are looked into, other objects are known by identity. Nothing deeper: what changes inside an
-object that a module holds, or in functions that a function calls, is not seen.
+submodules, and the identity and version of tensors it holds beside parameters and buffers; of functions
+in attributes their code, closure and defaults. Containers are looked into, other objects are known by
+identity. What code reads beside that is found by `metablocks.reads`.
 """
 
 from collections.abc import Hashable, Iterator
 from contextlib import suppress
-from functools import lru_cache, partial
-from types import CodeType, FunctionType, MemberDescriptorType, MethodType, ModuleType
+from functools import lru_cache
+from types import FunctionType, MemberDescriptorType, MethodType
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-_PLAIN = frozenset((int, float, complex, bool, str, bytes, type(None), torch.dtype, torch.device))
+PLAIN = frozenset((int, float, complex, bool, str, bytes, type(None), torch.dtype, torch.device))
 _LONG = 100  # items of a container beyond which it is known by identity and length
-_HOOKS = tuple(name for name in nn.Module().__dict__ if "hooks" in name)
+HOOKS = tuple(name for name in nn.Module().__dict__ if "hooks" in name)
 _INTERNAL = {*nn.Module().__dict__} - {"training"}
 
 
 class Fingerprint:
-    """A module, a function or another callable as it was seen. Equal ones were seen alike.
+    """A module, a function or another thing as it was seen. Equal ones were seen alike.
 
     It keeps the objects that it knows by identity alive, so that no other can take their place.
     """
@@ -41,8 +40,8 @@ class Fingerprint:
         return hash(self._seen)
 
 
-def fingerprint(thing: Any) -> Fingerprint:
-    """The fingerprint of a module, a function or another callable.
+def fingerprint(module: nn.Module) -> Fingerprint:
+    """The fingerprint of a module.
 
     >>> layer = nn.Dropout(0.5)
     >>> before = fingerprint(layer)
@@ -53,8 +52,8 @@ def fingerprint(thing: Any) -> Fingerprint:
     >>> fingerprint(layer) == before
     True
     """
-    held = _Held()
-    return Fingerprint(_of(thing, held), held)
+    held = Held()
+    return Fingerprint(_of(module, held), held)
 
 
 class Same:
@@ -72,7 +71,14 @@ class Same:
         return id(self.value)
 
 
-class _Held(list[Any]):
+def seen_as(value: Any, held: "Held") -> Hashable:
+    """A module without what is inside it, a tensor by its version, or another object by its identity."""
+    if isinstance(value, nn.Module):
+        return _identity(value, held), _of_module(value, held)
+    return _of_value(value, held, 0)
+
+
+class Held(list[Any]):
     """The objects that a fingerprint knows by identity, and the modules it has looked at, by id."""
 
     def __init__(self) -> None:
@@ -80,49 +86,32 @@ class _Held(list[Any]):
         self.modules: set[int] = set()
 
 
-def _of(thing: Any, held: _Held) -> Hashable:
-    if isinstance(thing, nn.Module):
-        modules = _modules(thing, {})
-        held.modules |= modules.keys()
-        return tuple([_of_module(module, held) for module in modules.values()])
-    if isinstance(thing, MethodType):
-        return _of(thing.__func__, held), _of(thing.__self__, held)
-    if isinstance(thing, FunctionType):
-        if not thing.__closure__ and str(thing.__module__).startswith("torch."):
-            return _identity(thing, held)  # PyTorch's own stay as they are
-        return _of_function(thing, held, named=True)
-    if isinstance(thing, partial):
-        return _of(thing.func, held), tuple(
-            _of(x, held) if callable(x) else _of_value(x, held)
-            for x in (*thing.args, *thing.keywords.values())
-        )
-    attributes = {} if isinstance(thing, type | ModuleType) else attributes_of(thing)
-    if attributes:
-        own = [(name, _of_value(value, held)) for name, value in attributes.items()]
-        return (_identity(thing, held), *own)
-    return _of_value(thing, held)
+def _of(module: nn.Module, held: Held) -> Hashable:
+    modules = modules_in(module, {})
+    held.modules |= modules.keys()
+    return tuple([_of_module(module, held) for module in modules.values()])
 
 
-def _identity(thing: Any, held: _Held) -> int:
+def _identity(thing: Any, held: Held) -> int:
     held.append(thing)
     return id(thing)
 
 
-def _modules(module: nn.Module, found: dict[int, nn.Module]) -> dict[int, nn.Module]:
+def modules_in(module: nn.Module, found: dict[int, nn.Module]) -> dict[int, nn.Module]:
     """A module and those inside it, by id; quicker than `modules()`, which makes names."""
     if id(module) not in found:
         found[id(module)] = module
         for child in module._modules.values():
             if child is not None:
-                _modules(child, found)
+                modules_in(child, found)
     return found
 
 
-def _of_module(module: nn.Module, held: _Held) -> Hashable:
+def _of_module(module: nn.Module, held: Held) -> Hashable:
     own = attributes_of(module)
     hooks = [
         _of_value(hook, held)
-        for name in _HOOKS
+        for name in HOOKS
         if (hooks_of := own.get(name))
         for hook in hooks_of.values()
     ]
@@ -170,15 +159,11 @@ def _slots_of(kind: Any) -> dict[str, MemberDescriptorType]:
     }
 
 
-def _of_function(function: FunctionType, held: _Held, *, named: bool = False) -> Hashable:
+def _of_function(function: FunctionType, held: Held, depth: int) -> Hashable:
     defaults = (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values())
-    inside = cell_contents(function)
-    return (
-        function.__code__,
-        tuple(_of_value(value, held) for value in defaults),
-        tuple(_read(value, held) if named else _of_value(value, held, 2) for value in inside),
-        tuple(_globals(function, held)) if named else _identity(function, held),
-    )
+    inside = (*defaults, *cell_contents(function))
+    values = tuple([_of_value(value, held, depth) for value in inside])
+    return _identity(function, held), function.__code__, values
 
 
 def cell_contents(function: FunctionType) -> Iterator[Any]:
@@ -190,37 +175,9 @@ def cell_contents(function: FunctionType) -> Iterator[Any]:
             yield None
 
 
-def _globals(function: FunctionType, held: _Held) -> Iterator[Hashable]:
-    """The globals that a function names, and those of their attributes that it names."""
-    names = names_in(function.__code__)
-    for name in names:
-        if name not in function.__globals__:
-            continue
-        value = function.__globals__[name]
-        yield name, _read(value, held)
-        attributes = {} if isinstance(value, nn.Module) else getattr(value, "__dict__", {})
-        for attribute in names if attributes else ():
-            if attribute in attributes:
-                yield name, attribute, _read(attributes[attribute], held)
-
-
-def _read(value: Any, held: _Held) -> Hashable:
-    """Of what a loss or a rule reads by itself: of a module all."""
-    return _of(value, held) if isinstance(value, nn.Module) else _of_value(value, held, 2)
-
-
-@lru_cache
-def names_in(code: CodeType) -> tuple[str, ...]:
-    """The names that code reads, also those of functions in it."""
-    inner = (constant for constant in code.co_consts if isinstance(constant, CodeType))
-    return tuple(
-        dict.fromkeys((*code.co_names, *(name for one in inner for name in names_in(one))))
-    )
-
-
-def _of_value(value: Any, held: _Held, depth: int = 3) -> Hashable:
+def _of_value(value: Any, held: Held, depth: int = 3) -> Hashable:
     kind = type(value)
-    if kind in _PLAIN:
+    if kind in PLAIN:
         return kind, value
     if isinstance(value, Tensor):
         moves = isinstance(value, nn.Parameter) or value.is_inference()
@@ -233,7 +190,7 @@ def _of_value(value: Any, held: _Held, depth: int = 3) -> Hashable:
     if issubclass(kind, nn.Module) and id(value) not in held.modules:
         return _identity(value, held), _of(value, held)  # that stands in an attribute alone
     if kind is FunctionType and depth:
-        return _of_function(value, held)
+        return _of_function(value, held, depth - 1)
     if kind is MethodType:
         return _identity(value.__func__, held), _identity(value.__self__, held)
     return _identity(value, held)

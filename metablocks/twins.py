@@ -11,15 +11,16 @@ from array import array
 from collections import deque
 from collections.abc import Iterable, Iterator
 from functools import partial
-from types import CellType, FunctionType, MethodType, ModuleType, SimpleNamespace
+from types import CellType, FunctionType, MethodType, SimpleNamespace
 from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
 
 from metablocks.errors import ModuleError
-from metablocks.fingerprint import attributes_of, cell_contents, names_in, slots_of
+from metablocks.fingerprint import attributes_of, cell_contents, slots_of
 from metablocks.generators import is_generator
+from metablocks.reads import reached
 
 _DEPTH = 5  # containers and plain objects inside each other; deeper ones are shared
 _MISSING = object()
@@ -52,8 +53,7 @@ class Survey:
         }
         for module in self.modules:  # which grows under way
             self.special.append(self._attributes(module, names.get(id(module), "")))
-        for kind in {type(module): None for module in self.modules}:
-            self._add(generators_in(kind))
+        self._add(generators_in(root))
 
     def _attributes(self, module: nn.Module, name: str) -> list[str]:
         start = f"{name}." if name else ""
@@ -199,64 +199,14 @@ def tensors_in(value: Any, depth: int = _DEPTH) -> dict[int, Tensor]:
 
 
 def generators_in(value: Any) -> list[Any]:
-    """The random generators that a function, an object or a class of modules draws from, as it shows.
-
-    Those that it holds, closes over or names: as a global, an attribute of a class, in functions that it
-    calls.
+    """The random generators that the code of a function, an object or a module reads.
 
     >>> import random
     >>> own = random.Random(0)
     >>> generators_in(lambda: own.random()) == [own]
     True
     """
-    found: dict[int, Any] = {}
-    _look(value, found, {}, _DEPTH)
-    return [*found.values()]
-
-
-def _look(value: Any, found: dict[int, Any], seen: dict[int, Any], depth: int) -> None:
-    """Put the generators that a value reaches into `found`."""
-    if id(value) in seen or isinstance(value, bool | int | float | str | Tensor | None):
-        return
-    seen[id(value)] = value
-    if is_generator(value):
-        found[id(value)] = value
-        return
-    if not depth or _is_library(getattr(value, "__module__", "")):
-        return
-    if isinstance(value, FunctionType):
-        inside = [*_held(value), *_named(value)]
-    elif isinstance(value, type):
-        forward = getattr(value, "forward", None) or vars(value).get("__call__")
-        inside = [forward, *_named(forward, value)] if isinstance(forward, FunctionType) else []
-    elif isinstance(value, MethodType):
-        inside = [value.__self__, *_named(value.__func__, type(value.__self__))]
-    elif isinstance(value, nn.Module):
-        inside = [x for m in value.modules() for x in (type(m), *attributes_of(m).values())]
-    else:
-        inside = [*(item for _, item in _inside(value))]
-        inside += [type(value)] if is_plain(value) else []
-    for item in inside:
-        _look(item, found, seen, depth - 1)
-
-
-def _named(function: Any, owner: type | None = None) -> list[Any]:
-    """The globals that a function names, the attributes of modules and of its class that it names."""
-    if not isinstance(function, FunctionType):
-        return []
-    names = names_in(function.__code__)
-    values = [function.__globals__[name] for name in names if name in function.__globals__]
-    for place in (*(v for v in values if isinstance(v, ModuleType | type)), owner):
-        if place is not None and not _is_library(place.__name__):
-            values += [vars(place)[name] for name in names if name in vars(place)]
-    for base in owner.__mro__[1:] if owner is not None else ():
-        if not base.__module__.startswith("torch."):
-            values += [vars(base)[name] for name in names if name in vars(base)]
-    return [value.__func__ if isinstance(value, staticmethod) else value for value in values]
-
-
-def _is_library(module: Any) -> bool:
-    return str(module).partition(".")[0] in ("torch", "numpy", "random")
+    return [*{id(found): found for found in reached(value) if is_generator(found)}.values()]
 
 
 def _inside(value: Any) -> list[tuple[Any, Any]]:

@@ -20,10 +20,10 @@ from metablocks.estimators import Estimator
 from metablocks.estimators.base import filled, is_cut, task_gradient
 from metablocks.estimators.sweep import start, step
 from metablocks.executors import Executor, TaskFunction, TaskWork
-from metablocks.fingerprint import fingerprint
 from metablocks.generators import drawn_seed
 from metablocks.inner_loop import Carry, InnerLoop, QueryPass
 from metablocks.pieces import At, InPieces, Pieces, weighed
+from metablocks.reads import reading
 from metablocks.types import Batch, Task, Tasks, Tensors, map_tensors
 
 
@@ -142,8 +142,12 @@ def _compilable(owner: object, kind: Hashable, call: TaskFunction, pieces: InPie
     inner = pieces.inner
 
     def identify() -> Hashable:
-        losses = (inner.loss.objective.loss, inner.support_loss.objective.loss)
-        functions = map(fingerprint, (*losses, inner.metric, inner.batches, inner.starting))
-        return owner, kind, inner.training, inner.model.key, inner.rule.key, *functions
+        losses = inner.loss, inner.support_loss
+        views = [inner.model, inner.rule, *(loss.view for loss in losses if loss.view is not None)]
+        things: list[Any] = [loss.objective.loss for loss in losses if loss.view is None]
+        things += [inner.metric, inner.batches, inner.starting, kind]
+        read = reading(*things, known=[view.module for view in views])
+        made = torch.get_default_dtype(), torch.get_default_device()  # of tensors made under way
+        return owner, inner.training, *made, *(view.key for view in views), read
 
     return TaskWork(call, inner.draws, pieces, identify)

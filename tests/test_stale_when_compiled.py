@@ -141,6 +141,27 @@ def put_attribute(learner, new):
     learner.model.scale = 3.0 if new else 1.0
 
 
+class ByOptions(nn.Module):
+    """Reads what its class has, by a function."""
+
+    scale = 1.0
+
+    def __init__(self):
+        super().__init__()
+        self.layers = net()
+
+    def forward(self, x):
+        return scaled(self.layers(x), type(self))
+
+
+def scaled(x, options):
+    return x * options.scale * Settings.temperature
+
+
+def put_options(learner, new):
+    ByOptions.scale = 3.0 if new else 1.0
+
+
 def put_function(learner, new):
     learner.model.activation = torch.sin if new else torch.tanh
 
@@ -168,6 +189,8 @@ CHANGES = {
     "a number of a closure": (with_closure, net, put_closure),
     "a partial": (lambda: functools.partial(with_default, beta=0.1), net, put_partial),
     "a number of the model": (plain_loss, Scaled, put_attribute),
+    "a class attribute of the model": (plain_loss, ByOptions, put_options),
+    "a global of a function of the model": (plain_loss, ByOptions, put_temperature),
     "a function of the model": (plain_loss, Scaled, put_function),
     "a submodule": (plain_loss, Scaled, put_submodule),
     "what is frozen": (plain_loss, Scaled, put_frozen),

@@ -28,9 +28,9 @@ from metablocks.executors.graphs import (
     Unfit,
     compiled,
     compiled_apart,
+    difference,
     double,
     forgetting_sources,
-    hold,
     trace,
 )
 from metablocks.executors.leaves import Form, Forms, Leaves, Other, parted
@@ -46,6 +46,7 @@ log = logging.getLogger("metablocks")
 
 _MOST = 64  # kinds of work that are kept; the oldest goes
 _TRIES = 4  # comparisons of which one has to hold
+_ANEW = 16  # calls one after another that all made something
 
 
 class CompileWarning(UserWarning):
@@ -77,11 +78,12 @@ class Compiler:
     root of the dtype's precision, or as much as is measured in double precision, in one of a few
     comparisons by other numbers, as a kink of the net may lie between two. Where it differs by more, has
     sizes that depend on the data, draws from a generator of its own, or cannot be traced or
-    compiled, a `CompileWarning` says why, and the work runs as it is. Threads may share one.
+    compiled, a `CompileWarning` says why, and the work runs as it is; where every call makes something
+    anew, one says so. Threads may share one.
 
-    What a learner puts into the key of its work are the fingerprints of model, rule, loss and metric: the
-    module `metablocks.fingerprint` says what they see, and what they do not. A change that is seen makes
-    the pieces anew, and one that goes back to what was finds what was made.
+    What a learner puts into the key of its work are fingerprints of all blocks: `metablocks.fingerprint`
+    and `metablocks.reads` say what they see, and what they do not. A change that is seen makes the pieces
+    anew, and one that goes back to what was finds what was made.
     """
 
     def __init__(self, setting: Compile) -> None:
@@ -89,6 +91,12 @@ class Compiler:
         self._plans: dict[Hashable, _Plan] = {}
         self.forms = Forms()
         self.lock = threading.RLock()
+        self._anew = 0
+
+    @property
+    def done(self) -> str:
+        """The word for what it does."""
+        return "compiled" if self.setting is True else "traced"
 
     @property
     def count(self) -> int:
@@ -131,6 +139,9 @@ class Compiler:
                     if len(self._plans) >= _MOST:
                         del self._plans[next(iter(self._plans))]
                     self._plans[kind] = plan
+                    self._count_anew()
+        else:
+            self._anew = 0
         if plan.fit:
             states = work.draws.states() if work.draws.kinds else []
             run = _Run(cut.inner, cut.meta, begin, task, plan, shared, given)
@@ -146,6 +157,20 @@ class Compiler:
 
     def __reduce__(self) -> Any:
         return Compiler, (self.setting,)
+
+    def _count_anew(self) -> None:
+        """Warn, once, if every call makes something anew."""
+        self._anew += 1
+        if self._anew == _ANEW:
+            self._anew = -(2**62)
+            warnings.warn(
+                f"the last {_ANEW} tasks or chunks were each {self.done} anew, which takes far longer "
+                "than to run them as they are: their sizes, or what model, rule or loss read, change "
+                "from one to the next. Hold a number that changes in a buffer of a module, give tasks of "
+                "few sizes, or leave compile off",
+                CompileWarning,
+                stacklevel=caller_stacklevel(),
+            )
 
     def _shared(self, inner: InnerLoop, meta: Tensors) -> Leaves:
         """The tensors that all tasks and all pieces read."""
@@ -176,7 +201,7 @@ class Compiler:
             if self.setting is True:
                 log.info("compiling, once for these shapes; that takes ten seconds to a minute")
 
-            def compare(seed: int) -> None:
+            def compare(seed: int) -> str | None:
                 nonlocal expected
                 meta = {name: _generic(t, seed) if seed else t for name, t in cut.meta.items()}
                 given = (meta, cut.inner.tensors), buffers
@@ -194,17 +219,13 @@ class Compiler:
                     precise = replace(task, support=support, query=query)
                     return tensors_of(plain(short, shared, own, precise))
 
-                hold(got, expected, in_double)
+                return difference(got, expected, in_double)
 
             _once(compare)
         except Unfit as error:
             run.plan.give_up(error)
         else:
-            log.info(
-                "%s in %.0f s",
-                "compiled" if self.setting is True else "traced",
-                time.perf_counter() - started,
-            )
+            log.info("%s in %.0f s", self.done, time.perf_counter() - started)
 
 
 class _Made(NamedTuple):
@@ -250,8 +271,7 @@ class _Plan:
     def give_up(self, error: Unfit) -> None:
         """Run the work as it is from now on, and say why."""
         self.fit = False
-        done = "traced" if self.compiler.setting == "trace" else "compiled"
-        message = f"not {done}, but run as it is: {error}"
+        message = f"not {self.compiler.done}, but run as it is: {error}"
         warnings.warn(message, CompileWarning, stacklevel=caller_stacklevel())
 
     @contextmanager
@@ -454,7 +474,7 @@ class _Run(Pieces):
                 else:
                     run, back = compiled_apart(traced, leaves, inputs, first, fuse=fuse)
 
-            def compare(seed: int) -> None:
+            def compare(seed: int) -> str | None:
                 leaves = flat.generic(arguments, seed)
                 with kept_draws(devices_of(leaves)):
                     expected = flat(*leaves)
@@ -462,7 +482,7 @@ class _Run(Pieces):
                     got[:] = run(leaves[:inputs])
                     if back is not None:
                         got[first:] = back([*got[first:], *leaves[inputs:]])
-                hold(got, expected, lambda: flat(*map(double, leaves)))
+                return difference(got, expected, lambda: flat(*map(double, leaves)))
 
             _once(compare)
         except Unfit:
@@ -560,19 +580,17 @@ class _Flat:
         return tensors
 
 
-def _once(compare: Callable[[int], None]) -> None:
-    """Compare by other numbers as long as results differ, a few times.
+def _once(compare: Callable[[int], str | None]) -> None:
+    """Compare by other numbers as long as results differ, a few times; then that is `Unfit`.
 
     Where a kink of the net (ReLU, a maximum) lies within rounding of the one, but not of the other, the
     two differ by more than rounding; by the next numbers it is elsewhere.
     """
     for seed in range(_TRIES):
-        try:
-            compare(seed)
+        reason = compare(seed)
+        if reason is None:
             return
-        except Unfit:
-            if seed == _TRIES - 1:
-                raise
+    raise Unfit(reason)
 
 
 def _generic(tensor: Tensor, seed: int) -> Tensor:

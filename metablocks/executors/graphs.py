@@ -160,6 +160,8 @@ def _compiled(graph: torch.fx.GraphModule, leaves: Sequence[Tensor], fuse: bool)
             graph.graph.erase_node(node)
     graph.recompile()
     if not fuse:
+        for node in graph.graph.nodes:  # which served to make it, and takes more than the graph
+            node.meta.clear()
         return lambda leaves: graph(*[leaves[index] for index in used])
     run = fused(graph, [leaves[index] for index in used])
     return lambda leaves: run([leaves[index] for index in used])
@@ -228,10 +230,10 @@ def forgetting_sources() -> Iterator[None]:
             linecache.cache.pop(key, None)
 
 
-def hold(
+def difference(
     got: Sequence[Tensor], expected: Sequence[Tensor], in_double: Callable[[], Sequence[Tensor]]
-) -> None:
-    """Raise `Unfit` where a result is further from the expected one than rounding explains.
+) -> str | None:
+    """The difference of results from the expected ones, in words; None if rounding explains it.
 
     That is the square root of the dtype's precision. Where a kink of the net or a low precision makes
     more of it, rounding is measured: what is expected in double precision is the truth, and the result
@@ -241,33 +243,31 @@ def hold(
         (torch.finfo(x.dtype).eps ** 0.5 for x in expected if x.is_floating_point()), default=0
     )
     if [x.shape for x in got] != [x.shape for x in expected]:
-        raise Unfit("its results have other shapes than the function's own")
+        return "its results have other shapes than the function's own"
     if any(not torch.equal(a.isnan(), b.isnan()) for a, b in zip(got, expected, strict=True)):
-        raise Unfit("it gives nan in other places than the function itself")
+        return "it gives nan in other places than the function itself"
     error = _distance(got, expected)
     if error <= within:
-        return
+        return None
     message = f"its results differ from the function's own by {error:.1e}, relatively; rounding "
     truth = None
     if any(x.dtype != torch.float64 for x in expected if x.is_floating_point()):
-        with suppress(
-            Exception
-        ):  # a module that has no double precision, or is bound to its device
+        # A module may have no double precision, or be bound to its device.
+        with suppress(Exception):
             truth = in_double()
     if truth is None:
-        raise Unfit(f"{message}explains {within:.0e}")
+        return f"{message}explains {within:.0e}"
     error, usual = (_distance(result, truth) for result in (got, expected))
-    if not error <= 2 * usual:
-        raise Unfit(
-            f"{message}explains {within:.0e}, and {usual:.1e} as measured in double precision"
-        )
+    if error <= 2 * usual:
+        return None
+    return f"{message}explains {within:.0e}, and {usual:.1e} as measured in double precision"
 
 
 def _distance(a: Sequence[Tensor], b: Sequence[Tensor]) -> float:
-    """‖a − b‖ / ‖b‖ over all numbers; nan counts as zero."""
+    """‖a − b‖ / ‖b‖ over all numbers; what is not finite counts as zero."""
     difference = norm = 0.0
     for x, y in zip(a, b, strict=True):
-        x, y = in_float64(x).nan_to_num(), in_float64(y).nan_to_num()
+        x, y = (in_float64(t).nan_to_num(0.0, 0.0, 0.0) for t in (x, y))
         difference += float((x - y).square().sum())
         norm += float(y.square().sum())
     return math.sqrt(difference / norm if norm else difference)

@@ -93,7 +93,8 @@ class Forms:
 
 def _kind(tensor: Tensor) -> Hashable:
     layout = tensor.stride() if tensor.layout is torch.strided else tensor.layout
-    return tensor.shape, layout, tensor.dtype, tensor.device
+    lazy = tensor.is_conj() or tensor.is_neg()  # other numbers than its memory holds
+    return tensor.shape, layout, tensor.dtype, tensor.device, lazy
 
 
 def _outline(tree: Any, tensors: list[Tensor]) -> Hashable:

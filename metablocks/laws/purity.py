@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from metablocks.errors import LawError
-from metablocks.fingerprint import fingerprint
 from metablocks.laws.cases import Problem
 from metablocks.laws.compare import identical, named
 from metablocks.learner import MetaLearner
+from metablocks.reads import reading
 
 EPOCHS = (0.0, 1.0, 2.5, 100.0)
 """At which policies are asked."""
@@ -27,7 +27,7 @@ def is_a_function(
     Asked all `questions`, and then hundreds of times any of them. Its state (attributes, what a function
     closes over and the globals it names) is compared, too.
     """
-    before = fingerprint(policy)
+    before = reading(policy)
     answers = [copy.deepcopy(policy(*question)) for question in questions]
     draw = random.Random(0)
     for number in draw.choices(range(len(questions)), k=_TIMES) if questions else ():
@@ -37,7 +37,7 @@ def is_a_function(
                 "times, out of order, it changed its mind about "
                 f"{', '.join(map(repr, questions[number]))}"
             )
-    if fingerprint(policy) != before:
+    if reading(policy) != before:
         raise LawError(
             f"{law}: {named(policy)} is not a function of its arguments alone: it keeps something of "
             "being asked, in an attribute or in what it closes over"
