@@ -402,7 +402,11 @@ class MetaLearner(nn.Module):
                 carry, _ = inner.step(meta, carry, inner.support_of(task, index), index)
             replaced = self.norm_statistics != "running" and inner.support_loss.predicts
             support = inner.support_of(task, max(inner.steps - 1, 0))
-            return adapted_model(self.model, carry, last, inner.steps, support, replaced=replaced)
+            copying = Draws(inner.draws.generators)  # which may draw what no pass does
+            with copying.put_back(), copying.observed():
+                return adapted_model(
+                    self.model, carry, last, inner.steps, support, replaced=replaced
+                )
 
     def __getstate__(self) -> dict[str, Any]:
         caches = {"_draws": {}, "_read": (), "_objectives": {}, "_identity": object()}
