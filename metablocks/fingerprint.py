@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 _PLAIN = frozenset((int, float, complex, bool, str, bytes, type(None), torch.dtype, torch.device))
 _LONG = 100  # items of a container beyond which it is known by identity and length
-_HOOKS = tuple(name for name in nn.Module().__dict__ if "hooks" in name)
+HOOKS = tuple(name for name in nn.Module().__dict__ if "hooks" in name)
+"""The attributes of modules that hold hooks."""
 _INTERNAL = {*nn.Module().__dict__} - {"training"}
 
 
@@ -122,7 +123,7 @@ def _of_module(module: nn.Module, held: _Held) -> Hashable:
     own = attributes_of(module)
     hooks = [
         _of_value(hook, held)
-        for name in _HOOKS
+        for name in HOOKS
         if (hooks_of := own.get(name))
         for hook in hooks_of.values()
     ]

@@ -3,6 +3,7 @@
 By plain autograd on single tasks of a learner, before the work on the batch.
 """
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from fnmatch import fnmatchcase
 from functools import partial
@@ -13,10 +14,17 @@ import torch
 from torch import Tensor, nn
 
 from metablocks.batches import Side
+from metablocks.checks import name_of
 from metablocks.compatibility import Assembly
 from metablocks.derivatives import graph_leaves, vjp, watched_leaves
 from metablocks.diagnose import without_second_derivative
-from metablocks.errors import GradientError, MetablocksError, ModuleError, is_stated
+from metablocks.errors import (
+    GradientError,
+    MetablocksError,
+    ModuleError,
+    first_line,
+    is_stated,
+)
 from metablocks.estimators.base import task_gradient
 from metablocks.executors import Share
 from metablocks.fingerprint import cell_contents
@@ -136,7 +144,7 @@ def _look(
 def _name_second_derivative(
     assembly: Assembly, inner: InnerLoop, task: Task, error: RuntimeError
 ) -> None:
-    """Raise `GradientError` with the module that has no second derivative, if there is one."""
+    """Raise `GradientError` with the module or the loss that has no second derivative, if any."""
     if isinstance(error, MetablocksError) or is_stated(error):
         return
     if "use_reentrant" in str(error):
@@ -150,11 +158,15 @@ def _name_second_derivative(
         found = without_second_derivative(assembly.model, inner.support_of(task, 0)[0])
     except Exception:  # a model that cannot be copied, or not run module by module
         return
-    if found:
-        raise GradientError(
-            f"there is no second derivative in {'; '.join(map(str, found))}. Use order=FirstOrder(), or "
-            "an operation that has one"
-        ) from error
+    where = "; ".join(map(str, found))
+    if not found:  # the whole model has one
+        if not re.search("is not implemented|once_differentiable", str(error)):
+            return
+        where = f"the loss {name_of(assembly.support_loss.loss)}: {first_line(error)}"
+    raise GradientError(
+        f"there is no second derivative in {where.rstrip('.')}. Use order=FirstOrder(), or an operation "
+        "that has one"
+    ) from error
 
 
 def _fits(name: str, patterns: Sequence[str]) -> bool:

@@ -345,11 +345,13 @@ def test_a_part_that_a_later_batch_does_not_use_has_the_gradient_zero():
 
 def test_wrappers_that_act_on_grad_are_refused_by_name():
     fake = type("DistributedDataParallel", (nn.Sequential,), {})
+    by_example = type("AbstractGradSampleModule", (nn.Sequential,), {})
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # PyTorch's, about PyTorch
         compiled = torch.compile(net())
     for wrapped, advice in (
         (fake(net()), r"model\.module"),
+        (by_example(net()), "the module inside"),
         (nn.DataParallel(net()), r"model\.module"),
         (compiled, "Loop"),
     ):
