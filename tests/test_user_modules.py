@@ -87,6 +87,13 @@ class Deque(collections.deque):
     pass
 
 
+class Pair(tuple):
+    """A value with a length of its own: none."""
+
+    def __len__(self):
+        raise NotImplementedError
+
+
 def _adds_to(hold, count):
     """A module that counts its passes in something it holds."""
 
@@ -177,6 +184,7 @@ class Held(Net):
 
     def more(self):
         self.queue, self.last = collections.deque([self.a]), {self.b}
+        self.pair = [Pair((0, 1))]
         self.by_default = lambda x, layer=self.a: layer(x)
         self.parent = weakref.ref(self)
 
