@@ -501,6 +501,8 @@ _UNFIT = {
     "an inner loop is a tensor; use the attribute",
     "Inference tensors cannot be saved for backward": "uses a tensor made under torch.inference_mode(), "
     "which autograd cannot save; make it under torch.no_grad(), or clone it",
+    "functions with out=... arguments": "writes by out= into a tensor through which a derivative may go, "
+    "as it may through every buffer that changes under Adjoint; take .copy_(), or estimator=Unrolled()",
     "Can't call numpy() on Tensor that requires grad": "hands a tensor to NumPy through which a "
     "derivative goes; take .detach().numpy()",
 }

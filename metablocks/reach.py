@@ -30,6 +30,7 @@ from metablocks.executors import Share
 from metablocks.fingerprint import cell_contents
 from metablocks.functional import detach
 from metablocks.inner_loop import InnerLoop
+from metablocks.memory import out_of_memory
 from metablocks.types import Task, Tasks, Tensors
 
 
@@ -77,7 +78,7 @@ def check_reads(assembly: Assembly, inner: InnerLoop, buffers: Tensors, task: Ta
     try:
         reached, foreign = _look(assembly, inner, meta, buffers, task)
     except RuntimeError as error:
-        _name_second_derivative(assembly, inner, task, error)
+        _name_second_derivative(assembly, inner, meta, buffers, task, error)
         raise
     # What is no parameter may be made under way, as an input to be differentiated by; or it was there
     # before, and comes again.
@@ -142,10 +143,15 @@ def _look(
 
 
 def _name_second_derivative(
-    assembly: Assembly, inner: InnerLoop, task: Task, error: RuntimeError
+    assembly: Assembly,
+    inner: InnerLoop,
+    meta: Tensors,
+    buffers: Tensors,
+    task: Task,
+    error: RuntimeError,
 ) -> None:
     """Raise `GradientError` with the module or the loss that has no second derivative, if any."""
-    if isinstance(error, MetablocksError) or is_stated(error):
+    if isinstance(error, MetablocksError) or is_stated(error) or out_of_memory(error):
         return
     if "use_reentrant" in str(error):
         raise GradientError(
@@ -157,12 +163,16 @@ def _name_second_derivative(
     try:
         found = without_second_derivative(assembly.model, inner.support_of(task, 0)[0])
     except Exception:  # a model that cannot be copied, or not run module by module
-        return
-    where = "; ".join(map(str, found))
-    if not found:  # the whole model has one
-        if not re.search("is not implemented|once_differentiable", str(error)):
+        found = None
+    where = "; ".join(map(str, found or ()))
+    if not found:
+        try:
+            _look(assembly, inner.first_order(), meta, buffers, task)
+        except Exception:  # it is not the order
             return
-        where = f"the loss {name_of(assembly.support_loss.loss)}: {first_line(error)}"
+        kernel = re.search("is not implemented|once_differentiable", str(error))
+        model = "" if kernel and found is not None else f"{type(assembly.model).__name__} or "
+        where = f"{model}the loss {name_of(assembly.support_loss.loss)}: {first_line(error)}"
     raise GradientError(
         f"there is no second derivative in {where.rstrip('.')}. Use order=FirstOrder(), or an operation "
         "that has one"

@@ -511,6 +511,35 @@ def test_a_loss_without_a_second_derivative_is_named():
         assert learner.meta_gradient(some_tasks()).loss.isfinite()
 
 
+def test_a_second_derivative_that_fails_between_model_and_loss_is_said_to_be_one():
+    class FreesItsGraph(Net):
+        def forward(self, x):
+            z = x.detach().clone().requires_grad_()
+            with torch.enable_grad():
+                super().forward(z).sum().backward()
+            return super().forward(x - z.grad)
+
+    with pytest.raises(GradientError, match=r"in FreesItsGraph or the loss mse_loss: .*FirstOrder"):
+        learner_of(FreesItsGraph()).meta_gradient(some_tasks())
+
+
+def test_a_buffer_written_by_out_is_refused_under_adjoint_alone():
+    class Averages(Net):
+        def more(self):
+            self.register_buffer("mean", torch.zeros(1))
+
+        def forward(self, x):
+            y = super().forward(x)
+            torch.add(0.9 * self.mean, y.detach().mean(0), out=self.mean)
+            return y
+
+    _, grads = by_hand(Averages)
+    result = learner_of(Averages()).meta_gradient(some_tasks())
+    torch.testing.assert_close(result.grads, grads)
+    with pytest.raises(ModuleError, match=r"writes by out= .*estimator=Unrolled\(\)"):
+        learner_of(Averages(), estimator=mb.Adjoint()).meta_gradient(some_tasks())
+
+
 def test_a_hook_that_asks_for_the_module_after_a_pass_is_refused():
     net = Net()
     net.b.register_backward_hook(lambda *_: None)
