@@ -34,12 +34,12 @@ cannot do. That is refused: under `Vmap` with the way out, at second order with 
 BY_HAND = """
 ## Held by hand
 
-{count} modules of other public packages were held to plain autograd once, by hand, at tiny size: `Loop`
-and `Vmap`, `Unrolled` and `Adjoint`, both orders, `evaluate`, `adapt`, one prediction, and the user's
-module bit for bit. No test needs the packages: what was wrong is a small module in `test_user_modules.py`. Under
-`Vmap`, graphs, solvers, quantisers and Gaussian processes are refused as PyTorch refuses them (masks,
-`.item()`, branches on data, functions without `setup_context`), and the group norms of diffusion nets
-where nested `torch.func.grad` runs them.
+{count} modules of other public packages were held to plain autograd once, by hand, at tiny size:
+`Loop` and `Vmap`, `Unrolled` and `Adjoint`, both orders, `evaluate`, `adapt`, one prediction, and the
+user's module bit for bit. No test needs the packages: what was wrong is a small module in
+`test_user_modules.py`. Under `Vmap`, graphs, solvers, quantisers and Gaussian processes are refused
+as PyTorch refuses them (masks, `.item()`, branches on data, functions without `setup_context`), and
+the group norms of diffusion nets where nested `torch.func.grad` runs them.
 
 | packages | modules | `Loop` |
 |---|---|---|
