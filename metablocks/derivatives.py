@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from metablocks.errors import GradientError
 from metablocks.kernels import twice_differentiable
 from metablocks.types import Tensors, aliased, map_tensors
 
@@ -51,17 +52,19 @@ def gradient(
     if not value.requires_grad:
         return {name: torch.zeros_like(t) for name, t in point.items()}, value, aux
     if recording and not recorded and not any(t.requires_grad for t in point.values()):
-        own = {id(node) for node in nodes.values()}
-        recording = any(id(leaf) not in own for leaf in graph_leaves(value))
+        known = {id(node) for node in nodes.values()}
+        recording = any(id(leaf) not in known for leaf in graph_leaves(value))
     if differentiable and not recording:
         aux = detach_tree(aux)
-    slopes = torch.autograd.grad(
-        value,
-        list(nodes.values()),
-        create_graph=recording,
-        retain_graph=recording or _has_graph(aux),
-        allow_unused=True,
-    )
+    own = [node for name, node in nodes.items() if node is not point[name]]
+    with _none_added([*own, *_local.primals]):
+        slopes = torch.autograd.grad(
+            value,
+            list(nodes.values()),
+            create_graph=recording,
+            retain_graph=recording or _has_graph(aux),
+            allow_unused=True,
+        )
     gradients = {
         name: torch.zeros_like(tensor) if slope is None else slope
         for (name, tensor), slope in zip(point.items(), slopes, strict=True)
@@ -94,8 +97,12 @@ def vjp(
 
     nodes = map_tensors(leaf_of, primals)
     _expect(leaves)
-    with torch.enable_grad():
-        outputs, aux = function(*nodes)
+    before, _local.primals = _local.primals, leaves
+    try:
+        with torch.enable_grad():
+            outputs, aux = function(*nodes)
+    finally:
+        _local.primals = before
     ends = pytree.tree_leaves(outputs)
     _watch(ends)
 
@@ -179,6 +186,8 @@ def _has_graph(tree: Any) -> bool:
 class _Local(threading.local):
     level: int | None = None
     """The level of `torch.func` at which a vjp of this file records."""
+    primals: list[Tensor] = []  # noqa: RUF012  (nobody writes into it)
+    """The tensors that the innermost vjp of plain autograd is by."""
     leaves: dict[int, Tensor] | None = None
     nodes: dict[int, Tensor] | None = None
 
@@ -262,6 +271,22 @@ def _transform(function: Callable[..., tuple[Any, Any]], *primals: Any) -> Any:
     rest = iter(tensors)
     aux = pytree.tree_unflatten([next(rest) if x is None else x[0] for x in held], spec)
     return outputs, pull, aux
+
+
+@contextmanager
+def _none_added(nodes: Iterable[Tensor]) -> Iterator[None]:
+    """Raise `GradientError` if the block adds into `.grad` of leaves, as `autograd.grad` never does."""
+    leaves = [node for node in nodes if node.is_leaf]
+    for leaf in leaves:
+        leaf.grad = None
+    yield
+    if any(leaf.grad is not None for leaf in leaves):
+        raise GradientError(
+            "the backward pass of the model runs torch.autograd.backward itself, as reversible layers "
+            "do: it adds into .grad, which serves loss.backward() alone, and an inner step would go "
+            "without. Take layers that keep their activations (reversible=False), or "
+            "torch.utils.checkpoint(use_reentrant=False)"
+        )
 
 
 def _expect(nodes: Iterable[Tensor]) -> None:

@@ -16,8 +16,10 @@ import torch
 from torch import Tensor, nn
 
 PLAIN = frozenset((int, float, complex, bool, str, bytes, type(None), torch.dtype, torch.device))
+_CONTAINERS: tuple[Any, ...] = (list, tuple, dict, set, frozenset)
 _LONG = 100  # items of a container beyond which it is known by identity and length
 HOOKS = tuple(name for name in nn.Module().__dict__ if "hooks" in name)
+"""The attributes of modules that hold hooks."""
 _INTERNAL = {*nn.Module().__dict__} - {"training"}
 
 
@@ -182,11 +184,13 @@ def _of_value(value: Any, held: Held, depth: int = 3) -> Hashable:
     if isinstance(value, Tensor):
         moves = isinstance(value, nn.Parameter) or value.is_inference()
         return _identity(value, held), None if moves else value._version
-    if isinstance(value, list | tuple | dict | set | frozenset):
-        if depth and len(value) <= _LONG:
-            items = value.items() if isinstance(value, dict) else value
-            return kind, tuple([_of_value(item, held, depth - 1) for item in items])
-        return _identity(value, held), len(value)
+    for base in _CONTAINERS:  # as the base has it: no method of a subclass is called
+        if issubclass(kind, base):
+            size = base.__len__(value)
+            if depth and size <= _LONG:
+                items = dict.items(value) if base is dict else base.__iter__(value)
+                return kind, tuple([_of_value(item, held, depth - 1) for item in items])
+            return _identity(value, held), size
     if issubclass(kind, nn.Module) and id(value) not in held.modules:
         return _identity(value, held), _of(value, held)  # that stands in an attribute alone
     if kind is FunctionType and depth:

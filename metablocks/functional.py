@@ -7,7 +7,8 @@ The wrapped module is never mutated, patched or hooked, and no copy of it is kep
 and the tensors of the state in the places of its parameters and buffers. So every change of the module
 is seen by the next call, what a pass stores in attributes ends with it, and calls nest and run in
 threads. Parameters, buffers and tensor attributes that a pass writes in place are found out in a first
-pass, which is watched, and copied in every pass from then on; others are not.
+pass, which is watched (`ModuleView.watch`: in several), and copied in every pass from then on; others
+are not.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Set
@@ -155,6 +156,7 @@ class ModuleView:
         """True once a pass, or the loss after it, has taken a derivative of its own."""
         self._written: dict[tuple[str, bool | None], frozenset[str]] = {}
         self._changing: dict[bool | None, frozenset[str]] = {}
+        self._watched: dict[bool | None, int] = {}
 
     def state(self) -> ModuleState:
         """The module's current tensors themselves, not copies."""
@@ -243,9 +245,29 @@ class ModuleView:
         """True if a call of the method has told what it writes."""
         return (method, training) in self._written
 
-    def was_run(self, *, training: bool | None = None) -> bool:
-        """True if a pass has told what the module writes."""
-        return training in self._changing
+    def watch(
+        self, state: ModuleState, inputs: Any, passes: int, *, training: bool | None = None
+    ) -> None:
+        """Find out what the module writes in so many passes, each with the buffers of the one before.
+
+        A counter among them may ask for a write in a later pass. Without a buffer that changes, one
+        pass tells all.
+        """
+        for _ in range(passes):
+            known = self._written.pop(("forward", training), frozenset())
+            changing = self._changing.get(training, frozenset())
+            _, state = self.apply(state, inputs, training=training)
+            self._written["forward", training] |= known
+            self._changing[training] |= changing
+            state = state._replace(buffers=detach(state.buffers))
+            if not self._changing[training]:
+                break
+        self._watched[training] = passes
+
+    def was_watched(self, passes: int, *, training: bool | None = None) -> bool:
+        """True if so many passes have told what the module writes."""
+        known = self._watched.get(training, 0)
+        return known >= passes or (known > 0 and not self._changing[training])
 
     def changing_buffers(self, *, training: bool | None = None) -> Set[str]:
         """The names of the buffers that a pass changes; all of them before the first pass."""
@@ -270,7 +292,7 @@ class ModuleView:
                 output, buffers = run(tensors, arguments)
             self._check_classes(shared)
             if all(storage(tensors[name]) == storage(given[name]) for name in given):
-                return output, buffers, tensors, frozenset()
+                return output, buffers, tensors, _asked(tensors, given)
         except Written:
             pass
         set_states(watch.drawn_from(states))
@@ -292,7 +314,8 @@ class ModuleView:
             ) from error
         self._check_classes(shared)
         set_anew = {name for name in tensors if storage(tensors[name]) != before[name]}
-        return output, buffers, tensors, frozenset(watch.written | set_anew)
+        written = watch.written | set_anew | _asked(tensors, given)
+        return output, buffers, tensors, frozenset(written)
 
     def _run(
         self,
@@ -328,6 +351,13 @@ class ModuleView:
         try:
             output = act(*arguments[0], **arguments[1])
         except (RuntimeError, AttributeError) as error:
+            missing = getattr(error, "name", None)
+            if missing and any(missing in vars(p) for p in self.module.parameters()):
+                raise ModuleError(
+                    f"a pass of {type(self.module).__name__} reads {missing}, an attribute that was set "
+                    "on a parameter, and what stands there in an inner loop is another tensor; hold it "
+                    "in an attribute of the module"
+                ) from error
             for words, what in _UNFIT.items():
                 if words in str(error):
                     raise ModuleError(f"a pass of {type(self.module).__name__} {what}") from error
@@ -471,6 +501,8 @@ _UNFIT = {
     "an inner loop is a tensor; use the attribute",
     "Inference tensors cannot be saved for backward": "uses a tensor made under torch.inference_mode(), "
     "which autograd cannot save; make it under torch.no_grad(), or clone it",
+    "functions with out=... arguments": "writes by out= into a tensor through which a derivative may go, "
+    "as it may through every buffer that changes under Adjoint; take .copy_(), or estimator=Unrolled()",
     "Can't call numpy() on Tensor that requires grad": "hands a tensor to NumPy through which a "
     "derivative goes; take .detach().numpy()",
 }
@@ -490,6 +522,8 @@ _WRAPPERS = {
     "FSDPModule": "whose parameters are sharded, and fast weights are not its parameters; give the "
     "learner the plain module",
     "DataParallel": "which copies the module to other devices; give the learner model.module",
+    "AbstractGradSampleModule": "whose hooks take gradients by example of what loss.backward() computes, "
+    "and a meta-gradient passes them by; give the learner the module inside",
     "OptimizedModule": "made by torch.compile, through which there is no second derivative; give the "
     "learner the plain module, and compile by the executor: Loop(compile=True)",
     "ScriptModule": "whose parameters stand outside of Python; give the learner the plain module",
@@ -514,6 +548,13 @@ def _check(module: nn.Module) -> None:
                 f"parameter {name} of {type(module).__name__} is lazy and has no shape yet; "
                 "run the module on one batch before wrapping it"
             )
+
+
+def _asked(tensors: Tensors, given: Tensors) -> frozenset[str]:
+    """The names of tensors that a pass has asked for derivatives: a flag, which it would write."""
+    return frozenset(
+        n for n, t in tensors.items() if t.requires_grad and not given[n].requires_grad
+    )
 
 
 def _apart(tensor: Tensor) -> Tensor:

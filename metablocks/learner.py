@@ -402,7 +402,11 @@ class MetaLearner(nn.Module):
                 carry, _ = inner.step(meta, carry, inner.support_of(task, index), index)
             replaced = self.norm_statistics != "running" and inner.support_loss.predicts
             support = inner.support_of(task, max(inner.steps - 1, 0))
-            return adapted_model(self.model, carry, last, inner.steps, support, replaced=replaced)
+            copying = Draws(inner.draws.generators)  # which may draw what no pass does
+            with copying.put_back(), copying.observed():
+                return adapted_model(
+                    self.model, carry, last, inner.steps, support, replaced=replaced
+                )
 
     def __getstate__(self) -> dict[str, Any]:
         caches = {"_draws": {}, "_read": (), "_objectives": {}, "_identity": object()}
@@ -470,8 +474,8 @@ class MetaLearner(nn.Module):
     ) -> tuple[InnerLoop, Tensors, Tensors]:
         """The inner loop as everything is now, the meta-parameters, and a task's buffers as it begins.
 
-        A model that has not run yet runs on the first support set, to tell which buffers it changes. If
-        nothing is `judged`, the support loss stands for both.
+        A model that has not run yet runs on the first support set, as often as a task asks for, to tell
+        what it writes. If nothing is `judged`, the support loss stands for both.
         """
         statistics = norm_statistics or self.norm_statistics
         model = self._functional_model(statistics).now()
@@ -493,7 +497,7 @@ class MetaLearner(nn.Module):
         buffers = detach(model.state().buffers)
         runs = len(tasks) > 0 and (support_loss.predicts or loss.predicts)
         for view in (model, predicting):
-            if view is None or not runs or view.was_run(training=training):
+            if view is None or not runs or view.was_watched(steps + 1, training=training):
                 continue
             if support_loss.predicts:
                 batch = self._first_batch(tasks[0].support)
@@ -506,7 +510,7 @@ class MetaLearner(nn.Module):
             }
             held = Draws(generators_of(params, view.generators))
             with held.put_back(), held.observed():
-                view.apply(ModuleState(params, buffers), batch[0], training=training)
+                view.watch(ModuleState(params, buffers), batch[0], steps + 1, training=training)
         changing = model.changing_buffers(training=training) if runs else frozenset()
         inner = InnerLoop(
             model=model,

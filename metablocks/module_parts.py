@@ -1,12 +1,13 @@
 """The modules of a tree one by one, and what the twin of each is filled with for a pass."""
 
+from collections import OrderedDict
 from collections.abc import Mapping
 from types import FunctionType
 from typing import Any
 
 from torch import Tensor, nn
 
-from metablocks.fingerprint import attributes_of, slots_of
+from metablocks.fingerprint import HOOKS, attributes_of, slots_of
 from metablocks.kernels import second_derivative_wanted, unfused
 from metablocks.norm_statistics import NormStatistics, by_statistics, leaving_statistics, tracks
 from metablocks.per_step import Position, StepAware
@@ -35,6 +36,8 @@ class Part:
         self.norm = norm_statistics if tracks(module) else None
         self.step_aware = isinstance(module, StepAware)
         self.recurrent = isinstance(module, nn.RNNBase)
+        self.hooks = [name for name in HOOKS if not module.__dict__.get(name)]
+        """The stores of hooks that hold none; twins are made of the others."""
         self.slots: dict[str, dict[str, str | None]] = {
             kind: {
                 leaf: None
@@ -82,6 +85,9 @@ class Part:
             own[kind] = held = {}
             for leaf, full in slots.items():
                 held[leaf] = None if full is None else tensors[full]
+        for name in self.hooks:  # that a pass registers, and end with it
+            own[name] = OrderedDict()
+        own["_non_persistent_buffers_set"] = own["_non_persistent_buffers_set"].copy()
         own["_modules"] = children = {}
         for leaf, place in self.children.items():
             children[leaf] = None if place is None else twins[place]

@@ -3,6 +3,7 @@
 By plain autograd on single tasks of a learner, before the work on the batch.
 """
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from fnmatch import fnmatchcase
 from functools import partial
@@ -13,15 +14,23 @@ import torch
 from torch import Tensor, nn
 
 from metablocks.batches import Side
+from metablocks.checks import name_of
 from metablocks.compatibility import Assembly
 from metablocks.derivatives import graph_leaves, vjp, watched_leaves
 from metablocks.diagnose import without_second_derivative
-from metablocks.errors import GradientError, MetablocksError, ModuleError, is_stated
+from metablocks.errors import (
+    GradientError,
+    MetablocksError,
+    ModuleError,
+    first_line,
+    is_stated,
+)
 from metablocks.estimators.base import task_gradient
 from metablocks.executors import Share
 from metablocks.fingerprint import cell_contents
 from metablocks.functional import detach
 from metablocks.inner_loop import InnerLoop
+from metablocks.memory import out_of_memory
 from metablocks.types import Task, Tasks, Tensors
 
 
@@ -69,7 +78,7 @@ def check_reads(assembly: Assembly, inner: InnerLoop, buffers: Tensors, task: Ta
     try:
         reached, foreign = _look(assembly, inner, meta, buffers, task)
     except RuntimeError as error:
-        _name_second_derivative(assembly, inner, task, error)
+        _name_second_derivative(assembly, inner, meta, buffers, task, error)
         raise
     # What is no parameter may be made under way, as an input to be differentiated by; or it was there
     # before, and comes again.
@@ -134,10 +143,15 @@ def _look(
 
 
 def _name_second_derivative(
-    assembly: Assembly, inner: InnerLoop, task: Task, error: RuntimeError
+    assembly: Assembly,
+    inner: InnerLoop,
+    meta: Tensors,
+    buffers: Tensors,
+    task: Task,
+    error: RuntimeError,
 ) -> None:
-    """Raise `GradientError` with the module that has no second derivative, if there is one."""
-    if isinstance(error, MetablocksError) or is_stated(error):
+    """Raise `GradientError` with the module or the loss that has no second derivative, if any."""
+    if isinstance(error, MetablocksError) or is_stated(error) or out_of_memory(error):
         return
     if "use_reentrant" in str(error):
         raise GradientError(
@@ -149,12 +163,20 @@ def _name_second_derivative(
     try:
         found = without_second_derivative(assembly.model, inner.support_of(task, 0)[0])
     except Exception:  # a model that cannot be copied, or not run module by module
-        return
-    if found:
-        raise GradientError(
-            f"there is no second derivative in {'; '.join(map(str, found))}. Use order=FirstOrder(), or "
-            "an operation that has one"
-        ) from error
+        found = None
+    where = "; ".join(map(str, found or ()))
+    if not found:
+        try:
+            _look(assembly, inner.first_order(), meta, buffers, task)
+        except Exception:  # it is not the order
+            return
+        kernel = re.search("is not implemented|once_differentiable", str(error))
+        model = "" if kernel and found is not None else f"{type(assembly.model).__name__} or "
+        where = f"{model}the loss {name_of(assembly.support_loss.loss)}: {first_line(error)}"
+    raise GradientError(
+        f"there is no second derivative in {where.rstrip('.')}. Use order=FirstOrder(), or an operation "
+        "that has one"
+    ) from error
 
 
 def _fits(name: str, patterns: Sequence[str]) -> bool:

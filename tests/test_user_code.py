@@ -10,6 +10,7 @@ import queue
 import random
 import threading
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import numpy as np
@@ -344,11 +345,13 @@ def test_a_part_that_a_later_batch_does_not_use_has_the_gradient_zero():
 
 def test_wrappers_that_act_on_grad_are_refused_by_name():
     fake = type("DistributedDataParallel", (nn.Sequential,), {})
+    by_example = type("AbstractGradSampleModule", (nn.Sequential,), {})
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # PyTorch's, about PyTorch
         compiled = torch.compile(net())
     for wrapped, advice in (
         (fake(net()), r"model\.module"),
+        (by_example(net()), "the module inside"),
         (nn.DataParallel(net()), r"model\.module"),
         (compiled, "Loop"),
     ):
@@ -420,6 +423,13 @@ def test_every_generator_that_a_model_draws_from_is_put_back(estimator):
             noise = torch.rand((), generator=self.own) + torch.rand(())
             return self.lin(x) * (noise + random.random() + np.random.rand())
 
+    class NamedAnew(nn.Linear):
+        """Draws a name of its own, as each of its copies does."""
+
+        def __setstate__(self, state):
+            super().__setstate__(state)
+            self.name = random.random() + np.random.rand() + float(torch.rand(()))
+
     def states():
         python, numpy = random.getstate(), np.random.get_state()[1].tolist()
         return torch.get_rng_state().tolist(), python, numpy, model.own.get_state().tolist()
@@ -436,6 +446,13 @@ def test_every_generator_that_a_model_draws_from_is_put_back(estimator):
     if estimator.exact:
         same = learner_of(model, steps=3).meta_gradient(tasks).grads["model.lin.weight"]
         torch.testing.assert_close(results[0], same)
+    copied = learner_of(NamedAnew(2, 1), estimator=estimator)
+    copied.evaluate(tasks)
+    before = states()
+    with ThreadPoolExecutor(1) as pool:  # with another thread about, whose draws would be its own
+        pool.submit(int).result()
+        assert copied.adapt(tasks[0].support).name
+    assert states() == before
 
 
 @pytest.mark.parametrize("workers", [1, 2])

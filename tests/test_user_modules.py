@@ -87,6 +87,13 @@ class Deque(collections.deque):
     pass
 
 
+class Pair(tuple):
+    """A value with a length of its own: none."""
+
+    def __len__(self):
+        raise NotImplementedError
+
+
 def _adds_to(hold, count):
     """A module that counts its passes in something it holds."""
 
@@ -177,6 +184,7 @@ class Held(Net):
 
     def more(self):
         self.queue, self.last = collections.deque([self.a]), {self.b}
+        self.pair = [Pair((0, 1))]
         self.by_default = lambda x, layer=self.a: layer(x)
         self.parent = weakref.ref(self)
 
@@ -253,6 +261,55 @@ class Sparse(Net):
         return torch.sparse.mm(self.other, torch.sparse.mm(self.graph, super().forward(x)))
 
 
+class Redraws(Net):
+    """Writes a buffer in every second pass of a task, as a counter among the buffers says."""
+
+    def more(self):
+        self.register_buffer("gain", torch.ones(()))
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x):
+        if self.calls == 2:
+            self.gain.mul_(1.5)
+            self.calls.zero_()
+        self.calls += 1
+        return super().forward(x) * self.gain
+
+
+class AsksItsTensors(Net):
+    """Asks a buffer and a plain tensor for derivatives, which nobody takes."""
+
+    def more(self):
+        self.register_buffer("zero", torch.zeros(()))
+        self.plain = torch.zeros(())
+
+    def forward(self, x):
+        return super().forward(x) + self.zero.requires_grad_() + self.plain.requires_grad_()
+
+
+class Registers(Net):
+    """Registers hooks and a buffer in every pass."""
+
+    def more(self):
+        self.kept = []
+
+    def forward(self, x):
+        self.a.register_forward_hook(lambda module, args, output: self.kept.append(output))
+        self.a.register_forward_pre_hook(lambda module, args, kwargs: None, with_kwargs=True)
+        self.b.register_buffer("note", torch.ones(()), persistent=False)
+        return super().forward(x) + torch.stack(self.kept).sum()
+
+
+class BackwardInForward(Net):
+    """Takes a derivative by its input by .backward(), which adds into .grad of the parameters too."""
+
+    def forward(self, x):
+        z = x.detach().clone().requires_grad_()
+        with torch.enable_grad():
+            torch.tanh(z).sum().backward()
+        return super().forward(x - z.grad)
+
+
 RIGHT = STATE | {
     "a module with slots": InSlots,
     "a list of the class": OfTheClass,
@@ -264,6 +321,9 @@ RIGHT = STATE | {
     "second derivatives inside": SecondDerivatives,
     "requires_grad_ of the input": AsksTheInput,
     "sparse tensors": Sparse,
+    "requires_grad_ of its tensors": AsksItsTensors,
+    "hooks and buffers of a pass": Registers,
+    "backward in forward": BackwardInForward,
 }
 
 
@@ -293,6 +353,11 @@ def test_it_is_plain_autograd_and_nothing_of_the_users_is_written(make):
         torch.testing.assert_close(tensor, before[name], rtol=0, atol=0)
     if isinstance(model, NumPyCounter):
         assert not model.count.any()
+    if isinstance(model, AsksItsTensors):
+        assert not any(tensor.requires_grad for tensor in (model.zero, model.plain))
+    if isinstance(model, Registers):
+        assert not any(len(held) for name, held in vars(model.a).items() if "_hooks" in name)
+        assert not model.b._non_persistent_buffers_set
     assert not tasks.support[0].requires_grad
 
 
@@ -337,6 +402,32 @@ def _reentrant(self, x):
     return torch.utils.checkpoint.checkpoint(self.b, self.a(x), use_reentrant=True)
 
 
+class Reversible(torch.autograd.Function):
+    """Runs a layer again in its backward pass, and that one's backward, as reversible layers do."""
+
+    @staticmethod
+    def forward(ctx, x, layer):
+        ctx.layer = layer
+        ctx.save_for_backward(x)
+        return layer(x)
+
+    @staticmethod
+    def backward(ctx, slope):
+        x = ctx.saved_tensors[0].detach().requires_grad_()
+        with torch.enable_grad():
+            y = ctx.layer(x)
+        torch.autograd.backward(y, slope)
+        return x.grad, None
+
+
+def _reversible(self, x):
+    return Reversible.apply(self.a(x), self.b)
+
+
+def _reads_a_mark(self, x):
+    return Net.forward(self, x) * self.a.weight.mark
+
+
 def _in_inference_mode(self, x):
     with torch.inference_mode():
         hidden = self.a(x)
@@ -360,6 +451,11 @@ REFUSED = {
     "freezes in forward": (_with(forward=_toggles), "sets requires_grad of a parameter"),
     "get_parameter": (_with(forward=_asks_for_a_parameter), r"get_parameter\(\)"),
     "re-entrant checkpoints": (_with(forward=_reentrant), "use_reentrant=False"),
+    "reversible layers": (_with(forward=_reversible), "runs torch.autograd.backward itself"),
+    "an attribute of a parameter": (
+        _with(forward=_reads_a_mark, more=lambda self: setattr(self.a.weight, "mark", 2.0)),
+        "reads mark, an attribute that was set on a parameter",
+    ),
     "inference_mode": (_with(forward=_in_inference_mode), r"torch\.inference_mode\(\)"),
 }
 
@@ -371,6 +467,77 @@ def test_what_cannot_be_followed_is_refused_by_name(make, words):
         with pytest.raises((ModuleError, GradientError), match=words):
             getattr(learner_of(make()), act)(tasks)
     assert getattr(make, "calls", 0) == 0
+
+
+def test_what_a_counter_asks_for_in_a_later_pass_is_found_out_before():
+    """By hand the buffers go from pass to pass, as a task hands them on."""
+    model, tasks = Redraws(), some_tasks()
+    params = {name: p.detach().requires_grad_() for name, p in model.named_parameters()}
+    losses = []
+    for task in (tasks[0], tasks[1]):
+        fast, buffers = params, {name: b.clone() for name, b in model.named_buffers()}
+        for _ in range(4):
+            buffers = {name: b.clone() for name, b in buffers.items()}
+            prediction = functional_call(model, {**fast, **buffers}, (task.support[0],))
+            value = F.mse_loss(prediction, task.support[1])
+            slopes = torch.autograd.grad(value, list(fast.values()), create_graph=True)
+            fast = {n: p - RATE * g for (n, p), g in zip(fast.items(), slopes, strict=True)}
+        buffers = {name: b.clone() for name, b in buffers.items()}
+        prediction = functional_call(model, {**fast, **buffers}, (task.query[0],))
+        losses.append(F.mse_loss(prediction, task.query[1]))
+    grads = torch.autograd.grad(torch.stack(losses).mean(), list(params.values()))
+    learner = learner_of(model, steps=2)
+    learner.evaluate(tasks)
+    for estimator in (mb.Unrolled(), mb.Adjoint(keep_every=2)):
+        learner = learner_of(model, steps=4, estimator=estimator)
+        result = learner.meta_gradient(tasks)
+        for (name, _), grad in zip(params.items(), grads, strict=True):
+            torch.testing.assert_close(result.grads[f"model.{name}"], grad)
+        for steps in (1, 4):
+            last = learner.evaluate(tasks, steps=steps).query_losses[:, -1]
+        torch.testing.assert_close(last, torch.stack(losses).detach())
+    assert (model.gain, model.calls) == (1, 0)
+
+
+def test_a_loss_without_a_second_derivative_is_named():
+    def distances(prediction, target):
+        return torch.cdist(prediction, target).mean()
+
+    for executor in (mb.Loop(), mb.Vmap()):
+        learner = learner_of(Net(), distances, executor=executor)
+        with pytest.raises(GradientError, match=r"in the loss distances: .*order=FirstOrder"):
+            learner.meta_gradient(some_tasks())
+        learner.order = mb.FirstOrder()
+        assert learner.meta_gradient(some_tasks()).loss.isfinite()
+
+
+def test_a_second_derivative_that_fails_between_model_and_loss_is_said_to_be_one():
+    class FreesItsGraph(Net):
+        def forward(self, x):
+            z = x.detach().clone().requires_grad_()
+            with torch.enable_grad():
+                super().forward(z).sum().backward()
+            return super().forward(x - z.grad)
+
+    with pytest.raises(GradientError, match=r"in FreesItsGraph or the loss mse_loss: .*FirstOrder"):
+        learner_of(FreesItsGraph()).meta_gradient(some_tasks())
+
+
+def test_a_buffer_written_by_out_is_refused_under_adjoint_alone():
+    class Averages(Net):
+        def more(self):
+            self.register_buffer("mean", torch.zeros(1))
+
+        def forward(self, x):
+            y = super().forward(x)
+            torch.add(0.9 * self.mean, y.detach().mean(0), out=self.mean)
+            return y
+
+    _, grads = by_hand(Averages)
+    result = learner_of(Averages()).meta_gradient(some_tasks())
+    torch.testing.assert_close(result.grads, grads)
+    with pytest.raises(ModuleError, match=r"writes by out= .*estimator=Unrolled\(\)"):
+        learner_of(Averages(), estimator=mb.Adjoint()).meta_gradient(some_tasks())
 
 
 def test_a_hook_that_asks_for_the_module_after_a_pass_is_refused():
