@@ -35,7 +35,7 @@ from metablocks.module_parts import Part
 from metablocks.norm_statistics import NormStatistics, norm_buffers
 from metablocks.per_step import Position, collected_buffers
 from metablocks.twins import Once, Survey
-from metablocks.types import Tensors, aliased, map_tensors, tensors_of
+from metablocks.types import Tensors, aliased, is_mapping, map_tensors, tensors_of
 
 
 class ModuleState(NamedTuple):
@@ -418,15 +418,15 @@ class ModuleView:
 def module_arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The positional and keyword arguments that a batch's inputs are for a module.
 
-    A tuple or list is its positional arguments, a mapping its keywords; anything else, a named tuple
-    and a packed sequence too, is its one argument.
+    A tuple or list is its positional arguments, a mapping its keywords; anything else, a named tuple,
+    a packed sequence and a `TensorDict` too, is its one argument.
 
     >>> module_arguments((1, 2)), module_arguments({"x": 1}), module_arguments(1)
     (((1, 2), {}), ((), {'x': 1}), ((1,), {}))
     """
     if isinstance(inputs, Tensor):
         return (inputs,), {}
-    if isinstance(inputs, Mapping):
+    if is_mapping(inputs):
         return (), dict(inputs)
     if isinstance(inputs, tuple | list) and not hasattr(inputs, "_fields"):
         return tuple(inputs), {}
@@ -517,9 +517,13 @@ def _check(module: nn.Module) -> None:
 
 
 def _apart(tensor: Tensor) -> Tensor:
-    return (
-        tensor if tensor.requires_grad else aliased(tensor)
-    )  # which every outer derivative goes through
+    """Another object of the same numbers, class and attributes, unless it requires a gradient."""
+    if tensor.requires_grad:  # which every outer derivative goes through
+        return tensor
+    made = aliased(tensor) if type(tensor) is Tensor else tensor.detach()
+    if tensor.__dict__:
+        made.__dict__.update(tensor.__dict__ | made.__dict__)
+    return made
 
 
 def _versions(tensors: Tensors) -> list[int]:

@@ -626,9 +626,9 @@ def _writes(rule: Rule) -> RuleError:
 
 
 def check_scalar(loss: Any) -> Tensor:
-    """The loss, or a `GradientError` saying why it cannot be differentiated."""
-    if isinstance(loss, Tensor) and loss.ndim == 0 and loss.is_floating_point():
-        return loss
+    """The loss as a scalar, or a `GradientError` saying why it cannot be differentiated."""
+    if isinstance(loss, Tensor) and loss.is_floating_point() and loss.numel() == 1:
+        return loss.reshape(()) if loss.ndim else loss  # as `backward()` takes it
     given = f"a {type(loss).__name__}"
     if isinstance(loss, Tensor):
         given = f"a tensor of shape {list(loss.shape)}"
@@ -643,8 +643,9 @@ def check_scalar(loss: Any) -> Tensor:
 
 def _as_scalar(score: Any, like: Tensor) -> Tensor:
     """A metric's tensor or number as a tensor of floats, of which means are taken."""
-    if isinstance(score, Tensor) and score.ndim == 0 and not score.is_complex():
-        return score.detach().to(score.dtype if score.is_floating_point() else like.dtype)
+    if isinstance(score, Tensor) and score.numel() == 1 and not score.is_complex():
+        number = score.detach().reshape(())
+        return number if score.is_floating_point() else number.to(like.dtype)
     if isinstance(score, Real):
         return like.detach().new_tensor(float(score))
     raise BlockError(

@@ -56,7 +56,7 @@ from metablocks.selection import select_parameters
 from metablocks.start import AsLearned, Start
 from metablocks.step_loss import FinalStepLoss, StepLoss, step_weights
 from metablocks.twins import generators_in
-from metablocks.types import Batch, Progress, Task, Tasks, Tensors, as_tasks, map_tensors
+from metablocks.types import Batch, Progress, Task, Tasks, Tensors, as_tasks, constant, map_tensors
 from metablocks.work import evaluation_work, execute, seeded, training_work
 
 Metric = Callable[[Any, Any], Any]
@@ -366,7 +366,7 @@ class MetaLearner(nn.Module):
         inner, meta, buffers = self._inner_at_evaluation(
             tasks, parameters, steps, metric, norm_statistics
         )
-        alone = [Task(*map_tensors(Tensor.detach, (tasks[0].support, tasks[0].query)))]
+        alone = [Task(*map_tensors(constant, (tasks[0].support, tasks[0].query)))]
         self._check_reads(inner, parameters, buffers, alone, reach=False)
         work = evaluation_work(self._identity, inner, meta, self._check_constant)
         with seeded(tasks, inner, put_back=True) as tasks:
@@ -386,7 +386,7 @@ class MetaLearner(nn.Module):
         ordinary ones, with the row of that step; where they evaluate by running statistics, these are
         what they carry. Frozen parameters that do not adapt are the model's own, not copies.
         """
-        task = Task(*map_tensors(torch.Tensor.detach, (support, support)))
+        task = Task(*map_tensors(constant, (support, support)))
         steps = self.steps if steps is None else steps
         check_tasks([task], self.batches, steps, judged=False)
         parameters = self._named()

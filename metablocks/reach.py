@@ -13,10 +13,17 @@ import torch
 from torch import Tensor, nn
 
 from metablocks.batches import Side
+from metablocks.checks import name_of
 from metablocks.compatibility import Assembly
 from metablocks.derivatives import graph_leaves, vjp, watched_leaves
 from metablocks.diagnose import without_second_derivative
-from metablocks.errors import GradientError, MetablocksError, ModuleError, is_stated
+from metablocks.errors import (
+    GradientError,
+    MetablocksError,
+    ModuleError,
+    first_line,
+    is_stated,
+)
 from metablocks.estimators.base import task_gradient
 from metablocks.executors import Share
 from metablocks.fingerprint import cell_contents
@@ -69,7 +76,7 @@ def check_reads(assembly: Assembly, inner: InnerLoop, buffers: Tensors, task: Ta
     try:
         reached, foreign = _look(assembly, inner, meta, buffers, task)
     except RuntimeError as error:
-        _name_second_derivative(assembly, inner, task, error)
+        _explain(assembly, inner, task, error)
         raise
     # What is no parameter may be made under way, as an input to be differentiated by; or it was there
     # before, and comes again.
@@ -113,12 +120,11 @@ def _look(
     """The names that one task's loss depends on, and other trainable tensors that it reads, by id."""
     estimator, draws = assembly.estimator, inner.draws
     with watched_leaves() as foreign:
-        if estimator.reads is None:
-            with draws.observed():
-                reached = {*task_gradient(estimator, inner, meta, buffers, task).grads}
-            return reached, dict(foreign)
-        reached = set()
-        for side in estimator.reads:
+        with draws.observed():
+            reached = {*task_gradient(estimator, inner, meta, buffers, task).grads}
+        if estimator.reads is not None:  # whose gradients are there for all that is adapted
+            reached = set()
+        for side in estimator.reads or ():
 
             def loss(meta: Tensors, side: Side = side) -> tuple[Tensor, tuple[()]]:
                 carry = inner.start(meta, buffers, inner.support_of(task, -1))
@@ -126,35 +132,47 @@ def _look(
                     return inner.support_value(meta, carry, inner.support_of(task, -1), 0), ()
                 return inner.query(meta, carry, inner.query_of(task, 0), 0).loss, ()
 
-            with draws.observed(whole=False):
-                value, pull, _ = vjp(loss, meta)
-                (slopes,) = pull(torch.ones_like(value))
+            value, pull, _ = vjp(loss, meta)
+            (slopes,) = pull(torch.ones_like(value))
             reached |= {name for name, slope in slopes.items() if slope is not None}
         return reached, dict(foreign)
 
 
-def _name_second_derivative(
-    assembly: Assembly, inner: InnerLoop, task: Task, error: RuntimeError
-) -> None:
-    """Raise `GradientError` with the module that has no second derivative, if there is one."""
+def _explain(assembly: Assembly, inner: InnerLoop, task: Task, error: RuntimeError) -> None:
+    """Raise `GradientError` for what PyTorch refused and can be said better: whose it is, what works."""
     if isinstance(error, MetablocksError) or is_stated(error):
         return
-    if "use_reentrant" in str(error):
-        raise GradientError(
-            f"{type(assembly.model).__name__} keeps activations by torch.utils.checkpoint with "
-            "use_reentrant=True, which serves loss.backward() alone; give it use_reentrant=False"
-        ) from error
+    for words, what in _UNFIT.items():
+        if words in str(error):
+            raise GradientError(f"the model, the loss or the rule {what}") from error
     if not any(inner.through):
         return
     try:
         found = without_second_derivative(assembly.model, inner.support_of(task, 0)[0])
     except Exception:  # a model that cannot be copied, or not run module by module
-        return
-    if found:
+        found = []
+    places = [str(finding) for finding in found]
+    if not places and any(words in str(error) for words in _NO_SECOND):
+        loss = name_of(assembly.support_loss.loss)
+        reason = first_line(error).rstrip(".")
+        places = [f"the support loss ({loss}), the rule or the model: {reason}"]
+    if places:
         raise GradientError(
-            f"there is no second derivative in {'; '.join(map(str, found))}. Use order=FirstOrder(), or "
-            "an operation that has one"
+            f"there is no second derivative in {'; '.join(places)}. Use order=FirstOrder(), or an "
+            "operation that has one"
         ) from error
+
+
+_UNFIT = {
+    "use_reentrant": "keeps activations by torch.utils.checkpoint with use_reentrant=True, which serves "
+    "loss.backward() alone; give it use_reentrant=False",
+    "backward through the graph a second time": "calls .backward(), or torch.autograd.grad without "
+    "create_graph or retain_graph, on what depends on the fast weights, and so frees the graph of the "
+    "inner steps; take torch.autograd.grad(value, tensors, create_graph=True)",
+}
+"""By PyTorch's words: what code does that serves no meta-gradient, and a remedy."""
+
+_NO_SECOND = ("derivative for", "differentiate twice")  # PyTorch's words
 
 
 def _fits(name: str, patterns: Sequence[str]) -> bool:

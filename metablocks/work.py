@@ -24,7 +24,7 @@ from metablocks.fingerprint import fingerprint
 from metablocks.generators import drawn_seed
 from metablocks.inner_loop import Carry, InnerLoop, QueryPass
 from metablocks.pieces import At, InPieces, Pieces, weighed
-from metablocks.types import Batch, Task, Tasks, Tensors, map_tensors
+from metablocks.types import Batch, Task, Tasks, Tensors, constant, map_tensors
 
 
 def training_work(owner: object, estimator: Estimator, inner: InnerLoop, meta: Tensors) -> TaskWork:
@@ -65,7 +65,7 @@ def evaluation_work(
 
     def judge(shared: Any, buffers: Tensors, task: Task) -> tuple[Any, Any]:
         meta, tensors = shared
-        support, query = map_tensors(torch.Tensor.detach, (task.support, task.query))
+        support, query = map_tensors(constant, (task.support, task.query))
         loop = replace(inner, **tensors)
         return drive(Pieces(loop, meta, buffers, replace(task, support=support, query=query)))
 

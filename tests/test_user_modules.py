@@ -567,6 +567,58 @@ def test_what_does_not_go_together_is_said_by_name(make, loss, words):
         learner_of(make(), loss).meta_gradient(some_tasks())
 
 
+class _Once(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x * x
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):
+        return 2 * ctx.saved_tensors[0] * grad
+
+
+def _calls_backward(prediction, target):
+    slope = prediction.clone()
+    slope.retain_grad()
+    slope.square().sum().backward()
+    return F.mse_loss(prediction, target) + slope.grad.square().mean()
+
+
+def _cdist(prediction, target):
+    return torch.cdist(prediction, target).square().mean()
+
+
+_SQUARES_ONCE = _with(forward=lambda self, x: self.b(_Once.apply(self.a(x))))
+NO_SECOND = {
+    "once_differentiable": (_SQUARES_ONCE, F.mse_loss, {}, r"derivative in model \(Given\)"),
+    "once_differentiable, implicit": (
+        _SQUARES_ONCE,
+        F.mse_loss,
+        {"estimator": mb.Implicit(proximal=20.0)},
+        r"derivative in model \(Given\)",
+    ),
+    "a loss": (Net, _cdist, {}, r"no second derivative in the support loss \(_cdist\).*FirstOrder"),
+}
+
+
+@pytest.mark.parametrize(
+    ("make", "loss", "blocks", "words"), NO_SECOND.values(), ids=NO_SECOND.keys()
+)
+def test_what_cannot_be_differentiated_twice_is_refused_by_name(make, loss, blocks, words):
+    """PyTorch's `grad` passes by the node of `once_differentiable`, without a word."""
+    with pytest.raises(GradientError, match=words):
+        learner_of(make(), loss, **blocks).meta_gradient(some_tasks())
+    first = learner_of(make(), loss, order=mb.FirstOrder())
+    assert first.meta_gradient(some_tasks()).loss.isfinite()
+
+
+def test_a_loss_that_frees_the_graph_of_the_inner_steps_is_refused_by_name():
+    with pytest.raises(GradientError, match=r"calls \.backward\(\).*torch\.autograd\.grad"):
+        learner_of(Net(), _calls_backward).meta_gradient(some_tasks())
+
+
 def test_a_call_inside_a_transform_of_torch_func_is_refused():
     learner = learner_of(Net())
     with pytest.raises(GradientError, match=r"meta_gradient of a learner .* torch\.func"):
