@@ -501,7 +501,7 @@ def _check(module: nn.Module) -> None:
     for name, member in module.named_modules():
         for base in type(member).__mro__:
             if base.__name__ in _WRAPPERS:
-                where = f"{name} of {type(module).__name__}" if name else "the model"
+                where = f"{name} of {type(module).__name__}" if name else "the module given"
                 raise ModuleError(f"{where} is a {base.__name__}, {_WRAPPERS[base.__name__]}")
         if member._backward_hooks and not member._is_full_backward_hook:
             raise ModuleError(

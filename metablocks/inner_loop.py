@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from numbers import Real
 from typing import Any, NamedTuple, TypeAlias, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -646,7 +647,7 @@ def _as_scalar(score: Any, like: Tensor) -> Tensor:
     if isinstance(score, Tensor) and score.numel() == 1 and not score.is_complex():
         number = score.detach().reshape(())
         return number if score.is_floating_point() else number.to(like.dtype)
-    if isinstance(score, Real):
+    if isinstance(score, Real | np.bool_):
         return like.detach().new_tensor(float(score))
     raise BlockError(
         f"the metric returned {shown(score)}; it returns a scalar tensor or a number",

@@ -49,7 +49,7 @@ from metablocks.reach import (
     check_inference,
     check_reach,
     check_reads,
-    trainable_flags,
+    held_beside,
 )
 from metablocks.rules.base import UpdateRule
 from metablocks.selection import select_parameters
@@ -648,20 +648,23 @@ class MetaLearner(nn.Module):
         """Once for each state of model, rule and losses: nothing trainable is read but meta-parameters.
 
         And the losses go with the rest as they are now. With `reach`, once for all: the tasks reach all
-        of these.
+        of these; and in every call, if something else that is trainable is at hand to be read.
         """
-        flags = trainable_flags(parameters.values(), inner)
+        beside = held_beside(inner)
+        flags = tuple([tensor.requires_grad for tensor in (*parameters.values(), *beside)])
+        own = {id(parameter) for parameter in parameters.values()}
+        trainable = reach and any(x.requires_grad and id(x) not in own for x in beside)
         losses = (loss.objective.loss for loss in (inner.loss, inner.support_loss))
         functions = map(Same, (*losses, inner.metric))
         key = (inner.model.key, inner.rule.key, *functions, flags)
         fresh, reach = key not in self._read, reach and not self._reached
         if fresh:
             check_losses(self._assembly())
-        with inner.draws.put_back() if fresh or reach else nullcontext():
+        with inner.draws.put_back() if fresh or reach or trainable else nullcontext():
             if reach:
                 check_reach(self._assembly(), inner, buffers, tasks, share_of(self.executor))
                 self._reached = True
-            elif fresh and len(tasks):
+            elif (fresh or trainable) and len(tasks):
                 check_reads(self._assembly(), inner, buffers, tasks[0])
         if fresh and len(tasks):
             self._read = (*self._read[-7:], key)

@@ -14,6 +14,11 @@ are filled:
 A loss without positional parameters gets only what it names, and no prediction is made for it. A module
 with trainable parameters is learned.
 
+What a module writes into its buffers and attributes ends with the pass, as a model's does: a mean teacher
+that it holds does not move. A function or another object keeps what it writes, and so does a module that
+it closes over (batch norm in training moves its statistics). It is called more often than in a loop by
+hand: once more for a task of the first call, and wherever a pass is made again.
+
     def penalised(prediction, target, *, params):
         return F.mse_loss(prediction, target) + 0.1 * params["head.weight"].square().sum()
 """

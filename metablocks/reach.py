@@ -26,9 +26,10 @@ from metablocks.errors import (
 )
 from metablocks.estimators.base import task_gradient
 from metablocks.executors import Share
-from metablocks.fingerprint import cell_contents
+from metablocks.fingerprint import attributes_of, cell_contents
 from metablocks.functional import detach
 from metablocks.inner_loop import InnerLoop
+from metablocks.twins import is_plain
 from metablocks.types import Task, Tasks, Tensors
 
 
@@ -89,12 +90,11 @@ def check_reads(assembly: Assembly, inner: InnerLoop, buffers: Tensors, task: Ta
     return reached
 
 
-def trainable_flags(parameters: Iterable[Tensor], inner: InnerLoop) -> tuple[bool, ...]:
-    """The trainable flags of the parameters of a learner, and of tensors that it reads beside them."""
+def held_beside(inner: InnerLoop) -> list[Tensor]:
+    """The tensors that losses and model hold, or may read, beside the parameters of a learner."""
     losses = {id(x): x for x in (inner.loss.objective.loss, inner.support_loss.objective.loss)}
     read = [tensor for loss in losses.values() for _, tensor in _inside("the loss", loss, 3)]
-    beside = inner.model.beside().values()
-    return tuple(tensor.requires_grad for tensor in (*parameters, *read, *beside))
+    return [*read, *inner.model.beside().values()]
 
 
 def check_inference(learner: nn.Module) -> None:
@@ -245,5 +245,11 @@ def _inside(where: str, value: Any, depth: int) -> Iterator[tuple[str, Tensor]]:
                 yield from _inside(f"{where}'s {name}", value.__globals__[name], 0)
     elif depth and isinstance(value, dict | list | tuple):
         items = value.items() if isinstance(value, dict) else enumerate(value)
-        for key, item in items:
+        for key, item in items if len(value) <= _LONG else ():
             yield from _inside(f"{where}.{key}", item, depth - 1)
+    elif depth and is_plain(value):
+        for name, item in attributes_of(value).items():
+            yield from _inside(f"{where}.{name}", item, depth - 1)
+
+
+_LONG = 100  # items of a container that is looked into

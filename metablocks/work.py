@@ -120,7 +120,7 @@ def seeded(tasks: Tasks, inner: InnerLoop, *, put_back: bool, first: int = 0) ->
     begin = torch.get_rng_state()
     number = drawn_seed()
     after = torch.get_rng_state()
-    idle = put_back
+    idle = True  # which it is if the work fails, too
     try:
         with draws.put_back() if put_back else nullcontext():
             yield drawn_for(tasks, inner.batches if block else None, inner.steps, number, first)

@@ -257,6 +257,23 @@ def test_a_teacher_that_is_unfrozen_later_is_refused_then():
         learner.meta_gradient(tasks_of())
 
 
+@pytest.mark.parametrize("estimator", [mb.Unrolled(), mb.Reptile()], ids=repr)
+def test_a_teacher_that_is_read_from_a_later_batch_on_is_refused_then(estimator):
+    class Distilling:
+        def __init__(self):
+            self.teacher, self.after = nn.Linear(1, 1), False
+
+        def __call__(self, prediction, target):
+            return F.mse_loss(prediction, self.teacher(target) if self.after else target)
+
+    loss = Distilling()
+    learner = learner_of(net(), loss, estimator=estimator)
+    learner.meta_gradient(tasks_of())
+    loss.after = True
+    with pytest.raises(GradientError, match=r"the loss\.teacher's weight"):
+        learner.meta_gradient(tasks_of())
+
+
 def test_a_frozen_teacher_and_derivatives_by_the_input_are_no_fault():
     teacher = nn.Linear(1, 1).requires_grad_(False)
 
