@@ -35,7 +35,15 @@ from metablocks.module_parts import Part
 from metablocks.norm_statistics import NormStatistics, norm_buffers
 from metablocks.per_step import Position, collected_buffers
 from metablocks.twins import Once, Survey
-from metablocks.types import Tensors, aliased, is_mapping, map_tensors, tensors_of
+from metablocks.types import (
+    Tensors,
+    aliased,
+    as_input,
+    is_mapping,
+    map_tensors,
+    tensors_of,
+    versions_of,
+)
 
 
 class ModuleState(NamedTuple):
@@ -211,7 +219,7 @@ class ModuleView:
         """Any method of the module under `state`; `"forward"` is the call of it, hooks and all."""
         self._check_names(state)
         # Others of the same numbers: a pass may ask for derivatives by what it is given.
-        arguments = map_tensors(_apart, (args, kwargs or {}))
+        arguments = map_tensors(as_input, (args, kwargs or {}))
         written = self._written.get((method, training))
         if written is None:
             run = partial(self._run, method, step, training, entered=entered)
@@ -226,9 +234,9 @@ class ModuleView:
                     tensors[name] = tensors[name].clone()
             if _ARGUMENTS in written:
                 arguments = map_tensors(torch.clone, arguments)
-            versions = _versions(tensors)
+            versions = versions_of(tensors.values())
             output, buffers = self._run(method, step, training, tensors, arguments, entered=entered)
-            if _versions(tensors) != versions:
+            if versions_of(tensors.values()) != versions:
                 self._check_versions(tensors, versions, written)
         if not written:
             return output, ModuleState(state.params, buffers)
@@ -406,7 +414,7 @@ class ModuleView:
     def _check_versions(
         self, tensors: Tensors, versions: list[int], written: frozenset[str]
     ) -> None:
-        for name, before, now in zip(tensors, versions, _versions(tensors), strict=True):
+        for name, before, now in zip(tensors, versions, versions_of(tensors.values()), strict=True):
             if now != before and name not in written:
                 raise ModuleError(
                     f"a pass of {type(self.module).__name__} wrote {name} in place, which its first "
@@ -514,17 +522,3 @@ def _check(module: nn.Module) -> None:
                 f"parameter {name} of {type(module).__name__} is lazy and has no shape yet; "
                 "run the module on one batch before wrapping it"
             )
-
-
-def _apart(tensor: Tensor) -> Tensor:
-    """Another object of the same numbers, class and attributes, unless it requires a gradient."""
-    if tensor.requires_grad:  # which every outer derivative goes through
-        return tensor
-    made = aliased(tensor) if type(tensor) is Tensor else tensor.detach()
-    if tensor.__dict__:
-        made.__dict__.update(tensor.__dict__ | made.__dict__)
-    return made
-
-
-def _versions(tensors: Tensors) -> list[int]:
-    return [tensor._version if not tensor.is_inference() else 0 for tensor in tensors.values()]

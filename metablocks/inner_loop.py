@@ -28,7 +28,16 @@ from metablocks.order import Order, SecondOrder, steps_through
 from metablocks.per_step import Position
 from metablocks.rules.base import StepInfo, TracedStep, UpdateRule, answer_of, check_updates
 from metablocks.start import AsLearned, Start
-from metablocks.types import Batch, Progress, Task, Tensors, tensors_of
+from metablocks.types import (
+    Batch,
+    Progress,
+    Task,
+    Tensors,
+    as_input,
+    map_tensors,
+    tensors_of,
+    versions_of,
+)
 
 StatefulLoss: TypeAlias = Callable[[Tensors, Tensors], tuple[Tensor, Tensors]]
 """`(params, buffers) -> (scalar loss, new buffers)`, the data being bound already."""
@@ -213,9 +222,9 @@ def adapt(
     total = first + steps
     for index, through in [*enumerate(steps_through(order, total, progress))][first:]:
         support = support_pass(loss, carry, rest, through=through)
-        versions = [tensor._version for tensor in carry.params.values()]
+        versions = versions_of(carry.params.values())
         after = step(carry, support, rule, index=index, steps=total)
-        if versions != [tensor._version for tensor in carry.params.values()]:
+        if versions_of(carry.params.values()) != versions:
             raise _writes(rule)
         carry = after
         states.append({name: carry.params.get(name, tensor) for name, tensor in params.items()})
@@ -443,9 +452,9 @@ class InnerLoop:
         score = None
         if self.metric is not None:
             given = detach_tree(prediction), query[1]
-            versions = [tensor._version for tensor in tensors_of(given)]
+            versions = versions_of(tensors_of(given))
             score = _as_scalar(self.metric(*given), value)
-            if versions != [tensor._version for tensor in tensors_of(given)]:
+            if versions_of(tensors_of(given)) != versions:
                 raise BlockError(
                     f"the metric {name_of(self.metric)} writes in place into what it is given, the "
                     "prediction and the target; it returns a number, and works on clones",
@@ -527,8 +536,28 @@ class InnerLoop:
         prediction, after = None, ModuleState(params, buffers)
         if loss.predicts:
             prediction, after = self._predict(model, params, buffers, batch[0], index, back)
+        target = map_tensors(as_input, batch[1])
+        targets = tensors_of(target)
+        versions = versions_of(targets)
         if loss.is_plain and self.training in loss.objective.watched:
-            return loss.objective.loss(prediction, batch[1]), prediction, after
+            value: Any = loss.objective.loss(prediction, target)
+        else:
+            at = self._pass(model, params, buffers, (batch[0], target), index, back)
+            value = loss(prediction, at, own)
+        if versions_of(targets) != versions:
+            raise loss.objective.writing("the task's target, which its first call did not")
+        return value, prediction, after
+
+    def _pass(
+        self,
+        model: ModuleView,
+        params: Tensors,
+        buffers: Tensors,
+        batch: Batch,
+        index: int,
+        back: int,
+    ) -> Pass:
+        """The values that the pass at carry `index` offers a loss by name."""
         state = ModuleState(params, self.model_buffers | buffers)
 
         def call(*args: Any, **kwargs: Any) -> Any:
@@ -540,8 +569,7 @@ class InnerLoop:
         info = StepInfo(index, self.steps, fast)
         if isinstance(position, Position):
             info = TracedStep(index, self.steps, fast, position)
-        at = Pass(*batch, state, call, info, position, self.training)
-        return loss(prediction, at, own), prediction, after
+        return Pass(*batch, state, call, info, position, self.training)
 
     def _predict(
         self,

@@ -49,7 +49,7 @@ from metablocks.reach import (
     check_inference,
     check_reach,
     check_reads,
-    held_beside,
+    trainable_beside,
 )
 from metablocks.rules.base import UpdateRule
 from metablocks.selection import select_parameters
@@ -256,7 +256,9 @@ class MetaLearner(nn.Module):
         self._patterns = adapt
         self._selected: tuple[Hashable, tuple[str, ...]] = ((), ())
         parameters = dict(model.named_parameters())
-        rule.setup({name: parameters[name].detach() for name in self.adapted}, steps)
+        # Not the property, of which `nn.Module` would hide what it raises.
+        adapted = self._adapted(self._named())
+        rule.setup({name: parameters[name].detach() for name in adapted}, steps)
         self._functional_rule = FunctionalModule(rule)
         self._identity = object()  # tells this learner's compiled functions from another's
         self._draws: dict[Hashable, Draws] = {}
@@ -595,6 +597,7 @@ class MetaLearner(nn.Module):
 
     def _assembly(self, norm_statistics: NormStatistics | None = None) -> Assembly:
         """The learner's choices, as they are now."""
+        parameters = self._named()
         return Assembly(
             model=self.model,
             loss=self._objectives_now[0],
@@ -606,8 +609,8 @@ class MetaLearner(nn.Module):
             order=self.order,
             step_loss=self.step_loss,
             estimator=self.estimator,
-            adapted=self.adapted,
-            parameters=self._named(),
+            adapted=self._adapted(parameters),
+            parameters=parameters,
             norm_statistics=norm_statistics or self.norm_statistics,
             allow_unused=self.allow_unused,
         )
@@ -650,21 +653,20 @@ class MetaLearner(nn.Module):
         And the losses go with the rest as they are now. With `reach`, once for all: the tasks reach all
         of these; and in every call, if something else that is trainable is at hand to be read.
         """
-        beside = held_beside(inner)
-        flags = tuple([tensor.requires_grad for tensor in (*parameters.values(), *beside)])
-        own = {id(parameter) for parameter in parameters.values()}
-        trainable = reach and any(x.requires_grad and id(x) not in own for x in beside)
+        flags = tuple([parameter.requires_grad for parameter in parameters.values()])
+        beside = trainable_beside(parameters.values(), inner)
+        again = reach and bool(beside)
         losses = (loss.objective.loss for loss in (inner.loss, inner.support_loss))
         functions = map(Same, (*losses, inner.metric))
-        key = (inner.model.key, inner.rule.key, *functions, flags)
+        key = (inner.model.key, inner.rule.key, *functions, flags, *map(id, beside))
         fresh, reach = key not in self._read, reach and not self._reached
         if fresh:
             check_losses(self._assembly())
-        with inner.draws.put_back() if fresh or reach or trainable else nullcontext():
+        with inner.draws.put_back() if fresh or reach or again else nullcontext():
             if reach:
                 check_reach(self._assembly(), inner, buffers, tasks, share_of(self.executor))
                 self._reached = True
-            elif (fresh or trainable) and len(tasks):
+            elif (fresh or again) and len(tasks):
                 check_reads(self._assembly(), inner, buffers, tasks[0])
         if fresh and len(tasks):
             self._read = (*self._read[-7:], key)

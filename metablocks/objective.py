@@ -123,6 +123,15 @@ class Objective:
                 )
         return Loss(self, self.module.now(), names)
 
+    def writing(self, what: object) -> BlockError:
+        """The error that it writes in place into what it is given."""
+        return BlockError(
+            f"{self.role} {name_of(self.loss)} writes in place into {what}; it returns a scalar, and "
+            "leaves what it is given as it is: write into a clone",
+            block="MetaLearner",
+            field=self.role,
+        )
+
     @property
     def is_stepwise(self) -> bool:
         """True if it differs from step to step: it asks for `step`, or holds a step-aware module."""
@@ -236,12 +245,7 @@ class Loss:
                 field=objective.role,
             ) from error
         except Written as error:
-            raise BlockError(
-                f"{objective.role} {name_of(objective.loss)} writes in place into {error}; it returns a "
-                "scalar, and leaves what it is given as it is: write into a clone",
-                block="MetaLearner",
-                field=objective.role,
-            ) from error
+            raise objective.writing(error) from error
         objective.watched.add(at.training)
         return value
 

@@ -90,11 +90,13 @@ def check_reads(assembly: Assembly, inner: InnerLoop, buffers: Tensors, task: Ta
     return reached
 
 
-def held_beside(inner: InnerLoop) -> list[Tensor]:
-    """The tensors that losses and model hold, or may read, beside the parameters of a learner."""
+def trainable_beside(parameters: Iterable[Tensor], inner: InnerLoop) -> list[Tensor]:
+    """What is trainable beside a learner's parameters, and held or named by its losses and its model."""
     losses = {id(x): x for x in (inner.loss.objective.loss, inner.support_loss.objective.loss)}
     read = [tensor for loss in losses.values() for _, tensor in _inside("the loss", loss, 3)]
-    return [*read, *inner.model.beside().values()]
+    own = {id(parameter) for parameter in parameters}
+    held = (*read, *inner.model.beside().values())
+    return [x for x in held if x.requires_grad and x.is_leaf and id(x) not in own]
 
 
 def check_inference(learner: nn.Module) -> None:

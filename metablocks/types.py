@@ -5,7 +5,7 @@ support batch to adapt on and a query batch to judge the adaptation by. A *task 
 of equal size along a new first dimension: `[tasks, examples, ...]`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, NamedTuple, TypeAlias, overload
 
@@ -263,6 +263,33 @@ def aliased(tensor: Tensor) -> Tensor:
         return tensor.clone() if tensor.requires_grad else tensor.detach()
     # A view, whose backward takes sparse gradients as they are.
     return torch.ops.aten.alias.default(tensor)  # type: ignore[no-any-return]
+
+
+def as_input(tensor: Tensor) -> Tensor:
+    """The tensor as a pass is given it: another object of the same numbers, class and attributes.
+
+    Itself, if it requires a gradient: every outer derivative goes through it.
+
+    >>> tensor = torch.ones(1)
+    >>> as_input(tensor).requires_grad_() is tensor, tensor.requires_grad
+    (False, False)
+    """
+    if tensor.requires_grad:
+        return tensor
+    made = aliased(tensor) if type(tensor) is Tensor else tensor.detach()
+    if tensor.__dict__:
+        made.__dict__.update(tensor.__dict__ | made.__dict__)
+    return made
+
+
+def versions_of(tensors: Iterable[Tensor]) -> list[int]:
+    """How often each tensor has been written in place.
+
+    >>> tensor = torch.ones(1)
+    >>> versions_of([tensor]) == versions_of([tensor.add_(1)])
+    False
+    """
+    return [tensor._version if not tensor.is_inference() else 0 for tensor in tensors]
 
 
 def constant(tensor: Tensor) -> Tensor:

@@ -441,6 +441,30 @@ def test_a_loss_that_writes_into_the_target_is_refused_and_nothing_is_written():
     assert torch.equal(tasks.query[1], before)
 
 
+def test_a_loss_that_writes_into_the_target_later_is_refused_then():
+    calls = itertools.count()
+
+    def loss(prediction, target):
+        if next(calls) > 9:
+            target += 1
+        return (prediction - target).abs().mean()
+
+    with pytest.raises(BlockError, match=r"target, which its first call did not"):
+        for _ in range(9):
+            learner_of(Net(), loss).evaluate(some_tasks())
+
+
+def test_a_loss_may_differentiate_by_the_target_which_stays_as_it_is():
+    def loss(prediction, target):
+        value = F.mse_loss(prediction, target.requires_grad_())
+        (slope,) = torch.autograd.grad(value, target, create_graph=True)
+        return value + slope.square().mean()
+
+    tasks = some_tasks()
+    assert learner_of(Net(), loss).meta_gradient(tasks).loss.isfinite()
+    assert not tasks.query[1].requires_grad
+
+
 def test_a_loss_may_differentiate_by_the_prediction_at_evaluation_too():
     def loss(prediction, target):
         (slope,) = torch.autograd.grad((prediction**3).sum(), prediction, create_graph=True)
