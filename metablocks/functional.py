@@ -75,7 +75,8 @@ class FunctionalModule:
     that the module writes in place is in the new state as written.
 
     Law: a call changes neither `module` nor any tensor of `state`; the same state and arguments (and
-    random state) give the same output.
+    random state) give the same output. Containers and plain objects that attributes hold are followed
+    five deep: what a pass writes further inside stays there.
 
     >>> import torch
     >>> import metablocks as mb

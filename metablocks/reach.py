@@ -170,7 +170,8 @@ _UNFIT = {
     "loss.backward() alone; give it use_reentrant=False",
     "backward through the graph a second time": "calls .backward(), or torch.autograd.grad without "
     "create_graph or retain_graph, on what depends on the fast weights, and so frees the graph of the "
-    "inner steps; take torch.autograd.grad(value, tensors, create_graph=True)",
+    "inner steps, or it holds a tensor whose graph is gone; take torch.autograd.grad(value, tensors, "
+    "create_graph=True), or detach()",
 }
 """By PyTorch's words: what code does that serves no meta-gradient, and a remedy."""
 

@@ -293,7 +293,7 @@ def versions_of(tensors: Iterable[Tensor]) -> list[int]:
 
 
 def constant(tensor: Tensor) -> Tensor:
-    """The tensor, cut off from every derivative; itself, with all its attributes, if it has none.
+    """The tensor itself; if it requires a gradient, cut off from every derivative.
 
     >>> tensor = torch.ones(1)
     >>> constant(tensor) is tensor, constant(tensor.requires_grad_()).requires_grad

@@ -53,7 +53,8 @@ class Vmap:
     def __call__(
         self, fn: TaskFunction, shared: Any, buffers: Tensors, tasks: Tasks
     ) -> tuple[Any, Any]:
-        for leaf in tensors_of((tasks[0].support, tasks[0].query)):
+        whole = [tasks] if isinstance(tasks, TaskBatch) else tasks
+        for leaf in tensors_of([(one.support, one.query) for one in whole]):
             if leaf.is_nested or leaf.layout is not torch.strided:
                 kind = "nested" if leaf.is_nested else str(leaf.layout).removeprefix("torch.")
                 raise ExecutorError(
