@@ -229,7 +229,8 @@ def shown(value: Any) -> str:
     if inspect.isclass(value):
         return f"the class {value.__name__}"
     if isinstance(value, Tensor):
-        return f"a Tensor {list(value.shape)} of {value.dtype}"
+        shape = [value.size(0), "…"] if value.is_nested else list(value.shape)
+        return f"a Tensor {shape} of {value.dtype}"
     text = repr(value)
     plain = value is None or isinstance(value, str | Real | complex)
     return text if plain or (len(text) <= 60 and "\n" not in text) else f"a {type(value).__name__}"

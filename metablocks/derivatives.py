@@ -162,13 +162,19 @@ def watched_leaves() -> Iterator[dict[int, Tensor]]:
 
 
 def graph_leaves(outputs: Any) -> list[Tensor]:
-    """The tensors that the graph of `outputs` begins with: trainable ones that they depend on."""
+    """The tensors that the graph of `outputs` begins with: trainable ones that they depend on.
+
+    Raises the `RuntimeError` of a node that does nothing but raise one, which `grad` passes by (of
+    functions marked with `once_differentiable`).
+    """
     ends = [x for x in pytree.tree_leaves(outputs) if isinstance(x, Tensor) and x.requires_grad]
     leaves = {id(x): x for x in ends if x.grad_fn is None}
     stack: list[Any] = [x.grad_fn for x in ends if x.grad_fn is not None]
     seen = set(stack)
     while stack:
         node = stack.pop()
+        if node.name() == "torch::autograd::Error":
+            node(torch.zeros(()))
         variable = getattr(node, "variable", None)
         if variable is not None:
             leaves[id(variable)] = variable

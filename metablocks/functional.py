@@ -36,7 +36,15 @@ from metablocks.module_parts import Part
 from metablocks.norm_statistics import NormStatistics, norm_buffers
 from metablocks.per_step import Position, collected_buffers
 from metablocks.twins import Once, Survey
-from metablocks.types import Tensors, aliased, map_tensors, tensors_of
+from metablocks.types import (
+    Tensors,
+    aliased,
+    as_input,
+    is_mapping,
+    map_tensors,
+    tensors_of,
+    versions_of,
+)
 
 
 class ModuleState(NamedTuple):
@@ -68,7 +76,8 @@ class FunctionalModule:
     that the module writes in place is in the new state as written.
 
     Law: a call changes neither `module` nor any tensor of `state`; the same state and arguments (and
-    random state) give the same output.
+    random state) give the same output. Containers and plain objects that attributes hold are followed
+    five deep: what a pass writes further inside stays there.
 
     >>> import torch
     >>> import metablocks as mb
@@ -213,7 +222,7 @@ class ModuleView:
         """Any method of the module under `state`; `"forward"` is the call of it, hooks and all."""
         self._check_names(state)
         # Others of the same numbers: a pass may ask for derivatives by what it is given.
-        arguments = map_tensors(_apart, (args, kwargs or {}))
+        arguments = map_tensors(as_input, (args, kwargs or {}))
         written = self._written.get((method, training))
         if written is None:
             run = partial(self._run, method, step, training, entered=entered)
@@ -228,9 +237,9 @@ class ModuleView:
                     tensors[name] = tensors[name].clone()
             if _ARGUMENTS in written:
                 arguments = map_tensors(torch.clone, arguments)
-            versions = _versions(tensors)
+            versions = versions_of(tensors.values())
             output, buffers = self._run(method, step, training, tensors, arguments, entered=entered)
-            if _versions(tensors) != versions:
+            if versions_of(tensors.values()) != versions:
                 self._check_versions(tensors, versions, written)
         if not written:
             return output, ModuleState(state.params, buffers)
@@ -436,7 +445,7 @@ class ModuleView:
     def _check_versions(
         self, tensors: Tensors, versions: list[int], written: frozenset[str]
     ) -> None:
-        for name, before, now in zip(tensors, versions, _versions(tensors), strict=True):
+        for name, before, now in zip(tensors, versions, versions_of(tensors.values()), strict=True):
             if now != before and name not in written:
                 raise ModuleError(
                     f"a pass of {type(self.module).__name__} wrote {name} in place, which its first "
@@ -448,15 +457,15 @@ class ModuleView:
 def module_arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """The positional and keyword arguments that a batch's inputs are for a module.
 
-    A tuple or list is its positional arguments, a mapping its keywords; anything else, a named tuple
-    and a packed sequence too, is its one argument.
+    A tuple or list is its positional arguments, a mapping its keywords; anything else, a named tuple,
+    a packed sequence and a `TensorDict` too, is its one argument.
 
     >>> module_arguments((1, 2)), module_arguments({"x": 1}), module_arguments(1)
     (((1, 2), {}), ((), {'x': 1}), ((1,), {}))
     """
     if isinstance(inputs, Tensor):
         return (inputs,), {}
-    if isinstance(inputs, Mapping):
+    if is_mapping(inputs):
         return (), dict(inputs)
     if isinstance(inputs, tuple | list) and not hasattr(inputs, "_fields"):
         return tuple(inputs), {}
@@ -535,7 +544,7 @@ def _check(module: nn.Module) -> None:
     for name, member in module.named_modules():
         for base in type(member).__mro__:
             if base.__name__ in _WRAPPERS:
-                where = f"{name} of {type(module).__name__}" if name else "the model"
+                where = f"{name} of {type(module).__name__}" if name else "the module given"
                 raise ModuleError(f"{where} is a {base.__name__}, {_WRAPPERS[base.__name__]}")
         if member._backward_hooks and not member._is_full_backward_hook:
             raise ModuleError(
@@ -555,13 +564,3 @@ def _asked(tensors: Tensors, given: Tensors) -> frozenset[str]:
     return frozenset(
         n for n, t in tensors.items() if t.requires_grad and not given[n].requires_grad
     )
-
-
-def _apart(tensor: Tensor) -> Tensor:
-    return (
-        tensor if tensor.requires_grad else aliased(tensor)
-    )  # which every outer derivative goes through
-
-
-def _versions(tensors: Tensors) -> list[int]:
-    return [tensor._version if not tensor.is_inference() else 0 for tensor in tensors.values()]

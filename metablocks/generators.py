@@ -155,8 +155,8 @@ class Draws:
         """True if it uses what PyTorch has once for all threads (see `_look`)."""
 
     @contextmanager
-    def observed(self, *, whole: bool = True) -> Iterator[None]:
-        """Run the block; unless `known`, see what this thread draws. `whole`: it is all of the work."""
+    def observed(self) -> Iterator[None]:
+        """Run the work; unless `known`, see what this thread draws."""
         if self.known:
             yield
             return
@@ -169,7 +169,7 @@ class Draws:
         finally:
             self.kinds |= self._so_far()
             _local.watch = before
-        self.known = whole
+        self.known = True
 
     def states(self) -> States:
         """The states of the generators that the work may draw from."""

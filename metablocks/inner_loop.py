@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from numbers import Real
 from typing import Any, NamedTuple, TypeAlias, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -27,7 +28,16 @@ from metablocks.order import Order, SecondOrder, steps_through
 from metablocks.per_step import Position
 from metablocks.rules.base import StepInfo, TracedStep, UpdateRule, answer_of, check_updates
 from metablocks.start import AsLearned, Start
-from metablocks.types import Batch, Progress, Task, Tensors, tensors_of
+from metablocks.types import (
+    Batch,
+    Progress,
+    Task,
+    Tensors,
+    as_input,
+    map_tensors,
+    tensors_of,
+    versions_of,
+)
 
 StatefulLoss: TypeAlias = Callable[[Tensors, Tensors], tuple[Tensor, Tensors]]
 """`(params, buffers) -> (scalar loss, new buffers)`, the data being bound already."""
@@ -212,9 +222,9 @@ def adapt(
     total = first + steps
     for index, through in [*enumerate(steps_through(order, total, progress))][first:]:
         support = support_pass(loss, carry, rest, through=through)
-        versions = [tensor._version for tensor in carry.params.values()]
+        versions = versions_of(carry.params.values())
         after = step(carry, support, rule, index=index, steps=total)
-        if versions != [tensor._version for tensor in carry.params.values()]:
+        if versions_of(carry.params.values()) != versions:
             raise _writes(rule)
         carry = after
         states.append({name: carry.params.get(name, tensor) for name, tensor in params.items()})
@@ -442,9 +452,9 @@ class InnerLoop:
         score = None
         if self.metric is not None:
             given = detach_tree(prediction), query[1]
-            versions = [tensor._version for tensor in tensors_of(given)]
+            versions = versions_of(tensors_of(given))
             score = _as_scalar(self.metric(*given), value)
-            if versions != [tensor._version for tensor in tensors_of(given)]:
+            if versions_of(tensors_of(given)) != versions:
                 raise BlockError(
                     f"the metric {name_of(self.metric)} writes in place into what it is given, the "
                     "prediction and the target; it returns a number, and works on clones",
@@ -526,8 +536,28 @@ class InnerLoop:
         prediction, after = None, ModuleState(params, buffers)
         if loss.predicts:
             prediction, after = self._predict(model, params, buffers, batch[0], index, back)
+        target = map_tensors(as_input, batch[1])
+        targets = tensors_of(target)
+        versions = versions_of(targets)
         if loss.is_plain and self.training in loss.objective.watched:
-            return loss.objective.loss(prediction, batch[1]), prediction, after
+            value: Any = loss.objective.loss(prediction, target)
+        else:
+            at = self._pass(model, params, buffers, (batch[0], target), index, back)
+            value = loss(prediction, at, own)
+        if versions_of(targets) != versions:
+            raise loss.objective.writing("the task's target, which its first call did not")
+        return value, prediction, after
+
+    def _pass(
+        self,
+        model: ModuleView,
+        params: Tensors,
+        buffers: Tensors,
+        batch: Batch,
+        index: int,
+        back: int,
+    ) -> Pass:
+        """The values that the pass at carry `index` offers a loss by name."""
         state = ModuleState(params, self.model_buffers | buffers)
 
         def call(*args: Any, **kwargs: Any) -> Any:
@@ -539,8 +569,7 @@ class InnerLoop:
         info = StepInfo(index, self.steps, fast)
         if isinstance(position, Position):
             info = TracedStep(index, self.steps, fast, position)
-        at = Pass(*batch, state, call, info, position, self.training)
-        return loss(prediction, at, own), prediction, after
+        return Pass(*batch, state, call, info, position, self.training)
 
     def _predict(
         self,
@@ -626,9 +655,9 @@ def _writes(rule: Rule) -> RuleError:
 
 
 def check_scalar(loss: Any) -> Tensor:
-    """The loss, or a `GradientError` saying why it cannot be differentiated."""
-    if isinstance(loss, Tensor) and loss.ndim == 0 and loss.is_floating_point():
-        return loss
+    """The loss as a scalar, or a `GradientError` saying why it cannot be differentiated."""
+    if isinstance(loss, Tensor) and loss.is_floating_point() and loss.numel() == 1:
+        return loss.reshape(()) if loss.ndim else loss  # as `backward()` takes it
     given = f"a {type(loss).__name__}"
     if isinstance(loss, Tensor):
         given = f"a tensor of shape {list(loss.shape)}"
@@ -643,9 +672,10 @@ def check_scalar(loss: Any) -> Tensor:
 
 def _as_scalar(score: Any, like: Tensor) -> Tensor:
     """A metric's tensor or number as a tensor of floats, of which means are taken."""
-    if isinstance(score, Tensor) and score.ndim == 0 and not score.is_complex():
-        return score.detach().to(score.dtype if score.is_floating_point() else like.dtype)
-    if isinstance(score, Real):
+    if isinstance(score, Tensor) and score.numel() == 1 and not score.is_complex():
+        number = score.detach().reshape(())
+        return number if score.is_floating_point() else number.to(like.dtype)
+    if isinstance(score, Real | np.bool_):
         return like.detach().new_tensor(float(score))
     raise BlockError(
         f"the metric returned {shown(score)}; it returns a scalar tensor or a number",

@@ -49,14 +49,14 @@ from metablocks.reach import (
     check_inference,
     check_reach,
     check_reads,
-    trainable_flags,
+    trainable_beside,
 )
 from metablocks.rules.base import UpdateRule
 from metablocks.selection import select_parameters
 from metablocks.start import AsLearned, Start
 from metablocks.step_loss import FinalStepLoss, StepLoss, step_weights
 from metablocks.twins import generators_in
-from metablocks.types import Batch, Progress, Task, Tasks, Tensors, as_tasks, map_tensors
+from metablocks.types import Batch, Progress, Task, Tasks, Tensors, as_tasks, constant, map_tensors
 from metablocks.work import evaluation_work, execute, seeded, training_work
 
 Metric = Callable[[Any, Any], Any]
@@ -256,7 +256,9 @@ class MetaLearner(nn.Module):
         self._patterns = adapt
         self._selected: tuple[Hashable, tuple[str, ...]] = ((), ())
         parameters = dict(model.named_parameters())
-        rule.setup({name: parameters[name].detach() for name in self.adapted}, steps)
+        # Not the property, of which `nn.Module` would hide what it raises.
+        adapted = self._adapted(self._named())
+        rule.setup({name: parameters[name].detach() for name in adapted}, steps)
         self._functional_rule = FunctionalModule(rule)
         self._identity = object()  # tells this learner's compiled functions from another's
         self._draws: dict[Hashable, Draws] = {}
@@ -366,7 +368,7 @@ class MetaLearner(nn.Module):
         inner, meta, buffers = self._inner_at_evaluation(
             tasks, parameters, steps, metric, norm_statistics
         )
-        alone = [Task(*map_tensors(Tensor.detach, (tasks[0].support, tasks[0].query)))]
+        alone = [Task(*map_tensors(constant, (tasks[0].support, tasks[0].query)))]
         self._check_reads(inner, parameters, buffers, alone, reach=False)
         work = evaluation_work(self._identity, inner, meta, self._check_constant)
         with seeded(tasks, inner, put_back=True) as tasks:
@@ -386,7 +388,7 @@ class MetaLearner(nn.Module):
         ordinary ones, with the row of that step; where they evaluate by running statistics, these are
         what they carry. Frozen parameters that do not adapt are the model's own, not copies.
         """
-        task = Task(*map_tensors(torch.Tensor.detach, (support, support)))
+        task = Task(*map_tensors(constant, (support, support)))
         steps = self.steps if steps is None else steps
         check_tasks([task], self.batches, steps, judged=False)
         parameters = self._named()
@@ -599,6 +601,7 @@ class MetaLearner(nn.Module):
 
     def _assembly(self, norm_statistics: NormStatistics | None = None) -> Assembly:
         """The learner's choices, as they are now."""
+        parameters = self._named()
         return Assembly(
             model=self.model,
             loss=self._objectives_now[0],
@@ -610,8 +613,8 @@ class MetaLearner(nn.Module):
             order=self.order,
             step_loss=self.step_loss,
             estimator=self.estimator,
-            adapted=self.adapted,
-            parameters=self._named(),
+            adapted=self._adapted(parameters),
+            parameters=parameters,
             norm_statistics=norm_statistics or self.norm_statistics,
             allow_unused=self.allow_unused,
         )
@@ -652,20 +655,22 @@ class MetaLearner(nn.Module):
         """Once for each state of model, rule and losses: nothing trainable is read but meta-parameters.
 
         And the losses go with the rest as they are now. With `reach`, once for all: the tasks reach all
-        of these.
+        of these; and in every call, if something else that is trainable is at hand to be read.
         """
-        flags = trainable_flags(parameters.values(), inner)
+        flags = tuple([parameter.requires_grad for parameter in parameters.values()])
+        beside = trainable_beside(parameters.values(), inner)
+        again = reach and bool(beside)
         losses = (loss.objective.loss for loss in (inner.loss, inner.support_loss))
         functions = map(Same, (*losses, inner.metric))
-        key = (inner.model.key, inner.rule.key, *functions, flags)
+        key = (inner.model.key, inner.rule.key, *functions, flags, *map(id, beside))
         fresh, reach = key not in self._read, reach and not self._reached
         if fresh:
             check_losses(self._assembly())
-        with inner.draws.put_back() if fresh or reach else nullcontext():
+        with inner.draws.put_back() if fresh or reach or again else nullcontext():
             if reach:
                 check_reach(self._assembly(), inner, buffers, tasks, share_of(self.executor))
                 self._reached = True
-            elif fresh and len(tasks):
+            elif (fresh or again) and len(tasks):
                 check_reads(self._assembly(), inner, buffers, tasks[0])
         if fresh and len(tasks):
             self._read = (*self._read[-7:], key)

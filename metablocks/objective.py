@@ -14,6 +14,11 @@ are filled:
 A loss without positional parameters gets only what it names, and no prediction is made for it. A module
 with trainable parameters is learned.
 
+What a module writes into its buffers and attributes ends with the pass, as a model's does: a mean teacher
+that it holds does not move. A function or another object keeps what it writes, and so does a module that
+it closes over (batch norm in training moves its statistics). It is called more often than in a loop by
+hand: once more for a task of the first call, and wherever a pass is made again.
+
     def penalised(prediction, target, *, params):
         return F.mse_loss(prediction, target) + 0.1 * params["head.weight"].square().sum()
 """
@@ -117,6 +122,15 @@ class Objective:
                     field=self.role,
                 )
         return Loss(self, self.module.now(), names)
+
+    def writing(self, what: object) -> BlockError:
+        """The error that it writes in place into what it is given."""
+        return BlockError(
+            f"{self.role} {name_of(self.loss)} writes in place into {what}; it returns a scalar, and "
+            "leaves what it is given as it is: write into a clone",
+            block="MetaLearner",
+            field=self.role,
+        )
 
     @property
     def is_stepwise(self) -> bool:
@@ -231,12 +245,7 @@ class Loss:
                 field=objective.role,
             ) from error
         except Written as error:
-            raise BlockError(
-                f"{objective.role} {name_of(objective.loss)} writes in place into {error}; it returns a "
-                "scalar, and leaves what it is given as it is: write into a clone",
-                block="MetaLearner",
-                field=objective.role,
-            ) from error
+            raise objective.writing(error) from error
         objective.watched.add(at.training)
         return value
 

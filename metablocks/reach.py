@@ -3,7 +3,6 @@
 By plain autograd on single tasks of a learner, before the work on the batch.
 """
 
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from fnmatch import fnmatchcase
 from functools import partial
@@ -27,10 +26,11 @@ from metablocks.errors import (
 )
 from metablocks.estimators.base import task_gradient
 from metablocks.executors import Share
-from metablocks.fingerprint import cell_contents
+from metablocks.fingerprint import attributes_of, cell_contents
 from metablocks.functional import detach
 from metablocks.inner_loop import InnerLoop
 from metablocks.memory import out_of_memory
+from metablocks.twins import is_plain
 from metablocks.types import Task, Tasks, Tensors
 
 
@@ -78,7 +78,7 @@ def check_reads(assembly: Assembly, inner: InnerLoop, buffers: Tensors, task: Ta
     try:
         reached, foreign = _look(assembly, inner, meta, buffers, task)
     except RuntimeError as error:
-        _name_second_derivative(assembly, inner, meta, buffers, task, error)
+        _explain(assembly, inner, meta, buffers, task, error)
         raise
     # What is no parameter may be made under way, as an input to be differentiated by; or it was there
     # before, and comes again.
@@ -91,12 +91,13 @@ def check_reads(assembly: Assembly, inner: InnerLoop, buffers: Tensors, task: Ta
     return reached
 
 
-def trainable_flags(parameters: Iterable[Tensor], inner: InnerLoop) -> tuple[bool, ...]:
-    """The trainable flags of the parameters of a learner, and of tensors that it reads beside them."""
+def trainable_beside(parameters: Iterable[Tensor], inner: InnerLoop) -> list[Tensor]:
+    """What is trainable beside a learner's parameters, and held or named by its losses and its model."""
     losses = {id(x): x for x in (inner.loss.objective.loss, inner.support_loss.objective.loss)}
     read = [tensor for loss in losses.values() for _, tensor in _inside("the loss", loss, 3)]
-    beside = inner.model.beside().values()
-    return tuple(tensor.requires_grad for tensor in (*parameters, *read, *beside))
+    own = {id(parameter) for parameter in parameters}
+    held = (*read, *inner.model.beside().values())
+    return [x for x in held if x.requires_grad and x.is_leaf and id(x) not in own]
 
 
 def check_inference(learner: nn.Module) -> None:
@@ -122,12 +123,11 @@ def _look(
     """The names that one task's loss depends on, and other trainable tensors that it reads, by id."""
     estimator, draws = assembly.estimator, inner.draws
     with watched_leaves() as foreign:
-        if estimator.reads is None:
-            with draws.observed():
-                reached = {*task_gradient(estimator, inner, meta, buffers, task).grads}
-            return reached, dict(foreign)
-        reached = set()
-        for side in estimator.reads:
+        with draws.observed():
+            reached = {*task_gradient(estimator, inner, meta, buffers, task).grads}
+        if estimator.reads is not None:  # whose gradients are there for all that is adapted
+            reached = set()
+        for side in estimator.reads or ():
 
             def loss(meta: Tensors, side: Side = side) -> tuple[Tensor, tuple[()]]:
                 carry = inner.start(meta, buffers, inner.support_of(task, -1))
@@ -135,14 +135,13 @@ def _look(
                     return inner.support_value(meta, carry, inner.support_of(task, -1), 0), ()
                 return inner.query(meta, carry, inner.query_of(task, 0), 0).loss, ()
 
-            with draws.observed(whole=False):
-                value, pull, _ = vjp(loss, meta)
-                (slopes,) = pull(torch.ones_like(value))
+            value, pull, _ = vjp(loss, meta)
+            (slopes,) = pull(torch.ones_like(value))
             reached |= {name for name, slope in slopes.items() if slope is not None}
         return reached, dict(foreign)
 
 
-def _name_second_derivative(
+def _explain(
     assembly: Assembly,
     inner: InnerLoop,
     meta: Tensors,
@@ -150,14 +149,12 @@ def _name_second_derivative(
     task: Task,
     error: RuntimeError,
 ) -> None:
-    """Raise `GradientError` with the module or the loss that has no second derivative, if any."""
+    """Raise `GradientError` for what PyTorch refused and can be said better: whose it is, what works."""
     if isinstance(error, MetablocksError) or is_stated(error) or out_of_memory(error):
         return
-    if "use_reentrant" in str(error):
-        raise GradientError(
-            f"{type(assembly.model).__name__} keeps activations by torch.utils.checkpoint with "
-            "use_reentrant=True, which serves loss.backward() alone; give it use_reentrant=False"
-        ) from error
+    for words, what in _UNFIT.items():
+        if words in str(error):
+            raise GradientError(f"the model, the loss or the rule {what}") from error
     if not any(inner.through):
         return
     try:
@@ -170,13 +167,31 @@ def _name_second_derivative(
             _look(assembly, inner.first_order(), meta, buffers, task)
         except Exception:  # it is not the order
             return
-        kernel = re.search("is not implemented|once_differentiable", str(error))
+        kernel = any(words in str(error) for words in _NO_SECOND)
         model = "" if kernel and found is not None else f"{type(assembly.model).__name__} or "
         where = f"{model}the loss {name_of(assembly.support_loss.loss)}: {first_line(error)}"
     raise GradientError(
         f"there is no second derivative in {where.rstrip('.')}. Use order=FirstOrder(), or an operation "
         "that has one"
     ) from error
+
+
+_UNFIT = {
+    "use_reentrant": "keeps activations by torch.utils.checkpoint with use_reentrant=True, which serves "
+    "loss.backward() alone; give it use_reentrant=False",
+    "backward through the graph a second time": "calls .backward(), or torch.autograd.grad without "
+    "create_graph or retain_graph, on what depends on the fast weights, and so frees the graph of the "
+    "inner steps, or it holds a tensor whose graph is gone; take torch.autograd.grad(value, tensors, "
+    "create_graph=True), or detach()",
+}
+"""By PyTorch's words: what code does that serves no meta-gradient, and a remedy."""
+
+_NO_SECOND = (
+    "derivative for",
+    "differentiate twice",
+    "is not implemented",
+    "once_differentiable",
+)  # PyTorch's words
 
 
 def _fits(name: str, patterns: Sequence[str]) -> bool:
@@ -249,5 +264,11 @@ def _inside(where: str, value: Any, depth: int) -> Iterator[tuple[str, Tensor]]:
                 yield from _inside(f"{where}'s {name}", value.__globals__[name], 0)
     elif depth and isinstance(value, dict | list | tuple):
         items = value.items() if isinstance(value, dict) else enumerate(value)
-        for key, item in items:
+        for key, item in items if len(value) <= _LONG else ():
             yield from _inside(f"{where}.{key}", item, depth - 1)
+    elif depth and is_plain(value):
+        for name, item in attributes_of(value).items():
+            yield from _inside(f"{where}.{name}", item, depth - 1)
+
+
+_LONG = 100  # items of a container that is looked into

@@ -86,7 +86,7 @@ class Survey:
         if is_generator(value):
             self._add([value])
             return False
-        if _is_iterator(value):
+        if is_iterator(value):
             self.iterators.setdefault(path, value)
             return True
         if not depth:
@@ -331,7 +331,12 @@ def _is_buffer(value: Any) -> bool:
     return isinstance(value, bytearray | array)
 
 
-def _is_iterator(value: Any) -> bool:
+def is_iterator(value: Any) -> bool:
+    """True for an iterator of Python's, whose items come once.
+
+    >>> is_iterator(iter([1])), is_iterator([1])
+    (True, False)
+    """
     kind = type(value)
     return kind.__module__ in ("builtins", "itertools") and hasattr(kind, "__next__")
 

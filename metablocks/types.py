@@ -5,7 +5,7 @@ support batch to adapt on and a query batch to judge the adaptation by. A *task 
 of equal size along a new first dimension: `[tasks, examples, ...]`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, NamedTuple, TypeAlias, overload
 
@@ -176,8 +176,7 @@ class TaskBatch:
         for index, (_, spec) in enumerate(flat):
             if forms[index] != forms[0] or spec != flat[0][1]:
                 raise TaskError(
-                    f"tasks of unequal size cannot be stacked: task 0 has shapes {forms[0]}, "
-                    f"task {index} has {forms[index]}; pass them as a list and use executor=Loop()"
+                    f"{_difference(tasks, index)}; pass them as a list and use executor=Loop()"
                 )
         columns = zip(*(leaves for leaves, _ in flat), strict=True)
         stacked = [torch.stack(c) if isinstance(c[0], Tensor) else c[0] for c in columns]
@@ -238,6 +237,43 @@ def aliased(tensor: Tensor) -> Tensor:
         return tensor.clone() if tensor.requires_grad else tensor.detach()
     # A view, whose backward takes sparse gradients as they are.
     return torch.ops.aten.alias.default(tensor)  # type: ignore[no-any-return]
+
+
+def as_input(tensor: Tensor) -> Tensor:
+    """The tensor as a pass is given it: another object of the same numbers, class and attributes.
+
+    Itself, if it requires a gradient: every outer derivative goes through it.
+
+    >>> tensor = torch.ones(1)
+    >>> as_input(tensor).requires_grad_() is tensor, tensor.requires_grad
+    (False, False)
+    """
+    if tensor.requires_grad:
+        return tensor
+    made = aliased(tensor) if type(tensor) is Tensor else tensor.detach()
+    if tensor.__dict__:
+        made.__dict__.update(tensor.__dict__ | made.__dict__)
+    return made
+
+
+def versions_of(tensors: Iterable[Tensor]) -> list[int]:
+    """How often each tensor has been written in place.
+
+    >>> tensor = torch.ones(1)
+    >>> versions_of([tensor]) == versions_of([tensor.add_(1)])
+    False
+    """
+    return [tensor._version if not tensor.is_inference() else 0 for tensor in tensors]
+
+
+def constant(tensor: Tensor) -> Tensor:
+    """The tensor itself; if it requires a gradient, cut off from every derivative.
+
+    >>> tensor = torch.ones(1)
+    >>> constant(tensor) is tensor, constant(tensor.requires_grad_()).requires_grad
+    (True, False)
+    """
+    return tensor.detach() if tensor.requires_grad else tensor
 
 
 def tensors_of(tree: Any) -> list[Tensor]:
@@ -325,6 +361,33 @@ def _form(leaf: Any) -> Any:
     return leaf if plain else f"a {type(leaf).__name__}, {id(leaf)}"
 
 
+def _difference(tasks: Sequence[Task], index: int) -> str:
+    """The reason for which a task cannot be stacked with the first one."""
+    first, other = (
+        {
+            f"{side}{pytree.keystr(path)}": leaf
+            for side in ("support", "query")
+            for path, leaf in pytree.tree_leaves_with_path(getattr(tasks[number], side))
+        }
+        for number in (0, index)
+    )
+    for place in (*first, *other):
+        if place not in first or place not in other:
+            alone = 0 if place in first else index
+            return f"tasks of unequal form cannot be stacked: task {alone} alone has {place}"
+        one, two = first[place], other[place]
+        if _form(one) == _form(two):
+            continue
+        if isinstance(one, Tensor) and isinstance(two, Tensor):
+            sizes = f"{[*one.shape]} in task 0 and {[*two.shape]} in task {index}"
+            return f"tasks of unequal size cannot be stacked: {place} is {sizes}"
+        return (
+            f"tasks cannot be stacked: {place} is {shown(one)} in task 0 and another object in task "
+            f"{index}, and what is no tensor is one for all tasks of a batch"
+        )
+    return f"tasks of unequal form cannot be stacked: task 0 and task {index}"
+
+
 def _weigh(owner: Any, like: Any) -> None:
     """Make a tensor of floats of weights, where the tensors of `like` are."""
     weight = owner.weight
@@ -346,15 +409,32 @@ def _as_dicts(owner: Any) -> None:
         if not isinstance(batch, tuple | list) or len(batch) != 2:
             words = f"is {shown(batch)}; it takes a pair (inputs, target)"
             raise TaskError.about(type(owner).__name__, side, words)
-        object.__setattr__(owner, side, tuple(_with_dicts(batch)))
+        object.__setattr__(owner, side, tuple(_with_dicts(batch, isinstance(owner, TaskBatch))))
     if owner.drawn is not None and not isinstance(owner.drawn, Drawn):
         words = f"is {shown(owner.drawn)}; it takes none of yours: a learner sets it"
         raise TaskError.about(type(owner).__name__, "drawn", words)
 
 
-def _with_dicts(tree: Any) -> Any:
-    if isinstance(tree, Mapping):
-        return {key: _with_dicts(value) for key, value in tree.items()}
+def is_mapping(tree: Any) -> bool:
+    """True for a mapping; a `TensorDict`, a kind of pytree by itself, is one value.
+
+    >>> is_mapping({"x": 1}), is_mapping([1])
+    (True, False)
+    """
+    itself = type(tree) in pytree.SUPPORTED_NODES and not isinstance(tree, dict)
+    return isinstance(tree, Mapping) and not itself
+
+
+def _with_dicts(tree: Any, stacked: bool) -> Any:
+    if is_mapping(tree):
+        return {key: _with_dicts(value, stacked) for key, value in tree.items()}
     if type(tree) in (tuple, list):
-        return type(tree)([_with_dicts(value) for value in tree])
+        return type(tree)([_with_dicts(value, stacked) for value in tree])
+    if stacked and isinstance(tree, Mapping):
+        raise TaskError(
+            f"a TaskBatch holds a {type(tree).__name__}, which has a batch size of its own; give dicts "
+            "of tensors, or a list of Task, with executor=Loop()",
+            block="TaskBatch",
+            field="support",
+        )
     return tree

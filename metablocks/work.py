@@ -24,7 +24,7 @@ from metablocks.generators import drawn_seed
 from metablocks.inner_loop import Carry, InnerLoop, QueryPass
 from metablocks.pieces import At, InPieces, Pieces, weighed
 from metablocks.reads import reading
-from metablocks.types import Batch, Task, Tasks, Tensors, map_tensors
+from metablocks.types import Batch, Task, Tasks, Tensors, constant, map_tensors
 
 
 def training_work(owner: object, estimator: Estimator, inner: InnerLoop, meta: Tensors) -> TaskWork:
@@ -65,7 +65,7 @@ def evaluation_work(
 
     def judge(shared: Any, buffers: Tensors, task: Task) -> tuple[Any, Any]:
         meta, tensors = shared
-        support, query = map_tensors(torch.Tensor.detach, (task.support, task.query))
+        support, query = map_tensors(constant, (task.support, task.query))
         loop = replace(inner, **tensors)
         return drive(Pieces(loop, meta, buffers, replace(task, support=support, query=query)))
 
@@ -120,7 +120,7 @@ def seeded(tasks: Tasks, inner: InnerLoop, *, put_back: bool, first: int = 0) ->
     begin = torch.get_rng_state()
     number = drawn_seed()
     after = torch.get_rng_state()
-    idle = put_back
+    idle = True  # which it is if the work fails, too
     try:
         with draws.put_back() if put_back else nullcontext():
             yield drawn_for(tasks, inner.batches if block else None, inner.steps, number, first)

@@ -85,6 +85,7 @@ LOSSES = {
     "a learned support loss": lambda: (nn.MSELoss(), Weighted()),
     "a learned loss": lambda: (Weighted(), F.mse_loss),
     "one for both": same,
+    "of one element": lambda: (lambda p, y: (p - y).square().mean((0, 1), keepdim=True),) * 2,
     "everything, learned": lambda: (Everything(), Everything()),
 }
 losses = pytest.mark.parametrize("make", LOSSES.values(), ids=LOSSES)

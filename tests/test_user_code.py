@@ -9,6 +9,7 @@ import logging
 import queue
 import random
 import threading
+import types
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -19,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.func import functional_call
+from torch.utils import _pytree as pytree
 
 import metablocks as mb
 from metablocks.errors import (
@@ -253,6 +255,23 @@ def test_a_teacher_that_is_unfrozen_later_is_refused_then():
     learner.meta_gradient(tasks_of())
     teacher.requires_grad_(True)
     with pytest.raises(GradientError, match="teacher's weight"):
+        learner.meta_gradient(tasks_of())
+
+
+@pytest.mark.parametrize("estimator", [mb.Unrolled(), mb.Reptile()], ids=repr)
+def test_a_teacher_that_is_read_from_a_later_batch_on_is_refused_then(estimator):
+    class Distilling:
+        def __init__(self):
+            self.teacher, self.after = nn.Linear(1, 1), False
+
+        def __call__(self, prediction, target):
+            return F.mse_loss(prediction, self.teacher(target) if self.after else target)
+
+    loss = Distilling()
+    learner = learner_of(net(), loss, estimator=estimator)
+    learner.meta_gradient(tasks_of())
+    loss.after = True
+    with pytest.raises(GradientError, match=r"the loss\.teacher's weight"):
         learner.meta_gradient(tasks_of())
 
 
@@ -586,6 +605,89 @@ def test_inputs_may_hold_more_than_tensors(wrap, executor):
     torch.testing.assert_close(
         learner_of(model).meta_gradient(again).query_losses, got, equal_nan=True
     )
+
+
+class Noted(torch.Tensor):
+    """A tensor with an attribute."""
+
+
+def _noted(x):
+    made = x.as_subclass(Noted)
+    made.gain = 1.0
+    return made
+
+
+class Tree(collections.abc.Mapping):
+    """A mapping that is a pytree of its own kind, as a `TensorDict` is."""
+
+    def __init__(self, held):
+        self.held = held
+
+    def __getitem__(self, key):
+        return self.held[key]
+
+    def __iter__(self):
+        return iter(self.held)
+
+    def __len__(self):
+        return len(self.held)
+
+
+pytree.register_pytree_node(
+    Tree,
+    lambda tree: ([*tree.held.values()], [*tree]),
+    lambda v, k: Tree(dict(zip(k, v, strict=True))),
+)
+KINDS = {
+    "an object": (lambda x: types.SimpleNamespace(x=x), lambda given: given.x, "SimpleNamespace"),
+    "an array": (lambda x: x.numpy(), torch.as_tensor, "a ndarray"),
+    "nested": (
+        lambda x: torch.nested.nested_tensor([*x], layout=torch.jagged),
+        lambda given: given.to_padded_tensor(0.0),
+        "nested",
+    ),
+    "sparse": (lambda x: x.to_sparse_csr(), lambda given: given.to_dense(), "sparse_csr"),
+    "a mapping, a tree by itself": (lambda x: Tree({"x": x}), lambda given: given["x"], "a Tree"),
+    "a class with an attribute": (_noted, lambda given: given * given.gain, "gain"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*(Sparse CSR|nested tensors).*is in (beta|prototype)")
+@pytest.mark.parametrize(("wrap", "unwrap", "words"), KINDS.values(), ids=KINDS.keys())
+def test_inputs_may_be_of_any_kind_that_can_be_read_again(wrap, unwrap, words):
+    class Reading(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = net()
+
+        def forward(self, x):
+            return self.net(unwrap(x))
+
+    def own(batch):
+        return wrap(batch[0].clone()), batch[1]
+
+    plain, model = tasks_of(2), Reading()
+    tasks = [mb.Task(own(plain[i].support), own(plain[i].query)) for i in range(2)]
+    learner = learner_of(model)
+    expected = losses_by_hand(model.net, plain)
+    for estimator in (mb.Unrolled(), mb.Adjoint()):
+        learner.estimator = estimator
+        torch.testing.assert_close(learner.meta_gradient(tasks).query_losses[:, 1], expected)
+    torch.testing.assert_close(learner.evaluate(tasks).query_losses[:, 1], expected)
+    adapted = learner.adapt(tasks[0].support)
+    torch.testing.assert_close(
+        F.mse_loss(adapted(tasks[0].query[0]), plain[0].query[1]), expected[0]
+    )
+    learner.executor = mb.Vmap()
+    with pytest.raises((TaskError, ExecutorError, AttributeError), match=words):
+        learner.meta_gradient(tasks)
+
+
+def test_inputs_whose_items_come_once_are_refused_by_name():
+    x, y = torch.randn(6, 2), torch.randn(6, 1)
+    tasks = [mb.Task(((row for row in x), y), (x, y))]
+    with pytest.raises(TaskError, match=r"support\[0\] holds a generator, whose items come once"):
+        learner_of(net()).evaluate(tasks)
 
 
 def test_norms_at_their_running_statistics_are_those_of_eval_and_stay():

@@ -608,6 +608,32 @@ def test_a_loss_that_writes_into_the_target_is_refused_and_nothing_is_written():
     assert torch.equal(tasks.query[1], before)
 
 
+def test_a_loss_that_writes_into_the_target_later_is_refused_then():
+    late = []
+
+    def loss(prediction, target):
+        if late:
+            target += 1
+        return (prediction - target).abs().mean()
+
+    learner = learner_of(Net(), loss)
+    learner.evaluate(some_tasks())
+    late.append(True)
+    with pytest.raises(BlockError, match=r"target, which its first call did not"):
+        learner.evaluate(some_tasks())
+
+
+def test_a_loss_may_differentiate_by_the_target_which_stays_as_it_is():
+    def loss(prediction, target):
+        value = F.mse_loss(prediction, target.requires_grad_())
+        (slope,) = torch.autograd.grad(value, target, create_graph=True)
+        return value + slope.square().mean()
+
+    tasks = some_tasks()
+    assert learner_of(Net(), loss).meta_gradient(tasks).loss.isfinite()
+    assert not tasks.query[1].requires_grad
+
+
 def test_a_loss_may_differentiate_by_the_prediction_at_evaluation_too():
     def loss(prediction, target):
         (slope,) = torch.autograd.grad((prediction**3).sum(), prediction, create_graph=True)
@@ -732,6 +758,58 @@ def test_a_prediction_whose_tensors_vmap_cannot_find_is_refused_there_alone():
 def test_what_does_not_go_together_is_said_by_name(make, loss, words):
     with pytest.raises((TaskError, BlockError), match=words):
         learner_of(make(), loss).meta_gradient(some_tasks())
+
+
+class _Once(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x * x
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):
+        return 2 * ctx.saved_tensors[0] * grad
+
+
+def _calls_backward(prediction, target):
+    slope = prediction.clone()
+    slope.retain_grad()
+    slope.square().sum().backward()
+    return F.mse_loss(prediction, target) + slope.grad.square().mean()
+
+
+def _cdist(prediction, target):
+    return torch.cdist(prediction, target).square().mean()
+
+
+_SQUARES_ONCE = _with(forward=lambda self, x: self.b(_Once.apply(self.a(x))))
+NO_SECOND = {
+    "once_differentiable": (_SQUARES_ONCE, F.mse_loss, {}, r"derivative in model \(Given\)"),
+    "once_differentiable, implicit": (
+        _SQUARES_ONCE,
+        F.mse_loss,
+        {"estimator": mb.Implicit(proximal=20.0)},
+        r"derivative in model \(Given\)",
+    ),
+    "a loss": (Net, _cdist, {}, r"no second derivative in the support loss \(_cdist\).*FirstOrder"),
+}
+
+
+@pytest.mark.parametrize(
+    ("make", "loss", "blocks", "words"), NO_SECOND.values(), ids=NO_SECOND.keys()
+)
+def test_what_cannot_be_differentiated_twice_is_refused_by_name(make, loss, blocks, words):
+    """PyTorch's `grad` passes by the node of `once_differentiable`, without a word."""
+    with pytest.raises(GradientError, match=words):
+        learner_of(make(), loss, **blocks).meta_gradient(some_tasks())
+    first = learner_of(make(), loss, order=mb.FirstOrder())
+    assert first.meta_gradient(some_tasks()).loss.isfinite()
+
+
+def test_a_loss_that_frees_the_graph_of_the_inner_steps_is_refused_by_name():
+    with pytest.raises(GradientError, match=r"calls \.backward\(\).*torch\.autograd\.grad"):
+        learner_of(Net(), _calls_backward).meta_gradient(some_tasks())
 
 
 def test_a_call_inside_a_transform_of_torch_func_is_refused():

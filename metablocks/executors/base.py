@@ -21,6 +21,7 @@ from metablocks.batches import Batches
 from metablocks.errors import TaskError, concerning
 from metablocks.generators import Draws, generators_of
 from metablocks.pieces import InPieces
+from metablocks.twins import is_iterator
 from metablocks.types import Task, TaskBatch, Tasks, Tensors, map_tensors, tensors_of, weight_of
 
 TaskFunction: TypeAlias = Callable[[Any, Tensors, Task], tuple[Any, Any]]
@@ -181,10 +182,11 @@ def check_tasks(
             firsts["query"] = batches.query(query, 0)
         for side, batch in firsts.items():
             for part, tree in enumerate(getattr(one, side)):
+                _check_iterators(f"{name}.{side}[{part}]", tree)
                 for index, leaf in enumerate(tensors_of(tree)):
                     where = partial(_place, name, side, part, tree, index)
                     _check_leaf(where, leaf, differentiated)
-                examples = [size for leaf in tensors_of(batch[part]) for size in leaf.shape[:1]]
+                examples = [leaf.size(0) for leaf in tensors_of(batch[part]) if leaf.ndim]
                 if examples and not any(examples):
                     raise TaskError(
                         f"{name}.{side}[{part}] has no examples; a {side} set has at least one",
@@ -229,6 +231,15 @@ def _place(name: str, side: str, part: int, tree: Any, index: int) -> str:
     leaves = pytree.tree_leaves_with_path(tree)
     path = [path for path, leaf in leaves if isinstance(leaf, Tensor)][index]
     return f"{name}.{side}[{part}]{pytree.keystr(path)}"
+
+
+def _check_iterators(where: str, tree: Any) -> None:
+    for leaf in () if isinstance(tree, Tensor) else pytree.tree_leaves(tree):
+        if is_iterator(leaf):
+            raise TaskError(
+                f"{where} holds a {type(leaf).__name__}, whose items come once, and every pass reads "
+                "them; give a list"
+            )
 
 
 def _check_leaf(where: Callable[[], str], leaf: Tensor, differentiated: bool) -> None:

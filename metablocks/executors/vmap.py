@@ -16,7 +16,7 @@ from metablocks.executors.base import RandomDrawsWarning, TaskFunction, TaskWork
 from metablocks.executors.compiled import Compile, Compiler
 from metablocks.memory import out_of_memory
 from metablocks.outputs import Apart
-from metablocks.types import Task, TaskBatch, Tasks, Tensors, map_tensors
+from metablocks.types import Task, TaskBatch, Tasks, Tensors, map_tensors, tensors_of
 
 
 @checked()
@@ -53,6 +53,16 @@ class Vmap:
     def __call__(
         self, fn: TaskFunction, shared: Any, buffers: Tensors, tasks: Tasks
     ) -> tuple[Any, Any]:
+        whole = [tasks] if isinstance(tasks, TaskBatch) else tasks
+        for leaf in tensors_of([(one.support, one.query) for one in whole]):
+            if leaf.is_nested or leaf.layout is not torch.strided:
+                kind = "nested" if leaf.is_nested else str(leaf.layout).removeprefix("torch.")
+                raise ExecutorError(
+                    f"Vmap takes tasks of dense tensors, and these hold one that is {kind}. Use "
+                    "executor=Loop()",
+                    block="MetaLearner",
+                    field="executor",
+                )
         if not isinstance(tasks, TaskBatch):
             tasks = TaskBatch.stack(tasks)
         work = TaskWork.of(fn, shared)
@@ -136,7 +146,12 @@ def _vmap(
         if out_of_memory(error):
             raise
         refusal = error
-    first()  # raises what is wrong with the work itself
+    try:
+        first()  # raises what is wrong with the work itself
+    except RuntimeError as error:
+        if "escaped from inside a function being vmapped" not in str(error):
+            raise
+        # The loss, the metric or an object of the model keeps tensors of the attempt.
     raise ExecutorError(
         f"Vmap cannot run this model or loss, which a plain loop runs: {first_line(refusal)} "
         "Use executor=Loop()",
