@@ -306,11 +306,6 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     _add_place(parser)
 
 
-def _add_out(parser: argparse.ArgumentParser, folder: str) -> None:
-    about = f"folder of {folder} ({folder})"
-    parser.add_argument("--out", type=_path, default=Path(folder), help=about)
-
-
 def _add_overrides(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--set",

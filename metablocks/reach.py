@@ -186,12 +186,8 @@ _UNFIT = {
 }
 """By PyTorch's words: what code does that serves no meta-gradient, and a remedy."""
 
-_NO_SECOND = (
-    "derivative for",
-    "differentiate twice",
-    "is not implemented",
-    "once_differentiable",
-)  # PyTorch's words
+_NO_SECOND = ("derivative for", "differentiate twice", "not implemented", "once_differentiable")
+"""PyTorch's words for an operation without a second derivative."""
 
 
 def _fits(name: str, patterns: Sequence[str]) -> bool:

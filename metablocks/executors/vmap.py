@@ -108,9 +108,9 @@ class Vmap:
         rows: list[Any] = []
         for start in range(0, len(tasks), size):
             width = min(size, len(tasks) - start)
-            whole = (tasks.support, tasks.query, tasks.weight, tasks.drawn)
+            rows_of = partial(torch.narrow, dim=0, start=start, length=width)
             *parts, drawn = map_tensors(
-                partial(torch.narrow, dim=0, start=start, length=width), whole
+                rows_of, (tasks.support, tasks.query, tasks.weight, tasks.drawn)
             )
             # A buffer that a task writes needs a copy of its own for each task.
             own = {name: b.expand(width, *b.shape) for name, b in buffers.items()}

@@ -18,9 +18,9 @@ from typing_extensions import TypedDict
 from metablocks.checks import Count
 from metablocks.errors import RecipeError, command, first_line, one_line
 from metablocks.recipe import schema
-from metablocks.recipe.layout import SECTIONS, RecipeLayout
+from metablocks.recipe.layout import SECTIONS
 from metablocks.recipe.load import read_text, shown
-from metablocks.recipe.parse import Problem, parse, plain
+from metablocks.recipe.parse import parse, plain
 from metablocks.runs.directory import RunDirectory, wrong_place
 from metablocks.runs.logs import read_rows
 from metablocks.runs.scores import Scores
@@ -48,8 +48,36 @@ class _Cost(TypedDict):
     memory_at_start: int | None
 
 
-_EPOCH, _COST = TypeAdapter(_Epoch), TypeAdapter(_Cost)
-"""The parts of logs that are compared: the files may be anybody's."""
+class _Block(TypedDict):
+    block: str
+
+
+class _Inner(TypedDict):
+    batches: _Block
+
+
+class _Outer(TypedDict):
+    epochs: Count
+    steps_per_epoch: Count
+    tasks_per_step: Count
+
+
+class _Evaluation(TypedDict):
+    tasks: Count
+    every: Count
+
+
+class _Values(TypedDict):
+    name: str
+    seed: int
+    tasks: _Block
+    inner: _Inner
+    outer: _Outer
+    evaluation: _Evaluation
+
+
+_EPOCH, _COST, _VALUES = TypeAdapter(_Epoch), TypeAdapter(_Cost), TypeAdapter(_Values)
+"""The parts of logs and recipe that are compared: the files may be anybody's."""
 
 
 class Validation(NamedTuple):
@@ -201,16 +229,12 @@ def _read_values(path: Path) -> dict[str, Any]:
     Fields that sections were given since are at their defaults. Raises `RecipeError` for a file that is
     no recipe, and `ValueError` for a field of another type.
     """
-    problems: list[Problem] = []
-    root = parse(read_text(path), shown(path), problems)
-    values = plain(root)
+    values = plain(parse(read_text(path), shown(path), []))
     if not isinstance(values, dict):
         raise RecipeError(f"{shown(path)}: not a recipe")
-    schema.check(root, schema.entry(RecipeLayout, section=True), "", problems)
-    if problems:
-        raise ValueError(str(problems[0]))
     for name, section in SECTIONS.items():
-        if name in values:
+        if isinstance(own := values.get(name), dict):
             fields = schema.fields(section).values()
-            values[name] = {f.name: f.default for f in fields if not f.required} | values[name]
+            values[name] = {f.name: f.default for f in fields if not f.required} | own
+    _VALUES.validate_python(values)
     return values

@@ -8,7 +8,7 @@ something else is recognised before anything of it is used. `torch.load` reads t
 
 import errno
 import hashlib
-import io
+import os
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -22,10 +22,12 @@ _LENGTH = len(_SEAL) + 64 + 1
 
 def write_sealed(file: BinaryIO, content: dict[str, Any]) -> None:
     """Write the content of a checkpoint, and its checksum as the last line."""
-    buffer = io.BytesIO()
-    torch.save(content, buffer)
-    file.write(buffer.getbuffer())
-    file.write(_seal(buffer.getbuffer()))
+    summing: Any = _Summing(file)
+    try:
+        torch.save(content, summing)
+    except RuntimeError as error:  # torch's own, about what the failure left
+        raise error.__context__ or error from None
+    file.write(_SEAL + summing.digest.hexdigest().encode() + b"\n")
 
 
 def read_sealed(path: Path) -> tuple[dict[str, Any], bool]:
@@ -37,12 +39,9 @@ def read_sealed(path: Path) -> tuple[dict[str, Any], bool]:
     if not path.is_file():
         raise DamagedError(f"{path}: no such checkpoint")
     try:
-        file = path.read_bytes()
-        saved, seal = memoryview(file)[:-_LENGTH], file[-_LENGTH:]
-        sealed = seal.startswith(_SEAL)
-        if sealed and seal != _seal(saved):
-            raise ValueError("its checksum is another: the file was changed after it was written")
-        content = torch.load(io.BytesIO(file), map_location="cpu", weights_only=True)
+        with path.open("rb") as file:
+            sealed = _is_sealed(file)
+            content: dict[str, Any] = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:
         number = getattr(error, "errno", errno.EINVAL)  # which torch has for a file cut short
         if isinstance(error, MemoryError) or number != errno.EINVAL:
@@ -53,6 +52,37 @@ def read_sealed(path: Path) -> tuple[dict[str, Any], bool]:
     return content, sealed
 
 
-def _seal(saved: memoryview) -> bytes:
-    """The last line of a file that holds these bytes before it."""
-    return _SEAL + hashlib.sha256(saved).hexdigest().encode() + b"\n"
+class _Summing:
+    """A file that takes the checksum of what is written to it."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file = file
+        self.digest = hashlib.sha256()
+
+    def write(self, data: Any) -> int:
+        self.digest.update(data)
+        return self.file.write(data)
+
+    def flush(self) -> None:
+        self.file.flush()
+
+
+def _is_sealed(file: BinaryIO) -> bool:
+    """True for a file whose last line is the checksum of all before it; the file is rewound.
+
+    Raises `ValueError` for another checksum.
+    """
+    length = file.seek(0, os.SEEK_END) - _LENGTH
+    file.seek(max(length, 0))
+    seal = file.read()
+    file.seek(0)
+    if length < 0 or not seal.startswith(_SEAL):
+        return False
+    digest, left = hashlib.sha256(), length
+    while left and (part := file.read(min(left, 2**20))):
+        digest.update(part)
+        left -= len(part)
+    file.seek(0)
+    if seal != _SEAL + digest.hexdigest().encode() + b"\n":
+        raise ValueError("its checksum is another: the file was changed after it was written")
+    return True
