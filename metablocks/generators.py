@@ -15,10 +15,13 @@ from typing import Any, TypeAlias
 import numpy as np
 import torch
 from torch import Tensor
+from torch._ops import HigherOrderOperator
 from torch.nn.utils import parametrize
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from metablocks.errors import ModuleError
 
 States: TypeAlias = list[tuple["Generator", Any]]
 
@@ -242,6 +245,8 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     instead; of the noted ones those that are written come into `written`.
     """
 
+    supports_higher_order_operators = True
+
     def __init__(
         self, guarded: Mapping[int, str] | None = None, noted: Mapping[int, str] | None = None
     ) -> None:
@@ -272,6 +277,11 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
+        if isinstance(function, HigherOrderOperator):
+            raise ModuleError(
+                f"a pass uses {function}, an operator of the compiler, in which draws and writes are not "
+                "seen; take Python's own if and while, or torch.where"
+            )
         if is_random(function, args, kwargs):
             generator = kwargs.get("generator")
             if generator is not None:

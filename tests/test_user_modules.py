@@ -428,6 +428,12 @@ def _reads_a_mark(self, x):
     return Net.forward(self, x) * self.a.weight.mark
 
 
+def _branches(self, x):
+    hidden = self.a(x)
+    cond = torch.ops.higher_order.cond
+    return self.b(*cond(hidden.sum() > 0, lambda h: (h.tanh(),), lambda h: (h.sin(),), (hidden,)))
+
+
 def _in_inference_mode(self, x):
     with torch.inference_mode():
         hidden = self.a(x)
@@ -455,6 +461,10 @@ REFUSED = {
     "an attribute of a parameter": (
         _with(forward=_reads_a_mark, more=lambda self: setattr(self.a.weight, "mark", 2.0)),
         "reads mark, an attribute that was set on a parameter",
+    ),
+    "an operator of the compiler": (
+        _with(forward=_branches),
+        "uses cond, an operator of the compiler",
     ),
     "inference_mode": (_with(forward=_in_inference_mode), r"torch\.inference_mode\(\)"),
 }
