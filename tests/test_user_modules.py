@@ -802,7 +802,7 @@ NO_SECOND = {
         {"estimator": mb.Implicit(proximal=20.0)},
         r"derivative in model \(Given\)",
     ),
-    "a loss": (Net, _cdist, {}, r"no second derivative in the support loss \(_cdist\).*FirstOrder"),
+    "a loss": (Net, _cdist, {}, r"no second derivative in the loss _cdist: .*FirstOrder"),
 }
 
 
