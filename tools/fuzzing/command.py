@@ -48,16 +48,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _search(seed: int, minutes: float, jobs: int, out: Path) -> int:
-    print(f"seed {seed}, {minutes:g} minutes, {jobs} at a time", flush=True)
     ends = time.monotonic() + 60 * minutes + GRACE
     interrupted = threading.Event()
     before = signal.signal(signal.SIGINT, lambda *_: interrupted.set())
-    seeds = [seed + 1_000_000 * job for job in range(jobs)]
-    # What is blocked here stays so in them: they never hear of Ctrl-C.
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    processes = {number: _start(number, minutes, out) for number in seeds}
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    processes: dict[int, subprocess.Popen[bytes]] = {}
     try:
+        print(f"seed {seed}, {minutes:g} minutes, {jobs} at a time", flush=True)
+        # What is blocked here stays so in them: they never hear of Ctrl-C.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        for number in range(seed, seed + 1_000_000 * jobs, 1_000_000):
+            processes[number] = _start(number, minutes, out)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         while any(process.poll() is None for process in processes.values()):
             if interrupted.wait(POLL) or time.monotonic() > ends:
                 break
