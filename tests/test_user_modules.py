@@ -529,7 +529,7 @@ def test_a_second_derivative_that_fails_between_model_and_loss_is_said_to_be_one
                 super().forward(z).sum().backward()
             return super().forward(x - z.grad)
 
-    with pytest.raises(GradientError, match=r"in FreesItsGraph or the loss mse_loss: .*FirstOrder"):
+    with pytest.raises(GradientError, match="frees the graph of the inner steps"):
         learner_of(FreesItsGraph()).meta_gradient(some_tasks())
 
 

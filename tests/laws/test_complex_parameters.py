@@ -6,7 +6,6 @@ in plain autograd whose parameters are the real and imaginary parts, and dense r
 
 import pytest
 import torch
-from metablocks.estimators.conjugate_gradient import conjugate_gradient
 from torch import Tensor, nn
 
 import metablocks as mb
@@ -28,6 +27,7 @@ from metablocks import (
     adapt,
 )
 from metablocks.errors import RuleError
+from metablocks.estimators.solvers import conjugate_gradient
 from metablocks.laws.compare import assert_close
 
 STEPS, RATE, EPS = 3, 0.1, 1e-3

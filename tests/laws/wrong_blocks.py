@@ -355,7 +355,8 @@ class GradOfVmap(Vmap):
     """One gradient of the summed loss of all tasks, and not the sum of the tasks' gradients."""
 
     def __call__(self, fn, shared, buffers, tasks):
-        if "evaluation" in getattr(fn, "key", ("evaluation",)):
+        pieces = getattr(fn, "pieces", None)
+        if pieces is None or pieces.inner.training is False:  # an evaluation
             return super().__call__(fn, shared, buffers, tasks)
         meta, tensors = shared
 

@@ -35,7 +35,7 @@ RECIPE = [
 EVENTS = {
     "meta-step": (MetaLearner, "backward"),
     "validation": (MetaLearner, "evaluate"),
-    "part of a checkpoint": (sealed, "_seal"),
+    "part of a checkpoint": (sealed._Summing, "write"),
     "sync": (os, "fsync"),
     "rename": (os, "replace"),
     "line of a log": (RunDirectory, "append"),
@@ -44,7 +44,7 @@ EVENTS = {
 CHOSEN = [
     ("meta-step", 2),
     ("validation", 1),
-    ("part of a checkpoint", 3),
+    ("part of a checkpoint", 30),
     ("rename", 2),
     ("line of a log", 1),
     ("sync", 9),
@@ -61,7 +61,7 @@ def moments(count: int) -> list[tuple[str, int]]:
     "call" is one of any function. None is later in its process than some meta-steps.
     """
     draw = random.Random(0)
-    most = {"meta-step": 3, "validation": 1, "part of a checkpoint": 6, "sync": 9, "rename": 5}
+    most = {"meta-step": 3, "validation": 1, "part of a checkpoint": 90, "sync": 9, "rename": 5}
     most |= {"line of a log": 2, "deletion": 1, "call": 60_000}
     kinds = [kind for kind in most for _ in range(-(-count // len(most)))]
     draw.shuffle(kinds)

@@ -51,7 +51,11 @@ def no_picture(root):
             [],
             "tasks: Folders: there are no classes of validation; there are those of",
         ),
-        (few_test_classes, [], "tasks: Folders: ways=2, and the classes of its splits are train 3"),
+        (
+            few_test_classes,
+            [],
+            "tasks: Folders ways is 2, and the classes of its splits are train 3",
+        ),
         (few_test_images, [], "need 3 examples of every class, and test ant of test has 2"),
         (broken_test_image, [], "test ant/0.png: cannot be read as an image"),
         (no_picture, [], "test ant/x.tif: cannot be read as an image"),

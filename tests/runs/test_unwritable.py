@@ -78,7 +78,7 @@ def test_a_disk_that_fails_loses_nothing_that_was_saved(
 ALLOCATOR = RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: 8 bytes")
 LACKING = [  # in one run, each when it goes on: what fails, at which call, and what is not written then
     (torch, "save", 2, MemoryError(), "best.pt"),
-    (sealed, "_seal", 3, MemoryError(), "checkpoint.pt"),
+    (sealed._Summing, "write", 250, MemoryError(), "checkpoint.pt"),
     (torch, "save", 2, ALLOCATOR, "checkpoint.pt"),
     (checkpoint, "_random_states", 3, torch.OutOfMemoryError("out of memory"), "checkpoint.pt"),
     (directory, "json_line", 1, MemoryError(), "metrics.jsonl"),
