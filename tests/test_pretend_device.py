@@ -9,8 +9,8 @@ import pytest
 HERE = Path(__file__).parent
 
 
-# Ten seconds each: PyTorch and the whole command, in a process that has the device.
-@pytest.mark.parametrize("device", ["pretend", "pretend-mps"])
+# Ten seconds each or more: PyTorch and the whole command, in a process that has the device.
+@pytest.mark.parametrize("device", [pytest.param("pretend", marks=pytest.mark.long), "pretend-mps"])
 def test_commands_laws_and_learners_run_on_the_pretend_device(device):
     files = [HERE / "on_pretend_device.py", HERE / "laws" / "test_mask.py"]
     command = [sys.executable, "-m", "pytest", "-q", "-n0", "-p", "no:cacheprovider", "--tb=short"]
