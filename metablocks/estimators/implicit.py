@@ -17,7 +17,8 @@ from metablocks.batches import Side
 from metablocks.checks import Count, NonNegative, Positive, checked
 from metablocks.derivatives import gradient, vjp
 from metablocks.estimators.base import Estimator, TaskGradient, at_the_end, filled, reached
-from metablocks.estimators.solvers import conjugate_gradient, neumann_series
+from metablocks.estimators.conjugate_gradient import conjugate_gradient
+from metablocks.estimators.neumann import neumann_series
 from metablocks.inner_loop import InnerLoop, QueryPass
 from metablocks.rules.base import Chain, UpdateRule, inner_product, members
 from metablocks.rules.regularizers import Proximal

@@ -27,7 +27,7 @@ from metablocks import (
     adapt,
 )
 from metablocks.errors import RuleError
-from metablocks.estimators.solvers import conjugate_gradient
+from metablocks.estimators.conjugate_gradient import conjugate_gradient
 from metablocks.laws.compare import assert_close
 
 STEPS, RATE, EPS = 3, 0.1, 1e-3

@@ -13,7 +13,8 @@ from torch import nn
 
 import metablocks as mb
 from metablocks.errors import BlockError, TaskError
-from metablocks.estimators.solvers import conjugate_gradient, neumann_series
+from metablocks.estimators.conjugate_gradient import conjugate_gradient
+from metablocks.estimators.neumann import neumann_series
 from metablocks.laws import gradients
 from metablocks.laws.compare import assert_close
 
