@@ -322,7 +322,7 @@ class Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 EXPORTING: tuple[Any, ...] = (Tensor.numpy, Tensor.__array__, Tensor.__dlpack__)
-"""What hands the memory of a tensor to NumPy and others, which may write it, unseen."""
+"""The functions that hand the memory of a tensor to NumPy and others, which may write it, unseen."""
 
 
 class Calls(TorchFunctionMode):

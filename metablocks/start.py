@@ -88,7 +88,7 @@ class _Replacing(Start):
 @checked()
 @dataclass(frozen=True)
 class Fixed(_Replacing):
-    """What `pattern` selects begins with the values that the model has stored, which are not learned.
+    """Parameters that `pattern` selects begin with the values stored in the model, which are not learned.
 
     Other parameters are.
 
@@ -107,7 +107,7 @@ class Fixed(_Replacing):
 @checked()
 @dataclass(frozen=True)
 class Zeros(_Replacing):
-    """What `pattern` selects begins at zero, whatever the model has stored; other parameters are learned.
+    """Parameters that `pattern` selects begin at zero, whatever the model has stored; others are learned.
 
     Tensors keep their shapes. CAVIA is `Zeros("context")` with `adapt="context"`: context parameters
     alone adapt, and the others are learned.

@@ -257,7 +257,7 @@ def as_input(tensor: Tensor) -> Tensor:
 
 
 def versions_of(tensors: Iterable[Tensor]) -> list[int]:
-    """How often each tensor has been written in place.
+    """The number of times that each tensor has been written in place.
 
     >>> tensor = torch.ones(1)
     >>> versions_of([tensor]) == versions_of([tensor.add_(1)])

@@ -34,7 +34,7 @@ def fits_its_description(source: TaskSource, *, tasks: int = 2) -> None:
 
 
 def _misfits(source: TaskSource, inputs: Tensor, target: Tensor) -> Iterator[str]:
-    """What of a set is not as its source says."""
+    """The ways in which a set is not as its source says."""
     shape, targets = tuple(source.input_shape), list(target.shape)
     if shape not in (tuple(inputs.shape[1:]), tuple(inputs.shape[2:])):  # of a stream
         yield f"inputs are {list(inputs.shape)}, expected {['…', *shape]}"

@@ -132,7 +132,7 @@ class UpdateRule(nn.Module):
             )
 
     def _ready(self, tensors: "NamedTensors | None") -> "NamedTensors":
-        """What `setup` has made; raises `RuleError` before it."""
+        """The tensors that `setup` has made; raises `RuleError` before it."""
         if tensors is None:
             raise RuleError(
                 f"{name_of(self)} is not set up; call .setup(params, steps) first, or hand the rule "

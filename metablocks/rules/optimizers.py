@@ -21,7 +21,7 @@ from metablocks.rules.learned import LearnedRule, Number, like, share
 from metablocks.types import Tensors
 
 Eps = Annotated[float, Ge(1e-12)]
-"""What keeps a root or a quotient finite; float32 cannot hold the square and the slopes of less."""
+"""A number that keeps roots and quotients finite; float32 cannot hold the square and slopes of less."""
 
 
 @checked(RuleError)

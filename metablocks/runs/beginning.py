@@ -1,4 +1,4 @@
-"""How a run begins, and how it goes on: what is chosen, checked and written before it trains."""
+"""The beginning of a run, and its going on: choices, checks and files before it trains."""
 
 import hashlib
 import json
