@@ -159,10 +159,9 @@ class Compiler:
         return Compiler, (self.setting,)
 
     def _count_anew(self) -> None:
-        """Warn, once, if every call makes something anew."""
+        """Warn, once in a row, if every call makes something anew."""
         self._anew += 1
         if self._anew == _ANEW:
-            self._anew = -(2**62)
             warnings.warn(
                 f"the last {_ANEW} tasks or chunks were each {self.done} anew, which takes far longer "
                 "than to run them as they are: their sizes, or what model, rule or loss read, change "
