@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 PLAIN = frozenset((int, float, complex, bool, str, bytes, type(None), torch.dtype, torch.device))
 _CONTAINERS: tuple[Any, ...] = (list, tuple, dict, set, frozenset)
-_LONG = 100  # items of a container beyond which it is known by identity and length
+LONG = 100
+"""The number of items of a container beyond which it is known by identity and length."""
 HOOKS = tuple(name for name in nn.Module().__dict__ if "hooks" in name)
 """The attributes of modules that hold hooks."""
 _INTERNAL = {*nn.Module().__dict__} - {"training"}
@@ -162,10 +163,18 @@ def _slots_of(kind: Any) -> dict[str, MemberDescriptorType]:
 
 
 def _of_function(function: FunctionType, held: Held, depth: int) -> Hashable:
-    defaults = (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values())
-    inside = (*defaults, *cell_contents(function))
-    values = tuple([_of_value(value, held, depth) for value in inside])
+    values = tuple([_of_value(value, held, depth) for value in held_by(function)])
     return _identity(function, held), function.__code__, values
+
+
+def held_by(function: FunctionType) -> list[Any]:
+    """The values that a function closes over, and its defaults.
+
+    >>> held_by(lambda x=1, *, y=2: x + y)
+    [1, 2]
+    """
+    named = (function.__kwdefaults__ or {}).values()
+    return [*cell_contents(function), *(function.__defaults__ or ()), *named]
 
 
 def cell_contents(function: FunctionType) -> Iterator[Any]:
@@ -187,7 +196,7 @@ def _of_value(value: Any, held: Held, depth: int = 3) -> Hashable:
     for base in _CONTAINERS:  # as the base has it: no method of a subclass is called
         if issubclass(kind, base):
             size = base.__len__(value)
-            if depth and size <= _LONG:
+            if depth and size <= LONG:
                 items = dict.items(value) if base is dict else base.__iter__(value)
                 return kind, tuple([_of_value(item, held, depth - 1) for item in items])
             return _identity(value, held), size

@@ -26,7 +26,7 @@ from metablocks.errors import (
 )
 from metablocks.estimators.base import task_gradient
 from metablocks.executors import Share
-from metablocks.fingerprint import attributes_of, cell_contents
+from metablocks.fingerprint import LONG, attributes_of, cell_contents
 from metablocks.functional import detach
 from metablocks.inner_loop import InnerLoop
 from metablocks.memory import out_of_memory
@@ -92,7 +92,7 @@ def check_reads(assembly: Assembly, inner: InnerLoop, buffers: Tensors, task: Ta
 
 
 def trainable_beside(parameters: Iterable[Tensor], inner: InnerLoop) -> list[Tensor]:
-    """What is trainable beside a learner's parameters, and held or named by its losses and its model."""
+    """The trainable leaves, beside a learner's parameters, that its losses and its model hold or name."""
     losses = {id(x): x for x in (inner.loss.objective.loss, inner.support_loss.objective.loss)}
     read = [tensor for loss in losses.values() for _, tensor in _inside("the loss", loss, 3)]
     own = {id(parameter) for parameter in parameters}
@@ -260,11 +260,8 @@ def _inside(where: str, value: Any, depth: int) -> Iterator[tuple[str, Tensor]]:
                 yield from _inside(f"{where}'s {name}", value.__globals__[name], 0)
     elif depth and isinstance(value, dict | list | tuple):
         items = value.items() if isinstance(value, dict) else enumerate(value)
-        for key, item in items if len(value) <= _LONG else ():
+        for key, item in items if len(value) <= LONG else ():
             yield from _inside(f"{where}.{key}", item, depth - 1)
     elif depth and is_plain(value):
         for name, item in attributes_of(value).items():
             yield from _inside(f"{where}.{name}", item, depth - 1)
-
-
-_LONG = 100  # items of a container that is looked into

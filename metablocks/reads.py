@@ -21,18 +21,18 @@ from torch import Tensor, nn
 
 from metablocks.fingerprint import (
     HOOKS,
+    LONG,
     PLAIN,
     Fingerprint,
     Held,
     attributes_of,
-    cell_contents,
+    held_by,
     modules_in,
     seen_as,
 )
 
 _DEPTH = 8  # calls, attributes and containers inside each other
 _MOST = 3000  # values; what lies beyond is not looked into
-_LONG = 100  # items of a container, numbers of an array, beyond which it is known by identity
 _DYNAMIC = frozenset(("getattr", "vars", "__dict__", "asdict"))  # whose names code may put together
 _ANY = frozenset(("__getattr__", "__getitem__"))  # of an object that has attributes by other names
 _PACKAGE = __file__.removesuffix("reads.py")
@@ -107,7 +107,7 @@ class _Reads:
         depth -= 1
         if isinstance(value, _CONTAINERS):
             items = (*value, *value.values()) if isinstance(value, dict) else value
-            for item in items if len(value) <= _LONG else ():
+            for item in items if len(value) <= LONG else ():
                 self.look(item, depth, every=every)
         elif kind is FunctionType:
             self.read(value, None, depth)
@@ -141,8 +141,7 @@ class _Reads:
         self.names |= names
         installed = _is_installed(function.__code__.co_filename)
         every = not installed and not names.isdisjoint(_DYNAMIC)
-        values = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
-        values += [*cell_contents(function), *(own[name] for name in own if name in names)]
+        values = [*held_by(function), *(own[name] for name in own if name in names)]
         if not installed:
             known = function.__globals__
             values += [known[name] for name in names if name in known]
@@ -215,7 +214,7 @@ def names_in(code: CodeType) -> frozenset[str]:
 
 
 def _known(value: Any, held: Held) -> Hashable:
-    """What of a value is to be equal; what it holds is found apart."""
+    """The part of a value that is to be equal; what it holds is found apart."""
     kind = type(value)
     if kind in PLAIN:
         return kind, value
@@ -226,9 +225,9 @@ def _known(value: Any, held: Held) -> Hashable:
     if isinstance(value, partial):
         return kind.__name__
     if isinstance(value, _CONTAINERS):
-        return kind, len(value), id(value) if len(value) > _LONG else None
+        return kind, len(value), id(value) if len(value) > LONG else None
     if kind is np.ndarray:
-        return id(value), value.tobytes() if value.size <= _LONG else None
+        return id(value), value.tobytes() if value.size <= LONG else None
     return seen_as(value, held)
 
 

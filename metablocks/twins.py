@@ -18,7 +18,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from metablocks.errors import ModuleError
-from metablocks.fingerprint import attributes_of, cell_contents, slots_of
+from metablocks.fingerprint import attributes_of, cell_contents, held_by, slots_of
 from metablocks.generators import is_generator
 from metablocks.reads import reached
 
@@ -221,7 +221,7 @@ def _inside(value: Any) -> list[tuple[Any, Any]]:
     if isinstance(value, MethodType):
         return [("self", value.__self__)]
     if isinstance(value, FunctionType):
-        return [*enumerate(item for item in _held(value) if _reaches(item))]
+        return [*enumerate(item for item in held_by(value) if _reaches(item))]
     if isinstance(value, SimpleNamespace) or is_plain(value):
         return [*attributes_of(value).items()]
     return []
@@ -247,12 +247,6 @@ def _refill(made: Any, value: Any, memo: dict[int, Any], depth: int) -> None:
         made[index] = item
 
 
-def _held(function: FunctionType) -> list[Any]:
-    """The values that a function closes over, and its defaults."""
-    named = (function.__kwdefaults__ or {}).values()
-    return [*cell_contents(function), *(function.__defaults__ or ()), *named]
-
-
 def _reaches(item: Any) -> bool:
     """True for what a function holds that may reach a module: all else is the function's own."""
     owner = item.__self__ if isinstance(item, MethodType) else item
@@ -274,7 +268,8 @@ def _function(function: FunctionType, memo: dict[int, Any], depth: int) -> Funct
     defaults = [*map(other, function.__defaults__ or ())]
     named = {name: other(item) for name, item in (function.__kwdefaults__ or {}).items()}
     if all(
-        a is b for a, b in zip((*inside, *defaults, *named.values()), _held(function), strict=True)
+        a is b
+        for a, b in zip((*inside, *defaults, *named.values()), held_by(function), strict=True)
     ):
         return function
     cells = [
