@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
+from torch.utils.hooks import RemovableHandle
 
 from metablocks.checks import check, checked
 from metablocks.errors import ModuleError
@@ -115,7 +116,7 @@ class FunctionalModule:
 
     def __call__(self, state: ModuleState, *args: Any, **kwargs: Any) -> tuple[Any, ModuleState]:
         """`module(*args, **kwargs)` under `state`."""
-        return self.now().call("forward", state, args, kwargs)
+        return self.now().call("forward", state, *map_tensors(as_input, (args, kwargs)))
 
     def apply(
         self,
@@ -159,8 +160,11 @@ class ModuleView:
         self._parameters = self._places("_parameters", names.values())
         self._buffers = self._places("_buffers", names.values())
         self._once = {id(it): Once(path, it) for path, it in survey.iterators.items()}
-        self._mapped = any(part.special for part in self._parts)
+        self._special = [part for part in self._parts if part.special]
         self._wrapped = [part for part in self._parts if part.norm or part.recurrent]
+        self._unhooked = [part.module.__dict__[name] for part in self._parts for name in part.hooks]
+        self._hooks = False  # True once a pass has registered one
+        self._handle = RemovableHandle.next_id
         self.differentiates = False
         """True once a pass, or the loss after it, has taken a derivative of its own."""
         self._written: dict[tuple[str, bool | None], frozenset[str]] = {}
@@ -188,8 +192,8 @@ class ModuleView:
         `step` is the inner step that step-aware modules see; `training` overrides the wrapped
         module's flags.
         """
-        args, kwargs = module_arguments(inputs)
-        return self.call("forward", state, args, kwargs, step=step, training=training)
+        arguments = _own_arguments(inputs)
+        return self.call("forward", state, *arguments, step=step, training=training)
 
     def entering(
         self, name: str, state: ModuleState, inputs: Any, *, training: bool | None = None
@@ -198,9 +202,9 @@ class ModuleView:
 
         Raises `ModuleError` for a name that is none, and a module that is not called once.
         """
-        args, kwargs = module_arguments(inputs)
         entered: list[Any] = []
-        self.call("forward", state, args, kwargs, training=training, entered={name: entered})
+        arguments = _own_arguments(inputs)
+        self.call("forward", state, *arguments, training=training, entered={name: entered})
         if len(entered) != 1:
             raise ModuleError(
                 f"{name} of {type(self.module).__name__} is called {len(entered)} times in a pass; what "
@@ -220,9 +224,13 @@ class ModuleView:
         training: bool | None = None,
     ) -> tuple[Any, ModuleState]:
         """Any method of the module under `state`; `"forward"` is the call of it, hooks and all."""
-        self._check_names(state)
-        # Others of the same numbers: a pass may ask for derivatives by what it is given.
-        arguments = map_tensors(as_input, (args, kwargs or {}))
+        if (
+            type(state) is not ModuleState
+            or state.params.keys() != self._parameters.keys()
+            or state.buffers.keys() != self._buffers.keys()
+        ):
+            self._refuse(state)
+        arguments = args, kwargs or {}
         written = self._written.get((method, training))
         if written is None:
             run = partial(self._run, method, step, training, entered=entered)
@@ -337,28 +345,33 @@ class ModuleView:
         entered: Mapping[str, list[Any]] | None = None,
     ) -> tuple[Any, Tensors]:
         """The method with these tensors in the places of the module's own, and the buffers after it."""
-        twins = [object.__new__(part.kind) for part in self._parts]
-        memo: dict[int, Any] = {}
-        if self._mapped:
-            memo = {id(part.module): made for part, made in zip(self._parts, twins, strict=True)}
+        twins: list[Any] = [object.__new__(part.kind) for part in self._parts]
+        first = (method, training) not in self._written
+        apart = first or self._hooks or self._hooked_meanwhile()
+        for part in self._parts:
+            part.fill(twins[part.index], twins, tensors, step, training, apart)
+        if self._special:
+            memo: dict[int, Any] = {
+                id(part.module): made for part, made in zip(self._parts, twins, strict=True)
+            }
             memo |= self._once
             memo |= {id(tensor): tensors[path] for path, tensor in self._tensors.items()}
             for part in self._parts:
                 memo |= part.tensors(tensors)
-        for part, made in zip(self._parts, twins, strict=True):
-            part.fill(made, twins, tensors, step, training)
-        for functions in (False, True) if self._mapped else ():
-            for part, made in zip(self._parts, twins, strict=True):
-                part.put_twins(made, memo, functions)
+            for functions in (False, True):
+                for part in self._special:
+                    part.put_twins(twins[part.index], memo, functions)
         for part in self._wrapped:
             part.wrap(twins[part.index])
         for name, values in (entered or {}).items():
             values.clear()
             module = twins[0].get_submodule(name)
             module.__dict__["forward"] = _noting(module.forward, values)
-        act: Any = twins[0] if method == "forward" else getattr(twins[0], method)
         try:
-            output = act(*arguments[0], **arguments[1])
+            if method == "forward":
+                output = twins[0](*arguments[0], **arguments[1])
+            else:
+                output = getattr(twins[0], method)(*arguments[0], **arguments[1])
         except (RuntimeError, AttributeError) as error:
             missing = getattr(error, "name", None)
             if missing and any(missing in vars(p) for p in self.module.parameters()):
@@ -371,6 +384,13 @@ class ModuleView:
                 if words in str(error):
                     raise ModuleError(f"a pass of {type(self.module).__name__} {what}") from error
             raise
+        finally:
+            if first:
+                self._hooks |= any(vars(twins[p.index])[name] for p in self._parts for name in p.hooks)
+            elif not apart and self._hooked_meanwhile():
+                self._hooks = True
+                for store in self._unhooked:
+                    store.clear()
         if parametrize._cache_enabled:  # which knows modules by their ids: none may come again
             _cached.append(twins)
         elif _cached:
@@ -388,13 +408,22 @@ class ModuleView:
                 )
         return output, buffers
 
+    def _hooked_meanwhile(self) -> bool:
+        """True if a module has a hook where it had none."""
+        if RemovableHandle.next_id == self._handle:
+            return False
+        hooked = any(self._unhooked)
+        if not hooked:
+            self._handle = RemovableHandle.next_id
+        return hooked
+
     def _given(self, state: ModuleState) -> Tensors:
         """Every tensor of a pass: the state's, by name, and those that attributes hold, by path."""
         tensors = {**state.params, **state.buffers}
         for name, tensor in tensors.items():
             if type(tensor) is not Tensor and isinstance(tensor, nn.Parameter):
                 tensors[name] = aliased(tensor)
-        return tensors | self.beside() if self._mapped else tensors
+        return tensors | self.beside() if self._special else tensors
 
     def beside(self) -> Tensors:
         """The tensors that attributes hold beside the state, by path."""
@@ -413,7 +442,8 @@ class ModuleView:
                     places.setdefault(name, (part, leaf))
         return {name: places[name] for name in names if name in places}
 
-    def _check_names(self, state: ModuleState) -> None:
+    def _refuse(self, state: ModuleState) -> None:
+        """Raise `ModuleError` for what is no state of this module."""
         if type(state) is not ModuleState:
             check(type(self.module).__name__, "state", state, ModuleState, ModuleError)
         for kind, given, known in (
@@ -470,6 +500,12 @@ def module_arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     if isinstance(inputs, tuple | list) and not hasattr(inputs, "_fields"):
         return tuple(inputs), {}
     return (inputs,), {}
+
+
+def _own_arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments for a pass, which may ask for derivatives by them: others of the same numbers."""
+    args, kwargs = module_arguments(inputs)
+    return tuple([map_tensors(as_input, value) for value in args]), map_tensors(as_input, kwargs)
 
 
 def detach(tree: Tensors) -> Tensors:

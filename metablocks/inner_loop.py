@@ -21,7 +21,7 @@ from metablocks.batches import Batches, FullBatch, Side
 from metablocks.checks import CountFrom0, checked, name_of, shown, wrong_answer
 from metablocks.derivatives import detach_tree, gradient, nodes_of
 from metablocks.errors import BlockError, GradientError, RuleError, TaskError
-from metablocks.functional import ModuleState, ModuleView, detach, trainable
+from metablocks.functional import ModuleState, ModuleView, detach, module_arguments, trainable
 from metablocks.generators import Draws, Watch, Written, storage
 from metablocks.objective import Loss, LossRole, Pass
 from metablocks.order import Order, SecondOrder, steps_through
@@ -33,6 +33,7 @@ from metablocks.types import (
     Progress,
     Task,
     Tensors,
+    added,
     as_input,
     map_tensors,
     tensors_of,
@@ -83,15 +84,13 @@ def support_pass(loss: StatefulLoss, carry: Carry, rest: Tensors, *, through: bo
     derivatives flow through the gradient; if not, it is taken at detached parameters, which is the
     same as detaching it and builds no graph.
     """
-    fast, fixed = carry.params, rest
-    if not through:
-        fast, fixed = detach(fast), detach(fixed)
+    fixed = rest if through else detach(rest)
 
     def support_loss(fast: Tensors) -> tuple[Tensor, Tensors]:
         value, buffers = loss({**fixed, **fast}, carry.buffers)
         return check_scalar(value), buffers
 
-    gradients, value, buffers = gradient(support_loss, fast, differentiable=through)
+    gradients, value, buffers = gradient(support_loss, carry.params, differentiable=through)
     if not through and not any(buffer.requires_grad for buffer in carry.buffers.values()):
         buffers = detach_tree(buffers)
     return SupportPass(gradients, value, buffers)
@@ -122,8 +121,7 @@ def step(
         raise
     updates, state = answer_of(rule, answer)
     check_updates(updates, start)
-    params = {name: parameter + updates[name] for name, parameter in start.items()}
-    return Carry(params, state, support.buffers)
+    return Carry(added(start, updates), state, support.buffers)
 
 
 class QueryPass(NamedTuple):
@@ -234,6 +232,30 @@ def adapt(
     return Trajectory(states, support_losses, Reached(carry.rule, total))
 
 
+class Given:
+    """A batch as passes are given it, which may ask for derivatives by it: others of the same numbers."""
+
+    def __init__(self, batch: Batch) -> None:
+        self.batch = batch
+        self.inputs, self.target = (map_tensors(as_input, tree) for tree in batch)
+        self._targets = tensors_of(self.target)
+        self._versions = versions_of(self._targets)
+        self._tensors = [*tensors_of(self.inputs), *self._targets]
+        self._marks = [*map(_marks, self._tensors)]
+
+    def target_is_written(self) -> bool:
+        """True if the target has been written in place."""
+        return versions_of(self._targets) != self._versions
+
+    def is_as_made(self) -> bool:
+        """True if no pass has asked for derivatives by a tensor, nor set attributes of one."""
+        return [*map(_marks, self._tensors)] == self._marks
+
+
+def _marks(tensor: Tensor) -> tuple[bool, int]:
+    return tensor.requires_grad, len(tensor.__dict__)
+
+
 @dataclass(frozen=True)
 class InnerLoop:
     """One learner's inner loop as pure functions of the meta-parameters: all an estimator needs.
@@ -341,7 +363,9 @@ class InnerLoop:
         fast = nodes_of(parts.adapted)
         if type(self.starting) is not AsLearned:
             fast = nodes_of(self._started(meta, fast, buffers, support))
-        state, _ = self.rule.call("init", parts.rule, (fast,))
+        state: Any = ()
+        if getattr(type(self.rule.module), "init", None) is not UpdateRule.init:
+            state, _ = self.rule.call("init", parts.rule, (fast,))
         carry = Carry(fast, state, buffers)
         if self.predicting is None:
             return carry
@@ -401,7 +425,8 @@ class InnerLoop:
         By the model of the step that led to carry `index`.
         """
         params = {**self._parts(meta).rest, **carry.params}
-        _, after = self._predict(self.model, params, carry.buffers, support[0], index, back=1)
+        inputs = self._given(support).inputs
+        _, after = self._predict(self.model, params, carry.buffers, inputs, index, back=1)
         left = {name: b for name, b in after.buffers.items() if name in self.model.statistics}
         return carry._replace(buffers=carry.buffers | left)
 
@@ -433,10 +458,14 @@ class InnerLoop:
     def update(self, meta: Tensors, carry: Carry, support: SupportPass, index: int) -> Carry:
         """The second half: the rule turns the gradient into the next carry."""
 
-        def rule(gradients: Tensors, state: Any, info: StepInfo) -> tuple[Tensors, Any]:
-            arguments = (gradients, state, info)
-            with nullcontext() if self.rule.has_run("forward") else _guarding(info.params):
-                answer, _ = self.rule.call("forward", self._parts(meta).rule, arguments)
+        own = self._parts(meta).rule
+
+        def rule(*arguments: Any) -> tuple[Tensors, Any]:
+            if self.rule.has_run("forward"):
+                answer, _ = self.rule.call("forward", own, arguments)
+            else:
+                with _guarding(arguments[2].params):
+                    answer, _ = self.rule.call("forward", own, arguments)
             return answer  # type: ignore[no-any-return]
 
         rule.__name__ = type(self.rule.module).__name__
@@ -500,6 +529,11 @@ class InnerLoop:
         names = ("constants", "model_buffers", "rule_buffers", "loss_buffers", "weights")
         return {name: getattr(self, name) for name in names}
 
+    def with_tensors(self, tensors: dict[str, Any]) -> "InnerLoop":
+        """The same inner loop with others in these fields."""
+        own = all(getattr(self, name) is value for name, value in tensors.items())
+        return self if own else replace(self, **tensors)
+
     def changes(self, *passes: tuple[Tensors, Tensors]) -> Tensors:
         """Σ (after − before) of the collected buffers over passes `(before, after)`, as constants."""
 
@@ -534,17 +568,15 @@ class InnerLoop:
         model = (self.predicting or self.model) if queries else self.model
         back = int(queries) if back is None else back
         prediction, after = None, ModuleState(params, buffers)
+        given = self._given(batch)
         if loss.predicts:
-            prediction, after = self._predict(model, params, buffers, batch[0], index, back)
-        target = map_tensors(as_input, batch[1])
-        targets = tensors_of(target)
-        versions = versions_of(targets)
+            prediction, after = self._predict(model, params, buffers, given.inputs, index, back)
         if loss.is_plain and self.training in loss.objective.watched:
-            value: Any = loss.objective.loss(prediction, target)
+            value: Any = loss.objective.loss(prediction, given.target)
         else:
-            at = self._pass(model, params, buffers, (batch[0], target), index, back)
+            at = self._pass(model, params, buffers, given, index, back)
             value = loss(prediction, at, own)
-        if versions_of(targets) != versions:
+        if given.target_is_written():
             raise loss.objective.writing("the task's target, which its first call did not")
         return value, prediction, after
 
@@ -553,7 +585,7 @@ class InnerLoop:
         model: ModuleView,
         params: Tensors,
         buffers: Tensors,
-        batch: Batch,
+        given: Given,
         index: int,
         back: int,
     ) -> Pass:
@@ -562,6 +594,7 @@ class InnerLoop:
 
         def call(*args: Any, **kwargs: Any) -> Any:
             step, training = self._step(index, back), self.training
+            args, kwargs = map_tensors(as_input, (args, kwargs))
             return model.call("forward", state, args, kwargs, step=step, training=training)[0]
 
         position = self._step(index)
@@ -569,7 +602,8 @@ class InnerLoop:
         info = StepInfo(index, self.steps, fast)
         if isinstance(position, Position):
             info = TracedStep(index, self.steps, fast, position)
-        return Pass(*batch, state, call, info, position, self.training)
+        own = given.inputs, given.target
+        return Pass(*own, state, call, info, position, self.training)
 
     def _predict(
         self,
@@ -580,14 +614,19 @@ class InnerLoop:
         index: int,
         back: int = 0,
     ) -> tuple[Any, ModuleState]:
-        """The prediction, and the model's state after it."""
-        prediction, state = model.apply(
-            ModuleState(params, self.model_buffers | buffers),
-            inputs,
-            step=self._step(index, back),
-            training=self.training,
-        )
+        """The prediction on inputs of the pass's own, and the model's state after it."""
+        before = ModuleState(params, self.model_buffers | buffers)
+        step, training = self._step(index, back), self.training
+        arguments = module_arguments(inputs)
+        prediction, state = model.call("forward", before, *arguments, step=step, training=training)
         return prediction, ModuleState(state.params, {n: state.buffers[n] for n in buffers})
+
+    def _given(self, batch: Batch) -> Given:
+        """The batch as passes are given it; kept, since most steps of a task have the same."""
+        known: Given | None = self.__dict__.get("_last_given")
+        if known is None or known.batch is not batch or not known.is_as_made():
+            known = self.__dict__["_last_given"] = Given(batch)
+        return known
 
     def _step(self, index: int, back: int = 0) -> int | Position:
         """Inner step `index`, or so many `back`; the position while a trace is made."""

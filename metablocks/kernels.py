@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from torch.backends import cuda, cudnn, mkldnn
+from torch.backends import cudnn, mkldnn
 
 
 class _Local(threading.local):
@@ -27,10 +27,10 @@ def twice_differentiable(wanted: bool = True) -> AbstractContextManager[None]:
     Law: values and first derivatives stay, up to rounding.
 
     >>> with twice_differentiable():
-    ...     cuda.flash_sdp_enabled(), second_derivative_wanted()
+    ...     torch.backends.cuda.flash_sdp_enabled(), second_derivative_wanted()
     (False, True)
     """
-    return nullcontext() if not wanted or _local.wanted else _Wanted()
+    return nullcontext() if not wanted or _local.wanted else _wanted
 
 
 def second_derivative_wanted() -> bool:
@@ -55,22 +55,23 @@ class _Off:
         self.switches = switches
         self.lock = threading.Lock()
         self.inside = 0
-        self.before: tuple[bool, ...] = ()
+        self.before: list[tuple[Callable[[bool], Any], bool]] = []
 
     def __enter__(self) -> None:
         with self.lock:
             if not self.inside:
-                self.before = tuple(is_on() for is_on, _ in self.switches)
-                for switch in self.switches:
-                    switch[1](False)
+                self.before = [(turn, is_on()) for is_on, turn in self.switches]
+                for turn, on in self.before:
+                    if on:
+                        turn(False)
             self.inside += 1
 
     def __exit__(self, *_: object) -> None:
         with self.lock:
             self.inside -= 1
             if not self.inside:
-                for switch, on in zip(self.switches, self.before, strict=True):
-                    switch[1](on)
+                for turn, on in self.before:
+                    turn(on)
 
 
 class _Wanted:
@@ -85,11 +86,15 @@ class _Wanted:
         _attention.__exit__()
 
 
-_attention = _Off(
-    (cuda.flash_sdp_enabled, cuda.enable_flash_sdp),
-    (cuda.mem_efficient_sdp_enabled, cuda.enable_mem_efficient_sdp),
-    (cuda.cudnn_sdp_enabled, cuda.enable_cudnn_sdp),
+_of_gpus = (
+    (torch._C._get_mem_efficient_sdp_enabled, torch._C._set_sdp_use_mem_efficient),
+    (torch._C._get_cudnn_sdp_enabled, torch._C._set_sdp_use_cudnn),
 )
+_attention = _Off(
+    (torch._C._get_flash_sdp_enabled, torch._C._set_sdp_use_flash),
+    *(_of_gpus if torch.version.cuda or torch.version.hip else ()),
+)
+_wanted = _Wanted()
 _recurrent = _Off(
     (lambda: bool(mkldnn.enabled), torch._C._set_mkldnn_enabled),
     (lambda: bool(cudnn.enabled), torch._C._set_cudnn_enabled),

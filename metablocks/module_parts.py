@@ -14,6 +14,13 @@ from metablocks.per_step import Position, StepAware
 from metablocks.twins import Survey, referent_of, twin
 from metablocks.types import Tensors
 
+_FLAGS: dict[NormStatistics, dict[str, bool]] = {
+    "running": {"training": False},
+    "support": {"training": True, "track_running_stats": False},
+    "batch": {"track_running_stats": False},
+}
+"""The attributes of a norm that say what it normalises by."""
+
 
 class Part:
     """One module of a tree: what its twin is filled with."""
@@ -47,11 +54,14 @@ class Part:
             }
             for kind in ("_parameters", "_buffers")
         }
+        self._places = [
+            (kind, leaf, full) for kind, slots in self.slots.items() for leaf, full in slots.items()
+        ]
         places = {id(own): place for place, own in enumerate(survey.modules)}
-        self.children = {
-            leaf: None if child is None else places[id(referent_of(child) or child)]
+        self.children = [
+            (leaf, None if child is None else places[id(referent_of(child) or child)])
             for leaf, child in module._modules.items()
-        }
+        ]
 
     def held(self) -> Tensors:
         """The module's own tensors, by name or path."""
@@ -78,29 +88,27 @@ class Part:
         tensors: Tensors,
         step: int | Position,
         training: bool | None,
+        hooks: bool,
     ) -> None:
-        """Give the twin the module's attributes as they are now, and the tensors of this pass."""
+        """Give the twin the module's attributes as they are now, and the tensors of this pass.
+
+        With `hooks` also stores of its own for those that the pass registers.
+        """
         own = self.module.__dict__.copy()
-        for kind, slots in self.slots.items():
-            own[kind] = held = {}
-            for leaf, full in slots.items():
-                held[leaf] = None if full is None else tensors[full]
-        for name in self.hooks:  # that a pass registers, and end with it
-            own[name] = OrderedDict()
+        own["_parameters"], own["_buffers"], own["_modules"] = {}, {}, {}
+        for kind, leaf, full in self._places:
+            own[kind][leaf] = full and tensors[full]
+        for leaf, place in self.children:
+            own["_modules"][leaf] = None if place is None else twins[place]
         own["_non_persistent_buffers_set"] = own["_non_persistent_buffers_set"].copy()
-        own["_modules"] = children = {}
-        for leaf, place in self.children.items():
-            children[leaf] = None if place is None else twins[place]
+        if hooks:
+            own |= {name: OrderedDict() for name in self.hooks}
         if training is not None:
             own["training"] = training
         if self.step_aware:
             own["_step"] = step
-        if self.norm == "running":
-            own["training"] = False
-        elif self.norm == "support":
-            own["training"], own["track_running_stats"] = True, False
-        elif self.norm == "batch":
-            own["track_running_stats"] = False
+        if self.norm is not None:
+            own |= _FLAGS[self.norm]
         object.__setattr__(made, "__dict__", own)
         if self.members:
             for name, value in attributes_of(self.module).items():

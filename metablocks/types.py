@@ -5,7 +5,8 @@ support batch to adapt on and a query batch to judge the adaptation by. A *task 
 of equal size along a new first dimension: `[tasks, examples, ...]`.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import operator
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, NamedTuple, TypeAlias, overload
 
@@ -226,6 +227,23 @@ class TaskList(list[Task]):
         return TaskBatch.stack(tasks) if len(shapes) == 1 else TaskList(tasks)
 
 
+def transformed() -> bool:
+    """True inside a transform of `torch.func`."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
+
+
+def added(one: Tensors, other: Tensors) -> Tensors:
+    """The sums of the tensors of one name.
+
+    >>> added({"w": torch.tensor(1.0)}, {"w": torch.tensor(2.0)})
+    {'w': tensor(3.)}
+    """
+    if transformed() or not one:  # for which there are no operations on lists
+        return {name: tensor + other[name] for name, tensor in one.items()}
+    sums = torch._foreach_add([*one.values()], [other[name] for name in one])
+    return dict(zip(one, sums, strict=True))
+
+
 def aliased(tensor: Tensor) -> Tensor:
     """The same tensor as another object; a sparse one, of which there are no views, by a copy.
 
@@ -236,7 +254,7 @@ def aliased(tensor: Tensor) -> Tensor:
     if tensor.layout is not torch.strided:
         return tensor.clone() if tensor.requires_grad else tensor.detach()
     # A view, whose backward takes sparse gradients as they are.
-    return torch.ops.aten.alias.default(tensor)  # type: ignore[no-any-return]
+    return tensor[...]
 
 
 def as_input(tensor: Tensor) -> Tensor:
@@ -256,14 +274,20 @@ def as_input(tensor: Tensor) -> Tensor:
     return made
 
 
-def versions_of(tensors: Iterable[Tensor]) -> list[int]:
+def versions_of(tensors: Collection[Tensor]) -> list[int]:
     """The number of times that each tensor has been written in place.
 
     >>> tensor = torch.ones(1)
     >>> versions_of([tensor]) == versions_of([tensor.add_(1)])
     False
     """
-    return [tensor._version if not tensor.is_inference() else 0 for tensor in tensors]
+    try:
+        return [*map(_version, tensors)]
+    except RuntimeError:  # those of inference mode have none
+        return [0 if tensor.is_inference() else tensor._version for tensor in tensors]
+
+
+_version = operator.attrgetter("_version")
 
 
 def constant(tensor: Tensor) -> Tensor:
@@ -300,6 +324,8 @@ def map_tensors(function: Callable[[Tensor], Any], tree: Any) -> Any:
         return {key: map_tensors(function, value) for key, value in tree.items()}
     if type(tree) in (tuple, list):
         return type(tree)([map_tensors(function, value) for value in tree])
+    if tree is None:
+        return None
     return pytree.tree_map(lambda x: function(x) if isinstance(x, Tensor) else x, tree)
 
 

@@ -37,7 +37,7 @@ def training_work(owner: object, estimator: Estimator, inner: InnerLoop, meta: T
         weight = task.weight
         if weight is not None:
             task = replace(task, weight=None)
-        result = task_gradient(estimator, replace(inner, **tensors), meta, buffers, task)
+        result = task_gradient(estimator, inner.with_tensors(tensors), meta, buffers, task)
         totals = (filled(result.grads, meta), result.changes, result.metrics, result.loss)
         scores = () if result.scores is None else result.scores
         return weighed(totals, weight), (result.query_losses, scores)
@@ -66,7 +66,7 @@ def evaluation_work(
     def judge(shared: Any, buffers: Tensors, task: Task) -> tuple[Any, Any]:
         meta, tensors = shared
         support, query = map_tensors(constant, (task.support, task.query))
-        loop = replace(inner, **tensors)
+        loop = inner.with_tensors(tensors)
         return drive(Pieces(loop, meta, buffers, replace(task, support=support, query=query)))
 
     def drive(run: Pieces) -> tuple[Any, Any]:

@@ -186,9 +186,9 @@ def each_carry(inner: InnerLoop, values: Mapping[int, Tensor]) -> Tensor:
     """Constants `[..., steps + 1]` by the carry, of scalars or those of tasks; nan if there is none."""
     like = next(iter(values.values()))
     dtype = like.dtype if like.is_floating_point() else torch.get_default_dtype()
-    nan = torch.full_like(like.detach(), torch.nan, dtype=dtype)
-    rows = [values[k].detach().to(dtype) if k in values else nan for k in range(inner.steps + 1)]
-    return torch.stack(rows, -1)
+    with torch.no_grad():
+        nan = torch.full_like(like, torch.nan, dtype=dtype)
+        return torch.stack([values.get(k, nan).to(dtype) for k in range(inner.steps + 1)], -1)
 
 
 def at_the_end(inner: InnerLoop, query: QueryPass) -> dict[str, Any]:

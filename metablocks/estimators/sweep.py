@@ -7,7 +7,6 @@ c_k is the carry, all that inner step k − 1 hands to step k (fast weights, the
 model's buffers); φ is every meta-parameter.
 """
 
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -216,7 +215,9 @@ def weigh(
     inner: InnerLoop, queries: Mapping[int, QueryPass]
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Σ_k v_k L_q(θ_k), and losses and scores `[steps + 1]`, nan where there is none."""
-    loss = functools.reduce(torch.add, [inner.weighted(q.loss, k) for k, q in queries.items()])
+    loss, *rest = [inner.weighted(query.loss, index) for index, query in queries.items()]
+    for term in rest:
+        loss = loss + term
     losses = each_carry(inner, {index: query.loss for index, query in queries.items()})
     scores = {index: query.score for index, query in queries.items() if query.score is not None}
     return loss, losses, each_carry(inner, scores) if scores else None

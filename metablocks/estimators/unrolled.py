@@ -17,6 +17,7 @@ from metablocks.estimators.adjoint import Adjoint
 from metablocks.estimators.base import Estimator, TaskGradient, reached
 from metablocks.estimators.sweep import Sweep, weigh
 from metablocks.inner_loop import InnerLoop, QueryPass
+from metablocks.kernels import twice_differentiable
 from metablocks.pieces import Pieces
 from metablocks.types import Task, Tensors
 
@@ -64,13 +65,15 @@ def weighted_query_loss(
     """
     queries: dict[int, QueryPass] = {}
     passes: list[tuple[Tensors, Tensors]] = []
-    last = max(inner.weights)
     carry = inner.start(meta, buffers, inner.support_of(task, -1))
-    for index in range(last + 1):
-        if index in inner.weights:
-            queries[index] = inner.query(meta, carry, inner.query_of(task, index), index)
-            passes.append((carry.buffers, queries[index].buffers))
-        if index < last:
-            carry, _ = inner.step(meta, carry, inner.support_of(task, index), index)
+    reached = 0
+    for index in sorted(inner.weights):
+        steps = range(reached, index)
+        with twice_differentiable(all(inner.through[k] for k in steps)):
+            for k in steps:
+                carry, _ = inner.step(meta, carry, inner.support_of(task, k), k)
+        reached = index
+        queries[index] = inner.query(meta, carry, inner.query_of(task, index), index)
+        passes.append((carry.buffers, queries[index].buffers))
     loss, losses, scores = weigh(inner, queries)
     return loss, losses, inner.changes((buffers, carry.buffers), *passes), scores

@@ -14,7 +14,7 @@ from metablocks.executors.base import TaskFunction, TaskWork
 from metablocks.executors.compiled import Compile, Compiler
 from metablocks.executors.threads import map_in_threads
 from metablocks.outputs import stack_rows
-from metablocks.types import Tasks, Tensors
+from metablocks.types import Tasks, Tensors, added
 
 ChannelsLast: TypeAlias = bool | Literal["query"]
 
@@ -62,9 +62,11 @@ class Loop:
 
         def run(index: int) -> tuple[Any, Any]:
             task = tasks[index]
-            support = _channels_last(task.support) if self.channels_last is True else task.support
-            query = _channels_last(task.query) if self.channels_last else task.query
-            task = replace(task, support=support, query=query)
+            if self.channels_last:
+                query, support = _channels_last(task.query), task.support
+                if self.channels_last is True:
+                    support = _channels_last(support)
+                task = replace(task, support=support, query=query)
             with work.draws.seeded(task.seed):
                 if not compiled:
                     return work(shared, buffers, task)
@@ -76,7 +78,7 @@ class Loop:
 
         def add(result: tuple[Any, Any]) -> None:  # so that one is held at a time
             nonlocal sums
-            sums = pytree.tree_map(operator.add, sums, result[0]) if rows else result[0]
+            sums = _added(sums, result[0]) if rows else result[0]
             rows.append(result[1])
 
         # The first task may have to tell whether the work draws: whose draws come first must not be
@@ -96,6 +98,17 @@ class Loop:
     @cached_property
     def _compiler(self) -> Compiler:
         return Compiler(self.compile)
+
+
+def _added(one: Any, other: Any) -> Any:
+    """The sum of two pytrees of one form; quicker than by pytree."""
+    if isinstance(one, Tensor):
+        return one + other
+    if type(one) is dict and all(isinstance(value, Tensor) for value in one.values()):
+        return added(one, other)
+    if type(one) is tuple:
+        return tuple([_added(*pair) for pair in zip(one, other, strict=True)])
+    return pytree.tree_map(operator.add, one, other)
 
 
 def _channels_last(batch: Any) -> Any:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from metablocks.checks import CountFrom0, checked, name_of, wrong_answer
 from metablocks.errors import RuleError, suggest_then
 from metablocks.per_step import Position, tell
-from metablocks.types import Tensors
+from metablocks.types import Tensors, transformed
 
 
 @dataclass(frozen=True)
@@ -319,6 +319,18 @@ def scaled(factor: Tensor, tensor: Tensor) -> Tensor:
     if factor.dtype != tensor.dtype:
         factor = factor.to(tensor.dtype.to_real())
     return factor * tensor
+
+
+def scaled_all(factor: Tensor, tensors: Tensors) -> Tensors:
+    """A real factor, a scalar, times real or complex tensors, in their dtypes.
+
+    >>> scaled_all(torch.tensor(0.5, dtype=torch.float64), {"w": torch.tensor(2j)})
+    {'w': tensor(0.+1.j)}
+    """
+    if transformed() or {factor.dtype} != {tensor.dtype for tensor in tensors.values()}:
+        return {name: scaled(factor, tensor) for name, tensor in tensors.items()}
+    products = torch._foreach_mul([*tensors.values()], factor)
+    return dict(zip(tensors, products, strict=True))
 
 
 def inner_product(one: Tensors, other: Tensors) -> Tensor:

@@ -17,7 +17,7 @@ from metablocks.checks import CountFrom0, checked
 from metablocks.errors import BlockError, RuleError, SelectionError
 from metablocks.functional import trainable
 from metablocks.per_step import Beyond, row, take_row
-from metablocks.rules.base import NamedTensors, StepInfo, UpdateRule, real_full, scaled
+from metablocks.rules.base import NamedTensors, StepInfo, UpdateRule, real_full, scaled, scaled_all
 from metablocks.selection import select
 from metablocks.types import Tensors
 
@@ -90,7 +90,7 @@ class LearningRate(UpdateRule):
         self.beyond: Beyond = beyond
         self.steps = 0
         self.rate: NamedTensors | None = None
-        self._groups: dict[str, int] = {}
+        self._groups: dict[str, int] | None = None
 
     @property
     def values(self) -> list[float]:
@@ -115,7 +115,8 @@ class LearningRate(UpdateRule):
             )
         served: dict[str, list[str]] = {}
         learned = trainable(params)
-        self._groups = _grouped(self.value, list(learned)) if isinstance(self.value, dict) else {}
+        if isinstance(self.value, dict):
+            self._groups = _grouped(self.value, list(learned))
         for name in learned:
             served.setdefault(self._key(name), []).append(name)
         rates = {
@@ -128,20 +129,24 @@ class LearningRate(UpdateRule):
         return self
 
     def forward(self, updates: Tensors, state: Any, step: StepInfo) -> tuple[Tensors, Any]:
-        factors: Tensors = {}
-        made: Tensors = {}
+        served: dict[str, Tensors] = {}
         for name, gradient in updates.items():
-            key = self._key(name)
-            if key not in factors:
-                factors[key] = -self._at(key, step.at)
-            made[name] = scaled(factors[key], gradient)
+            served.setdefault(self._key(name), {})[name] = gradient
+        made: Tensors = {}
+        for key, gradients in served.items():
+            factor = -self._at(key, step.at)
+            if factor.ndim:
+                made |= {name: scaled(factor, gradient) for name, gradient in gradients.items()}
+            else:
+                made |= scaled_all(factor, gradients)
         return made, state
 
     def _values_of(self, key: str, names: list[str], steps: int) -> list[float]:
         """The numbers that the rate of these names begins with, one for each row."""
         if isinstance(self.value, list):
             return self.value
-        values = {self.values[self._groups.get(name, 0)] for name in names}
+        groups = self._groups or {}
+        values = {self.values[groups.get(name, 0)] for name in names}
         if len(values) > 1:
             raise _refusal(
                 f"gives {', '.join(names)} {len(values)} rates, but they share one ({key}); take "
@@ -172,7 +177,7 @@ class LearningRate(UpdateRule):
 
     def _key(self, name: str) -> str:
         if self.granularity == "scalar":
-            return str(self._groups.get(name, name)) if self._groups else "*"
+            return "*" if self._groups is None else str(self._groups.get(name, name))
         if self.granularity == "layer":
             layer = name.rpartition(".")[0]
             return f"{layer}.*" if layer else "*"
