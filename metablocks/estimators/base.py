@@ -186,9 +186,10 @@ def each_carry(inner: InnerLoop, values: Mapping[int, Tensor]) -> Tensor:
     """Constants `[..., steps + 1]` by the carry, of scalars or those of tasks; nan if there is none."""
     like = next(iter(values.values()))
     dtype = like.dtype if like.is_floating_point() else torch.get_default_dtype()
-    with torch.no_grad():
-        nan = torch.full_like(like, torch.nan, dtype=dtype)
-        return torch.stack([values.get(k, nan).to(dtype) for k in range(inner.steps + 1)], -1)
+    rows = [torch.full_like(like.detach(), torch.nan, dtype=dtype)] * (inner.steps + 1)
+    for index, value in values.items():
+        rows[index] = value.detach().to(dtype)
+    return torch.stack(rows, -1)
 
 
 def at_the_end(inner: InnerLoop, query: QueryPass) -> dict[str, Any]:

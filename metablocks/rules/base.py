@@ -327,7 +327,8 @@ def scaled_all(factor: Tensor, tensors: Tensors) -> Tensors:
     >>> scaled_all(torch.tensor(0.5, dtype=torch.float64), {"w": torch.tensor(2j)})
     {'w': tensor(0.+1.j)}
     """
-    if transformed() or {factor.dtype} != {tensor.dtype for tensor in tensors.values()}:
+    alike = {factor.dtype} == {tensor.dtype for tensor in tensors.values()}
+    if factor.requires_grad or not alike or transformed():  # which operations on lists are not for
         return {name: scaled(factor, tensor) for name, tensor in tensors.items()}
     products = torch._foreach_mul([*tensors.values()], factor)
     return dict(zip(tensors, products, strict=True))
