@@ -100,11 +100,11 @@ def vjp(
     with torch.enable_grad():
         outputs, aux = function(*nodes)
     _check_unadded(leaves)
-    ends = pytree.tree_leaves(outputs)
+    ends = _leaves(outputs)
     _watch(ends)
 
     def pull(cotangents: Any, totals: Tensors | None = None) -> tuple[Any, ...]:
-        pairs = zip(ends, pytree.tree_leaves(cotangents), strict=True)
+        pairs = zip(ends, _leaves(cotangents), strict=True)
         live = [(end, c) for end, c in pairs if c is not None and end.requires_grad]
         for leaf in leaves:
             leaf.grad = None
@@ -218,6 +218,7 @@ def _is_recorded(point: Tensors) -> bool:
 def _gradient_by_transform(
     function: Callable[[Tensors], tuple[Tensor, Any]], point: Tensors, differentiable: bool
 ) -> tuple[Tensors, Tensor, Any]:
+    point = point if differentiable else detach_tree(point)
     with twice_differentiable(differentiable):
         value, pull, aux = _transform(function, point)
     recording = differentiable and torch.is_grad_enabled()
@@ -286,6 +287,10 @@ def _check_unadded(leaves: Iterable[Tensor]) -> None:
             "without. Take layers that keep their activations (reversible=False), or "
             "torch.utils.checkpoint(use_reentrant=False)"
         )
+
+
+def _leaves(tree: Any) -> list[Any]:
+    return [tree] if isinstance(tree, Tensor) else pytree.tree_leaves(tree)
 
 
 def _watch(outputs: Any) -> None:

@@ -386,7 +386,9 @@ class ModuleView:
             raise
         finally:
             if first:
-                self._hooks |= any(vars(twins[p.index])[name] for p in self._parts for name in p.hooks)
+                self._hooks |= any(
+                    vars(twins[p.index])[name] for p in self._parts for name in p.hooks
+                )
             elif not apart and self._hooked_meanwhile():
                 self._hooks = True
                 for store in self._unhooked:

@@ -8,7 +8,6 @@ made. Everything above is written in terms of them: `adapt` for a loss function 
 """
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from numbers import Real
 from typing import Any, NamedTuple, TypeAlias, cast
@@ -37,6 +36,7 @@ from metablocks.types import (
     as_input,
     map_tensors,
     tensors_of,
+    transformed,
     versions_of,
 )
 
@@ -445,8 +445,9 @@ class InnerLoop:
 
         def loss(params: Tensors, buffers: Tensors) -> tuple[Tensor, Any]:
             value, _, after = self._forward("support_loss", own, params, buffers, support, index)
-            written = self.model.written(training=self.training)
-            moved = {name: after.params[name] for name in written if name in carry.params}
+            moved: Tensors = {}
+            if written := self.model.written(training=self.training):
+                moved = {name: after.params[name] for name in written if name in carry.params}
             return value, (after.buffers, moved)
 
         passed = support_pass(loss, carry, parts.rest, through=through)
@@ -623,6 +624,8 @@ class InnerLoop:
 
     def _given(self, batch: Batch) -> Given:
         """The batch as passes are given it; kept, since most steps of a task have the same."""
+        if transformed():  # whose tensors end with it
+            return Given(batch)
         known: Given | None = self.__dict__.get("_last_given")
         if known is None or known.batch is not batch or not known.is_as_made():
             known = self.__dict__["_last_given"] = Given(batch)

@@ -68,9 +68,8 @@ def weighted_query_loss(
     carry = inner.start(meta, buffers, inner.support_of(task, -1))
     reached = 0
     for index in sorted(inner.weights):
-        steps = range(reached, index)
-        with twice_differentiable(all(inner.through[k] for k in steps)):
-            for k in steps:
+        with twice_differentiable(all(inner.through[reached:index])):
+            for k in range(reached, index):
                 carry, _ = inner.step(meta, carry, inner.support_of(task, k), k)
         reached = index
         queries[index] = inner.query(meta, carry, inner.query_of(task, index), index)
