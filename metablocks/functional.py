@@ -19,7 +19,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils import parametrize
-from torch.utils.hooks import RemovableHandle
 
 from metablocks.checks import check, checked
 from metablocks.errors import ModuleError
@@ -33,7 +32,7 @@ from metablocks.generators import (
     set_states,
     storage,
 )
-from metablocks.module_parts import Part
+from metablocks.module_parts import Part, Tree
 from metablocks.norm_statistics import NormStatistics, norm_buffers
 from metablocks.per_step import Position, collected_buffers
 from metablocks.twins import Once, Survey
@@ -162,9 +161,8 @@ class ModuleView:
         self._once = {id(it): Once(path, it) for path, it in survey.iterators.items()}
         self._special = [part for part in self._parts if part.special]
         self._wrapped = [part for part in self._parts if part.norm or part.recurrent]
-        self._unhooked = [part.module.__dict__[name] for part in self._parts for name in part.hooks]
-        self._hooks = False  # True once a pass has registered one
-        self._handle = RemovableHandle.next_id
+        self._tree = Tree(self._parts)
+        self._hooking = False  # True once a pass has registered a hook
         self.differentiates = False
         """True once a pass, or the loss after it, has taken a derivative of its own."""
         self._written: dict[tuple[str, bool | None], frozenset[str]] = {}
@@ -345,11 +343,9 @@ class ModuleView:
         entered: Mapping[str, list[Any]] | None = None,
     ) -> tuple[Any, Tensors]:
         """The method with these tensors in the places of the module's own, and the buffers after it."""
-        twins: list[Any] = [object.__new__(part.kind) for part in self._parts]
         first = (method, training) not in self._written
-        apart = first or self._hooks or self._hooked_meanwhile()
-        for part in self._parts:
-            part.fill(twins[part.index], twins, tensors, step, training, apart)
+        apart = first or self._hooking or self._tree.is_hooked()
+        twins = self._tree.twins(tensors, step, training, hooks=apart)
         if self._special:
             memo: dict[int, Any] = {
                 id(part.module): made for part, made in zip(self._parts, twins, strict=True)
@@ -386,13 +382,10 @@ class ModuleView:
             raise
         finally:
             if first:
-                self._hooks |= any(
-                    vars(twins[p.index])[name] for p in self._parts for name in p.hooks
-                )
-            elif not apart and self._hooked_meanwhile():
-                self._hooks = True
-                for store in self._unhooked:
-                    store.clear()
+                self._hooking |= self._tree.are_hooked(twins)
+            elif not apart and self._tree.is_hooked():
+                self._hooking = True
+                self._tree.unhook()
         if parametrize._cache_enabled:  # which knows modules by their ids: none may come again
             _cached.append(twins)
         elif _cached:
@@ -409,15 +402,6 @@ class ModuleView:
                     "attribute, which begins each pass as the module has it"
                 )
         return output, buffers
-
-    def _hooked_meanwhile(self) -> bool:
-        """True if a module has a hook where it had none."""
-        if RemovableHandle.next_id == self._handle:
-            return False
-        hooked = any(self._unhooked)
-        if not hooked:
-            self._handle = RemovableHandle.next_id
-        return hooked
 
     def _given(self, state: ModuleState) -> Tensors:
         """Every tensor of a pass: the state's, by name, and those that attributes hold, by path."""

@@ -1,11 +1,12 @@
 """The modules of a tree one by one, and what the twin of each is filled with for a pass."""
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import FunctionType
 from typing import Any
 
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from metablocks.fingerprint import HOOKS, attributes_of, slots_of
 from metablocks.kernels import second_derivative_wanted, unfused
@@ -54,14 +55,11 @@ class Part:
             }
             for kind in ("_parameters", "_buffers")
         }
-        self._places = [
-            (kind, leaf, full) for kind, slots in self.slots.items() for leaf, full in slots.items()
-        ]
         places = {id(own): place for place, own in enumerate(survey.modules)}
-        self.children = [
-            (leaf, None if child is None else places[id(referent_of(child) or child)])
+        self.children = {
+            leaf: None if child is None else places[id(referent_of(child) or child)]
             for leaf, child in module._modules.items()
-        ]
+        }
 
     def held(self) -> Tensors:
         """The module's own tensors, by name or path."""
@@ -81,35 +79,12 @@ class Part:
             if name is not None
         }
 
-    def fill(
-        self,
-        made: nn.Module,
-        twins: list[nn.Module],
-        tensors: Tensors,
-        step: int | Position,
-        training: bool | None,
-        hooks: bool,
-    ) -> None:
-        """Give the twin the module's attributes as they are now, and the tensors of this pass.
-
-        With `hooks` also stores of its own for those that the pass registers.
-        """
-        own = self.module.__dict__.copy()
-        own["_parameters"], own["_buffers"], own["_modules"] = {}, {}, {}
-        for kind, leaf, full in self._places:
-            own[kind][leaf] = full and tensors[full]
-        for leaf, place in self.children:
-            own["_modules"][leaf] = None if place is None else twins[place]
-        own["_non_persistent_buffers_set"] = own["_non_persistent_buffers_set"].copy()
-        if hooks:
-            own |= {name: OrderedDict() for name in self.hooks}
-        if training is not None:
-            own["training"] = training
+    def fill(self, made: nn.Module, step: int | Position) -> None:
+        """Give the twin what the module's own attributes do not say."""
         if self.step_aware:
-            own["_step"] = step
+            made.__dict__["_step"] = step
         if self.norm is not None:
-            own |= _FLAGS[self.norm]
-        object.__setattr__(made, "__dict__", own)
+            made.__dict__.update(_FLAGS[self.norm])
         if self.members:
             for name, value in attributes_of(self.module).items():
                 if name in self.members:
@@ -139,3 +114,70 @@ class Part:
             own["forward"] = leaving_statistics(made)  # type: ignore[arg-type]
         if self.recurrent and second_derivative_wanted():
             own["forward"] = unfused(made.forward)
+
+
+class Tree:
+    """The modules of a tree, and what all their twins are made of: flat, since every pass makes them."""
+
+    def __init__(self, parts: Sequence[Part]) -> None:
+        self._modules = [part.module for part in parts]
+        self._kinds = [part.kind for part in parts]
+        self._tensors = [
+            (part.index, kind, leaf, name)
+            for part in parts
+            for kind, slots in part.slots.items()
+            for leaf, name in slots.items()
+        ]
+        self._children = [
+            (part.index, leaf, place) for part in parts for leaf, place in part.children.items()
+        ]
+        self._hooks = [(part.index, name) for part in parts for name in part.hooks]
+        self._filled = [part for part in parts if part.step_aware or part.norm or part.members]
+        self._stores = [self._modules[index].__dict__[name] for index, name in self._hooks]
+        self._handle = RemovableHandle.next_id
+
+    def twins(
+        self, tensors: Tensors, step: int | Position, training: bool | None, *, hooks: bool
+    ) -> list[Any]:
+        """New modules with the attributes that the own have now, and the tensors of this pass.
+
+        With `hooks` also stores of their own for those that the pass registers.
+        """
+        made: list[Any] = [*map(object.__new__, self._kinds)]
+        attributes = [module.__dict__.copy() for module in self._modules]
+        for own in attributes:
+            own["_parameters"], own["_buffers"], own["_modules"] = {}, {}, {}
+            own["_non_persistent_buffers_set"] = own["_non_persistent_buffers_set"].copy()
+            if training is not None:
+                own["training"] = training
+        for index, kind, leaf, name in self._tensors:
+            attributes[index][kind][leaf] = name and tensors[name]
+        for index, leaf, place in self._children:
+            attributes[index]["_modules"][leaf] = None if place is None else made[place]
+        if hooks:
+            for index, name in self._hooks:
+                attributes[index][name] = OrderedDict()
+        for one, own in zip(made, attributes, strict=True):
+            object.__setattr__(one, "__dict__", own)
+        for part in self._filled:
+            part.fill(made[part.index], step)
+        return made
+
+    def is_hooked(self) -> bool:
+        """True if one of the modules has a hook in a store that was empty."""
+        if RemovableHandle.next_id == self._handle:
+            return False
+        handle = RemovableHandle.next_id
+        if any(self._stores):
+            return True
+        self._handle = handle
+        return False
+
+    def unhook(self) -> None:
+        """Empty the stores that were empty."""
+        for store in self._stores:
+            store.clear()
+
+    def are_hooked(self, made: Sequence[nn.Module]) -> bool:
+        """True if a pass has registered hooks in the stores of these twins."""
+        return any(made[index].__dict__[name] for index, name in self._hooks)

@@ -129,6 +129,8 @@ class LearningRate(UpdateRule):
         return self
 
     def forward(self, updates: Tensors, state: Any, step: StepInfo) -> tuple[Tensors, Any]:
+        if self.granularity == "scalar" and self._groups is None:
+            return scaled_all(-self._at("*", step.at), updates), state
         served: dict[str, Tensors] = {}
         for name, gradient in updates.items():
             served.setdefault(self._key(name), {})[name] = gradient
