@@ -1,9 +1,9 @@
 """Fingerprints of modules: equal ones are seen alike by a pass that runs their code as it is.
 
 Looked at are, of every module, also of those that attributes hold, its plain attributes, flags, hooks,
-submodules, and the identity and version of tensors it holds beside parameters and buffers; of functions
-in attributes their code, closure and defaults. Containers are looked into, other objects are known by
-identity. What code reads beside that is found by `metablocks.reads`.
+submodules, and the identity, version and layout of tensors it holds beside parameters and buffers; of
+functions in attributes their code, closure and defaults. Containers are looked into, other objects are
+known by identity. What code reads beside that is found by `metablocks.reads`.
 """
 
 from collections.abc import Hashable, Iterator
@@ -162,6 +162,25 @@ def _slots_of(kind: Any) -> dict[str, MemberDescriptorType]:
     }
 
 
+def plainly(value: Any) -> Hashable:
+    """A plain value by its type, and a zero by its sign.
+
+    >>> plainly(1) == plainly(1.0), plainly(0.0) == plainly(-0.0)
+    (False, False)
+    """
+    return type(value), value, None if value else repr(value)
+
+
+def _layout(tensor: Tensor) -> Hashable:
+    """What `tensor.data = other` may change, besides the numbers."""
+    with suppress(
+        RuntimeError, ValueError
+    ):  # of nested tensors, and of lazy ones, which have no shape
+        strides = tensor.stride() if tensor.layout is torch.strided else tensor.layout
+        return tensor.shape, strides, tensor.dtype, tensor.device
+    return None
+
+
 def _of_function(function: FunctionType, held: Held, depth: int) -> Hashable:
     values = tuple([_of_value(value, held, depth) for value in held_by(function)])
     return _identity(function, held), function.__code__, values
@@ -189,10 +208,10 @@ def cell_contents(function: FunctionType) -> Iterator[Any]:
 def _of_value(value: Any, held: Held, depth: int = 3) -> Hashable:
     kind = type(value)
     if kind in PLAIN:
-        return kind, value
+        return plainly(value)
     if isinstance(value, Tensor):
         moves = isinstance(value, nn.Parameter) or value.is_inference()
-        return _identity(value, held), None if moves else value._version
+        return _identity(value, held), None if moves else value._version, _layout(value)
     for base in _CONTAINERS:  # as the base has it: no method of a subclass is called
         if issubclass(kind, base):
             size = base.__len__(value)

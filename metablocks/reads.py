@@ -2,19 +2,27 @@
 
 Looked at are the globals that code names, what it closes over and its defaults, and those attributes of
 the objects and classes found on the way that code found on the way names; and all of that again for the
-functions, methods and objects that these are. Containers are looked into. Not seen is what is named in
-no code (an attribute whose name is put together, a file, the clock), what C++ keeps, and globals of
-installed packages.
+functions, methods and objects that these are. What Python calls by itself of a user's class counts as
+named: operators, descriptors, `with`, `for`. Containers are looked into, the standard library's too. Not
+seen is what is named in no code (an attribute whose name is put together, a file, the environment, the
+clock), what C++ keeps, and globals of installed packages.
 """
 
+import dis
 import functools
 import sys
+import threading
+import weakref
 from argparse import Namespace
 from collections import deque
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Mapping, Sequence, Set
+from contextlib import suppress
+from contextvars import ContextVar
 from functools import lru_cache, partial
+from importlib.util import resolve_name
+from operator import attrgetter, methodcaller
 from types import CodeType, FunctionType, MethodType, ModuleType, SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from torch import Tensor, nn
@@ -28,18 +36,27 @@ from metablocks.fingerprint import (
     attributes_of,
     held_by,
     modules_in,
+    plainly,
     seen_as,
 )
 
-_DEPTH = 8  # calls, attributes and containers inside each other
-_MOST = 3000  # values; what lies beyond is not looked into
-_DYNAMIC = frozenset(("getattr", "vars", "__dict__", "asdict"))  # whose names code may put together
+_MOST = 10_000  # values
+_DYNAMIC = frozenset(("getattr", "vars", "__dict__", "asdict", "astuple"))  # names not in the code
 _ANY = frozenset(("__getattr__", "__getitem__"))  # of an object that has attributes by other names
 _PACKAGE = __file__.removesuffix("reads.py")
 _CONTAINERS = (list, tuple, dict, set, frozenset, deque)
+_ABSTRACT = (Mapping, Sequence, Set)
 _NUMBERS = (Tensor, np.ndarray)
 _CALLED = (FunctionType, MethodType, partial)
-_SETTINGS = (Namespace, SimpleNamespace)
+_SETTINGS = (Namespace, SimpleNamespace, threading.local)
+_CACHED = type(lru_cache(len))
+_NAMING = (attrgetter, methodcaller)
+_MADE = frozenset(("__init__", "__new__", "__post_init__"))  # called where a class makes an object
+_UNASKED = _MADE | {  # not called by Python itself where an object is used
+    *("__del__", "__setattr__", "__delattr__", "__repr__", "__dir__", "__sizeof__"),
+    *("__init_subclass__", "__class_getitem__", "__set_name__", "__subclasshook__"),
+    *("__reduce__", "__reduce_ex__", "__getstate__", "__setstate__", "__copy__", "__deepcopy__"),
+}
 _GLOBAL_HOOKS = [
     hooks
     for name, hooks in vars(nn.modules.module).items()
@@ -51,6 +68,7 @@ def reading(*things: Any, known: Iterable[nn.Module] = ()) -> Fingerprint:
     """The fingerprint of all that things read: equal ones read equal values.
 
     Modules that are `known` by fingerprints of their own are looked at for what these do not see.
+    Raises `Unbounded` if that is too much to look at.
 
     >>> settings = {"scale": 1.0}
     >>> def scaled(x):
@@ -61,17 +79,26 @@ def reading(*things: Any, known: Iterable[nn.Module] = ()) -> Fingerprint:
     False
     """
     held, values = Held(), reached(*things, known=known)
+    if len(values) > _MOST:
+        raise Unbounded(
+            f"its code reaches more than {_MOST} values that may change from call to call; give it what "
+            "it reads, not what holds everything"
+        )
     return Fingerprint(tuple([_known(value, held) for value in values]), [*held, *values])
 
 
 def reached(*things: Any, known: Iterable[nn.Module] = ()) -> list[Any]:
-    """The values that things read, in one order.
+    """The values that things read, in one order; not all if they are very many.
 
     >>> rate = 0.25
     >>> 0.25 in reached(lambda x: rate * x)
     True
     """
     return _Reads(known, things).found
+
+
+class Unbounded(Exception):  # noqa: N818  (a reason, which becomes a warning)
+    """The reason that not all that code reads is looked at."""
 
 
 class _Reads:
@@ -81,56 +108,80 @@ class _Reads:
         self.found: list[Any] = []
         self.seen: set[Hashable] = set()
         self.names = {"forward", "init"}  # the methods of modules that are called from outside
-        self.owners: list[tuple[Any, bool, int]] = []
+        self.owners: list[tuple[Any, bool]] = []
         self.done: dict[tuple[int, int], set[str]] = {}  # names, by the owner and where it has them
         self.known: dict[int, nn.Module] = {}
         for module in known:
             modules_in(module, self.known)
-        for thing in (*known, *things):
-            self.look(thing, _DEPTH, every=True)
+        self.waiting = deque((thing, True) for thing in (*known, *things))
         before = -1, -1
-        while before != (before := (len(self.names), len(self.owners))):
-            for owner, every, depth in self.owners:  # which grows meanwhile
-                self.members(owner, depth, every=every)
+        while self.waiting or before != (before := (len(self.names), len(self.owners))):
+            for owner, every in self.owners:  # which grows meanwhile
+                self.members(owner, every=every)
+            while self.waiting:
+                value, every = self.waiting.popleft()
+                self.visit(value, every=every)
+                if len(self.found) > _MOST:
+                    return
 
-    def look(self, value: Any, depth: int, *, every: bool = False) -> None:
-        """Look at a value, and later at its attributes that are named, or at `every` one."""
+    def look(self, value: Any, *, every: bool = False) -> None:
+        """Look at a value later, and at its attributes that are named, or at `every` one."""
+        self.waiting.append((value, every))
+
+    def visit(self, value: Any, *, every: bool) -> None:
+        """Look at a value now."""
         kind = type(value)
         if not isinstance(value, nn.Module):
             self.found.append(value)
         if kind in PLAIN or isinstance(value, _NUMBERS):
             return
         key = id(value), every
-        if not depth or key in self.seen or len(self.found) > _MOST:
+        if key in self.seen:
             return
         self.seen.add(key)
-        depth -= 1
         if isinstance(value, _CONTAINERS):
-            items = (*value, *value.values()) if isinstance(value, dict) else value
-            for item in items if len(value) <= LONG else ():
-                self.look(item, depth, every=every)
+            self.items(value, every=every)
+            if _written(cast(Any, kind)):
+                self.owns(value, every=every)
         elif kind is FunctionType:
-            self.read(value, None, depth)
+            self.read(value, None)
         elif kind is MethodType:
             if isinstance(value.__self__, nn.Module):
-                self.look(value.__self__, depth)
+                self.look(value.__self__)
             if isinstance(value.__func__, FunctionType):
-                self.read(value.__func__, value.__self__, depth)
+                self.read(value.__func__, value.__self__)
         elif isinstance(value, partial):
             for part in (value.func, *value.args, *value.keywords.values()):
-                self.look(part, depth, every=every)
+                self.look(part, every=every)
         elif isinstance(value, nn.Module):
             for hook in (hook for hooks in _GLOBAL_HOOKS for hook in hooks.values()):
-                self.look(hook, depth, every=True)
+                self.look(hook, every=True)
             for module in modules_in(value, {}).values():
-                self.module(module, depth)
+                self.module(module)
+        elif isinstance(value, _NAMING):
+            self.names |= {part for name in _named_by(value) for part in name.split(".")}
+        elif isinstance(value, ContextVar):
+            self.look(value.get(None), every=every)
+        elif isinstance(value, weakref.ref):
+            self.look(value(), every=every)
+        elif isinstance(value, _CACHED):
+            self.look(value.__wrapped__)
         else:
             place = value.__name__ if isinstance(value, ModuleType) else kind.__module__
             place = value.__module__ if isinstance(value, type) else place
             if kind in _SETTINGS or not _is_library(place):
-                self.owns(value, depth, every=every and not isinstance(value, ModuleType))
+                self.owns(value, every=every and not isinstance(value, ModuleType))
+            elif isinstance(value, _ABSTRACT) and kind is not range:
+                self.items(value, every=every)
 
-    def read(self, function: FunctionType, owner: Any, depth: int) -> None:
+    def items(self, value: Any, *, every: bool) -> None:
+        """Look at what a container holds."""
+        for item in value if len(value) <= LONG else ():
+            self.look(item, every=every)
+            if isinstance(value, Mapping):
+                self.look(value[item], every=every)
+
+    def read(self, function: FunctionType, owner: Any) -> None:
         """Look at what a function reads, as a method of `owner` if that is given."""
         key = id(function), id(owner)
         if key in self.seen or (_is_library(function.__module__) and not function.__closure__):
@@ -145,34 +196,36 @@ class _Reads:
         if not installed:
             known = function.__globals__
             values += [known[name] for name in names if name in known]
+            values += _imported(function)
         for value in values:
-            self.look(value, depth, every=every)
+            self.look(value, every=every)
         if isinstance(wrapped := own.get("__wrapped__"), FunctionType):
-            self.read(wrapped, owner, depth)
+            self.read(wrapped, owner)
         if owner is not None:
-            self.owns(owner, depth, every=every and not isinstance(owner, nn.Module))
+            self.owns(owner, every=every and not isinstance(owner, nn.Module))
 
-    def owns(self, owner: Any, depth: int, *, every: bool = False) -> None:
+    def owns(self, owner: Any, *, every: bool = False) -> None:
         """Look at attributes of an object later."""
         key = id(owner), "owner", every
         if key not in self.seen:
             self.seen.add(key)
-            self.owners.append((owner, every, depth))
+            self.owners.append((owner, every))
 
-    def members(self, owner: Any, depth: int, *, every: bool) -> None:
+    def members(self, owner: Any, *, every: bool) -> None:
         """Look at attributes of an object, and of its class as far as that is a user's."""
-        kind = owner if isinstance(owner, type) else type(owner)
-        bases = _written(kind)
+        is_class, kind = isinstance(owner, type), cast(Any, type(owner))
+        bases = (*_written(owner), *_written(kind)) if is_class else _written(kind)
         if not isinstance(owner, nn.Module):
             every |= any(not _ANY.isdisjoint(vars(base)) for base in bases)
-        places = [] if owner is kind else [attributes_of(owner)]
+            every |= isinstance(owner, _ABSTRACT)
+        places = [] if is_class else [attributes_of(owner)]
         for number, place in enumerate((*places, *map(vars, bases))):
             inside = number >= len(places)  # in a class
             named = self.names.intersection(place)
             if every:
                 named |= {name for name in place if not (inside and name[:2] == "__")}
-            if "__call__" in place and owner is not kind:
-                named.add("__call__")
+            if inside:
+                named |= _called_by_python(bases[number - len(places)], made=is_class)
             done = self.done.setdefault((id(owner), number), set())
             for name in named - done:
                 done.add(name)
@@ -184,11 +237,11 @@ class _Reads:
                 elif isinstance(value, functools.cached_property):
                     value = value.func
                 if inside and isinstance(value, FunctionType):
-                    self.read(value, owner, depth)
+                    self.read(value, owner)
                 else:
-                    self.look(value, depth, every=every)
+                    self.look(value, every=every)
 
-    def module(self, module: nn.Module, depth: int) -> None:
+    def module(self, module: nn.Module) -> None:
         """Look at one module without those inside it: functions, hooks, class; itself unless known."""
         own = vars(module)
         if id(module) not in self.known:
@@ -196,13 +249,13 @@ class _Reads:
             self.found += [*own["_parameters"].values(), *own["_buffers"].values()]
         for name in HOOKS:
             for hook in (own.get(name) or {}).values():
-                self.look(hook, depth, every=True)
+                self.look(hook, every=True)
         for value in [*own.values()]:
             if isinstance(value, _CALLED):
-                self.look(value, depth)
+                self.look(value)
         kind: Any = type(module)
         if _written(kind):
-            self.owns(module, depth)
+            self.owns(module)
 
 
 @lru_cache(maxsize=4096)
@@ -210,14 +263,67 @@ def names_in(code: CodeType) -> frozenset[str]:
     """The names that code reads, also those of functions in it, and words in it that may be names."""
     inner = [names_in(constant) for constant in code.co_consts if isinstance(constant, CodeType)]
     words = [c for c in code.co_consts if isinstance(c, str) and c.isidentifier()]
-    return frozenset((*code.co_names, *words)).union(*inner)
+    read = [
+        step.argval
+        for step in dis.get_instructions(code)
+        if step.opcode in dis.hasname and not step.opname.startswith(("STORE", "DELETE"))
+    ]
+    return frozenset((*read, *words)).union(*inner)
+
+
+@lru_cache(maxsize=4096)
+def _imports_in(code: CodeType) -> tuple[str, ...]:
+    """The modules that code imports where it runs, relative ones with their dots."""
+    found: list[str] = []
+    before: list[Any] = [None, None]
+    for step in dis.get_instructions(code):
+        if step.opname == "IMPORT_NAME":
+            found.append("." * before[-2] + step.argval)
+        before.append(step.argval)
+    inner = [_imports_in(constant) for constant in code.co_consts if isinstance(constant, CodeType)]
+    return (*found, *(name for names in inner for name in names))
+
+
+def _imported(function: FunctionType) -> list[ModuleType]:
+    """The modules that a function imports where it runs, as far as they are there."""
+    names: list[str] = []
+    for name in _imports_in(function.__code__):
+        if name[0] == ".":
+            with suppress(ImportError):  # of a package that there is not
+                names.append(resolve_name(name, function.__globals__.get("__package__")))
+        else:
+            names += [name, name.partition(".")[0]]
+    return [sys.modules[name] for name in names if name in sys.modules]
+
+
+def _named_by(value: Any) -> list[str]:
+    """The names of attributes that an `attrgetter` or `methodcaller` reads."""
+    names = value.__reduce__()[1]
+    return [name for name in names if isinstance(name, str)]
+
+
+def _called_by_python(kind: Any, *, made: bool) -> frozenset[str]:
+    """The methods of a class that Python calls by itself where an object is used, or is `made`."""
+    return frozenset(
+        name
+        for name, value in vars(kind).items()
+        if name[:2] == "__"
+        and isinstance(getattr(value, "__func__", value), FunctionType)
+        and (name not in _UNASKED or (made and name in _MADE))
+        and not _is_generated(getattr(value, "__func__", value).__code__)
+    )
+
+
+def _is_generated(code: CodeType) -> bool:
+    """True for methods that a dataclass is given, which read all fields."""
+    return code.co_filename.startswith(("<string>", "<attrs"))
 
 
 def _known(value: Any, held: Held) -> Hashable:
     """The part of a value that is to be equal; what it holds is found apart."""
     kind = type(value)
     if kind in PLAIN:
-        return kind, value
+        return plainly(value)
     if kind is FunctionType:
         return id(value.__code__)
     if kind is MethodType:

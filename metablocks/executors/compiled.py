@@ -38,6 +38,7 @@ from metablocks.generators import devices_of, kept_draws, set_states
 from metablocks.inner_loop import InnerLoop
 from metablocks.per_step import Position, told
 from metablocks.pieces import PARTS, At, Part, Piece, Pieces
+from metablocks.reads import Unbounded
 from metablocks.types import Task, Tensors, map_tensors, tensors_of
 
 Compile: TypeAlias = bool | Literal["trace"]
@@ -77,9 +78,9 @@ class Compiler:
     them together to the plain work, at two inner steps: to what rounding explains, which is the square
     root of the dtype's precision, or as much as is measured in double precision, in one of a few
     comparisons by other numbers, as a kink of the net may lie between two. Where it differs by more, has
-    sizes that depend on the data, draws from a generator of its own, or cannot be traced or
-    compiled, a `CompileWarning` says why, and the work runs as it is; where every call makes something
-    anew, one says so. Threads may share one.
+    sizes that depend on the data, draws from a generator of its own, takes numbers out of tensors, reads
+    more than can be looked at, or cannot be traced or compiled, a `CompileWarning` says why, and the work
+    runs as it is; where every call makes something anew, one says so. Threads may share one.
 
     What a learner puts into the key of its work are fingerprints of all blocks: `metablocks.fingerprint`
     and `metablocks.reads` say what they see, and what they do not. A change that is seen makes the pieces
@@ -122,13 +123,18 @@ class Compiler:
         given = _Given(self.forms, Pieces(cut.inner, cut.meta, buffers, task), width)
         parts = (shared, begin, *(given.batch(part, 0) for part in PARTS))
         autocast = _autocast(tensor for part in parts for tensor in part.tensors)
-        kind = (work.key, width, *autocast, *(part.form for part in parts))
         try:
+            kind = (work.key, width, *autocast, *(part.form for part in parts))
             plan = self._plans.get(kind)
         except TypeError as error:
             raise BlockError(
                 f"what is to be compiled cannot be told by its key: {error}"
             ) from error
+        except Unbounded as error:
+            plan = self._plans.setdefault(Unbounded, _Plan(self, width, autocast))
+            if plan.fit:
+                plan.give_up(Unfit(str(error)))
+            return plain(work, cut.shared, buffers, task), False
         if plan is None:
             with self.lock:  # the threads that come meanwhile wait, and find it made
                 plan = self._plans.get(kind)

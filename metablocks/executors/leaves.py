@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from metablocks.executors.graphs import Unfit
+from metablocks.fingerprint import plainly
 
 _KNOWN = (Tensor, bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device)
 _MOST = 6400  # forms that are kept; then all go
@@ -18,7 +19,7 @@ class Other:
 
     def __init__(self, value: Any) -> None:
         self.value = value
-        self.key = (type(value), value if isinstance(value, _KNOWN) else None)
+        self.key = plainly(value) if isinstance(value, _KNOWN) else type(value)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Other) and other.key == self.key
