@@ -177,6 +177,21 @@ def put_frozen(learner, new):
     learner.model.layers[0].bias.requires_grad_(not new)
 
 
+class Holds(nn.Module):
+    """Holds a tensor that is neither parameter nor buffer."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers, self.held = net(), torch.ones(1)
+
+    def forward(self, x):
+        return self.layers(x) * self.held
+
+
+def put_data(learner, new):
+    learner.model.held.data = torch.tensor([1.0, 3.0, 2.0]) if new else torch.ones(1)
+
+
 def plain_loss():
     return F.cross_entropy
 
@@ -194,6 +209,7 @@ CHANGES = {
     "a function of the model": (plain_loss, Scaled, put_function),
     "a submodule": (plain_loss, Scaled, put_submodule),
     "what is frozen": (plain_loss, Scaled, put_frozen),
+    "the shape of a tensor it holds": (plain_loss, Holds, put_data),
 }
 
 
@@ -215,6 +231,16 @@ def test_the_next_call_sees_a_change_and_going_back_compiles_nothing_new(loss, m
     if put is not put_partial:  # a partial made anew is another one
         assert assert_by_hand(learner, tasks) == first
         assert compiler.count == 2
+
+
+def test_what_reads_too_much_is_not_traced():
+    holds = [[0.0] * 100 for _ in range(100)]
+    learner, tasks = learner_of(mb.Loop(compile="trace")), some_tasks()
+    learner.loss = lambda p, t: F.cross_entropy(p, t) + holds[50][0] * p.mean()
+    with pytest.warns(CompileWarning, match="more than 10000 values"):
+        first = assert_by_hand(learner, tasks)
+    holds[50][0] = 1.0
+    assert assert_by_hand(learner, tasks) != first
 
 
 @TRACED
@@ -366,6 +392,34 @@ def test_a_number_that_depends_on_the_data_is_not_kept(number):
     negative = mb.TaskBatch(*((-x, y) for x, y in (tasks.support, tasks.query)))
     assert_by_hand(learner, negative)
     assert executor._compiler.count == 0
+
+
+def frozen():
+    held = nn.Parameter(torch.tensor(1.0), requires_grad=False)
+    return held, held.fill_
+
+
+def behind_data():
+    held = torch.tensor(1.0)
+    return held, held.data.fill_
+
+
+def inferred():
+    with torch.inference_mode():
+        held = torch.tensor(1.0)
+    return held, torch.inference_mode()(held.fill_)
+
+
+@pytest.mark.parametrize("make", [frozen, behind_data, inferred])
+@pytest.mark.parametrize("number", [torch.Tensor.item, float, bool], ids=["item", "float", "bool"])
+def test_a_number_of_a_tensor_that_is_written_unseen_is_not_kept(make, number):
+    held, put = make()
+    learner, tasks = learner_of(mb.Loop(compile="trace")), some_tasks()
+    learner.loss = lambda p, t: F.cross_entropy(p * (0.5 + number(held)), t)
+    with pytest.warns(CompileWarning, match="takes numbers out of PyTorch"):
+        first = assert_by_hand(learner, tasks)
+    put(0.0)
+    assert assert_by_hand(learner, tasks) != first
 
 
 def test_a_copied_learner_compiles_for_itself():

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
+from torch._C._functorch import get_unwrapped, is_functorch_wrapped_tensor
 
 from metablocks.devices import has_float64, in_float64
 from metablocks.generators import EXPORTING, Calls, is_random
@@ -61,13 +62,30 @@ def trace(function: Callable[..., list[Tensor]], leaves: Sequence[Tensor]) -> Tr
     return Traced(graph, constants)
 
 
+_CONVERTING: tuple[Any, ...] = (
+    *(Tensor.item, Tensor.__bool__, Tensor.__index__),
+    *(Tensor.__int__, Tensor.__float__, Tensor.__complex__),
+)
+
+
 def _refuse_numbers(function: Any, args: tuple[Any, ...]) -> None:
     """Raise `Unfit` where numbers of a tensor leave PyTorch, past the trace: it would keep them."""
-    if function in (*EXPORTING, Tensor.tolist):
+    held = function in _CONVERTING and _is_held(args[0])
+    if held or function in (*EXPORTING, Tensor.tolist):
         raise Unfit(
             f"it takes numbers out of PyTorch (Tensor.{function.__name__}), and a trace would keep those "
             "of the first task"
         )
+
+
+def _is_held(tensor: Tensor) -> bool:
+    """True for a tensor that was there before the trace, in which it is, and may be written unseen."""
+    from torch.fx.experimental.proxy_tensor import get_proxy_mode, get_proxy_slot  # as make_fx
+
+    while is_functorch_wrapped_tensor(tensor):
+        tensor = get_unwrapped(tensor)
+    mode = get_proxy_mode()
+    return mode is not None and get_proxy_slot(tensor, mode.tracer, None) is None
 
 
 def _writing_batch_norm(
