@@ -310,6 +310,33 @@ def test_support_and_query_that_are_one_tensor_in_the_first_task_are_two_in_the_
     assert learner.executor._compiler.count == 1
 
 
+class Doubled(torch.Tensor):
+    """Another tensor, whose layers give twice as much."""
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        result = super().__torch_function__(function, types, args, kwargs or {})
+        return result * 2 if function is F.linear else result
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_inputs_of_another_class_are_other_inputs(first):
+    learner, tasks = learner_of(mb.Loop(compile="trace")), some_tasks()
+
+    def task(task, doubled):
+        kind = Doubled if doubled else torch.Tensor
+        support, query = ((x.as_subclass(kind), y) for x, y in (task.support, task.query))
+        return mb.Task(support, query)
+
+    def check(*kinds):
+        for doubled in kinds:
+            assert_by_hand(learner, [task(tasks[index], doubled) for index in range(3)])
+
+    with pytest.warns(CompileWarning, match="not traced, but run as it is"):
+        check(first, not first, first)
+    assert learner.executor._compiler.count == 1  # the plain ones
+
+
 def test_one_task_object_twice_in_a_list():
     learner, tasks = learner_of(mb.Loop(compile="trace")), some_tasks()
     x, y = tasks[0].support

@@ -11,6 +11,7 @@ from metablocks.executors.graphs import Unfit
 from metablocks.fingerprint import plainly
 
 _KNOWN = (Tensor, bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device)
+_PLAIN = (Tensor, nn.Parameter)
 _MOST = 6400  # forms that are kept; then all go
 
 
@@ -95,7 +96,8 @@ class Forms:
 def _kind(tensor: Tensor) -> Hashable:
     layout = tensor.stride() if tensor.layout is torch.strided else tensor.layout
     lazy = tensor.is_conj() or tensor.is_neg()  # other numbers than its memory holds
-    return tensor.shape, layout, tensor.dtype, tensor.device, lazy
+    own = None if type(tensor) in _PLAIN else type(tensor)  # whose functions may be others
+    return tensor.shape, layout, tensor.dtype, tensor.device, lazy, own
 
 
 def _outline(tree: Any, tensors: list[Tensor]) -> Hashable:
