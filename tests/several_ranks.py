@@ -19,7 +19,7 @@ import metablocks as mb
 from metablocks.errors import GradientError, ProcessError
 from metablocks.meta_steps import accuracy
 
-STEPS = 50
+STEPS = 15
 FEW = 4
 
 
