@@ -8,10 +8,10 @@ together show, in as few learners as there are pairs of the two longest axes.
 import itertools
 from collections import Counter
 from dataclasses import replace
-from functools import partial
 
 import pytest
 import torch
+from small_learners import exchanging
 from torch import nn
 
 import metablocks as mb
@@ -207,22 +207,12 @@ def test_any_two_blocks_go_together(row, place):
     progress = mb.Progress(epoch=3)
 
     ours = whole(small.learner(make(), **values))
-    before = [(buffer, buffer.clone()) for buffer in ours.buffers()]
-
-    def put(name, block):
-        """The same learner, which has been looked at, as it was, with another block."""
-        for buffer, value in before:
-            if not torch.equal(buffer, value):
-                buffer.copy_(value)
-        setattr(ours, name, block)
-        return ours
-
     purity.leaves_no_trace(ours, lambda learner: learner.meta_gradient(small.tasks))
     purity.leaves_no_trace(ours, lambda learner: learner.evaluate(small.tasks))
     if not values["batches"].draws:
         gradients.mean_of_tasks(ours, small.tasks)
     for law, name in ((gradients.one_gradient, "executor"), (gradients.one_estimator, "estimator")):
-        law(small, [values[name]], partial(put, name), progress=progress)
+        law(small, [values[name]], exchanging(ours, name), progress=progress)
 
 
 @pytest.mark.filterwarnings("ignore::metablocks.RandomDrawsWarning")
