@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 import torch
-import yaml
+from covering_recipes import covering_first
 
 from metablocks.cli import main
 from metablocks.estimators import Unrolled
@@ -12,7 +12,6 @@ from metablocks.executors import Loop
 from metablocks.gradcheck import check_gradients
 from metablocks.gradcheck.shrink import MadeUp
 from metablocks.recipe import from_text, load
-from metablocks.recipe.load import recipe_files
 
 TEXT = """\
 name: A small recipe
@@ -59,41 +58,7 @@ def net(middle, *overrides):
 FIRST = "inner.order.block=first_order"
 
 
-def choices(path):
-    """What a recipe chooses that has a say in its gradient, without the numbers."""
-    recipe = yaml.load(
-        path.read_text(encoding="utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    )
-    outer = {slot: recipe["outer"][slot] for slot in ("step_loss", "estimator")}
-    parts = {**recipe["inner"], **outer, "executor": recipe["hardware"]["executor"]}
-    parts |= {slot: recipe[slot] for slot in ("model", "surgery") if slot in recipe}
-    return {
-        f"{slot}: {value['block'] if isinstance(value, dict) else value}"
-        for slot, values in parts.items()
-        if slot != "steps"
-        for value in (values if slot in ("surgery", "rule") else [values])
-    }
-
-
-def covering():
-    """Few recipes that together choose all that any does."""
-    left = {path: choices(path) for path in recipe_files()}
-    while any(left.values()):
-        path = max(left, key=lambda path: len(left[path]))
-        yield path
-        left = {other: left[other] - left[path] for other in left}
-
-
-COVERING = [*covering()]
-
-
-@pytest.mark.parametrize(
-    "path",
-    [
-        pytest.param(path, id=path.stem, marks=[] if path in COVERING else [pytest.mark.long])
-        for path in recipe_files()
-    ],
-)
+@pytest.mark.parametrize("path", covering_first())
 def test_the_gradient_of_every_shipped_recipe_is_right(path, device, own_folder, monkeypatch):
     monkeypatch.chdir(own_folder)
     report = check_gradients(load(path), device=device)
