@@ -77,7 +77,8 @@ class Recipe:
 
     def at(self, path: str) -> Any:
         """The value at a path such as `inner.rule[0].init`, None if there is none."""
-        here, value = "", self.values
+        here = ""
+        value: Any = self.values
         while here != path:
             below = ((join(here, key), child) for key, child in _children(value))
             found = ((p, v) for p, v in below if path == p or path.startswith((f"{p}.", f"{p}[")))
