@@ -240,20 +240,26 @@ class Given:
         self.inputs, self.target = (map_tensors(as_input, tree) for tree in batch)
         self._targets = tensors_of(self.target)
         self._versions = versions_of(self._targets)
-        self._tensors = [*tensors_of(self.inputs), *self._targets]
-        self._marks = [*map(_marks, self._tensors)]
+        self._tensors = _fixed((self.inputs, self.target))
+        self._asked = [tensor.requires_grad for tensor in self._tensors]
 
     def target_is_written(self) -> bool:
         """True if the target has been written in place."""
         return versions_of(self._targets) != self._versions
 
-    def is_as_made(self) -> bool:
-        """True if no pass has asked for derivatives by a tensor, nor set attributes of one."""
-        return [*map(_marks, self._tensors)] == self._marks
+    def serves_again(self) -> bool:
+        """True if a pass cannot have left a trace: tensors, not asked for derivatives, no attributes."""
+        asked = [tensor.requires_grad for tensor in self._tensors]
+        marked = [tensor for tensor in self._tensors if tensor.__dict__]
+        return bool(asked) and asked == self._asked and not marked
 
 
-def _marks(tensor: Tensor) -> tuple[bool, int]:
-    return tensor.requires_grad, len(tensor.__dict__)
+def _fixed(tree: Any) -> list[Tensor]:
+    """The tensors of tuples of them; none if anything else is there, which a pass could write."""
+    if isinstance(tree, Tensor):
+        return [tree]
+    parts = [_fixed(part) for part in tree] if isinstance(tree, tuple) else []
+    return [tensor for part in parts for tensor in part] if all(parts) else []
 
 
 @dataclass(frozen=True)
@@ -364,7 +370,7 @@ class InnerLoop:
         if type(self.starting) is not AsLearned:
             fast = nodes_of(self._started(meta, fast, buffers, support))
         state: Any = ()
-        if getattr(type(self.rule.module), "init", None) is not UpdateRule.init:
+        if getattr(self.rule.module.init, "__func__", None) is not UpdateRule.init:
             state, _ = self.rule.call("init", parts.rule, (fast,))
         carry = Carry(fast, state, buffers)
         if self.predicting is None:
@@ -627,7 +633,7 @@ class InnerLoop:
         if transformed():  # whose tensors end with it
             return Given(batch)
         known: Given | None = self.__dict__.get("_last_given")
-        if known is None or known.batch is not batch or not known.is_as_made():
+        if known is None or known.batch is not batch or not known.serves_again():
             known = self.__dict__["_last_given"] = Given(batch)
         return known
 

@@ -19,7 +19,7 @@ import metablocks as mb
 from metablocks.errors import GradientError, ProcessError
 from metablocks.meta_steps import accuracy
 
-STEPS = 50
+STEPS = 15
 FEW = 4
 
 
@@ -206,6 +206,10 @@ def fork(count: int, work: Callable[[int], object]) -> list[int]:
 
 
 if __name__ == "__main__":
+    import torch._dynamo
+    import torch._functorch.partitioners
+    import torch._inductor.fx_passes.dedupe_symint_uses  # which the first call of each would import
+
     out = Path(sys.argv[1])
     torch.set_num_threads(1)
     torch.set_default_dtype(torch.float64)

@@ -12,7 +12,7 @@ import torch
 import metablocks as mb
 from metablocks.processes import check_device
 
-WITHIN = 1e-12  # of float64, after 50 meta-steps
+WITHIN = 1e-12  # of float64, after 15 meta-steps
 RANKS = [(0, 1), (0, 2), (1, 2), (0, 3), (2, 3)]  # each rank and the number of processes
 
 

@@ -14,21 +14,24 @@ from metablocks.laws import executors
 
 pytestmark = pytest.mark.usefixtures("placed")
 
-FASTER = pytest.mark.parametrize(
-    "executor",
-    [
-        mb.Loop(workers=2),
-        mb.Loop(workers=8),
-        mb.Loop(channels_last=True),
-        mb.Loop(workers=2, channels_last="query"),
+FASTER = [
+    mb.Loop(workers=2),
+    mb.Loop(workers=8),
+    mb.Loop(channels_last=True),
+    mb.Loop(workers=2, channels_last="query"),
+]
+
+
+@pytest.mark.parametrize(
+    ("executor", "estimator", "order"),
+    [  # any two go together
+        (executor, estimator, orders[(number + turn) % 2])
+        for orders in [(mb.SecondOrder(), mb.FirstOrder())]
+        for number, executor in enumerate(FASTER)
+        for turn, estimator in enumerate((mb.Unrolled(), mb.Adjoint()))
     ],
     ids=repr,
 )
-
-
-@FASTER
-@pytest.mark.parametrize("estimator", [mb.Unrolled(), mb.Adjoint()], ids=repr)
-@pytest.mark.parametrize("order", [mb.SecondOrder(), mb.FirstOrder()], ids=repr)
 def test_no_setting_changes_a_result(executor, estimator, order, place):
     images = problem.classification(tasks=5, **place)
     blocks = {"rule": lambda: mb.meta_sgd(0.1), "estimator": estimator, "order": order}

@@ -160,10 +160,17 @@ def test_first_order_takes_the_inner_gradient_for_a_constant(name):
     gradients.plain_autograd(mixed, tasks())
 
 
-@pytest.mark.parametrize("executor", ENGINES[:2], ids=repr)
 @pytest.mark.parametrize(
-    "name",
-    ["two functions", "no prediction", "a learned support loss", "a learned loss", "one for both"],
+    ("name", "executor"),
+    [
+        ("two functions", ENGINES[0]),
+        ("no prediction", ENGINES[1]),
+        ("a learned support loss", ENGINES[0]),
+        ("a learned support loss", ENGINES[1]),
+        ("a learned loss", ENGINES[1]),
+        ("one for both", ENGINES[0]),
+    ],
+    ids=str,
 )
 def test_the_implicit_gradient_knows_the_support_loss(name, executor):
     blocks = {"estimator": mb.Implicit(proximal=4.0), "rule": mb.LearningRate(0.05)}

@@ -139,10 +139,12 @@ def test_the_gradient_is_the_slope_of_the_loss(start, norm, tasks):
         assert_close("finite differences", got, expected, 1e-7)
 
 
-@pytest.mark.parametrize("start", ["zero head", "prototypes"])
 @pytest.mark.parametrize(
-    ("executor", "estimator"),
-    [(mb.Loop(compile="trace"), mb.Unrolled()), (mb.Vmap(chunk=2, compile="trace"), mb.Adjoint())],
+    ("start", "executor", "estimator"),
+    [
+        ("prototypes", mb.Loop(compile="trace"), mb.Unrolled()),
+        ("zero head", mb.Vmap(chunk=2, compile="trace"), mb.Adjoint()),
+    ],
     ids=repr,
 )
 def test_what_is_compiled_has_it_too(start, executor, estimator, tasks, within):

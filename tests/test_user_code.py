@@ -607,6 +607,59 @@ def test_inputs_may_hold_more_than_tensors(wrap, executor):
     )
 
 
+class Marking(nn.Module):
+    """Leaves a trace in what it is given, or does without, to the same effect."""
+
+    def __init__(self, kind, leaves):
+        super().__init__()
+        self.lin = nn.Linear(1, 1)
+        self.kind, self.leaves = kind, leaves
+
+    def forward(self, given):
+        x = given[0]["x"] if self.kind == "items" else given
+        scale = 1.0
+        if self.kind == "items":
+            items = given[0] if self.leaves else dict(given[0])
+            scale = items.pop("scale") if "scale" in items else 9.0
+        elif self.kind == "attributes" and self.leaves:
+            scale, x.seen = (9.0 if hasattr(x, "seen") else 1.0), True
+        elif self.kind == "flags":
+            x = x.requires_grad_() if self.leaves else x.detach().requires_grad_()
+            scale = 1 + torch.autograd.grad(self.lin(x).square().sum(), x, create_graph=True)[0]
+        return self.lin(x) * scale
+
+
+@pytest.mark.parametrize("kind", ["items", "attributes", "flags"])
+def test_what_a_pass_leaves_in_its_inputs_ends_with_it(kind):
+    plain = tasks_of(inputs=1)
+
+    def wrap(x):
+        return ({"x": x, "scale": x + 2},) if kind == "items" else x
+
+    def popping(prediction, target):
+        weight = target.pop("weight") if "weight" in target else 9.0
+        return (weight * (prediction - target["y"]) ** 2).mean()
+
+    def reading(prediction, target):
+        return (target["weight"] * (prediction - target["y"]) ** 2).mean()
+
+    def gradient(leaves):
+        model = Marking(kind, leaves)
+        with torch.no_grad():
+            model.lin.weight.fill_(0.5)
+            model.lin.bias.fill_(0.1)
+        halves = [
+            (((wrap(x),) if kind == "items" else x), {"y": y, "weight": y**2})
+            for x, y in (plain.support, plain.query)
+        ]
+        learner = learner_of(model, loss=popping if leaves else reading, steps=3)
+        return learner.meta_gradient(mb.TaskBatch(*halves)).grads
+
+    left, pure = gradient(True), gradient(False)
+    for name, expected in pure.items():
+        torch.testing.assert_close(left[name], expected, rtol=1e-12, atol=0)
+
+
 class Noted(torch.Tensor):
     """A tensor with an attribute."""
 

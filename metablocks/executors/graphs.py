@@ -33,19 +33,23 @@ def trace(function: Callable[..., list[Tensor]], leaves: Sequence[Tensor]) -> Tr
 
     Raises `Unfit` where they would not be those of other numbers.
     """
-    from torch.fx.experimental.proxy_tensor import make_fx  # slow to import, and rarely needed
+    from torch._guards import TracingContext, tracing  # slow to import, and rarely needed
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.fx.experimental.proxy_tensor import make_fx
 
     table = {torch.ops.aten.native_batch_norm.default: _writing_batch_norm}
-    with Calls(_refuse_numbers):
-        graph: torch.fx.GraphModule = make_fx(function, decomposition_table=table)(
-            *map(_apart, leaves)  # runs the function
-        )
-    if any(
-        getattr(node.target, "_schema", None) and node.target._schema.is_mutable
-        for node in graph.graph.nodes
-    ):
-        pure = torch.func.functionalize(graph, remove="mutations")
-        graph = make_fx(pure)(*map(_apart, leaves))
+    # Without one in the context, the tracer makes a mode for each operation, and takes twice as long.
+    with tracing(TracingContext(FakeTensorMode(allow_fallback_kernels=True))):
+        with Calls(_refuse_numbers):
+            graph: torch.fx.GraphModule = make_fx(function, decomposition_table=table)(
+                *map(_apart, leaves)  # runs the function
+            )
+        if any(
+            getattr(node.target, "_schema", None) and node.target._schema.is_mutable
+            for node in graph.graph.nodes
+        ):
+            pure = torch.func.functionalize(graph, remove="mutations")
+            graph = make_fx(pure)(*map(_apart, leaves))
     for node in graph.graph.nodes:
         drawn = is_random(node.target, node.args, node.kwargs)
         if drawn and node.kwargs.get("generator") is not None:

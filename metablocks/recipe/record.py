@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -77,7 +77,13 @@ class Recipe:
 
     def at(self, path: str) -> Any:
         """The value at a path such as `inner.rule[0].init`, None if there is none."""
-        return dict(_nodes(self.values, "")).get(path)
+        here = ""
+        value: Any = self.values
+        while here != path:
+            below = ((join(here, key), child) for key, child in _children(value))
+            found = ((p, v) for p, v in below if path == p or path.startswith((f"{p}.", f"{p}[")))
+            here, value = next(found, (path, None))
+        return value
 
     def changes_of(self, values: dict[str, Any]) -> Differences:
         """The leaves in which it differs from the values of a run, with theirs and its own.
@@ -181,10 +187,14 @@ def _above(path: str) -> str:
 
 def _nodes(value: Any, path: str) -> Iterator[tuple[str, Any]]:
     yield path, value
-    if not _is_leaf(value):
-        pairs = value.items() if isinstance(value, dict) else enumerate(value)
-        for key, child in pairs:
-            yield from _nodes(child, join(path, key))
+    for key, child in _children(value):
+        yield from _nodes(child, join(path, key))
+
+
+def _children(value: Any) -> Iterable[tuple[Any, Any]]:
+    if _is_leaf(value):
+        return ()
+    return value.items() if isinstance(value, dict) else enumerate(value)
 
 
 def _is_leaf(value: Any) -> bool:

@@ -5,8 +5,10 @@ torch's own words, in code and in recipes.
 """
 
 import inspect
+import itertools
 import json
 import math
+import re
 import typing
 from typing import Any
 
@@ -189,11 +191,12 @@ def test_a_field_of_a_recipe_takes_nothing_but_what_its_signature_says(slot, nam
     known = schema.fields(block, slot.context)
     needed = {k: v for k, v in NEEDED.get(block, {}).items() if k in known}
     plain = f"{place.removesuffix('[0]')}={'[IT]' if '[0]' in place else 'IT'}"
-    for field in known:
-        for value in plain_misfits(known[field].annotation):
-            given = {k: json.dumps(v, default=as_block) for k, v in needed.items()}
-            entry = {**given, field: value}
-            written = ", ".join(f"{k}: {v}" for k, v in {"block": name, **entry}.items())
-            with pytest.raises(RecipeError) as caught:
-                load(RECIPE, [HOLDERS.get(slot.name, plain).replace("IT", f"{{{written}}}")])
-            assert f"{place}.{field}" in str(caught.value)
+    given = {k: json.dumps(v, default=as_block) for k, v in needed.items()}
+    wrong = {field: sorted(plain_misfits(known[field].annotation)) for field in known}
+    for values in itertools.zip_longest(*wrong.values()):  # one of each field at once
+        entry = {field: v for field, v in zip(wrong, values, strict=True) if v is not None}
+        written = ", ".join(f"{k}: {v}" for k, v in {"block": name, **given, **entry}.items())
+        with pytest.raises(RecipeError) as caught:
+            load(RECIPE, [HOLDERS.get(slot.name, plain).replace("IT", f"{{{written}}}")])
+        for field in entry:
+            assert re.search(rf"{re.escape(place)}\.{field}\b", str(caught.value)), field

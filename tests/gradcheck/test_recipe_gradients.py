@@ -4,14 +4,14 @@ import dataclasses
 
 import pytest
 import torch
+from covering_recipes import covering_first
 
 from metablocks.cli import main
 from metablocks.estimators import Unrolled
 from metablocks.executors import Loop
 from metablocks.gradcheck import check_gradients
-from metablocks.gradcheck.shrink import MadeUp, shrink
+from metablocks.gradcheck.shrink import MadeUp
 from metablocks.recipe import from_text, load
-from metablocks.recipe.load import recipe_files
 
 TEXT = """\
 name: A small recipe
@@ -58,21 +58,10 @@ def net(middle, *overrides):
 FIRST = "inner.order.block=first_order"
 
 
-CHECKED: set[str] = set()
-
-
-@pytest.mark.parametrize("path", recipe_files(), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", covering_first())
 def test_the_gradient_of_every_shipped_recipe_is_right(path, device, own_folder, monkeypatch):
-    """Of recipes whose small counterparts differ in their tasks alone, the first is checked."""
     monkeypatch.chdir(own_folder)
-    recipe = load(path)
-    values = shrink(recipe)[0].values
-    outer = [values["outer"][name] for name in ("estimator", "step_loss")]
-    key = repr([values["model"], values["surgery"], values["inner"], outer, values["hardware"]])
-    if key in CHECKED:
-        return
-    CHECKED.add(key)
-    report = check_gradients(recipe, device=device)
+    report = check_gradients(load(path), device=device)
     print(report.text())
     assert report.ok, report.text()
     # Two orders below what finite differences are held to, so that a fault of 1e-5 is seen.

@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from small_learners import exchanging
 from torch import nn
 
 import metablocks as mb
@@ -205,19 +206,13 @@ def test_any_two_blocks_go_together(row, place):
     small, make = _problem(values, **place)
     progress = mb.Progress(epoch=3)
 
-    def learner(**blocks):
-        return whole(small.learner(make(), **{**values, **blocks}))
-
-    gradients.one_gradient(
-        small, [values["executor"]], lambda e: learner(executor=e), progress=progress
-    )
-    gradients.one_estimator(
-        small, [values["estimator"]], lambda e: learner(estimator=e), progress=progress
-    )
+    ours = whole(small.learner(make(), **values))
+    purity.leaves_no_trace(ours, lambda learner: learner.meta_gradient(small.tasks))
+    purity.leaves_no_trace(ours, lambda learner: learner.evaluate(small.tasks))
     if not values["batches"].draws:
-        gradients.mean_of_tasks(learner(), small.tasks)
-    purity.leaves_no_trace(learner(), lambda learner: learner.meta_gradient(small.tasks))
-    purity.leaves_no_trace(learner(), lambda learner: learner.evaluate(small.tasks))
+        gradients.mean_of_tasks(ours, small.tasks)
+    for law, name in ((gradients.one_gradient, "executor"), (gradients.one_estimator, "estimator")):
+        law(small, [values[name]], exchanging(ours, name), progress=progress)
 
 
 @pytest.mark.filterwarnings("ignore::metablocks.RandomDrawsWarning")

@@ -202,7 +202,7 @@ def examples(count):
 
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.__name__)
 def test_a_file_mutated_once_is_checked_or_refused_with_its_places(check, mutation):
-    @examples(25)
+    @examples(15)
     @given(st.sampled_from(TEXTS), st.data())
     def holds(text, data):
         check(mutation(data.draw, text.encode()))

@@ -31,6 +31,13 @@ STROKES = [
 THREE = ["--set", "evaluation.ensemble=3", "--set", "evaluation.every=1"]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _without_plots():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("metablocks.runs.plots.draw", lambda directory: [])
+        yield
+
+
 def run(out: Path, *arguments: str) -> Path:
     assert main(["run", *arguments, "--quiet", "--out", str(out)]) == 0
     return only_run(out)

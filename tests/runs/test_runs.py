@@ -9,13 +9,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from covering_recipes import covering_first
 from small_runs import SMALL, finish, only_run, start, wait_for_epochs
 
 import metablocks
 from metablocks.cli import main
 from metablocks.errors import RunError
 from metablocks.executors import Share
-from metablocks.recipe import build, load, shipped
+from metablocks.recipe import build, load
 from metablocks.runs import Scores
 from metablocks.runs.examples import read_test
 from metablocks.runs.train import Stopped, _stop_signals, meta_step
@@ -55,11 +56,15 @@ def undisturbed(tmp_path_factory):
     return only_run(out)
 
 
-@pytest.mark.parametrize("name", [recipe.name for recipe in shipped()])
+@pytest.mark.parametrize("path", covering_first(tasks=True))
 def test_every_shipped_recipe_trains_one_step(
-    name, tmp_path, data_sets, own_folder, private_cache, monkeypatch, capsys
+    path, tmp_path, data_sets, own_folder, private_cache, monkeypatch, capsys
 ):
-    """With few filters, and two inner steps in evaluation, as they cost the most; without plots."""
+    """With few filters, and two inner steps in evaluation, as they cost the most; without plots.
+
+    Of each, `metablocks check` takes a first step in tests/recipe/test_recipe_record.py.
+    """
+    name = path.stem
     monkeypatch.setattr("metablocks.runs.plots.draw", lambda directory: [])
     monkeypatch.chdir(own_folder)
     shipped_recipe = load(name)

@@ -5,6 +5,7 @@ axes of it are varied; what fails shrinks towards the plain one. Slots, blocks a
 the recipe layout, the tables and the signatures, so that a new one is fuzzed without a line here.
 """
 
+import json
 from collections.abc import Collection
 from dataclasses import is_dataclass
 from functools import cache
@@ -155,23 +156,34 @@ def _model(draw: Draw, values: Entry, varied: bool, wanted: tuple[Any, Any]) -> 
 
 def _fits(entry: Entry, tasks: Entry, surgery: list[Entry]) -> bool:
     """Whether the model can be made for the tasks, and is small enough for a fuzz."""
+    shapes = _shapes(json.dumps(tasks))
+    return shapes is not None and _takes(json.dumps(entry), json.dumps(surgery), shapes)
+
+
+@cache
+def _shapes(tasks: str) -> tuple[Any, ...] | None:
+    """Inputs and outputs of a model for the tasks, and `example_shapes`; None if they cannot be made."""
     try:
-        source = _make(TASKS, tasks)
+        source = _make(TASKS, json.loads(tasks))
+    except (MetablocksError, RuntimeError):
+        return None
+    return source.input_shape, source.outputs, *example_shapes(source)
+
+
+@cache
+def _takes(entry: str, surgery: str, shapes: tuple[Any, ...]) -> bool:
+    inputs, outputs, shape, dtype, output = shapes
+    try:
         with torch.device("meta"):
-            model = _make(MODEL, entry, input_shape=source.input_shape, outputs=source.outputs)
-            for change in surgery:
-                _make(
-                    SURGERY,
-                    change,
-                    **schema.supplied(
-                        SURGERY.blocks[change["block"]], {"model": model, "steps": 1}
-                    ),
-                )
-            shape, dtype, output = example_shapes(source)
-            outputs = model(torch.zeros(2, *shape, dtype=dtype))
+            model = _make(MODEL, json.loads(entry), input_shape=inputs, outputs=outputs)
+            for change in json.loads(surgery):
+                target = SURGERY.blocks[change["block"]]
+                context = schema.supplied(target, {"model": model, "steps": 1})
+                _make(SURGERY, change, **context)
+            prediction = model(torch.zeros(2, *shape, dtype=dtype))
     except (MetablocksError, RuntimeError):
         return False
-    if tuple(outputs.shape[1:]) != output:
+    if tuple(prediction.shape[1:]) != output:
         return False
     return all(max(p.shape) <= WIDEST for p in model.parameters())
 
