@@ -300,6 +300,18 @@ class Registers(Net):
         return super().forward(x) + torch.stack(self.kept).sum()
 
 
+class RegistersLater(Net):
+    """Registers a hook in passes at other weights than the first."""
+
+    def more(self):
+        self.first = float(self.b.weight.detach().sum())
+
+    def forward(self, x):
+        if float(self.b.weight.detach().sum()) != self.first:
+            self.a.register_forward_hook(lambda module, args, output: 2 * output)
+        return super().forward(x)
+
+
 class BackwardInForward(Net):
     """Takes a derivative by its input by .backward(), which adds into .grad of the parameters too."""
 
@@ -323,6 +335,7 @@ RIGHT = STATE | {
     "sparse tensors": Sparse,
     "requires_grad_ of its tensors": AsksItsTensors,
     "hooks and buffers of a pass": Registers,
+    "hooks of a later pass": RegistersLater,
     "backward in forward": BackwardInForward,
 }
 
@@ -355,8 +368,8 @@ def test_it_is_plain_autograd_and_nothing_of_the_users_is_written(make):
         assert not model.count.any()
     if isinstance(model, AsksItsTensors):
         assert not any(tensor.requires_grad for tensor in (model.zero, model.plain))
+    assert not any(len(held) for name, held in vars(model.a).items() if "_hooks" in name)
     if isinstance(model, Registers):
-        assert not any(len(held) for name, held in vars(model.a).items() if "_hooks" in name)
         assert not model.b._non_persistent_buffers_set
     assert not tasks.support[0].requires_grad
 
