@@ -238,10 +238,8 @@ def added(one: Tensors, other: Tensors) -> Tensors:
     >>> added({"w": torch.tensor(1.0)}, {"w": torch.tensor(2.0)})
     {'w': tensor(3.)}
     """
-    if transformed() or not one:  # for which there are no operations on lists
-        return {name: tensor + other[name] for name, tensor in one.items()}
-    sums = torch._foreach_add([*one.values()], [other[name] for name in one])
-    return dict(zip(one, sums, strict=True))
+    # One by one: the operations on lists keep what they are given for a backward pass.
+    return {name: tensor + other[name] for name, tensor in one.items()}
 
 
 def aliased(tensor: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from metablocks.checks import CountFrom0, checked, name_of, wrong_answer
 from metablocks.errors import RuleError, suggest_then
 from metablocks.per_step import Position, tell
-from metablocks.types import Tensors, transformed
+from metablocks.types import Tensors
 
 
 @dataclass(frozen=True)
@@ -322,16 +322,12 @@ def scaled(factor: Tensor, tensor: Tensor) -> Tensor:
 
 
 def scaled_all(factor: Tensor, tensors: Tensors) -> Tensors:
-    """A real factor, a scalar, times real or complex tensors, in their dtypes.
+    """A real factor times real or complex tensors, in their dtypes.
 
     >>> scaled_all(torch.tensor(0.5, dtype=torch.float64), {"w": torch.tensor(2j)})
     {'w': tensor(0.+1.j)}
     """
-    alike = {factor.dtype} == {tensor.dtype for tensor in tensors.values()}
-    if factor.requires_grad or not alike or transformed():  # which operations on lists are not for
-        return {name: scaled(factor, tensor) for name, tensor in tensors.items()}
-    products = torch._foreach_mul([*tensors.values()], factor)
-    return dict(zip(tensors, products, strict=True))
+    return {name: scaled(factor, tensor) for name, tensor in tensors.items()}
 
 
 def inner_product(one: Tensors, other: Tensors) -> Tensor:

@@ -17,7 +17,7 @@ from metablocks.checks import CountFrom0, checked
 from metablocks.errors import BlockError, RuleError, SelectionError
 from metablocks.functional import trainable
 from metablocks.per_step import Beyond, row, take_row
-from metablocks.rules.base import NamedTensors, StepInfo, UpdateRule, real_full, scaled, scaled_all
+from metablocks.rules.base import NamedTensors, StepInfo, UpdateRule, real_full, scaled_all
 from metablocks.selection import select
 from metablocks.types import Tensors
 
@@ -136,11 +136,7 @@ class LearningRate(UpdateRule):
             served.setdefault(self._key(name), {})[name] = gradient
         made: Tensors = {}
         for key, gradients in served.items():
-            factor = -self._at(key, step.at)
-            if factor.ndim:
-                made |= {name: scaled(factor, gradient) for name, gradient in gradients.items()}
-            else:
-                made |= scaled_all(factor, gradients)
+            made |= scaled_all(-self._at(key, step.at), gradients)
         return made, state
 
     def _values_of(self, key: str, names: list[str], steps: int) -> list[float]:
