@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 
 from metablocks.errors import GradientError
 from metablocks.kernels import twice_differentiable
-from metablocks.types import Tensors, aliased, map_tensors, tensors_of, transformed
+from metablocks.types import Tensors, aliased, map_tensors, tensors_of
 
 
 def gradient(
@@ -46,8 +46,7 @@ def gradient(
             tensor = tensor.detach().requires_grad_()
             fresh.append(tensor)
         nodes[name] = tensor
-    if _local.nodes is not None:
-        _local.nodes |= {id(node): node for node in nodes.values()}
+    _expect(nodes.values())
     with _enabled(), twice_differentiable(differentiable):
         value, aux = function(nodes)
     _watch(value)
@@ -95,8 +94,7 @@ def vjp(
         return leaves[-1]
 
     nodes = map_tensors(leaf_of, primals)
-    if _local.nodes is not None:
-        _local.nodes |= {id(leaf): leaf for leaf in leaves}
+    _expect(leaves)
     with torch.enable_grad():
         outputs, aux = function(*nodes)
     _check_unadded(leaves)
@@ -202,6 +200,11 @@ def _enabled() -> AbstractContextManager[None]:
 _nothing = nullcontext()
 
 
+def transformed() -> bool:
+    """True inside a transform of `torch.func`."""
+    return _functorch.peek_interpreter_stack() is not None
+
+
 def _is_recorded(point: Tensors) -> bool:
     """True if a vjp of this file is the innermost transform and goes through every tensor of `point`.
 
@@ -291,6 +294,11 @@ def _check_unadded(leaves: Iterable[Tensor]) -> None:
 
 def _leaves(tree: Any) -> list[Any]:
     return [tree] if isinstance(tree, Tensor) else pytree.tree_leaves(tree)
+
+
+def _expect(nodes: Iterable[Tensor]) -> None:
+    if _local.nodes is not None:
+        _local.nodes |= {id(node): node for node in nodes}
 
 
 def _watch(outputs: Any) -> None:

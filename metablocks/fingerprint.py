@@ -172,10 +172,8 @@ def plainly(value: Any) -> Hashable:
 
 
 def _layout(tensor: Tensor) -> Hashable:
-    """What `tensor.data = other` may change, besides the numbers."""
-    with suppress(
-        RuntimeError, ValueError
-    ):  # of nested tensors, and of lazy ones, which have no shape
+    """Shape, strides, dtype and device, which `tensor.data = other` may change."""
+    with suppress(RuntimeError, ValueError):  # of nested tensors, and of lazy ones without a shape
         strides = tensor.stride() if tensor.layout is torch.strided else tensor.layout
         return tensor.shape, strides, tensor.dtype, tensor.device
     return None

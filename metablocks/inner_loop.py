@@ -18,7 +18,7 @@ from torch import Tensor
 
 from metablocks.batches import Batches, FullBatch, Side
 from metablocks.checks import CountFrom0, checked, name_of, shown, wrong_answer
-from metablocks.derivatives import detach_tree, gradient, nodes_of
+from metablocks.derivatives import detach_tree, gradient, nodes_of, transformed
 from metablocks.errors import BlockError, GradientError, RuleError, TaskError
 from metablocks.functional import ModuleState, ModuleView, detach, module_arguments, trainable
 from metablocks.generators import Draws, Watch, Written, storage
@@ -32,11 +32,9 @@ from metablocks.types import (
     Progress,
     Task,
     Tensors,
-    added,
     as_input,
     map_tensors,
     tensors_of,
-    transformed,
     versions_of,
 )
 
@@ -121,7 +119,8 @@ def step(
         raise
     updates, state = answer_of(rule, answer)
     check_updates(updates, start)
-    return Carry(added(start, updates), state, support.buffers)
+    params = {name: parameter + updates[name] for name, parameter in start.items()}
+    return Carry(params, state, support.buffers)
 
 
 class QueryPass(NamedTuple):

@@ -24,6 +24,7 @@ from metablocks.compatibility import (
     learned,
     shapes_held,
 )
+from metablocks.derivatives import transformed
 from metablocks.diagnose import unfit_data
 from metablocks.errors import BlockError, GradientError, MetablocksError, TaskError, concerning
 from metablocks.estimators import Estimator, Unrolled
@@ -55,17 +56,7 @@ from metablocks.selection import select_parameters
 from metablocks.start import AsLearned, Start
 from metablocks.step_loss import FinalStepLoss, StepLoss, step_weights
 from metablocks.twins import generators_in
-from metablocks.types import (
-    Batch,
-    Progress,
-    Task,
-    Tasks,
-    Tensors,
-    as_tasks,
-    constant,
-    map_tensors,
-    transformed,
-)
+from metablocks.types import Batch, Progress, Task, Tasks, Tensors, as_tasks, constant, map_tensors
 from metablocks.work import evaluation_work, execute, seeded, training_work
 
 Metric = Callable[[Any, Any], Any]

@@ -227,21 +227,6 @@ class TaskList(list[Task]):
         return TaskBatch.stack(tasks) if len(shapes) == 1 else TaskList(tasks)
 
 
-def transformed() -> bool:
-    """True inside a transform of `torch.func`."""
-    return torch._C._functorch.peek_interpreter_stack() is not None
-
-
-def added(one: Tensors, other: Tensors) -> Tensors:
-    """The sums of the tensors of one name.
-
-    >>> added({"w": torch.tensor(1.0)}, {"w": torch.tensor(2.0)})
-    {'w': tensor(3.)}
-    """
-    # One by one: the operations on lists keep what they are given for a backward pass.
-    return {name: tensor + other[name] for name, tensor in one.items()}
-
-
 def aliased(tensor: Tensor) -> Tensor:
     """The same tensor as another object; a sparse one, of which there are no views, by a copy.
 

@@ -10,8 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from metablocks.rules.base import inner_product, scaled_all
-from metablocks.types import Tensors, added
+from metablocks.rules.base import inner_product, scaled
+from metablocks.types import Tensors
 
 
 class Solution(NamedTuple):
@@ -86,4 +86,4 @@ def residual_of(
 
 
 def _add(to: Tensors, factor: Tensor, direction: Tensors) -> Tensors:
-    return added(to, scaled_all(factor, direction))
+    return {name: tensor + scaled(factor, direction[name]) for name, tensor in to.items()}

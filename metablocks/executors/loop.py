@@ -14,7 +14,7 @@ from metablocks.executors.base import TaskFunction, TaskWork
 from metablocks.executors.compiled import Compile, Compiler
 from metablocks.executors.threads import map_in_threads
 from metablocks.outputs import stack_rows
-from metablocks.types import Tasks, Tensors, added
+from metablocks.types import Tasks, Tensors
 
 ChannelsLast: TypeAlias = bool | Literal["query"]
 
@@ -104,8 +104,8 @@ def _added(one: Any, other: Any) -> Any:
     """The sum of two pytrees of one form; quicker than by pytree."""
     if isinstance(one, Tensor):
         return one + other
-    if type(one) is dict and all(isinstance(value, Tensor) for value in one.values()):
-        return added(one, other)
+    if type(one) is dict:
+        return {name: _added(value, other[name]) for name, value in one.items()}
     if type(one) is tuple:
         return tuple([_added(*pair) for pair in zip(one, other, strict=True)])
     return pytree.tree_map(operator.add, one, other)

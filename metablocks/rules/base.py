@@ -321,15 +321,6 @@ def scaled(factor: Tensor, tensor: Tensor) -> Tensor:
     return factor * tensor
 
 
-def scaled_all(factor: Tensor, tensors: Tensors) -> Tensors:
-    """A real factor times real or complex tensors, in their dtypes.
-
-    >>> scaled_all(torch.tensor(0.5, dtype=torch.float64), {"w": torch.tensor(2j)})
-    {'w': tensor(0.+1.j)}
-    """
-    return {name: scaled(factor, tensor) for name, tensor in tensors.items()}
-
-
 def inner_product(one: Tensors, other: Tensors) -> Tensor:
     """The real inner product Re Σ ⟨a, b⟩ over tensors of the same names, in float32 or better.
 

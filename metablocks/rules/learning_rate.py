@@ -17,7 +17,7 @@ from metablocks.checks import CountFrom0, checked
 from metablocks.errors import BlockError, RuleError, SelectionError
 from metablocks.functional import trainable
 from metablocks.per_step import Beyond, row, take_row
-from metablocks.rules.base import NamedTensors, StepInfo, UpdateRule, real_full, scaled_all
+from metablocks.rules.base import NamedTensors, StepInfo, UpdateRule, real_full, scaled
 from metablocks.selection import select
 from metablocks.types import Tensors
 
@@ -129,14 +129,13 @@ class LearningRate(UpdateRule):
         return self
 
     def forward(self, updates: Tensors, state: Any, step: StepInfo) -> tuple[Tensors, Any]:
-        if self.granularity == "scalar" and self._groups is None:
-            return scaled_all(-self._at("*", step.at), updates), state
-        served: dict[str, Tensors] = {}
-        for name, gradient in updates.items():
-            served.setdefault(self._key(name), {})[name] = gradient
+        factors: Tensors = {}
         made: Tensors = {}
-        for key, gradients in served.items():
-            made |= scaled_all(-self._at(key, step.at), gradients)
+        for name, gradient in updates.items():
+            key = self._key(name)
+            if key not in factors:
+                factors[key] = -self._at(key, step.at)
+            made[name] = scaled(factors[key], gradient)
         return made, state
 
     def _values_of(self, key: str, names: list[str], steps: int) -> list[float]:

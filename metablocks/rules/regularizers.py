@@ -11,7 +11,7 @@ from torch import Tensor
 
 from metablocks.checks import NonNegative, Positive, checked
 from metablocks.errors import RuleError
-from metablocks.rules.base import StepInfo, UpdateRule, inner_product, scaled_all
+from metablocks.rules.base import StepInfo, UpdateRule, inner_product, scaled
 from metablocks.rules.learned import LearnedRule, Number, like, positive
 from metablocks.types import Tensors
 
@@ -51,7 +51,7 @@ class ClipNorm(UpdateRule):
 
     def forward(self, updates: Tensors, state: Any, step: StepInfo) -> tuple[Tensors, Any]:
         scale = self._scale(updates)
-        return scaled_all(scale, updates), state
+        return {name: scaled(scale, g) for name, g in updates.items()}, state
 
     def _scale(self, updates: Tensors) -> Tensor:
         square = inner_product(updates, updates)
